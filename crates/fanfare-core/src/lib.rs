@@ -1,0 +1,18 @@
+//! The core of fanfare: events, the window, sessions and WebSocket frames.
+//!
+//! Nothing here does I/O. There is no socket, clock, source of randomness or async runtime in this crate: time
+//! and bytes are arguments, and what is to be done comes back as a value for a driver to carry out.
+
+pub mod audience;
+pub mod close;
+pub mod event;
+pub mod grant;
+pub mod json;
+pub mod position;
+pub mod time;
+
+pub use audience::{Audience, ConnectionId};
+pub use close::{CloseCode, Reconnect};
+pub use event::{Draft, Event, EventError};
+pub use grant::Grant;
+pub use position::Position;

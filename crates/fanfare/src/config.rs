@@ -1,0 +1,66 @@
+//! What can be set on a hub. Plain values; where they come from is the application's business.
+
+use std::time::Duration;
+
+/// What can be set on a hub. Every limit has a safe default; where it says so, 0 means no limit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Threads that own connections. 0: one for each core.
+    pub shards: usize,
+    /// How often each connection is sent a `ping`.
+    pub heartbeat_interval: Duration,
+    /// How long a client may be silent before it is closed; any frame counts.
+    pub heartbeat_timeout: Duration,
+    /// How long a client may take to answer a close, or to upgrade.
+    pub handshake_timeout: Duration,
+    /// The largest frame that a client may send, in bytes of payload.
+    pub max_frame_bytes: usize,
+    /// The largest message that a client may send, over all its frames, in bytes.
+    pub max_message_bytes: usize,
+    /// Frames a second that one client may send; twice as many in a burst. 0: no limit.
+    pub max_messages_per_second: u32,
+    /// Connections in all. 0: no limit.
+    pub max_connections: usize,
+    /// Connections of one user. 0: no limit.
+    pub max_connections_per_user: usize,
+    /// Connections from one address. 0: no limit.
+    pub max_connections_per_address: usize,
+    /// New connections a second from one address; twice as many in a burst. 0: no limit.
+    pub connects_per_second_per_address: u32,
+    /// Topics that one connection may hold.
+    pub max_topics_per_connection: usize,
+    /// The largest event that may be published, in bytes of JSON.
+    pub max_event_bytes: usize,
+    /// The most events in one batch.
+    pub max_batch_events: usize,
+    /// How many events the window keeps.
+    pub window_events: usize,
+    /// How many bytes of events the window keeps.
+    pub window_bytes: usize,
+    /// How long the window keeps an event.
+    pub window_age: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            shards: 0,
+            heartbeat_interval: Duration::from_secs(30),
+            heartbeat_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+            max_frame_bytes: 64 << 10,
+            max_message_bytes: 64 << 10,
+            max_messages_per_second: 100,
+            max_connections: 50_000,
+            max_connections_per_user: 100,
+            max_connections_per_address: 1_000,
+            connects_per_second_per_address: 100,
+            max_topics_per_connection: 100,
+            max_event_bytes: 64 << 10,
+            max_batch_events: 1_000,
+            window_events: 100_000,
+            window_bytes: 64 << 20,
+            window_age: Duration::from_secs(3_600),
+        }
+    }
+}

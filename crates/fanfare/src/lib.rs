@@ -1,0 +1,20 @@
+//! fanfare: a realtime event hub. Publish once, and every client that is allowed to know gets it over WebSocket,
+//! in order, once.
+//!
+//! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads and knows no
+//! process: no signals, no files, no command line.
+
+pub mod auth;
+pub mod broker;
+pub mod config;
+pub mod hub;
+pub mod metrics;
+
+pub use auth::{Algorithm, AuthError, Minter, Verifier};
+pub use broker::{Broker, BrokerError};
+pub use config::Config;
+pub use fanfare_core::{
+    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect,
+    event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
+};
+pub use hub::{Hub, PublishError, Published, Stats};
