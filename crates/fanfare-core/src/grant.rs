@@ -26,8 +26,13 @@ impl Grant {
 
     /// Whether the bearer may subscribe to `topic`.
     pub fn may_subscribe(&self, topic: &str) -> bool {
-        self.admin || self.topics.iter().any(|pattern| matches_pattern(pattern, topic))
+        self.admin || allows(&self.topics, topic)
     }
+}
+
+/// Whether one of the patterns fits `topic`.
+pub(crate) fn allows(patterns: &[Box<str>], topic: &str) -> bool {
+    patterns.iter().any(|pattern| matches_pattern(pattern, topic))
 }
 
 /// Whether `text` fits `pattern`, where `*` stands for any run of characters.

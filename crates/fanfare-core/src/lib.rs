@@ -9,7 +9,11 @@ pub mod event;
 pub mod grant;
 pub mod json;
 pub mod position;
+pub mod roster;
+pub mod session;
 pub mod time;
+pub mod window;
+pub mod wire;
 
 pub use audience::{Audience, ConnectionId};
 pub use close::{CloseCode, Reconnect};

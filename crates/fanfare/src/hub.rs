@@ -1,19 +1,51 @@
-//! The handle an application holds.
+//! The handle an application holds, and how a hub is put together.
 
-use crate::{Audience, BrokerError, Config, Draft, EventError, Position, Verifier, metrics::Metrics};
-use std::sync::Arc;
+use crate::{
+    admission::Admission,
+    auth::Verifier,
+    broker::{Broker, BrokerError, MemoryBroker, Record, Tail},
+    clock,
+    config::Config,
+    identity::{Names, fresh_event_id, random},
+    metrics::{Counter, Metrics},
+    node::{Node, SharedWindow},
+    shard::{Command, Shard},
+};
+use fanfare_core::{
+    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Position,
+    session::Settings,
+    window::{Bounds, Window},
+    ws,
+};
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 /// A running hub: publish, look at it, mount it, end it. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
-    config: Config,
+    node: Arc<Node>,
+    broker: Arc<dyn Broker>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// How a hub is to be.
+#[derive(Debug)]
+pub struct HubBuilder {
     verifier: Verifier,
-    metrics: Arc<Metrics>,
+    config: Config,
+    identity_secret: Option<Vec<u8>>,
+    echo: bool,
 }
 
 /// An event that stands in the log.
@@ -46,14 +78,22 @@ pub enum PublishError {
     Broker(#[from] BrokerError),
 }
 
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system gave no thread or no poll.
+    #[error("a shard can't start: {0}")]
+    Shard(#[from] io::Error),
+}
+
 /// A hub in figures.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// Connections on all nodes.
     pub connections: usize,
     /// Connections on this node.
     pub local: usize,
-    /// Of those here, the ones heard from since their last heartbeat but one.
+    /// Of those here, the ones that answered their last ping, or had none yet.
     pub alive: usize,
     /// Of those here, the ones that owe an answer.
     pub dead: usize,
@@ -62,39 +102,240 @@ pub struct Stats {
     /// Bytes of events in the window.
     pub window_bytes: usize,
     /// The log's head.
-    pub head: Option<Position>,
+    pub head: Position,
     /// What holds the log: `memory` or `redis`.
     pub broker: &'static str,
 }
 
+impl HubBuilder {
+    /// Sets limits and periods.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets the secret that connection ids are made with, so that clients keep theirs across restarts and on every
+    /// node. Without it a random one is made.
+    #[must_use]
+    pub fn identity_secret(mut self, secret: impl Into<Vec<u8>>) -> Self {
+        self.identity_secret = Some(secret.into());
+        self
+    }
+
+    /// Sends each message back instead of reading it: for conformance tests of the WebSocket layer.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn echo(mut self) -> Self {
+        self.echo = true;
+        self
+    }
+
+    /// Starts the shards' threads.
+    ///
+    /// # Errors
+    /// If the system gives no thread or no poll.
+    pub fn start(self) -> Result<Hub, StartError> {
+        let bounds = bounds(&self.config);
+        let epoch = u64::from_be_bytes(random());
+        let broker = Arc::new(MemoryBroker::new(epoch, bounds));
+        let secret = self.identity_secret.clone().unwrap_or_else(|| random::<32>().to_vec());
+        let node = Arc::new(Node {
+            verifier: self.verifier.clone(),
+            metrics: Arc::new(Metrics::new()),
+            admission: Admission::new(),
+            names: Names::new(&secret),
+            window: SharedWindow::new(Window::new(epoch, 0, bounds)),
+            shards: OnceLock::new(),
+            ready: AtomicBool::new(true),
+            config: self.config.clone(),
+        });
+        let shards = self.shards(&node, epoch)?;
+        let handles = shards.iter().map(|shard| shard.handle().clone()).collect();
+        // Nothing else sets it.
+        let _ = node.shards.set(handles);
+        let threads = Self::spawn(shards, &node, &broker)?;
+        broker.follow(node.clone());
+        Ok(Hub { inner: Arc::new(Inner { node, broker, threads: Mutex::new(threads) }) })
+    }
+
+    fn shards(&self, node: &Arc<Node>, epoch: u64) -> io::Result<Vec<Shard>> {
+        let count = match self.config.shards {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        (0..count).map(|_| Shard::new(node.clone(), settings(&self.config, self.echo), epoch, 0)).collect()
+    }
+
+    fn spawn(shards: Vec<Shard>, node: &Arc<Node>, broker: &Arc<MemoryBroker>) -> io::Result<Vec<JoinHandle<()>>> {
+        let mut threads = Vec::with_capacity(shards.len());
+        for (i, mut shard) in shards.into_iter().enumerate() {
+            if i == 0 {
+                let (node, broker) = (node.clone(), broker.clone());
+                shard.keep_house(move |unix_ms| {
+                    node.window.write().expire(unix_ms);
+                    broker.expire(unix_ms);
+                });
+            }
+            threads.push(thread::Builder::new().name(format!("fanfare-{i}")).spawn(move || shard.run())?);
+        }
+        Ok(threads)
+    }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds { events: config.window_events, bytes: config.window_bytes, age_ms: clock::millis(config.window_age) }
+}
+
+fn settings(config: &Config, echo: bool) -> Settings {
+    Settings {
+        heartbeat_ms: clock::millis(config.heartbeat_interval).max(1),
+        timeout_ms: clock::millis(config.heartbeat_timeout).max(1),
+        close_ms: clock::millis(config.handshake_timeout).max(1),
+        limits: ws::Limits { max_frame_bytes: config.max_frame_bytes, max_message_bytes: config.max_message_bytes },
+        frames_per_second: config.max_messages_per_second,
+        max_topics: config.max_topics_per_connection,
+        echo,
+    }
+}
+
 impl Hub {
+    /// Begins a hub whose clients and publishers show tokens that `verifier` knows.
+    pub fn builder(verifier: Verifier) -> HubBuilder {
+        HubBuilder { verifier, config: Config::default(), identity_secret: None, echo: false }
+    }
+
     /// Publishes an event: completes and checks it, and appends it to the log.
     ///
     /// # Errors
     /// If the event isn't valid or the log did not take it; then nothing was appended.
     pub async fn publish(&self, draft: Draft, audience: Audience) -> Result<Published, PublishError> {
-        std::future::ready(()).await;
-        drop((draft, audience));
-        Err(BrokerError::Unavailable("not running".to_owned()).into())
+        let mut published = self.publish_all(vec![(draft, audience)]).await.map_err(|(_, error)| error)?;
+        published.pop().ok_or_else(|| BrokerError::Unavailable("the log gave no answer".to_owned()).into())
+    }
+
+    /// Publishes events in their order, all or none.
+    ///
+    /// # Errors
+    /// If one isn't valid, with its place in the list, or the log did not take them; then nothing was appended.
+    pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, (usize, PublishError)> {
+        let now = clock::now().unix_ms;
+        let mut records = Vec::with_capacity(drafts.len());
+        for (i, (draft, audience)) in drafts.into_iter().enumerate() {
+            let event = self.finish(draft, now).map_err(|error| (i, error))?;
+            records.push(Record { event, audience });
+        }
+        let ids: Vec<String> = records.iter().map(|record| record.event.event_id().to_owned()).collect();
+        let appended = self.inner.broker.append(records).await.map_err(|error| (0, error.into()))?;
+        let duplicates = appended.iter().filter(|appended| appended.duplicate).count() as u64;
+        let metrics = self.metrics();
+        metrics.add(Counter::Events, appended.len() as u64 - duplicates);
+        metrics.add(Counter::Duplicates, duplicates);
+        let epoch = self.inner.broker.epoch();
+        let published = ids.into_iter().zip(appended).map(|(event_id, appended)| Published {
+            event_id,
+            position: Position { epoch, sequence: appended.sequence },
+            duplicate: appended.duplicate,
+        });
+        Ok(published.collect())
+    }
+
+    fn finish(&self, draft: Draft, unix_ms: u64) -> Result<Event, PublishError> {
+        let event = draft.finish(unix_ms, fresh_event_id).inspect_err(|_| self.metrics().add(Counter::BadEvents, 1))?;
+        let (bytes, limit) = (event.json().len(), self.config().max_event_bytes);
+        if bytes > limit {
+            self.metrics().add(Counter::LimitEventBytes, 1);
+            return Err(PublishError::TooLarge { bytes, limit });
+        }
+        Ok(event)
+    }
+
+    /// The routes of the hub: `/ws`, the HTTP API and its description.
+    pub fn router(&self) -> axum::Router {
+        axum::Router::new()
+            .route("/ws", axum::routing::any(crate::upgrade::upgrade).with_state(self.inner.node.clone()))
+            .merge(crate::http::router(self.clone()))
     }
 
     /// How the hub stands now.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let shards = self.inner.node.shards();
+        let local: usize = shards.iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum();
+        let dead: usize = shards.iter().map(|shard| shard.overdue.load(Ordering::Relaxed)).sum();
+        let window = self.inner.node.window.read();
+        Stats {
+            connections: local,
+            local,
+            alive: local.saturating_sub(dead),
+            dead,
+            window_events: window.len(),
+            window_bytes: window.bytes(),
+            head: Position { epoch: window.epoch(), sequence: window.head() },
+            broker: self.inner.broker.name(),
+        }
+    }
+
+    /// Whether the hub takes connections and events.
+    pub fn is_ready(&self) -> bool {
+        self.inner.node.is_ready()
     }
 
     /// The hub's counters.
-    pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.node.metrics
     }
 
     /// What was set.
     pub fn config(&self) -> &Config {
-        &self.inner.config
+        &self.inner.node.config
     }
 
     /// What verifies tokens.
     pub fn verifier(&self) -> &Verifier {
-        &self.inner.verifier
+        &self.inner.node.verifier
+    }
+
+    /// Ends one connection with [`CloseCode::Disconnected`]; nothing happens if it is not here.
+    pub fn disconnect(&self, connection: ConnectionId, reason: &str) {
+        if let Some(shard) = self.inner.node.shard_of(connection) {
+            shard.send(Command::Close(connection, CloseCode::Disconnected, reason.to_owned()));
+        }
+    }
+
+    /// Ends every connection of a user with [`CloseCode::Disconnected`].
+    pub fn disconnect_user(&self, user: &str, reason: &str) {
+        for shard in self.inner.node.shards() {
+            shard.send(Command::CloseUser(user.into(), CloseCode::Disconnected, reason.to_owned()));
+        }
+    }
+
+    /// Ends the hub: it is no longer ready, tells every client to come back, closes them with
+    /// [`CloseCode::Restart`], and returns once they have left, after `grace` at the latest.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.inner.node.ready.store(false, Ordering::Relaxed);
+        let until_ms = clock::now().mono_ms + clock::millis(grace);
+        for shard in self.inner.node.shards() {
+            shard.send(Command::Drain { reason: "shutdown".to_owned(), until_ms });
+        }
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
+        if !matches!(joined.await, Ok(Ok(()))) {
+            tracing::error!("a shard ended by a panic");
+        }
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    /// A hub that is let go without a shutdown closes its connections and ends its threads.
+    fn drop(&mut self) {
+        for shard in self.node.shards() {
+            shard.send(Command::Drain { reason: "shutdown".to_owned(), until_ms: 0 });
+        }
     }
 }

@@ -4,11 +4,17 @@
 //! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads and knows no
 //! process: no signals, no files, no command line.
 
+mod admission;
 pub mod auth;
 pub mod broker;
+mod clock;
 pub mod config;
 pub mod hub;
+mod identity;
 pub mod metrics;
+mod node;
+mod shard;
+mod upgrade;
 
 pub use auth::{Algorithm, AuthError, Minter, Verifier};
 pub use broker::{Broker, BrokerError};
@@ -17,4 +23,4 @@ pub use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
 };
-pub use hub::{Hub, PublishError, Published, Stats};
+pub use hub::{Hub, HubBuilder, PublishError, Published, StartError, Stats};

@@ -1,0 +1,580 @@
+//! All sessions of one shard: who sees what, whose turn it is to be served, and what is due when.
+//!
+//! Knows no socket, no thread and no clock. A driver owns the sockets, offers input and time, and serves the sessions
+//! that are ready; every session is served by the same walk, whether it is live, slow or comes back.
+
+use crate::{
+    Audience, CloseCode, ConnectionId, Grant, Position,
+    session::{Arrival, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, Tally},
+    time::Now,
+    window::{Entry, Start, Viewer, Window},
+    wire::Outgoing,
+};
+use hashbrown::{HashMap, HashSet};
+use slab::Slab;
+use smallvec::SmallVec;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    hash::Hash,
+    io::IoSlice,
+    sync::Arc,
+};
+
+/// Where a session sits. Reused after it left.
+pub type Slot = u32;
+
+/// How many of the newest entries a roster keeps at hand, so that serving who is nearly live takes no lock.
+const TAIL_ENTRIES: usize = 1_024;
+
+type Hasher = foldhash::fast::RandomState;
+
+/// What lies behind a roster's own tail: the node's window.
+pub trait Past {
+    /// Adds to `out` what `viewer` may see behind `cursor` and not beyond `until`, at most as many entries as one
+    /// turn can send, and returns the place that was reached.
+    ///
+    /// # Errors
+    /// If history behind the cursor is gone: where the client goes on, and what it is to be told.
+    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start>;
+}
+
+impl Past for Window {
+    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
+        if cursor < self.floor() {
+            return Err(self.continue_from(cursor));
+        }
+        let mut bytes = 0;
+        for entry in self.view(cursor, viewer).take_while(|entry| entry.sequence <= until) {
+            bytes += entry.frame.len();
+            out.push(entry.clone());
+            if out.len() == MAX_SLICES || bytes >= MAX_TURN_BYTES {
+                return Ok(entry.sequence);
+            }
+        }
+        Ok(until)
+    }
+}
+
+/// How a session stands after its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// It has all there is for it.
+    Idle,
+    /// It takes no more for now: call [`Roster::writable`] when it does.
+    Blocked,
+    /// There is more; it is ready again.
+    More,
+    /// It has left, or its socket can be dropped: call [`Roster::remove`].
+    Finished,
+}
+
+/// All sessions of one shard.
+#[derive(Debug)]
+pub struct Roster {
+    settings: Settings,
+    epoch: u64,
+    head: u64,
+    /// The newest entries up to the head, while somebody is being served from them.
+    tail: VecDeque<Arc<Entry>>,
+    seats: Slab<Seat>,
+    users: HashMap<Arc<str>, Members, Hasher>,
+    topics: HashMap<Arc<str>, Members, Hasher>,
+    connections: HashMap<ConnectionId, Slot, Hasher>,
+    ready: VecDeque<Slot>,
+    timers: BinaryHeap<Reverse<(u64, Slot)>>,
+    scratch: Vec<Arc<Entry>>,
+    open: usize,
+    overdue: usize,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+struct Seat {
+    session: Session,
+    /// The one of this session's timers that counts; others in the queue are stale.
+    due_ms: u64,
+    queued: bool,
+    blocked: bool,
+    /// Counted among the open ones.
+    counted: bool,
+    /// Counted among the overdue ones.
+    overdue: bool,
+}
+
+impl Seat {
+    /// Lets the session know that there is more for it behind `head`. Returns whether it now waits for its turn.
+    fn mark(&mut self, head: u64) -> bool {
+        self.session.mark(head) && !self.blocked && !std::mem::replace(&mut self.queued, true)
+    }
+}
+
+/// The sessions of one user or topic; mostly there is one.
+#[derive(Debug)]
+enum Members {
+    One(Slot),
+    Many(Box<HashSet<Slot, Hasher>>),
+}
+
+impl Roster {
+    /// No session yet, at the head of a log.
+    pub fn new(settings: Settings, epoch: u64, head: u64) -> Self {
+        Self {
+            settings,
+            epoch,
+            head,
+            tail: VecDeque::new(),
+            seats: Slab::new(),
+            users: HashMap::default(),
+            topics: HashMap::default(),
+            connections: HashMap::default(),
+            ready: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            scratch: Vec::new(),
+            open: 0,
+            overdue: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// The sequence of the newest entry known here.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// How many clients are connected.
+    pub fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Whether no client is connected.
+    pub fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    /// How many clients owe an answer to a ping.
+    pub fn overdue(&self) -> usize {
+        self.overdue
+    }
+
+    /// How many sockets are held, those that are ending included.
+    pub fn seats(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// What was counted since the last call.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
+    /// A session, if the slot is taken.
+    pub fn session(&self, slot: Slot) -> Option<&Session> {
+        self.seats.get(slot as usize).map(|seat| &seat.session)
+    }
+
+    /// The open session of a connection.
+    pub fn holder(&self, connection: ConnectionId) -> Option<Slot> {
+        self.connections.get(&connection).copied()
+    }
+
+    /// Lets a client in. An older socket of the same connection is closed.
+    ///
+    /// `start` and `replayed` are what the window found for it at this roster's head.
+    pub fn connect(&mut self, arrival: Arrival, start: Start, replayed: usize, now: Now) -> Slot {
+        if let Some(old) = self.holder(arrival.connection) {
+            self.close(old, CloseCode::Replaced, "a newer socket took this connection over", now);
+        }
+        let session = self.with_context(now, |ctx| Session::open(arrival, start, replayed, ctx));
+        let (user, connection, topics) = (session.user().clone(), session.connection(), session.topics().to_vec());
+        let slot = self.seat(session);
+        Members::join(&mut self.users, user, slot);
+        for topic in topics {
+            Members::join(&mut self.topics, topic, slot);
+        }
+        self.connections.insert(connection, slot);
+        self.settle_first(slot);
+        slot
+    }
+
+    /// Turns a client away with a close code that it can read.
+    pub fn refuse(&mut self, code: CloseCode, reason: &str, now: Now) -> Slot {
+        let session = self.with_context(now, |ctx| Session::refused(code, reason, ctx));
+        let slot = self.seat(session);
+        self.settle_first(slot);
+        slot
+    }
+
+    fn seat(&mut self, session: Session) -> Slot {
+        let seat = Seat { session, due_ms: 0, queued: false, blocked: false, counted: false, overdue: false };
+        // More than 2^32 sockets do not fit a process.
+        Slot::try_from(self.seats.insert(seat)).unwrap_or(Slot::MAX)
+    }
+
+    /// Who is new gets its first frame before those who are being swept, however many they are.
+    fn settle_first(&mut self, slot: Slot) {
+        self.settle(slot);
+        if self.ready.pop_back_if(|last| *last == slot).is_some() {
+            self.ready.push_front(slot);
+        }
+    }
+
+    /// Handles bytes from a client.
+    pub fn input(&mut self, slot: Slot, bytes: &mut [u8], now: Now, verify: &dyn Fn(&str) -> Result<Grant, Denied>) {
+        let Some(seat) = self.seats.get_mut(slot as usize) else { return };
+        let mut effects = SmallVec::new();
+        let head = Position { epoch: self.epoch, sequence: self.head };
+        let ctx = &mut Context { now, settings: &self.settings, head, verify, tally: &mut self.tally };
+        seat.session.input(bytes, ctx, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Subscribed(topic) => Members::join(&mut self.topics, topic, slot),
+                Effect::Unsubscribed(topic) => Members::leave(&mut self.topics, &topic, slot),
+            }
+        }
+        self.settle(slot);
+    }
+
+    /// Whether to read from a client.
+    pub fn wants_input(&self, slot: Slot) -> bool {
+        self.session(slot).is_some_and(Session::wants_input)
+    }
+
+    /// Closes a connection with a code and a reason.
+    pub fn close(&mut self, slot: Slot, code: CloseCode, reason: &str, now: Now) {
+        self.with_session(slot, now, |session, ctx| session.close(code, reason, ctx));
+    }
+
+    /// Closes every connection of a user. Returns how many there were.
+    pub fn close_user(&mut self, user: &str, code: CloseCode, reason: &str, now: Now) -> usize {
+        let slots: Vec<Slot> = self.users.get(user).map_or_else(Vec::new, |members| members.iter().collect());
+        for &slot in &slots {
+            self.close(slot, code, reason, now);
+        }
+        slots.len()
+    }
+
+    /// Tells a client when to come back, and closes it.
+    pub fn go_away(&mut self, slot: Slot, reconnect_after_ms: u64, code: CloseCode, reason: &str, now: Now) {
+        self.with_session(slot, now, |session, ctx| {
+            if session.is_open() {
+                session.say(Outgoing::Goaway { reconnect_after_ms, reason }, ctx);
+                session.close(code, reason, ctx);
+            }
+        });
+    }
+
+    /// Every slot that is taken.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.seats.iter().map(|(slot, _)| Slot::try_from(slot).unwrap_or(Slot::MAX))
+    }
+
+    /// Takes the next entries of the log; those whom they concern become ready.
+    pub fn advance(&mut self, entries: &[Arc<Entry>]) {
+        let before = self.head;
+        let mut everyone = false;
+        for entry in entries {
+            match &entry.audience {
+                Audience::Everyone => everyone = true,
+                Audience::User(user) => self.mark_members(|r| &r.users, user, before),
+                Audience::Topic(topic) => self.mark_members(|r| &r.topics, topic, before),
+                Audience::Connection(id) => {
+                    if let Some(slot) = self.holder(*id) {
+                        self.mark(slot, before);
+                    }
+                }
+            }
+            self.head = entry.sequence;
+        }
+        if everyone {
+            self.mark_everyone(before);
+        }
+        if self.ready.is_empty() {
+            // Whoever becomes ready later was marked at a later head, or reads the window.
+            self.tail.clear();
+        } else {
+            self.tail.extend(entries.iter().cloned());
+            let surplus = self.tail.len().saturating_sub(TAIL_ENTRIES);
+            self.tail.drain(..surplus);
+        }
+    }
+
+    /// Takes over a head that the tail does not lead up to: everyone reads the window.
+    pub fn jump(&mut self, head: u64) {
+        self.mark_everyone(self.head);
+        self.tail.clear();
+        self.head = head;
+    }
+
+    fn mark_everyone(&mut self, head: u64) {
+        for (slot, seat) in &mut self.seats {
+            if seat.mark(head) {
+                self.ready.push_back(Slot::try_from(slot).unwrap_or(Slot::MAX));
+            }
+        }
+    }
+
+    fn mark_members(&mut self, group: impl Fn(&Self) -> &HashMap<Arc<str>, Members, Hasher>, name: &str, head: u64) {
+        let slots: SmallVec<[Slot; 16]> = match group(self).get(name) {
+            Some(members) => members.iter().collect(),
+            None => return,
+        };
+        for slot in slots {
+            self.mark(slot, head);
+        }
+    }
+
+    fn mark(&mut self, slot: Slot, head: u64) {
+        if self.seats.get_mut(slot as usize).is_some_and(|seat| seat.mark(head)) {
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// The next session whose turn it is.
+    pub fn next_ready(&mut self) -> Option<Slot> {
+        while let Some(slot) = self.ready.pop_front() {
+            if let Some(seat) = self.seats.get_mut(slot as usize)
+                && std::mem::take(&mut seat.queued)
+            {
+                return Some(slot);
+            }
+        }
+        self.tail.clear();
+        None
+    }
+
+    /// Whether a session waits for its turn.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Lets a session send what waits for it and what lies behind its cursor, up to one turn's worth.
+    pub fn serve(
+        &mut self,
+        slot: Slot,
+        past: &impl Past,
+        now: Now,
+        sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
+    ) -> Served {
+        let Some(cursor) = self.seats.get(slot as usize).map(|seat| seat.session.behind()) else {
+            return Served::Finished;
+        };
+        let all = match cursor {
+            None => self.flush_output(slot, sink),
+            Some(cursor) if self.tail_reaches(cursor) => self.serve_from_tail(slot, cursor, sink),
+            Some(cursor) => self.serve_from_past(slot, cursor, past, now, sink),
+        };
+        self.after_turn(slot, all)
+    }
+
+    fn tail_reaches(&self, cursor: u64) -> bool {
+        self.tail.front().is_some_and(|first| first.sequence <= cursor + 1)
+    }
+
+    fn flush_output(&mut self, slot: Slot, sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize) -> bool {
+        self.seats[slot as usize].session.flush(&[], 0, &mut self.tally, sink)
+    }
+
+    fn serve_from_tail(&mut self, slot: Slot, cursor: u64, sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize) -> bool {
+        let session = &mut self.seats[slot as usize].session;
+        let served = self.tail.front().map_or(0, |first| cursor + 1 - first.sequence);
+        let (mut chosen, mut bytes, mut reached) = (SmallVec::<[&Entry; 64]>::new(), 0, self.head);
+        for entry in self.tail.range(usize::try_from(served).unwrap_or(usize::MAX)..) {
+            if session.viewer().sees(&entry.audience) {
+                chosen.push(entry);
+                bytes += entry.frame.len();
+                if chosen.len() == MAX_SLICES || bytes >= MAX_TURN_BYTES {
+                    reached = entry.sequence;
+                    break;
+                }
+            }
+        }
+        session.flush(&chosen, reached, &mut self.tally, sink)
+    }
+
+    fn serve_from_past(
+        &mut self,
+        slot: Slot,
+        cursor: u64,
+        past: &impl Past,
+        now: Now,
+        sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
+    ) -> bool {
+        let mut entries = std::mem::take(&mut self.scratch);
+        let viewer = self.seats[slot as usize].session.viewer();
+        let read = past.read(cursor, self.head, viewer, &mut entries);
+        let all = match read {
+            Ok(reached) => {
+                let chosen: SmallVec<[&Entry; 64]> = entries.iter().map(|entry| &**entry).collect();
+                self.seats[slot as usize].session.flush(&chosen, reached, &mut self.tally, sink)
+            }
+            Err(start) => {
+                self.with_session(slot, now, |session, ctx| session.skip_to(start, ctx));
+                self.flush_output(slot, sink)
+            }
+        };
+        entries.clear();
+        self.scratch = entries;
+        all
+    }
+
+    fn after_turn(&mut self, slot: Slot, all: bool) -> Served {
+        let head = self.head;
+        let seat = &mut self.seats[slot as usize];
+        seat.blocked = !all;
+        if seat.session.is_finished() {
+            return Served::Finished;
+        }
+        if !all {
+            return Served::Blocked;
+        }
+        match seat.session.behind() {
+            Some(cursor) if cursor < head => {
+                if !std::mem::replace(&mut seat.queued, true) {
+                    self.ready.push_back(slot);
+                }
+                Served::More
+            }
+            _ => {
+                seat.session.caught_up();
+                Served::Idle
+            }
+        }
+    }
+
+    /// Lets a session that was blocked have its turn again.
+    pub fn writable(&mut self, slot: Slot) {
+        if let Some(seat) = self.seats.get_mut(slot as usize)
+            && std::mem::take(&mut seat.blocked)
+        {
+            self.settle(slot);
+        }
+    }
+
+    /// Brings queue, timer and counts in line with what a session has become.
+    fn settle(&mut self, slot: Slot) {
+        let Some(seat) = self.seats.get_mut(slot as usize) else { return };
+        let session = &seat.session;
+        // A finished session has nothing left that could be blocked.
+        seat.blocked &= !session.is_finished();
+        let has_turn = session.has_output() || session.behind().is_some() || session.is_finished();
+        if has_turn && !seat.blocked && !std::mem::replace(&mut seat.queued, true) {
+            self.ready.push_back(slot);
+        }
+        // A timer that fires early finds nothing due and is set anew; one that would fire late is replaced.
+        let due = session.due_ms(&self.settings);
+        if due < u64::MAX && (seat.due_ms == 0 || due < seat.due_ms) {
+            seat.due_ms = due;
+            self.timers.push(Reverse((due, slot)));
+        }
+        count(&mut self.open, &mut seat.counted, session.is_open());
+        count(&mut self.overdue, &mut seat.overdue, session.is_open() && session.is_overdue());
+        if !session.is_open() && self.connections.get(&session.connection()) == Some(&slot) {
+            self.connections.remove(&session.connection());
+        }
+    }
+
+    /// When [`timeouts`](Self::timeouts) is to be called, in the monotonic milliseconds of [`Now`].
+    pub fn next_due(&self) -> Option<u64> {
+        self.timers.peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// Does all that is due: pings, the ends of silent and of closing clients.
+    pub fn timeouts(&mut self, now: Now) {
+        while let Some(&Reverse((due, slot))) = self.timers.peek()
+            && due <= now.mono_ms
+        {
+            self.timers.pop();
+            if let Some(seat) = self.seats.get_mut(slot as usize)
+                && seat.due_ms == due
+            {
+                seat.due_ms = 0;
+                self.with_session(slot, now, Session::timeout);
+            }
+        }
+    }
+
+    /// Takes a session out whose socket is gone or can go. Returns why it ended; `None` if the socket just broke.
+    pub fn remove(&mut self, slot: Slot) -> Option<CloseCode> {
+        let mut seat = self.seats.try_remove(slot as usize)?;
+        let session = &seat.session;
+        Members::leave(&mut self.users, session.user(), slot);
+        for topic in session.topics() {
+            Members::leave(&mut self.topics, topic, slot);
+        }
+        if self.connections.get(&session.connection()) == Some(&slot) {
+            self.connections.remove(&session.connection());
+        }
+        count(&mut self.open, &mut seat.counted, false);
+        count(&mut self.overdue, &mut seat.overdue, false);
+        seat.session.ended()
+    }
+
+    fn with_context<T>(&mut self, now: Now, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        let head = Position { epoch: self.epoch, sequence: self.head };
+        act(&mut Context { now, settings: &self.settings, head, verify: &no_token, tally: &mut self.tally })
+    }
+
+    fn with_session(&mut self, slot: Slot, now: Now, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
+        let head = Position { epoch: self.epoch, sequence: self.head };
+        if let Some(seat) = self.seats.get_mut(slot as usize) {
+            let mut ctx = Context { now, settings: &self.settings, head, verify: &no_token, tally: &mut self.tally };
+            act(&mut seat.session, &mut ctx);
+            self.settle(slot);
+        }
+    }
+}
+
+/// Only input brings tokens.
+fn no_token(_: &str) -> Result<Grant, Denied> {
+    Err(Denied { code: "token_invalid", message: "no token is read here".to_owned() })
+}
+
+/// Keeps a count in line with one that may be counted in it.
+fn count(total: &mut usize, counted: &mut bool, now: bool) {
+    match (std::mem::replace(counted, now), now) {
+        (false, true) => *total += 1,
+        (true, false) => *total -= 1,
+        _ => {}
+    }
+}
+
+impl Members {
+    fn join<K: Hash + Eq>(groups: &mut HashMap<K, Self, Hasher>, name: K, slot: Slot) {
+        match groups.entry(name) {
+            hashbrown::hash_map::Entry::Vacant(entry) => {
+                entry.insert(Self::One(slot));
+            }
+            hashbrown::hash_map::Entry::Occupied(mut entry) => match entry.get_mut() {
+                Self::One(first) => {
+                    let both = HashSet::from_iter([*first, slot]);
+                    entry.insert(Self::Many(Box::new(both)));
+                }
+                Self::Many(set) => {
+                    set.insert(slot);
+                }
+            },
+        }
+    }
+
+    fn leave(groups: &mut HashMap<Arc<str>, Self, Hasher>, name: &str, slot: Slot) {
+        let gone = match groups.get_mut(name) {
+            Some(Self::One(only)) => *only == slot,
+            Some(Self::Many(set)) => {
+                set.remove(&slot);
+                set.is_empty()
+            }
+            None => false,
+        };
+        if gone {
+            groups.remove(name);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Slot> {
+        let (one, many) = match self {
+            Self::One(slot) => (Some(*slot), None),
+            Self::Many(set) => (None, Some(set.iter().copied())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}

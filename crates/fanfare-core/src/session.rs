@@ -1,0 +1,675 @@
+//! One client as a state machine: who it is, what it sees, up to where it has been served, and what waits to be sent.
+//!
+//! Knows no socket and no clock. Bytes that came in and the time are arguments; bytes to send are offered to a sink
+//! that says how many it took.
+
+use crate::{
+    CloseCode, ConnectionId, Grant, Position,
+    audience::{MAX_TOPIC_BYTES, TopicError, check_topic},
+    time::Now,
+    window::{Entry, Start, Viewer},
+    wire::{self, Ack, Incoming, Outgoing},
+    ws,
+};
+use smallvec::SmallVec;
+use std::{io::IoSlice, ops::ControlFlow, sync::Arc};
+
+/// The most events one write is made of; what waits already is one piece more.
+pub const MAX_SLICES: usize = 63;
+
+/// About how many bytes one session may send in one turn.
+pub const MAX_TURN_BYTES: usize = 256 << 10;
+
+/// How many bytes of answers may wait before no more is read from a client that doesn't take them.
+const MAX_WAITING_BYTES: usize = 16 << 10;
+
+/// What holds for every session of a hub.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Milliseconds between pings.
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which a client is closed.
+    pub timeout_ms: u64,
+    /// Milliseconds a client may take to answer a close.
+    pub close_ms: u64,
+    /// How large frames and messages may be.
+    pub limits: ws::Limits,
+    /// How many frames a second a client may send on average, and twice as many in a burst. 0: no limit.
+    pub frames_per_second: u32,
+    /// How many topics a client may hold.
+    pub max_topics: usize,
+    /// For conformance tests: sends each text or binary message back instead of reading it.
+    pub echo: bool,
+}
+
+/// What sessions count; a driver takes it over into its metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Events given to a sink.
+    pub deliveries: u64,
+    /// Bytes given to a sink.
+    pub bytes_sent: u64,
+    /// Bytes read.
+    pub bytes_received: u64,
+    /// Messages read.
+    pub messages: u64,
+    /// Messages answered with an error.
+    pub bad_messages: u64,
+    /// Pings made.
+    pub pings: u64,
+    /// Gaps told because history was no longer held.
+    pub gaps_expired: u64,
+    /// Gaps told because the cursor was of another log.
+    pub gaps_reset: u64,
+    /// Topics refused because a client held too many.
+    pub limit_topics: u64,
+    /// Clients closed because they sent too much a second.
+    pub limit_frames: u64,
+    /// Clients closed because a frame or message was too large.
+    pub limit_bytes: u64,
+    /// Topics or tokens refused.
+    pub forbidden: u64,
+}
+
+/// Why a token shown in band was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The reason as a word.
+    pub code: &'static str,
+    /// The reason as a sentence.
+    pub message: String,
+}
+
+/// What a session is given with each input.
+#[expect(missing_debug_implementations, reason = "it lends a function")]
+pub struct Context<'a> {
+    /// The time of the input.
+    pub now: Now,
+    /// What holds for every session.
+    pub settings: &'a Settings,
+    /// The log's head as this shard knows it.
+    pub head: Position,
+    /// Verifies a token shown in band.
+    pub verify: &'a dyn Fn(&str) -> Result<Grant, Denied>,
+    /// Counts.
+    pub tally: &'a mut Tally,
+}
+
+/// What an input changed that others must know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// The session now sees a topic.
+    Subscribed(Arc<str>),
+    /// The session no longer sees a topic.
+    Unsubscribed(Arc<str>),
+}
+
+/// A client that comes.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// What its token allows.
+    pub grant: Grant,
+    /// Its name.
+    pub connection: ConnectionId,
+    /// The topics that it wants from the start and may have.
+    pub topics: Vec<Arc<str>>,
+    /// The topics that it wants and may not have.
+    pub refused: Vec<TopicRefused>,
+    /// The `last_event_id` it sent.
+    pub last_event_id: Option<String>,
+}
+
+/// Why a client does not get a topic.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicRefused {
+    /// No topic can have this name.
+    #[error("{0:?} can't be a topic: {1}")]
+    Invalid(String, TopicError),
+    /// The token has no pattern for it.
+    #[error("the token does not allow the topic {0:?}: its claim \"topics\" needs a pattern that fits")]
+    Forbidden(String),
+    /// The client holds as many as it may.
+    #[error("no room for the topic {0:?}: a connection holds at most {1} topics; unsubscribe from one first")]
+    TooMany(String, usize),
+}
+
+impl TopicRefused {
+    /// The reason as a word.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(..) => "invalid_topic",
+            Self::Forbidden(_) => "forbidden",
+            Self::TooMany(..) => "too_many_topics",
+        }
+    }
+
+    fn count(&self, tally: &mut Tally) {
+        match self {
+            Self::Invalid(..) => tally.bad_messages += 1,
+            Self::Forbidden(_) => tally.forbidden += 1,
+            Self::TooMany(..) => tally.limit_topics += 1,
+        }
+    }
+}
+
+/// Whether a client that holds `held` may have `topic` too.
+fn check(topic: &str, held: &[Arc<str>], allowed: bool, max_topics: usize) -> Result<(), TopicRefused> {
+    if let Err(error) = check_topic(topic) {
+        Err(TopicRefused::Invalid(topic.chars().take(MAX_TOPIC_BYTES).collect(), error))
+    } else if !allowed {
+        Err(TopicRefused::Forbidden(topic.to_owned()))
+    } else if held.len() >= max_topics && !held.iter().any(|name| **name == *topic) {
+        Err(TopicRefused::TooMany(topic.to_owned(), max_topics))
+    } else {
+        Ok(())
+    }
+}
+
+impl Arrival {
+    /// A client that wants the topics named, of which it gets those that it may have.
+    pub fn new<'a>(
+        grant: Grant,
+        connection: ConnectionId,
+        last_event_id: Option<String>,
+        wanted: impl Iterator<Item = &'a str>,
+        max_topics: usize,
+    ) -> Self {
+        let (mut topics, mut refused) = (Vec::<Arc<str>>::new(), Vec::new());
+        for topic in wanted {
+            match check(topic, &topics, grant.may_subscribe(topic), max_topics) {
+                Ok(()) if topics.iter().any(|name| **name == *topic) => {}
+                Ok(()) => topics.push(topic.into()),
+                // One refusal more than there can be topics tells enough.
+                Err(_) if refused.len() > max_topics => break,
+                Err(error) => refused.push(error),
+            }
+        }
+        Self { grant, connection, topics, refused, last_event_id }
+    }
+
+    /// What it may see.
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer { user: &self.grant.user, connection: self.connection, topics: &self.topics }
+    }
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Session {
+    user: Arc<str>,
+    connection: ConnectionId,
+    /// `None` where no topic is allowed.
+    rights: Option<Box<Rights>>,
+    #[expect(clippy::box_collection, reason = "most sessions hold no topic, and each counts its bytes")]
+    topics: Option<Box<Vec<Arc<str>>>>,
+    /// Served up to here, if `behind`; else up to the head, or to here if that is further.
+    cursor: u64,
+    out: Option<Box<Outbox>>,
+    decoder: ws::Decoder,
+    heard_ms: u64,
+    /// When the next ping is due; once closing, when to stop waiting for the client.
+    due_ms: u64,
+    /// When the client's frames so far would have been all right at its rate, in microseconds.
+    pace_us: u64,
+    state: State,
+    ended: Option<CloseCode>,
+    behind: bool,
+    overdue: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// A close frame was sent; the client's answer is awaited.
+    Closing,
+    /// A close frame was sent to a client whose frames can't be read any more; the end of its stream is awaited.
+    Deaf,
+    /// Nothing more will be read; what waits is still to be sent.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Rights {
+    topics: Vec<Box<str>>,
+    admin: bool,
+}
+
+/// The rest of a half-sent frame, and what the hub says itself.
+#[derive(Debug, Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Session {
+    /// A client that is let in, at the start that the window found for it. `replayed` events are held for it.
+    pub fn open(mut arrival: Arrival, start: Start, replayed: usize, ctx: &mut Context<'_>) -> Self {
+        let mut session = Self::new(&arrival.grant, arrival.connection, ctx);
+        session.topics = (!arrival.topics.is_empty()).then(|| Box::new(std::mem::take(&mut arrival.topics)));
+        session.cursor = start.cursor;
+        session.behind = start.cursor < ctx.head.sequence;
+        session.say(
+            Outgoing::Ack(Ack {
+                ack_event_id: arrival.last_event_id.as_deref().unwrap_or("initial_connect"),
+                connection_id: arrival.connection,
+                resumed: start.asked && start.gap.is_none(),
+                replayed,
+                heartbeat_ms: ctx.settings.heartbeat_ms,
+                topic: None,
+            }),
+            ctx,
+        );
+        session.tell_gap(start, ctx);
+        for error in &arrival.refused {
+            session.refuse_topic(error, ctx);
+        }
+        session
+    }
+
+    /// A client that is turned away with a close code it can read.
+    pub fn refused(code: CloseCode, reason: &str, ctx: &mut Context<'_>) -> Self {
+        let mut session = Self::new(&Grant::default(), ConnectionId(0), ctx);
+        session.close(code, reason, ctx);
+        session
+    }
+
+    fn new(grant: &Grant, connection: ConnectionId, ctx: &Context<'_>) -> Self {
+        Self {
+            user: grant.user.clone(),
+            connection,
+            rights: Rights::of(grant),
+            topics: None,
+            cursor: 0,
+            out: None,
+            decoder: ws::Decoder::default(),
+            heard_ms: ctx.now.mono_ms,
+            due_ms: ctx.now.mono_ms + ctx.settings.heartbeat_ms,
+            pace_us: 0,
+            state: State::Open,
+            ended: None,
+            behind: false,
+            overdue: false,
+        }
+    }
+
+    /// The user it belongs to.
+    pub fn user(&self) -> &Arc<str> {
+        &self.user
+    }
+
+    /// Its name.
+    pub fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    /// The topics it holds.
+    pub fn topics(&self) -> &[Arc<str>] {
+        self.topics.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    /// What it may see.
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer { user: &self.user, connection: self.connection, topics: self.topics() }
+    }
+
+    /// Whether it takes events.
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Whether the client's frames can't be read any more, so that its stream is to be ended once all is sent.
+    pub fn is_deaf(&self) -> bool {
+        self.state == State::Deaf
+    }
+
+    /// Whether its socket can be dropped.
+    pub fn is_finished(&self) -> bool {
+        self.state == State::Closed && self.out.is_none()
+    }
+
+    /// Whether something waits to be sent besides events.
+    pub fn has_output(&self) -> bool {
+        self.out.is_some()
+    }
+
+    /// Whether to read from it: not while it leaves the answers it asked for lying.
+    pub fn wants_input(&self) -> bool {
+        self.state != State::Closed && self.out.as_ref().is_none_or(|out| out.rest().len() <= MAX_WAITING_BYTES)
+    }
+
+    /// Whether it owes an answer to a ping.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Why it ended, once it does.
+    pub fn ended(&self) -> Option<CloseCode> {
+        self.ended
+    }
+
+    /// The cursor of a session that has not been served up to the head.
+    pub fn behind(&self) -> Option<u64> {
+        (self.behind && self.state == State::Open).then_some(self.cursor)
+    }
+
+    /// Lets a session that stood at `head` know that there is more for it behind. Returns whether that is news.
+    pub fn mark(&mut self, head: u64) -> bool {
+        let news = !self.behind && self.state == State::Open;
+        if news {
+            self.cursor = self.cursor.max(head);
+            self.behind = true;
+        }
+        news
+    }
+
+    /// The place up to which all was served that this client may see.
+    pub fn position(&self, head: Position) -> Position {
+        let sequence = if self.behind { self.cursor } else { self.cursor.max(head.sequence) };
+        Position { epoch: head.epoch, sequence }
+    }
+
+    /// Says that history is gone, and goes on behind it.
+    pub fn skip_to(&mut self, start: Start, ctx: &mut Context<'_>) {
+        self.cursor = start.cursor;
+        // The window may be further than this shard has heard.
+        self.behind = start.cursor < ctx.head.sequence;
+        self.tell_gap(start, ctx);
+    }
+
+    fn tell_gap(&mut self, start: Start, ctx: &mut Context<'_>) {
+        use crate::window::GapReason::{Expired, Reset};
+        let Some(gap) = start.gap else { return };
+        match gap.reason {
+            Expired => ctx.tally.gaps_expired += 1,
+            Reset => ctx.tally.gaps_reset += 1,
+        }
+        self.say(Outgoing::Gap(gap), ctx);
+    }
+
+    /// Handles bytes that the client sent. They are unmasked in place.
+    pub fn input(&mut self, bytes: &mut [u8], ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
+        ctx.tally.bytes_received += bytes.len() as u64;
+        if matches!(self.state, State::Closed | State::Deaf) {
+            return;
+        }
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let limits = ctx.settings.limits;
+        let result = decoder.feed(bytes, &limits, &mut |incoming| {
+            self.handle(incoming, ctx, effects);
+            if self.state == State::Closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        self.decoder = decoder;
+        if let Err(error) = result {
+            let code = error.close_code();
+            ctx.tally.limit_bytes += u64::from(code == CloseCode::TooBig);
+            self.close(code, &error.to_string(), ctx);
+            self.state = State::Deaf;
+        }
+    }
+
+    fn handle(&mut self, incoming: ws::Incoming<'_>, ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
+        if let ws::Incoming::Close(close) = incoming {
+            return self.handle_close(close.map(|(code, _)| code), ctx);
+        }
+        if self.state != State::Open {
+            return;
+        }
+        self.heard_ms = ctx.now.mono_ms;
+        self.overdue = false;
+        if !self.keeps_pace(ctx) {
+            ctx.tally.limit_frames += 1;
+            return self.close(CloseCode::TooManyMessages, "max_messages_per_second: send less often", ctx);
+        }
+        match incoming {
+            ws::Incoming::Text(text) if ctx.settings.echo => self.push(ws::Opcode::Text, text.as_bytes()),
+            ws::Incoming::Binary(bytes) if ctx.settings.echo => self.push(ws::Opcode::Binary, bytes),
+            ws::Incoming::Text(text) => self.handle_message(text, ctx, effects),
+            ws::Incoming::Binary(_) => {
+                self.close(CloseCode::Unsupported, "send JSON in text messages, not binary ones", ctx);
+            }
+            ws::Incoming::Ping(payload) => self.push(ws::Opcode::Pong, payload),
+            ws::Incoming::Pong(_) | ws::Incoming::Fragment | ws::Incoming::Close(_) => {}
+        }
+    }
+
+    /// RFC 6455 section 5.5.1: a close is answered with the same code, and then the server ends the connection.
+    fn handle_close(&mut self, code: Option<u16>, ctx: &mut Context<'_>) {
+        if self.state == State::Open {
+            let mut frame = Vec::new();
+            match code {
+                Some(code) => ws::push_close(&mut frame, code, ""),
+                None => ws::push_frame(&mut frame, ws::Opcode::Close, &[]),
+            }
+            self.push_bytes(&frame);
+            let left = code == Some(CloseCode::GoingAway.number());
+            self.ended = Some(if left { CloseCode::GoingAway } else { CloseCode::Normal });
+            self.due_ms = ctx.now.mono_ms + ctx.settings.close_ms;
+        }
+        self.state = State::Closed;
+    }
+
+    /// Whether the client stays within its frames a second (a generic cell rate algorithm).
+    fn keeps_pace(&mut self, ctx: &Context<'_>) -> bool {
+        let rate = u64::from(ctx.settings.frames_per_second);
+        if rate == 0 {
+            return true;
+        }
+        let now_us = ctx.now.mono_ms * 1_000;
+        self.pace_us = self.pace_us.max(now_us) + 1_000_000 / rate;
+        self.pace_us <= now_us + 2_000_000
+    }
+
+    fn handle_message(&mut self, text: &str, ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
+        ctx.tally.messages += 1;
+        match wire::read(text) {
+            Ok((Incoming::Pong | Incoming::Ack, _)) => {}
+            Ok((Incoming::Ping, _)) => self.say(Outgoing::Pong, ctx),
+            Ok((Incoming::Subscribe { topic }, id)) => effects.extend(self.subscribe(&topic, id.as_deref(), ctx)),
+            Ok((Incoming::Unsubscribe { topic }, id)) => effects.extend(self.unsubscribe(&topic, id.as_deref(), ctx)),
+            Ok((Incoming::Auth { token }, id)) => self.authenticate(&token, id.as_deref(), ctx),
+            Err(error) => {
+                ctx.tally.bad_messages += 1;
+                self.say(Outgoing::Error { error: error.code(), message: &error.to_string() }, ctx);
+            }
+        }
+    }
+
+    /// A subscription begins at the session's cursor.
+    fn subscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
+        let allowed = self.rights.as_ref().is_some_and(|rights| rights.allow(topic));
+        if let Err(error) = check(topic, self.topics(), allowed, ctx.settings.max_topics) {
+            self.refuse_topic(&error, ctx);
+            return None;
+        }
+        let held = self.topics().iter().any(|held| **held == *topic);
+        self.acknowledge(id.unwrap_or("subscribe"), Some(topic), ctx);
+        (!held).then(|| {
+            let topic: Arc<str> = topic.into();
+            self.topics.get_or_insert_default().push(topic.clone());
+            Effect::Subscribed(topic)
+        })
+    }
+
+    fn refuse_topic(&mut self, error: &TopicRefused, ctx: &mut Context<'_>) {
+        error.count(ctx.tally);
+        self.say(Outgoing::Error { error: error.code(), message: &error.to_string() }, ctx);
+    }
+
+    fn unsubscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
+        self.acknowledge(id.unwrap_or("unsubscribe"), Some(topic), ctx);
+        let topics = self.topics.as_mut()?;
+        let at = topics.iter().position(|held| **held == *topic)?;
+        let topic = topics.swap_remove(at);
+        if topics.is_empty() {
+            self.topics = None;
+        }
+        Some(Effect::Unsubscribed(topic))
+    }
+
+    /// A newer token of the same user takes the place of the old one; topics already held stay.
+    fn authenticate(&mut self, token: &str, id: Option<&str>, ctx: &mut Context<'_>) {
+        match (ctx.verify)(token) {
+            Ok(grant) if grant.user == self.user => {
+                self.rights = Rights::of(&grant);
+                self.acknowledge(id.unwrap_or("auth"), None, ctx);
+            }
+            Ok(_) => {
+                ctx.tally.forbidden += 1;
+                let message = "the token is another user's: open a connection of its own for it";
+                self.say(Outgoing::Error { error: "wrong_user", message }, ctx);
+            }
+            Err(Denied { code, message }) => {
+                self.say(Outgoing::Error { error: code, message: &message }, ctx);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, ack_event_id: &str, topic: Option<&str>, ctx: &mut Context<'_>) {
+        let ack = Ack {
+            ack_event_id,
+            connection_id: self.connection,
+            resumed: false,
+            replayed: 0,
+            heartbeat_ms: ctx.settings.heartbeat_ms,
+            topic,
+        };
+        self.say(Outgoing::Ack(ack), ctx);
+    }
+
+    /// Ends the connection with a code and a reason that a program can read. A second close changes nothing.
+    pub fn close(&mut self, code: CloseCode, reason: &str, ctx: &Context<'_>) {
+        if self.state != State::Open {
+            return;
+        }
+        let mut frame = Vec::new();
+        ws::push_close(&mut frame, code.number(), reason);
+        self.push_bytes(&frame);
+        self.state = State::Closing;
+        self.ended = Some(code);
+        self.due_ms = ctx.now.mono_ms + ctx.settings.close_ms;
+    }
+
+    /// Says something of the hub's own, at its place behind what was served.
+    pub fn say(&mut self, message: Outgoing<'_>, ctx: &Context<'_>) {
+        if ctx.settings.echo {
+            return;
+        }
+        let json = message.to_json(self.position(ctx.head), ctx.now.unix_ms);
+        self.push(ws::Opcode::Text, json.as_bytes());
+    }
+
+    /// When [`timeout`](Self::timeout) is to be called, in the monotonic milliseconds of [`Now`]; never for a session
+    /// that is finished.
+    pub fn due_ms(&self, settings: &Settings) -> u64 {
+        match self.state {
+            State::Open => self.due_ms.min(self.heard_ms + settings.timeout_ms),
+            State::Closing | State::Deaf => self.due_ms,
+            State::Closed if self.out.is_some() => self.due_ms,
+            State::Closed => u64::MAX,
+        }
+    }
+
+    /// Does what is due: a ping, the end of a silent client, the end of waiting for a closing one.
+    pub fn timeout(&mut self, ctx: &mut Context<'_>) {
+        let now = ctx.now.mono_ms;
+        match self.state {
+            State::Open if now >= self.heard_ms + ctx.settings.timeout_ms => {
+                let reason = format!("silent for {} s: answer pings", ctx.settings.timeout_ms.div_ceil(1_000));
+                self.close(CloseCode::HeartbeatTimeout, &reason, ctx);
+            }
+            State::Open if now >= self.due_ms => self.ping(ctx),
+            State::Closing | State::Deaf | State::Closed if now >= self.due_ms => {
+                self.state = State::Closed;
+                self.out = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn ping(&mut self, ctx: &mut Context<'_>) {
+        let now = ctx.now.mono_ms;
+        self.overdue = self.heard_ms + ctx.settings.heartbeat_ms < self.due_ms;
+        self.due_ms = (self.due_ms + ctx.settings.heartbeat_ms).max(now + 1);
+        // A client that doesn't take what waits for it would not take a ping either.
+        if self.out.is_none() {
+            ctx.tally.pings += 1;
+            self.say(Outgoing::Ping, ctx);
+        }
+    }
+
+    /// Offers what waits and then `entries` to the sink, which says how many bytes it took. `reached` is the place
+    /// that the session has come to if all is taken. Returns whether all was.
+    ///
+    /// Of a frame that was taken in part the rest is kept; that is all the memory a slow client costs.
+    pub fn flush(
+        &mut self,
+        entries: &[&Entry],
+        reached: u64,
+        tally: &mut Tally,
+        sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
+    ) -> bool {
+        let mut out = self.out.take();
+        let mut taken = {
+            let waiting = out.as_deref().map(Outbox::rest);
+            let frames = entries.iter().map(|entry| &*entry.frame);
+            let slices: SmallVec<[IoSlice<'_>; 64]> = waiting.into_iter().chain(frames).map(IoSlice::new).collect();
+            if slices.is_empty() { 0 } else { sink(&slices) }
+        };
+        tally.bytes_sent += taken as u64;
+        if let Some(waiting) = &mut out {
+            let rest = waiting.rest().len();
+            if taken < rest {
+                waiting.sent += taken;
+                self.out = out;
+                return false;
+            }
+            taken -= rest;
+        }
+        for entry in entries {
+            let length = entry.frame.len();
+            if taken < length {
+                if taken > 0 {
+                    self.out = Some(Box::new(Outbox { bytes: entry.frame[taken..].to_vec(), sent: 0 }));
+                    self.cursor = entry.sequence;
+                    tally.deliveries += 1;
+                }
+                return false;
+            }
+            taken -= length;
+            self.cursor = entry.sequence;
+            tally.deliveries += 1;
+        }
+        self.cursor = self.cursor.max(reached);
+        true
+    }
+
+    /// Says that the session has been served up to the head.
+    pub fn caught_up(&mut self) {
+        self.behind = false;
+    }
+
+    fn push(&mut self, opcode: ws::Opcode, payload: &[u8]) {
+        ws::push_frame(&mut self.out.get_or_insert_default().bytes, opcode, payload);
+    }
+
+    fn push_bytes(&mut self, bytes: &[u8]) {
+        self.out.get_or_insert_default().bytes.extend_from_slice(bytes);
+    }
+}
+
+impl Outbox {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+}
+
+impl Rights {
+    fn of(grant: &Grant) -> Option<Box<Self>> {
+        (grant.admin || !grant.topics.is_empty())
+            .then(|| Box::new(Self { topics: grant.topics.clone(), admin: grant.admin }))
+    }
+
+    fn allow(&self, topic: &str) -> bool {
+        self.admin || crate::grant::allows(&self.topics, topic)
+    }
+}

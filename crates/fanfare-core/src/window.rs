@@ -1,0 +1,400 @@
+//! The recent tail of the log in memory: every event as the bytes to send, and who it is for.
+//!
+//! Knows positions and audiences. Does not know who is connected, nor how entries come to it.
+
+use crate::{Audience, ConnectionId, Event, Position, ws};
+use hashbrown::{HashMap, HashTable};
+use smallvec::SmallVec;
+use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
+
+/// One event at its place in the log, encoded once for a whole node.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its place: dense, from 1 on.
+    pub sequence: u64,
+    /// When it was appended, in milliseconds since 1970-01-01T00:00:00Z.
+    pub appended_ms: u64,
+    /// Who it is for.
+    pub audience: Audience,
+    /// Its name.
+    pub event_id: Box<str>,
+    /// The whole WebSocket frame.
+    pub frame: Box<[u8]>,
+}
+
+/// How much a window or a log in memory keeps. What comes first counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Events.
+    pub events: usize,
+    /// Bytes, as [`Entry::weight`] counts them.
+    pub bytes: usize,
+    /// Milliseconds since an event was appended.
+    pub age_ms: u64,
+}
+
+/// Who a client is to the log: what it may see.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewer<'a> {
+    /// The user of its token.
+    pub user: &'a Arc<str>,
+    /// Its own name.
+    pub connection: ConnectionId,
+    /// What it subscribed to.
+    pub topics: &'a [Arc<str>],
+}
+
+/// Why a cursor can't be continued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapReason {
+    /// What came after it is no longer held.
+    Expired,
+    /// It is of another log.
+    Reset,
+}
+
+impl GapReason {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// History that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub reason: GapReason,
+    /// How many events of the log lie between the cursor and the oldest that is held, whoever they were for; `None`
+    /// where the cursor's place is not known.
+    pub missed: Option<u64>,
+}
+
+/// Where a client starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The sequence up to which the client has been served.
+    pub cursor: u64,
+    /// What it must be told is missing before that.
+    pub gap: Option<Gap>,
+    /// It asked to go on from a place.
+    pub asked: bool,
+}
+
+/// A node's recent tail of the log.
+#[derive(Debug)]
+pub struct Window {
+    epoch: u64,
+    /// The sequence before the first entry: the oldest cursor that can be served.
+    floor: u64,
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+    bounds: Bounds,
+    hasher: foldhash::fast::RandomState,
+    /// Sequences by the hash of their event's id; the entry itself has the id.
+    ids: HashTable<u64>,
+    everyone: VecDeque<u64>,
+    addressed: HashMap<Audience, VecDeque<u64>, foldhash::fast::RandomState>,
+}
+
+/// Up to here a scan of each entry is cheaper than looking the audiences up.
+const SCAN_AT_MOST: u64 = 64;
+
+impl Entry {
+    /// Encodes an event for its place.
+    pub fn new(sequence: u64, appended_ms: u64, audience: Audience, event: &Event) -> Self {
+        Self {
+            sequence,
+            appended_ms,
+            audience,
+            event_id: event.event_id().into(),
+            frame: ws::frame(ws::Opcode::Text, event.json().as_bytes()),
+        }
+    }
+
+    /// What an entry costs in memory, in bytes: its frame, its id and a fixed part for the indexes.
+    pub fn weight(&self) -> usize {
+        self.frame.len() + self.event_id.len() + 160
+    }
+}
+
+impl Viewer<'_> {
+    /// Whether the client may see what is for `audience`.
+    pub fn sees(&self, audience: &Audience) -> bool {
+        match audience {
+            Audience::Everyone => true,
+            Audience::User(user) => user == self.user,
+            Audience::Connection(id) => *id == self.connection,
+            Audience::Topic(topic) => self.topics.contains(topic),
+        }
+    }
+}
+
+impl Window {
+    /// An empty window of the log `epoch` whose head is at `head`.
+    pub fn new(epoch: u64, head: u64, bounds: Bounds) -> Self {
+        Self {
+            epoch,
+            floor: head,
+            entries: VecDeque::new(),
+            bytes: 0,
+            bounds,
+            hasher: foldhash::fast::RandomState::default(),
+            ids: HashTable::new(),
+            everyone: VecDeque::new(),
+            addressed: HashMap::default(),
+        }
+    }
+
+    /// Which log this is the tail of.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The sequence of the newest entry.
+    pub fn head(&self) -> u64 {
+        self.floor + self.entries.len() as u64
+    }
+
+    /// The oldest cursor that can be served: what came after it is all here.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// How many events are held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no event is held.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many bytes are held, as [`Entry::weight`] counts them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes the next entry, and lets go of what the bounds no longer allow.
+    ///
+    /// # Panics
+    /// If the entry isn't the next one: a hole in the window would be a loss that nobody is told of.
+    pub fn push(&mut self, entry: Arc<Entry>) {
+        assert_eq!(entry.sequence, self.head() + 1, "the window has no holes");
+        self.bytes += entry.weight();
+        let hash = self.hasher.hash_one(&*entry.event_id);
+        let (entries, floor, hasher) = (&self.entries, self.floor, &self.hasher);
+        self.ids.insert_unique(hash, entry.sequence, |&sequence| {
+            hasher.hash_one(&*entries[index(floor, sequence)].event_id)
+        });
+        match &entry.audience {
+            Audience::Everyone => self.everyone.push_back(entry.sequence),
+            other => self.addressed.entry_ref(other).or_default().push_back(entry.sequence),
+        }
+        let now = entry.appended_ms;
+        self.entries.push_back(entry);
+        self.expire(now);
+    }
+
+    /// Lets go of what the bounds no longer allow at `unix_ms`.
+    pub fn expire(&mut self, unix_ms: u64) {
+        while let Some(oldest) = self.entries.front() {
+            let too_many = self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes;
+            if !too_many && unix_ms.saturating_sub(oldest.appended_ms) <= self.bounds.age_ms {
+                return;
+            }
+            self.pop_oldest();
+        }
+    }
+
+    fn pop_oldest(&mut self) {
+        let Some(oldest) = self.entries.front() else { return };
+        self.bytes -= oldest.weight();
+        let sequence = oldest.sequence;
+        let hash = self.hasher.hash_one(&*oldest.event_id);
+        if let Ok(found) = self.ids.find_entry(hash, |&s| s == sequence) {
+            found.remove();
+        }
+        match &oldest.audience {
+            Audience::Everyone => drop(self.everyone.pop_front()),
+            other => {
+                if let Some(list) = self.addressed.get_mut(other) {
+                    list.pop_front();
+                    if list.is_empty() {
+                        self.addressed.remove(other);
+                    }
+                }
+            }
+        }
+        self.entries.pop_front();
+        self.floor = sequence;
+    }
+
+    /// The place of an event, if it is held.
+    pub fn find(&self, event_id: &str) -> Option<u64> {
+        let hash = self.hasher.hash_one(event_id);
+        self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id).copied()
+    }
+
+    /// The entries behind a cursor, oldest first. The cursor must not lie before the [`floor`](Self::floor).
+    pub fn since(&self, cursor: u64) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries
+            .range(usize::try_from(cursor.saturating_sub(self.floor)).map_or(usize::MAX, |n| n.min(self.len()))..)
+    }
+
+    /// The entries behind a cursor that a client may see, oldest first.
+    pub fn view<'a>(&'a self, cursor: u64, viewer: Viewer<'a>) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let near = self.head().saturating_sub(cursor) <= SCAN_AT_MOST;
+        let scan = near.then(|| self.since(cursor).filter(move |entry| viewer.sees(&entry.audience)));
+        let merge = (!near).then(|| self.merge(cursor, viewer));
+        scan.into_iter().flatten().chain(merge.into_iter().flatten())
+    }
+
+    /// Walks the lists of the audiences a client belongs to, always the one whose next entry is the oldest.
+    fn merge<'a>(&'a self, cursor: u64, viewer: Viewer<'a>) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let mut lists: SmallVec<[_; 4]> =
+            self.lists(viewer).map(|list| list.range(list.partition_point(|&s| s <= cursor)..).peekable()).collect();
+        std::iter::from_fn(move || {
+            let next = lists.iter_mut().filter_map(|list| Some((*list.peek().copied()?, list))).min_by_key(|(s, _)| *s);
+            let (sequence, list) = next?;
+            list.next();
+            self.entries.get(index(self.floor, sequence))
+        })
+    }
+
+    /// How many entries behind a cursor a client may see.
+    pub fn count(&self, cursor: u64, viewer: Viewer<'_>) -> usize {
+        self.lists(viewer).map(|list| list.len() - list.partition_point(|&s| s <= cursor)).sum()
+    }
+
+    fn lists<'a>(&'a self, viewer: Viewer<'a>) -> impl Iterator<Item = &'a VecDeque<u64>> {
+        let own = [Audience::User(viewer.user.clone()), Audience::Connection(viewer.connection)];
+        let topics = viewer.topics.iter().map(|topic| Audience::Topic(topic.clone()));
+        let addressed = own.into_iter().chain(topics).filter_map(|audience| self.addressed.get(&audience));
+        std::iter::once(&self.everyone).chain(addressed)
+    }
+
+    /// Where a client starts that names the last `event_id` it saw: an event's, or the text form of a position.
+    ///
+    /// An event that is not held lies before all that is held, so its client goes on from the oldest entry and is
+    /// told of the gap. The same holds for a position of another log: to that client all of this log is new.
+    pub fn start(&self, last_event_id: Option<&str>) -> Start {
+        let Some(id) = last_event_id else {
+            return Start { cursor: self.head(), gap: None, asked: false };
+        };
+        let gap = match id.parse::<Position>() {
+            Ok(place) if place.epoch == self.epoch && place.sequence <= self.head() => {
+                return self.continue_from(place.sequence);
+            }
+            Ok(_) => Gap { reason: GapReason::Reset, missed: None },
+            Err(_) => match self.find(id) {
+                Some(sequence) => return self.continue_from(sequence),
+                // A log that never let go of anything can't have held the event.
+                None if self.floor == 0 => Gap { reason: GapReason::Reset, missed: None },
+                None => Gap { reason: GapReason::Expired, missed: None },
+            },
+        };
+        Start { cursor: self.floor, gap: Some(gap), asked: true }
+    }
+
+    /// Where a client goes on that has been served up to `cursor` of this log.
+    pub fn continue_from(&self, cursor: u64) -> Start {
+        let missed = self.floor.saturating_sub(cursor);
+        let gap = (missed > 0).then_some(Gap { reason: GapReason::Expired, missed: Some(missed) });
+        Start { cursor: cursor.max(self.floor), gap, asked: true }
+    }
+}
+
+/// Where the entry of a sequence stands in a queue whose first entry comes right after `floor`.
+fn index(floor: u64, sequence: u64) -> usize {
+    usize::try_from(sequence - floor - 1).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Draft;
+
+    const WIDE: Bounds = Bounds { events: 1_000, bytes: 1 << 20, age_ms: 1_000_000 };
+
+    fn entry(sequence: u64, appended_ms: u64, audience: Audience) -> Arc<Entry> {
+        let event = Draft::parse(r#"{"type":"note"}"#).unwrap().finish(0, || format!("e{sequence}")).unwrap();
+        Arc::new(Entry::new(sequence, appended_ms, audience, &event))
+    }
+
+    fn window(bounds: Bounds, entries: u64) -> Window {
+        let mut window = Window::new(7, 0, bounds);
+        for sequence in 1..=entries {
+            let audience = match sequence % 3 {
+                0 => Audience::Everyone,
+                1 => Audience::User("ann".into()),
+                _ => Audience::Topic("t".into()),
+            };
+            window.push(entry(sequence, sequence, audience));
+        }
+        window
+    }
+
+    #[test]
+    fn each_bound_lets_the_oldest_go() {
+        let weight = entry(1, 0, Audience::Everyone).weight();
+        for bounds in [Bounds { events: 5, ..WIDE }, Bounds { bytes: 5 * weight, ..WIDE }, Bounds { age_ms: 4, ..WIDE }]
+        {
+            let window = window(bounds, 9);
+            assert_eq!((window.len(), window.floor(), window.head()), (5, 4, 9), "{bounds:?}");
+            assert_eq!((window.find("e4"), window.find("e5")), (None, Some(5)));
+        }
+    }
+
+    #[test]
+    fn time_alone_empties_it() {
+        let mut window = window(WIDE, 9);
+        window.expire(2_000_000);
+        assert!(window.is_empty() && window.bytes() == 0 && window.addressed.is_empty() && window.ids.is_empty());
+        assert_eq!((window.floor(), window.head()), (9, 9));
+    }
+
+    #[test]
+    fn near_and_far_cursors_see_the_same() {
+        let window = window(WIDE, 200);
+        let (user, topics): (Arc<str>, _) = ("ann".into(), ["t".into()]);
+        for topics in [&topics[..], &[]] {
+            let viewer = Viewer { user: &user, connection: ConnectionId(1), topics };
+            for cursor in [0, 1, 100, 136, 150, 199, 200] {
+                let seen: Vec<_> = window.view(cursor, viewer).map(|e| e.sequence).collect();
+                let expected: Vec<_> = (cursor + 1..=200).filter(|s| s % 3 != 2 || !topics.is_empty()).collect();
+                assert_eq!(seen, expected, "{cursor}");
+                assert_eq!(window.count(cursor, viewer), expected.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_starts_where_it_was() {
+        let window = window(Bounds { events: 5, ..WIDE }, 9);
+        let gap = |reason, missed| Some(Gap { reason, missed });
+        for (id, cursor, expected) in [
+            ("e7", 7, None),
+            ("pos-7-4", 4, None),
+            ("pos-7-9", 9, None),
+            ("pos-7-1", 4, gap(GapReason::Expired, Some(3))),
+            ("pos-7-10", 4, gap(GapReason::Reset, None)),
+            ("pos-8-6", 4, gap(GapReason::Reset, None)),
+            ("e2", 4, gap(GapReason::Expired, None)),
+            ("unknown", 4, gap(GapReason::Expired, None)),
+        ] {
+            assert_eq!(window.start(Some(id)), Start { cursor, gap: expected, asked: true }, "{id}");
+        }
+        assert_eq!(window.start(None), Start { cursor: 9, gap: None, asked: false });
+    }
+
+    #[test]
+    fn an_unknown_id_in_a_log_that_is_whole_is_of_another_log() {
+        let start = window(WIDE, 3).start(Some("elsewhere"));
+        assert_eq!((start.cursor, start.gap.unwrap().reason), (0, GapReason::Reset));
+    }
+}

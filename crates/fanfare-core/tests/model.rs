@@ -1,0 +1,451 @@
+//! Window, roster and sessions under virtual time against a reference model: whatever is published to whomever, however
+//! clients stall, leave and come back, every client reads exactly its events, in order, once, or a `gap` where history
+//! is gone.
+//!
+//! The model is the client's own view. It reads the bytes a session sent, and at every frame asks the full history
+//! (which the window has long let go of) whether anything it should have had lies between its last place and this one.
+
+use fanfare_core::{
+    Audience, ConnectionId, Draft, Grant, Position,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Denied, Settings},
+    time::Now,
+    window::{Bounds, Entry, Window},
+    ws,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+use std::{collections::BTreeSet, sync::Arc};
+
+const EPOCH: u64 = 0xfa;
+const USERS: [&str; 2] = ["ann", "bob"];
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+const CLIENTS: usize = 4;
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// Appends events, each for one of a few audiences.
+    Publish(Vec<u8>),
+    /// The shard takes what is new in the window.
+    Pull,
+    /// A client connects, naming the n-th last id it saw, or a made-up one.
+    Connect { client: usize, resume: Resume, topics: u8 },
+    /// A client's socket breaks.
+    Cut(usize),
+    /// A client's socket takes so many bytes more.
+    Drain(usize, usize),
+    /// So many turns are served.
+    Serve(usize),
+    /// A client subscribes or unsubscribes.
+    Topic { client: usize, topic: usize, subscribe: bool },
+    /// A client asks for a pong.
+    Ping(usize),
+    /// Time passes, in milliseconds.
+    Wait(u64),
+}
+
+#[derive(Debug, Clone)]
+enum Resume {
+    No,
+    Seen(usize),
+    Unknown,
+    OtherLog,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let client = 0..CLIENTS;
+    let resume = prop_oneof![
+        1 => Just(Resume::No),
+        6 => (0usize..8).prop_map(Resume::Seen),
+        1 => Just(Resume::Unknown),
+        1 => Just(Resume::OtherLog),
+    ];
+    let op = prop_oneof![
+        5 => prop::collection::vec(any::<u8>(), 1..6).prop_map(Op::Publish),
+        1 => prop::collection::vec(any::<u8>(), 60..110).prop_map(Op::Publish),
+        4 => Just(Op::Pull),
+        3 => (client.clone(), resume, 0u8..8).prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
+        1 => client.clone().prop_map(Op::Cut),
+        4 => (client.clone(), prop_oneof![0usize..200, 0usize..20_000]).prop_map(|(c, n)| Op::Drain(c, n)),
+        4 => (1usize..6).prop_map(Op::Serve),
+        2 => (client.clone(), 0..TOPICS.len(), any::<bool>())
+            .prop_map(|(client, topic, subscribe)| Op::Topic { client, topic, subscribe }),
+        1 => client.prop_map(Op::Ping),
+        1 => prop_oneof![0u64..2_000, 0u64..40_000].prop_map(Op::Wait),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+/// The world: the node's side as it is, every client as the model sees it, and the full history.
+struct World {
+    window: Window,
+    roster: Roster,
+    now: Now,
+    history: Vec<(String, Audience)>,
+    clients: Vec<Client>,
+}
+
+struct Client {
+    user: Arc<str>,
+    connection: ConnectionId,
+    slot: Option<Slot>,
+    /// How many bytes its socket still takes.
+    room: usize,
+    bytes: Vec<u8>,
+    /// The topics it holds at the place up to which it has read.
+    topics: BTreeSet<String>,
+    wanted: Vec<Arc<str>>,
+    /// What its connect must be answered with: the place, and whether a gap must follow.
+    expected: Option<(u64, bool)>,
+    /// It was told of a gap that must come next.
+    owed_gap: bool,
+    place: u64,
+    seen: Vec<String>,
+    gaps: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let settings = Settings {
+            heartbeat_ms: 10_000,
+            timeout_ms: 25_000,
+            close_ms: 1_000,
+            limits: ws::Limits { max_frame_bytes: 1_000, max_message_bytes: 1_000 },
+            frames_per_second: 0,
+            max_topics: TOPICS.len(),
+            echo: false,
+        };
+        let clients = (0..CLIENTS).map(|i| Client::new(USERS[i % USERS.len()], i)).collect();
+        let bounds = Bounds { events: 90, bytes: 40_000, age_ms: 60_000 };
+        Self {
+            window: Window::new(EPOCH, 0, bounds),
+            roster: Roster::new(settings, EPOCH, 0),
+            now: Now { mono_ms: 1_000, unix_ms: 1_000_000 },
+            history: Vec::new(),
+            clients,
+        }
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Publish(audiences) => audiences.into_iter().for_each(|kind| self.publish(kind)),
+            Op::Pull => self.pull(),
+            Op::Connect { client, resume, topics } => self.connect(client, &resume, topics),
+            Op::Cut(client) => self.cut(client),
+            Op::Drain(client, n) => self.drain(client, n),
+            Op::Serve(turns) => self.serve(turns),
+            Op::Topic { client, topic, subscribe } => {
+                let kind = if subscribe { "subscribe" } else { "unsubscribe" };
+                self.send(client, &format!(r#"{{"type":"{kind}","topic":"{}"}}"#, TOPICS[topic]));
+            }
+            Op::Ping(client) => self.send(client, r#"{"type":"ping"}"#),
+            Op::Wait(ms) => self.wait(ms),
+        }
+    }
+
+    fn publish(&mut self, kind: u8) {
+        let audience = match kind % 8 {
+            0..=2 => Audience::Everyone,
+            3 | 4 => Audience::User(USERS[kind as usize / 8 % USERS.len()].into()),
+            5 => Audience::Connection(ConnectionId(u128::from(kind) / 8 % CLIENTS as u128)),
+            _ => Audience::Topic(TOPICS[kind as usize / 8 % TOPICS.len()].into()),
+        };
+        let id = format!("e{}", self.history.len() + 1);
+        let pad = "x".repeat(kind as usize * 2);
+        let draft = Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
+        let event = draft.finish(self.now.unix_ms, || id.clone()).unwrap();
+        let sequence = self.window.head() + 1;
+        self.window.push(Arc::new(Entry::new(sequence, self.now.unix_ms, audience.clone(), &event)));
+        self.history.push((id, audience));
+    }
+
+    /// As a shard does it.
+    fn pull(&mut self) {
+        if self.roster.head() < self.window.floor() {
+            self.roster.jump(self.window.head());
+        } else {
+            let entries: Vec<_> = self.window.since(self.roster.head()).cloned().collect();
+            self.roster.advance(&entries);
+        }
+    }
+
+    fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
+        let client = &mut self.clients[who];
+        let old = client.slot.take();
+        let last = match resume {
+            Resume::No => None,
+            Resume::Seen(back) => client.seen.iter().rev().nth(*back).cloned(),
+            Resume::Unknown => Some("nobody-knows".to_owned()),
+            Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
+        };
+        let (floor, head) = (self.window.floor(), self.window.head());
+        let known = last.as_deref().and_then(|id| self.history_place(id));
+        let client = &mut self.clients[who];
+        client.expected = Some(match (&last, known) {
+            (None, _) => (head, false),
+            (Some(_), Some(place)) if place >= floor => (place, false),
+            _ => (floor, true),
+        });
+        client.wanted = (0..TOPICS.len()).filter(|i| topics >> i & 1 == 1).map(|i| TOPICS[i].into()).collect();
+        client.topics = client.wanted.iter().map(|topic| topic.to_string()).collect();
+        (client.room, client.owed_gap) = (0, false);
+        client.bytes.clear();
+        let grant = Grant { user: client.user.clone(), topics: vec!["*".into()], ..Grant::default() };
+        let wanted = client.wanted.clone();
+        let arrival = Arrival::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
+        let start = self.window.start(last.as_deref());
+        let replayed = self.window.count(start.cursor, arrival.viewer());
+        let visible = (start.cursor + 1..=head).filter(|s| self.sees(who, *s)).count();
+        assert_eq!(replayed, visible, "the ack announces what is held for the client");
+        self.clients[who].slot = Some(self.roster.connect(arrival, start, replayed, self.now));
+        // The older socket of the same connection is closed; its client has given it up.
+        if let Some(old) = old {
+            assert!(!self.roster.session(old).unwrap().is_open());
+            self.roster.remove(old);
+        }
+    }
+
+    fn history_place(&self, id: &str) -> Option<u64> {
+        match id.parse::<Position>() {
+            Ok(place) => (place.epoch == EPOCH).then_some(place.sequence),
+            Err(_) => self.history.iter().position(|(known, _)| known == id).map(|i| i as u64 + 1),
+        }
+    }
+
+    fn sees(&self, who: usize, sequence: u64) -> bool {
+        let client = &self.clients[who];
+        match &self.history[sequence as usize - 1].1 {
+            Audience::Everyone => true,
+            Audience::User(user) => *user == client.user,
+            Audience::Connection(id) => *id == client.connection,
+            Audience::Topic(topic) => client.topics.contains(&**topic),
+        }
+    }
+
+    fn cut(&mut self, who: usize) {
+        if let Some(slot) = self.clients[who].slot.take() {
+            self.roster.remove(slot);
+        }
+    }
+
+    fn drain(&mut self, who: usize, n: usize) {
+        self.clients[who].room += n;
+        if let Some(slot) = self.clients[who].slot {
+            self.roster.writable(slot);
+        }
+    }
+
+    fn send(&mut self, who: usize, text: &str) {
+        let Some(slot) = self.clients[who].slot else { return };
+        let mut frame = masked(text);
+        self.roster.input(slot, &mut frame, self.now, &|_| Err(Denied { code: "no", message: String::new() }));
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms;
+        self.window.expire(self.now.unix_ms);
+        self.roster.timeouts(self.now);
+    }
+
+    fn serve(&mut self, turns: usize) {
+        for _ in 0..turns {
+            let Some(slot) = self.roster.next_ready() else { return };
+            self.turn(slot);
+        }
+    }
+
+    fn turn(&mut self, slot: Slot) -> Served {
+        let who = self.clients.iter().position(|client| client.slot == Some(slot));
+        let Some(who) = who else {
+            return self.roster.serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
+        };
+        let client = &mut self.clients[who];
+        let (room, bytes) = (&mut client.room, &mut client.bytes);
+        let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+            let mut taken = 0;
+            for slice in slices {
+                let n = slice.len().min(*room);
+                bytes.extend_from_slice(&slice[..n]);
+                *room -= n;
+                taken += n;
+            }
+            taken
+        });
+        self.read(who);
+        if served == Served::Finished {
+            self.cut(who);
+        }
+        served
+    }
+
+    /// The client reads all whole frames it has, and checks each.
+    fn read(&mut self, who: usize) {
+        while let Some((opcode, payload)) = next_frame(&mut self.clients[who].bytes) {
+            if opcode != 1 {
+                continue;
+            }
+            let message: Value = serde_json::from_slice(&payload).unwrap();
+            let id = message["event_id"].as_str().unwrap().to_owned();
+            let place = self.history_place(&id).expect("only ids of this log are sent");
+            match message["type"].as_str().unwrap() {
+                "ack" if self.clients[who].expected.is_some() => self.check_connected(who, &message, place),
+                "gap" => self.check_gap(who, place),
+                "note" => {
+                    assert!(place > self.clients[who].place, "{id} doubled or out of order");
+                    assert!(self.sees(who, place), "{id} is not for this client");
+                    self.check_nothing_missed(who, place - 1);
+                }
+                kind => {
+                    self.check_nothing_missed(who, place);
+                    self.follow_topics(who, kind, &message);
+                }
+            }
+            let client = &mut self.clients[who];
+            assert!(!client.owed_gap || message["type"] == "ack", "a gap was due before {message}");
+            client.place = place;
+            client.seen.push(id);
+        }
+    }
+
+    fn check_connected(&mut self, who: usize, ack: &Value, place: u64) {
+        let client = &mut self.clients[who];
+        let (expected, gap) = client.expected.take().unwrap();
+        assert_eq!(place, expected, "{ack}");
+        let resumed = ack["ack_event_id"] != "initial_connect" && !gap;
+        assert_eq!(ack["resumed"], resumed, "{ack}");
+        client.owed_gap = gap;
+    }
+
+    fn check_gap(&mut self, who: usize, place: u64) {
+        let floor = self.window.floor();
+        let client = &mut self.clients[who];
+        client.gaps += 1;
+        assert!(place <= floor, "history behind {place} is still held from {floor} on");
+        assert!(std::mem::take(&mut client.owed_gap) || place > client.place, "a gap that hides nothing");
+    }
+
+    /// Everything the client may see up to `until` must lie before its place.
+    fn check_nothing_missed(&self, who: usize, until: u64) {
+        let place = self.clients[who].place;
+        assert!(until >= place, "the position went back from {place} to {until}");
+        let missed = (place + 1..=until).find(|sequence| self.sees(who, *sequence));
+        assert_eq!(missed, None, "client {who} at {place} was never sent an event before {until}");
+    }
+
+    /// A subscription begins and ends at the place of its ack.
+    fn follow_topics(&mut self, who: usize, kind: &str, message: &Value) {
+        let topics = &mut self.clients[who].topics;
+        if let ("ack", Some(topic)) = (kind, message["topic"].as_str()) {
+            match message["ack_event_id"].as_str().unwrap() {
+                "subscribe" => drop(topics.insert(topic.to_owned())),
+                _ => drop(topics.remove(topic)),
+            }
+        }
+    }
+
+    /// Lets everything drain, after which every client has all that it may see.
+    fn settle(&mut self) {
+        self.pull();
+        for who in 0..CLIENTS {
+            self.drain(who, 1 << 30);
+        }
+        let mut turns = 0;
+        while let Some(slot) = self.roster.next_ready() {
+            self.turn(slot);
+            turns += 1;
+            assert!(turns < 10_000, "serving never ends");
+        }
+        let head = self.window.head();
+        for who in 0..CLIENTS {
+            if self.clients[who].slot.is_some_and(|slot| self.roster.session(slot).unwrap().is_open()) {
+                assert!(self.clients[who].expected.is_none(), "client {who} never got its ack");
+                self.check_nothing_missed(who, head);
+                assert_eq!(self.roster.session(self.clients[who].slot.unwrap()).unwrap().behind(), None);
+            }
+        }
+    }
+
+    /// When everybody has left nothing is left of them.
+    fn leave(&mut self) {
+        for who in 0..CLIENTS {
+            self.cut(who);
+        }
+        assert_eq!((self.roster.len(), self.roster.overdue(), self.roster.seats()), (0, 0, 0));
+    }
+}
+
+impl Client {
+    fn new(user: &str, i: usize) -> Self {
+        Self {
+            user: user.into(),
+            connection: ConnectionId(i as u128),
+            slot: None,
+            room: 0,
+            bytes: Vec::new(),
+            topics: BTreeSet::new(),
+            wanted: Vec::new(),
+            expected: None,
+            owed_gap: false,
+            place: 0,
+            seen: Vec::new(),
+            gaps: 0,
+        }
+    }
+}
+
+/// Takes a whole frame of a server off the front of `bytes`.
+fn next_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
+    let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
+    let (head, length) = match second {
+        126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
+        127 => (10, usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).unwrap()),
+        short => (2, usize::from(short)),
+    };
+    let payload = bytes.get(head..head + length)?.to_vec();
+    bytes.drain(..head + length);
+    Some((first & 0xf, payload))
+}
+
+/// A client's text frame of at most 125 bytes.
+fn masked(text: &str) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap()];
+    frame.extend(mask);
+    frame.extend(text.bytes().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_client_reads_its_events_in_order_once_or_a_gap(ops in ops()) {
+        let mut world = World::new();
+        for op in ops {
+            world.run(op);
+        }
+        world.settle();
+        world.leave();
+    }
+}
+
+/// The property above would hold of a world in which nothing happens.
+#[test]
+fn the_model_sees_deliveries_replays_and_gaps() {
+    let mut world = World::new();
+    world.run(Op::Connect { client: 0, resume: Resume::No, topics: 1 });
+    world.run(Op::Publish(vec![0; 10]));
+    world.settle();
+    assert_eq!(world.clients[0].place, 10);
+    world.run(Op::Cut(0));
+    world.run(Op::Publish(vec![0; 10]));
+    world.run(Op::Connect { client: 0, resume: Resume::Seen(0), topics: 1 });
+    world.settle();
+    assert_eq!((world.clients[0].place, world.clients[0].gaps), (20, 0));
+    // A client that stops reading falls out of the window and is told.
+    world.clients[0].room = 0;
+    world.run(Op::Publish(vec![0; 200]));
+    world.settle();
+    assert_eq!((world.clients[0].place, world.clients[0].gaps), (220, 1));
+}

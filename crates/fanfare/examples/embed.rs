@@ -1,0 +1,29 @@
+//! A hub inside an application that has routes of its own: `SECRET_KEY=... cargo run -p fanfare --example embed`.
+
+use axum::{Json, Router, extract::State, routing::post};
+use fanfare::{Audience, Draft, Hub, Verifier};
+use serde_json::{Value, json};
+use std::{error::Error, net::SocketAddr, time::Duration};
+
+/// A handler of the application: it takes an order, and the customer's browsers know at once.
+async fn order(State(hub): State<Hub>, Json(order): Json<Value>) -> Result<Json<Value>, String> {
+    let customer = order["customer"].as_str().ok_or("an order needs a customer")?;
+    let draft = Draft::new("order_placed", &order).map_err(|error| error.to_string())?;
+    let published = hub.publish(draft, Audience::User(customer.into())).await.map_err(|error| error.to_string())?;
+    Ok(Json(json!({ "event_id": published.event_id })))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let secret = std::env::var("SECRET_KEY").map_err(|_| "set SECRET_KEY to the secret that tokens are signed with")?;
+    let hub = Hub::builder(Verifier::from_secret(&secret)?).identity_secret(secret).start()?;
+    let app = Router::new().route("/orders", post(order)).with_state(hub.clone()).merge(hub.router());
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:8000").await?;
+    println!("listening on {}", listener.local_addr()?);
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })
+        .await?;
+    hub.shutdown(Duration::from_secs(5)).await;
+    Ok(())
+}

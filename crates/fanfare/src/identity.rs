@@ -1,0 +1,97 @@
+//! Names for connections and events. Knows a key and randomness, and nothing of who is connected.
+
+use aws_lc_rs::hmac;
+use fanfare_core::ConnectionId;
+use std::fmt;
+
+/// Gives connections names that prove whose they are.
+///
+/// Half of a name is random, the other half is a code over it and the user (HMAC-SHA-256, cut to 64 bits). So any
+/// node with the same key knows a name and its user again after a reconnect, a restart or a crash, without keeping a
+/// list, and nobody can come back under another user's name.
+pub(crate) struct Names {
+    key: hmac::Key,
+}
+
+impl Names {
+    pub(crate) fn new(secret: &[u8]) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let own = hmac::sign(&root, b"fanfare connection names");
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, own.as_ref()) }
+    }
+
+    /// A name for a new connection of `user`.
+    pub(crate) fn issue(&self, user: &str) -> ConnectionId {
+        self.complete(u64::from_be_bytes(random()), user)
+    }
+
+    /// Whether a name was given to `user`.
+    pub(crate) fn belongs_to(&self, id: ConnectionId, user: &str) -> bool {
+        self.complete(upper_half(id), user) == id
+    }
+
+    /// Puts the code behind the random half. Version 8 (a layout of one's own) and variant of RFC 9562 make the name
+    /// a UUID to everyone else.
+    fn complete(&self, random: u64, user: &str) -> ConnectionId {
+        let random = random & !0xf000 | 0x8000;
+        let mut signer = hmac::Context::with_key(&self.key);
+        signer.update(&random.to_be_bytes());
+        signer.update(user.as_bytes());
+        let mut code = [0; 8];
+        code.copy_from_slice(&signer.sign().as_ref()[..8]);
+        let code = u64::from_be_bytes(code) >> 2 | 1 << 63;
+        ConnectionId(u128::from(random) << 64 | u128::from(code))
+    }
+}
+
+/// A random UUID (RFC 9562 version 4), as the id of an event that came without one.
+pub(crate) fn fresh_event_id() -> String {
+    let id = u128::from_be_bytes(random());
+    ConnectionId(id & !(0xf000 << 64) & !(3 << 62) | 0x4000 << 64 | 2 << 62).to_string()
+}
+
+/// Random bytes of cryptographic quality.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // The generator fails only where the system has no randomness at all; nothing safe can be done then.
+    #[expect(clippy::expect_used, reason = "no name or key may be made without randomness")]
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system gives randomness");
+    bytes
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the shift leaves 64 bits")]
+fn upper_half(id: ConnectionId) -> u64 {
+    (id.0 >> 64) as u64
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_belongs_to_its_user_alone() {
+        let names = Names::new(b"one");
+        let id = names.issue("ann");
+        assert!(names.belongs_to(id, "ann"));
+        assert!(!names.belongs_to(id, "bob"));
+        assert!(!names.belongs_to(ConnectionId(id.0 ^ 1), "ann"));
+        assert!(!Names::new(b"two").belongs_to(id, "ann"));
+        assert_ne!(names.issue("ann"), id);
+        assert_eq!(id.to_string().as_bytes()[14], b'8');
+        assert!(matches!(id.to_string().as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
+    }
+
+    #[test]
+    fn an_event_id_is_a_random_uuid() {
+        let id = fresh_event_id();
+        assert_eq!((id.len(), id.as_bytes()[14]), (36, b'4'));
+        assert!(matches!(id.as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
+        assert_ne!(id, fresh_event_id());
+    }
+}

@@ -1,0 +1,119 @@
+//! What the parts of one node share: the window, the counters, the limits, and the shards' inboxes.
+//!
+//! Every lock here is held for the time of a look-up or a push, never across a system call.
+
+use crate::{
+    admission::Admission,
+    auth::{AuthError, Verifier},
+    broker::Tail,
+    clock,
+    config::Config,
+    identity::Names,
+    metrics::{Counter, Metrics},
+    shard::ShardHandle,
+};
+use fanfare_core::{
+    ConnectionId, Grant,
+    roster::Past,
+    session::Denied,
+    window::{Entry, Start, Viewer, Window},
+};
+use std::sync::{
+    Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// What the parts of one node share.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) verifier: Verifier,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) admission: Admission,
+    pub(crate) names: Names,
+    pub(crate) window: SharedWindow,
+    pub(crate) shards: OnceLock<Vec<Arc<ShardHandle>>>,
+    pub(crate) ready: AtomicBool,
+}
+
+/// The node's window, read by all shards.
+#[derive(Debug)]
+pub(crate) struct SharedWindow(RwLock<Window>);
+
+impl SharedWindow {
+    pub(crate) fn new(window: Window) -> Self {
+        Self(RwLock::new(window))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Window> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Window> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Past for SharedWindow {
+    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
+        Past::read(&*self.read(), cursor, until, viewer, out)
+    }
+}
+
+impl Tail for Node {
+    fn take(&self, entries: &[Arc<Entry>]) {
+        let mut window = self.window.write();
+        for entry in entries {
+            window.push(entry.clone());
+        }
+    }
+
+    fn wake(&self) {
+        for shard in self.shards() {
+            shard.wake();
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn shards(&self) -> &[Arc<ShardHandle>] {
+        self.shards.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The shard of a connection. A client that comes back finds its lingering older socket on the same one.
+    pub(crate) fn shard_of(&self, connection: ConnectionId) -> Option<&Arc<ShardHandle>> {
+        let shards = self.shards();
+        let count = shards.len().max(1) as u128;
+        shards.get(usize::try_from((connection.0 >> 64) % count).unwrap_or(0))
+    }
+
+    /// Verifies a token, and counts it if it is refused.
+    pub(crate) fn verify(&self, token: Option<&str>) -> Result<Grant, AuthError> {
+        let unix_secs = clock::now().unix_ms / 1_000;
+        let result = token.ok_or(AuthError::Missing).and_then(|token| self.verifier.verify(token, unix_secs));
+        if let Err(error) = &result {
+            self.metrics.add(auth_counter(error), 1);
+        }
+        result
+    }
+
+    /// Verifies a token that a connected client shows.
+    pub(crate) fn verify_in_band(&self, token: &str) -> Result<Grant, Denied> {
+        self.verify(Some(token)).map_err(|error| Denied { code: error.code(), message: error.to_string() })
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// Where a refused token is counted.
+pub(crate) fn auth_counter(error: &AuthError) -> Counter {
+    match error.code() {
+        "token_missing" => Counter::AuthMissing,
+        "token_expired" => Counter::AuthExpired,
+        "token_not_yet_valid" => Counter::AuthNotYetValid,
+        "forbidden" => Counter::AuthForbidden,
+        _ => Counter::AuthInvalid,
+    }
+}

@@ -1,0 +1,518 @@
+//! A thread with a poll loop that owns sockets and their sessions. Nothing else touches them.
+//!
+//! What a session does is the core's business; this reads bytes into it and offers sockets to it.
+
+use crate::{
+    admission::Refusal,
+    clock,
+    metrics::{Counter, Metrics},
+    node::Node,
+};
+use fanfare_core::{
+    CloseCode, ConnectionId,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Settings, Tally},
+    time::Now,
+    window::Entry,
+};
+use mio::{
+    Events, Interest, Poll, Token, Waker,
+    event::{Event, Source},
+    net::{TcpStream, UnixStream},
+};
+use std::{
+    io::{self, IoSlice, Read, Write},
+    net::{IpAddr, Shutdown},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How much is read at once, in bytes. One buffer serves all sockets of a shard.
+const READ_BYTES: usize = 64 << 10;
+/// How often a socket is read before the others have their turn.
+const READS_IN_A_ROW: usize = 4;
+/// After how many turns the clock is looked at.
+const TURNS_PER_LOOK: usize = 32;
+/// How long a sweep may take before it yields to reads.
+const SWEEP: Duration = Duration::from_millis(2);
+/// How often what is too old is let go.
+const HOUSEKEEPING_MS: u64 = 1_000;
+
+const WAKER: Token = Token(usize::MAX);
+
+/// How others reach a shard.
+#[derive(Debug)]
+pub(crate) struct ShardHandle {
+    inbox: Mutex<Vec<Command>>,
+    waker: Waker,
+    /// A wake is under way already.
+    awake: AtomicBool,
+    pub(crate) open: AtomicUsize,
+    pub(crate) overdue: AtomicUsize,
+}
+
+/// What a shard is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Take a client's socket over.
+    Adopt(Adoption),
+    /// End a connection.
+    Close(ConnectionId, CloseCode, String),
+    /// End every connection of a user.
+    CloseUser(Arc<str>, CloseCode, String),
+    /// Tell everyone to come back elsewhere, and end once they have left or at a time.
+    Drain { reason: String, until_ms: u64 },
+}
+
+/// A client's socket on its way to its shard.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    pub(crate) socket: Socket,
+    /// What was read beyond the handshake.
+    pub(crate) leftover: Vec<u8>,
+    pub(crate) address: IpAddr,
+    pub(crate) client: Result<Arrival, TurnedAway>,
+}
+
+/// Why a client is turned away after its upgrade, so that a browser can read it.
+#[derive(Debug)]
+pub(crate) struct TurnedAway {
+    pub(crate) code: CloseCode,
+    pub(crate) reason: String,
+}
+
+impl From<Refusal> for TurnedAway {
+    fn from(refusal: Refusal) -> Self {
+        Self { code: CloseCode::TryAgainLater, reason: refusal.to_string() }
+    }
+}
+
+/// A client's byte stream.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// The client itself.
+    Tcp(TcpStream),
+    /// One end of a pair whose other end a task joins to a stranger's stream.
+    Bridge(UnixStream),
+}
+
+/// A socket and what its session doesn't know.
+#[derive(Debug)]
+struct Conn {
+    socket: Socket,
+    /// Where it is counted, while it is.
+    counted: Option<IpAddr>,
+    /// More may be readable than was read.
+    unread: bool,
+    /// The sending side was shut.
+    shut: bool,
+}
+
+/// The thread's own.
+pub(crate) struct Shard {
+    node: Arc<Node>,
+    handle: Arc<ShardHandle>,
+    poll: Poll,
+    roster: Roster,
+    conns: Vec<Option<Conn>>,
+    /// Sockets to read on with though nothing new was heard of them.
+    unread: Vec<Slot>,
+    entries: Vec<Arc<Entry>>,
+    scratch: Box<[u8]>,
+    /// Does the node's housekeeping, for the first shard.
+    housekeeping: Option<Box<dyn Fn(u64) + Send>>,
+    housekeeping_due: u64,
+    draining_until: Option<u64>,
+}
+
+impl ShardHandle {
+    /// Asks the shard to do something.
+    pub(crate) fn send(&self, command: Command) {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        self.wake();
+    }
+
+    /// Lets the shard look at the window and its inbox.
+    pub(crate) fn wake(&self) {
+        if !self.awake.swap(true, Ordering::SeqCst) {
+            // Only a shard that has ended can't be woken.
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+impl Shard {
+    pub(crate) fn new(node: Arc<Node>, settings: Settings, epoch: u64, head: u64) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let handle = Arc::new(ShardHandle {
+            inbox: Mutex::default(),
+            waker: Waker::new(poll.registry(), WAKER)?,
+            awake: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+            overdue: AtomicUsize::new(0),
+        });
+        Ok(Self {
+            node,
+            handle,
+            poll,
+            roster: Roster::new(settings, epoch, head),
+            conns: Vec::new(),
+            unread: Vec::new(),
+            entries: Vec::new(),
+            scratch: vec![0; READ_BYTES].into(),
+            housekeeping: None,
+            housekeeping_due: 0,
+            draining_until: None,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<ShardHandle> {
+        &self.handle
+    }
+
+    /// Makes this the shard that does the node's housekeeping, given the time in Unix milliseconds.
+    pub(crate) fn keep_house(&mut self, act: impl Fn(u64) + Send + 'static) {
+        self.housekeeping = Some(Box::new(act));
+    }
+
+    /// Runs until it is drained.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(1_024);
+        while !self.is_drained() {
+            if let Err(error) = self.poll.poll(&mut events, self.patience())
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "a shard can't poll its sockets and ends");
+                return;
+            }
+            let now = clock::now();
+            self.handle.awake.store(false, Ordering::SeqCst);
+            self.pull();
+            self.obey(now);
+            for event in &events {
+                self.react(event, now);
+            }
+            self.read_on(now);
+            self.roster.timeouts(now);
+            self.keep_house_now(now);
+            self.sweep(now);
+            self.report();
+        }
+    }
+
+    /// How long to wait for something to happen.
+    fn patience(&self) -> Option<Duration> {
+        if self.roster.has_ready() || !self.unread.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let due = self.roster.next_due().unwrap_or(u64::MAX);
+        let due = if self.housekeeping.is_some() { due.min(self.housekeeping_due) } else { due };
+        let due = due.min(self.draining_until.unwrap_or(u64::MAX));
+        (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(clock::now().mono_ms)))
+    }
+
+    fn is_drained(&self) -> bool {
+        self.draining_until.is_some_and(|until| self.roster.seats() == 0 || clock::now().mono_ms >= until)
+    }
+
+    /// Takes what is new in the window.
+    fn pull(&mut self) {
+        let mut entries = std::mem::take(&mut self.entries);
+        let lost = {
+            let window = self.node.window.read();
+            let lost = self.roster.head() < window.floor();
+            if !lost {
+                entries.extend(window.since(self.roster.head()).cloned());
+            }
+            lost.then(|| window.head())
+        };
+        match lost {
+            // More came than the window holds: each session reads what is left, and is told what is not.
+            Some(head) => self.roster.jump(head),
+            None if !entries.is_empty() => self.roster.advance(&entries),
+            None => {}
+        }
+        entries.clear();
+        self.entries = entries;
+    }
+
+    fn obey(&mut self, now: Now) {
+        let commands = std::mem::take(&mut *self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        for command in commands {
+            match command {
+                Command::Adopt(adoption) => self.adopt(adoption, now),
+                Command::Close(connection, code, reason) => {
+                    if let Some(slot) = self.roster.holder(connection) {
+                        self.roster.close(slot, code, &reason, now);
+                    }
+                }
+                Command::CloseUser(user, code, reason) => {
+                    self.roster.close_user(&user, code, &reason, now);
+                }
+                Command::Drain { reason, until_ms } => self.drain(&reason, until_ms, now),
+            }
+        }
+    }
+
+    fn adopt(&mut self, adoption: Adoption, now: Now) {
+        let Adoption { socket, mut leftover, address, client } = adoption;
+        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
+            Ok(arrival) => (self.connect(arrival, now), Some(address)),
+            Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
+        };
+        let at = slot as usize;
+        if self.conns.len() <= at {
+            self.conns.resize_with(at + 1, || None);
+        }
+        let conn = self.conns[at].insert(Conn { socket, counted, unread: false, shut: false });
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
+            tracing::warn!(%error, "a socket can't be watched and is dropped");
+            return self.drop_conn(slot);
+        }
+        if !leftover.is_empty() {
+            self.roster.input(slot, &mut leftover, now, &|token| self.node.verify_in_band(token));
+        }
+    }
+
+    /// Counts a client in. The place of an older socket of the same connection is its own.
+    fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<Arrival, TurnedAway> {
+        if self.draining_until.is_some() {
+            return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
+        }
+        let older = self.roster.holder(arrival.connection).and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
+        let replaced = older.as_ref().and_then(|conn| conn.counted);
+        let user = &arrival.grant.user;
+        self.node.admission.admit(user, address, replaced, &self.node.config).map_err(|refusal| {
+            self.node.metrics.add(refusal.counter(), 1);
+            TurnedAway::from(refusal)
+        })?;
+        if let Some(older) = older
+            && let Some(address) = older.counted.take()
+        {
+            self.node.admission.release(user, address);
+            self.node.metrics.add(Counter::Takeovers, 1);
+        }
+        Ok(arrival)
+    }
+
+    fn connect(&mut self, arrival: Arrival, now: Now) -> Slot {
+        let viewer = arrival.viewer();
+        let (start, replayed) = {
+            let window = self.node.window.read();
+            let start = window.start(arrival.last_event_id.as_deref());
+            (start, window.count(start.cursor, viewer))
+        };
+        self.node.metrics.add(Counter::Connects, 1);
+        self.node.metrics.add(Counter::Resumes, u64::from(start.asked && start.gap.is_none()));
+        self.roster.connect(arrival, start, replayed, now)
+    }
+
+    fn drain(&mut self, reason: &str, until_ms: u64, now: Now) {
+        self.draining_until = Some(until_ms);
+        let slots: Vec<Slot> = self.roster.slots().collect();
+        for (i, slot) in slots.into_iter().enumerate() {
+            // Spread over two seconds, so that who comes next is not met by all at once.
+            let reconnect_after_ms = (i as u64).wrapping_mul(7_919) % 2_000;
+            self.roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
+        }
+    }
+
+    fn react(&mut self, event: &Event, now: Now) {
+        if event.token() == WAKER {
+            return;
+        }
+        let Ok(slot) = Slot::try_from(event.token().0) else { return };
+        if event.is_writable() {
+            self.roster.writable(slot);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.read(slot, event.is_read_closed(), now);
+        }
+    }
+
+    /// Reads what a socket has. `to_the_end`: its end is near, so a short read doesn't mean that it is empty.
+    fn read(&mut self, slot: Slot, to_the_end: bool, now: Now) {
+        let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
+        for _ in 0..READS_IN_A_ROW {
+            if !self.roster.wants_input(slot) {
+                // Read on once the client has taken its answers.
+                conn.unread = true;
+                return;
+            }
+            match conn.socket.read(&mut self.scratch) {
+                Ok(0) => return self.drop_conn(slot),
+                Ok(n) => {
+                    self.roster.input(slot, &mut self.scratch[..n], now, &|token| self.node.verify_in_band(token));
+                    if n < READ_BYTES && !to_the_end {
+                        conn.unread = false;
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.unread = false;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return self.drop_conn(slot),
+            }
+        }
+        conn.unread = true;
+        self.unread.push(slot);
+    }
+
+    fn read_on(&mut self, now: Now) {
+        for slot in std::mem::take(&mut self.unread) {
+            if matches!(self.conns.get(slot as usize), Some(Some(conn)) if conn.unread) {
+                self.read(slot, true, now);
+            }
+        }
+    }
+
+    /// Serves who is ready, as long as a sweep may take.
+    fn sweep(&mut self, now: Now) {
+        let start = Instant::now();
+        let mut turns = 0;
+        while let Some(slot) = self.roster.next_ready() {
+            self.serve(slot, now);
+            turns += 1;
+            if turns % TURNS_PER_LOOK == 0 && start.elapsed() >= SWEEP {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, slot: Slot, now: Now) {
+        let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
+        let mut broken = false;
+        let socket = &mut conn.socket;
+        let served = self.roster.serve(slot, &self.node.window, now, &mut |slices| {
+            socket.send(slices).unwrap_or_else(|error| {
+                broken = error.kind() != io::ErrorKind::WouldBlock;
+                0
+            })
+        });
+        if broken || served == Served::Finished {
+            return self.drop_conn(slot);
+        }
+        if served != Served::Blocked && conn.unread {
+            self.unread.push(slot);
+        }
+        let deaf = self.roster.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
+        if deaf && !std::mem::replace(&mut conn.shut, true) {
+            // The client reads its close frame and then the end; a reset could take the frame from it.
+            let _ = conn.socket.shut();
+        }
+    }
+
+    fn drop_conn(&mut self, slot: Slot) {
+        let user = self.roster.session(slot).map(|session| session.user().clone());
+        let code = self.roster.remove(slot);
+        self.node.metrics.add(close_counter(code), 1);
+        if let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take)
+            && let (Some(user), Some(address)) = (user, conn.counted)
+        {
+            self.node.admission.release(&user, address);
+        }
+    }
+
+    fn keep_house_now(&mut self, now: Now) {
+        if let Some(act) = &self.housekeeping
+            && now.mono_ms >= self.housekeeping_due
+        {
+            act(now.unix_ms);
+            self.housekeeping_due = now.mono_ms + HOUSEKEEPING_MS;
+        }
+    }
+
+    /// Tells the node what changed.
+    fn report(&mut self) {
+        self.handle.open.store(self.roster.len(), Ordering::Relaxed);
+        self.handle.overdue.store(self.roster.overdue(), Ordering::Relaxed);
+        let tally = self.roster.take_tally();
+        if tally != Tally::default() {
+            add_tally(&self.node.metrics, &tally);
+        }
+    }
+}
+
+fn add_tally(metrics: &Metrics, tally: &Tally) {
+    for (counter, n) in [
+        (Counter::Deliveries, tally.deliveries),
+        (Counter::BytesSent, tally.bytes_sent),
+        (Counter::BytesReceived, tally.bytes_received),
+        (Counter::Messages, tally.messages),
+        (Counter::BadMessages, tally.bad_messages),
+        (Counter::Pings, tally.pings),
+        (Counter::GapsExpired, tally.gaps_expired),
+        (Counter::GapsReset, tally.gaps_reset),
+        (Counter::LimitTopics, tally.limit_topics),
+        (Counter::LimitMessages, tally.limit_frames),
+        (Counter::LimitMessageBytes, tally.limit_bytes),
+        (Counter::AuthForbidden, tally.forbidden),
+    ] {
+        if n > 0 {
+            metrics.add(counter, n);
+        }
+    }
+}
+
+fn close_counter(code: Option<CloseCode>) -> Counter {
+    match code {
+        None => Counter::ClosedAbnormal,
+        Some(CloseCode::Normal) => Counter::ClosedNormal,
+        Some(CloseCode::GoingAway) => Counter::ClosedGoingAway,
+        Some(CloseCode::Protocol) => Counter::ClosedProtocol,
+        Some(CloseCode::Unsupported) => Counter::ClosedUnsupported,
+        Some(CloseCode::InvalidText) => Counter::ClosedInvalidText,
+        Some(CloseCode::Policy) => Counter::ClosedPolicy,
+        Some(CloseCode::TooBig) => Counter::ClosedTooBig,
+        Some(CloseCode::Internal) => Counter::ClosedInternal,
+        Some(CloseCode::Restart) => Counter::ClosedRestart,
+        Some(CloseCode::TryAgainLater) => Counter::ClosedTryAgainLater,
+        Some(CloseCode::HeartbeatTimeout) => Counter::ClosedHeartbeat,
+        Some(CloseCode::Replaced) => Counter::ClosedReplaced,
+        Some(CloseCode::TooManyMessages) => Counter::ClosedTooManyMessages,
+        Some(CloseCode::Disconnected) => Counter::ClosedDisconnected,
+    }
+}
+
+impl Socket {
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Bridge(stream) => stream,
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Bridge(stream) => stream.read(buffer),
+        }
+    }
+
+    fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            let sent = match (&mut *self, slices) {
+                (Self::Tcp(stream), [only]) => stream.write(only),
+                (Self::Tcp(stream), many) => stream.write_vectored(many),
+                (Self::Bridge(stream), many) => stream.write_vectored(many),
+            };
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn shut(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Bridge(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! From an HTTP request to a socket on a shard: the handshake of RFC 6455 section 4.2, and who it is.
+//!
+//! Knows requests and sockets. What a client sees is decided by its shard and session.
+
+use crate::{
+    auth::AuthError,
+    clock,
+    http::problem,
+    metrics::Counter,
+    node::Node,
+    shard::{Adoption, Command, Socket, TurnedAway},
+};
+use aws_lc_rs::digest;
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, Query, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+        header::{
+            AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+            SEC_WEBSOCKET_VERSION, UPGRADE,
+        },
+    },
+    response::Response,
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use fanfare_core::{CloseCode, ConnectionId, Grant, session::Arrival};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::TcpStream;
+
+/// The subprotocol a client offers beside its token, and gets.
+const SUBPROTOCOL: &str = "fanfare";
+/// What stands before a token that is offered as a subprotocol.
+const BEARER_PROTOCOL: &str = "bearer.";
+/// RFC 6455 section 1.3.
+const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// What may stand in the query of `/ws`.
+#[derive(Deserialize, Default)]
+struct Parameters {
+    token: Option<String>,
+    connection_id: Option<String>,
+    last_event_id: Option<String>,
+    topics: Option<String>,
+}
+
+/// Why a request can't be upgraded. Nobody is behind it who could read a close code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum BadUpgrade {
+    #[error(
+        "this is a WebSocket endpoint: connect with ws:// or wss://, or send Connection: Upgrade and Upgrade: websocket"
+    )]
+    NotAnUpgrade,
+    #[error("only version 13 of the WebSocket protocol is spoken here (Sec-WebSocket-Version: 13)")]
+    Version,
+    #[error("Sec-WebSocket-Key must be 16 bytes in base64")]
+    Key,
+    #[error("the connection can't be upgraded: it needs HTTP/1.1")]
+    Transport,
+}
+
+/// The endpoint `GET /ws`.
+///
+/// Whoever speaks WebSocket is upgraded, and then let in or turned away with a close code and a reason: a browser
+/// shows no other answer to its page.
+pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request) -> Response {
+    match begin(&node, &mut request) {
+        Ok(response) => response,
+        Err(error) => {
+            node.metrics.add(Counter::BadUpgrades, 1);
+            refuse(error)
+        }
+    }
+}
+
+fn refuse(error: BadUpgrade) -> Response {
+    let mut response = problem(StatusCode::UPGRADE_REQUIRED, "upgrade_required", &error.to_string());
+    match error {
+        BadUpgrade::NotAnUpgrade | BadUpgrade::Transport => {}
+        BadUpgrade::Version => {
+            response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        BadUpgrade::Key => *response.status_mut() = StatusCode::BAD_REQUEST,
+    }
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+}
+
+fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
+    let headers = request.headers();
+    let accept = check_handshake(request.method(), headers)?;
+    let parameters = Query::<Parameters>::try_from_uri(request.uri()).map(|Query(p)| p).unwrap_or_default();
+    let (offered, selected) = subprotocols(headers);
+    let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+    let client = identify(node, token.as_deref(), &parameters);
+
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let to = response.headers_mut();
+    to.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    to.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    to.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(selected) = selected {
+        to.insert(SEC_WEBSOCKET_PROTOCOL, selected);
+    }
+    let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(BadUpgrade::Transport)?;
+    tokio::spawn(hand_over(node.clone(), on_upgrade, address, client));
+    Ok(response)
+}
+
+/// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
+fn check_handshake(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, BadUpgrade> {
+    let websocket = has_token(headers, &UPGRADE, "websocket");
+    if method != Method::GET || !has_token(headers, &CONNECTION, "upgrade") || !websocket {
+        return Err(BadUpgrade::NotAnUpgrade);
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(BadUpgrade::Version);
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(BadUpgrade::Key)?.as_bytes();
+    if BASE64.decode(key).map_or(0, |nonce| nonce.len()) != 16 {
+        return Err(BadUpgrade::Key);
+    }
+    let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    sha1.update(key);
+    sha1.update(HANDSHAKE_GUID);
+    HeaderValue::from_str(&BASE64.encode(sha1.finish())).map_err(|_| BadUpgrade::Key)
+}
+
+/// Whether a header that is a list has an entry, in any case of letters.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    list(headers, name).any(|entry| entry.eq_ignore_ascii_case(token))
+}
+
+/// The entries of a header that is a list, over all its lines.
+fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty())
+}
+
+/// The token of an `Authorization: Bearer` header (RFC 6750 section 2.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The token among the offered subprotocols, and the subprotocol to select: a browser insists on one that it offered.
+fn subprotocols(headers: &HeaderMap) -> (Option<&str>, Option<HeaderValue>) {
+    let (mut token, mut other) = (None, None);
+    for entry in list(headers, &SEC_WEBSOCKET_PROTOCOL) {
+        if let Some(bearer) = entry.strip_prefix(BEARER_PROTOCOL) {
+            token = Some((bearer, entry));
+        } else if entry.split('.').filter(|part| !part.is_empty()).count() == 3 && token.is_none() {
+            // A token as it is: three parts with dots between them (RFC 7515 section 3.1).
+            token = Some((entry, entry));
+        } else if entry == SUBPROTOCOL || other.is_none() {
+            other = Some(entry);
+        }
+    }
+    let selected = other.or(token.map(|(_, entry)| entry)).and_then(|entry| HeaderValue::from_str(entry).ok());
+    (token.map(|(token, _)| token), selected)
+}
+
+/// Who it is and what it wants, or why it is turned away.
+fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> Result<Arrival, TurnedAway> {
+    let grant = node.verify(token).map_err(|error| turned_away(&error))?;
+    let connection = returning(node, parameters, &grant).unwrap_or_else(|| node.names.issue(&grant.user));
+    let wanted = parameters.topics.as_deref().unwrap_or_default();
+    let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
+    let last_event_id = parameters.last_event_id.clone().filter(|id| !id.is_empty());
+    Ok(Arrival::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
+}
+
+/// The name that a client comes back with, if it is its user's.
+fn returning(node: &Node, parameters: &Parameters, grant: &Grant) -> Option<ConnectionId> {
+    let id = parameters.connection_id.as_deref()?.parse().ok()?;
+    node.names.belongs_to(id, &grant.user).then_some(id)
+}
+
+fn turned_away(error: &AuthError) -> TurnedAway {
+    TurnedAway { code: CloseCode::Policy, reason: format!("{}: {error}", error.code()) }
+}
+
+/// Waits for the socket to leave the HTTP server, and gives it to its shard.
+async fn hand_over(
+    node: Arc<Node>,
+    on_upgrade: OnUpgrade,
+    address: Option<IpAddr>,
+    client: Result<Arrival, TurnedAway>,
+) {
+    let timeout = node.config.handshake_timeout.max(Duration::from_millis(1));
+    let upgraded = match tokio::time::timeout(timeout, on_upgrade).await {
+        Ok(Ok(upgraded)) => upgraded,
+        Ok(Err(_)) | Err(_) => return node.metrics.add(Counter::LimitHandshake, 1),
+    };
+    match take_socket(upgraded) {
+        Ok((socket, leftover, peer)) => {
+            let address = address.or(peer).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            assign(&node, Adoption { socket, leftover, address, client });
+        }
+        Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
+    }
+}
+
+/// Gives a socket to the shard of its connection, or anywhere to be turned away.
+fn assign(node: &Node, mut adoption: Adoption) {
+    let mono_ms = clock::now().mono_ms;
+    if let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
+        node.metrics.add(refusal.counter(), 1);
+        adoption.client = Err(refusal.into());
+    }
+    let connection =
+        adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |arrival| arrival.connection);
+    if let Some(shard) = node.shard_of(connection) {
+        shard.send(Command::Adopt(adoption));
+    }
+}
+
+/// The socket behind an upgraded connection, what was read beyond the handshake, and where it comes from.
+fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr>)> {
+    let (io, leftover) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => (parts.io, parts.read_buf),
+        Err(upgraded) => match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+            Ok(parts) => (parts.io, parts.read_buf),
+            Err(stranger) => return Ok((bridge(stranger)?, Vec::new(), None)),
+        },
+    };
+    let stream = io.into_inner().into_std()?;
+    let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
+    // Events are small and late ones are worth nothing.
+    stream.set_nodelay(true)?;
+    Ok((Socket::Tcp(mio::net::TcpStream::from_std(stream)), leftover.to_vec(), peer))
+}
+
+/// Joins a stream that is not a TCP socket to one end of a pair, and returns the other.
+fn bridge(upgraded: Upgraded) -> io::Result<Socket> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let mut theirs = tokio::net::UnixStream::from_std(theirs)?;
+    tokio::spawn(async move {
+        // Either end may break off; both are then closed, which is all there is to do.
+        let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut theirs).await;
+    });
+    Ok(Socket::Bridge(mio::net::UnixStream::from_std(ours)))
+}
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parameters").field("connection_id", &self.connection_id).finish_non_exhaustive()
+    }
+}
