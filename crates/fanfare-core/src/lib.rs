@@ -10,6 +10,7 @@ pub mod grant;
 pub mod json;
 pub mod position;
 pub mod time;
+pub mod ws;
 
 pub use audience::{Audience, ConnectionId};
 pub use close::{CloseCode, Reconnect};
