@@ -14,6 +14,7 @@ pub mod session;
 pub mod time;
 pub mod window;
 pub mod wire;
+pub mod ws;
 
 pub use audience::{Audience, ConnectionId};
 pub use close::{CloseCode, Reconnect};
