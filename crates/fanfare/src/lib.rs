@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod broker;
 pub mod config;
+mod http;
 pub mod hub;
 pub mod metrics;
 
@@ -17,4 +18,5 @@ pub use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
 };
+pub use http::not_found;
 pub use hub::{Hub, PublishError, Published, Stats};
