@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, Request, header},
 };
 use fanfare::{Config, Hub, metrics::Counter};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
@@ -130,16 +130,18 @@ impl Client {
         }
     }
 
-    /// The ids of what is received until the answer to a ping of ours.
-    async fn received(&mut self) -> Vec<Value> {
-        self.socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+    /// The ids of what was published up to now and received: all that comes before an event that marks the end.
+    async fn received(&mut self, app: &Router) -> Vec<Value> {
+        let mark = json!({"type": "mark", "audience": {"connection": self.id}}).to_string();
+        let mark = post(app, "/events", &mark).await.json()["event_id"].clone();
         let mut ids = Vec::new();
         loop {
-            let (_, frame) = self.next().await;
-            match frame["type"].as_str() {
-                Some("pong") => return ids,
-                Some("ping") => {}
-                _ => ids.push(frame["event_id"].clone()),
+            let frame = self.next().await.1;
+            if frame["event_id"] == mark {
+                return ids;
+            }
+            if frame["type"] != "ping" {
+                ids.push(frame["event_id"].clone());
             }
         }
     }
@@ -169,7 +171,7 @@ async fn an_event_is_published_once_and_passes_through_unchanged() {
     let (text, _) = reader.next().await;
     let passed = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n-é","timestamp":"2026-01-01T00:00:00Z","data":{"b": 12345678901234567890, "a": null},"a":true}"#;
     assert_eq!(text, passed);
-    assert_eq!(reader.received().await, [made.json()["event_id"].clone()]);
+    assert_eq!(reader.received(&app).await, [made.json()["event_id"].clone()]);
 }
 
 #[tokio::test]
@@ -192,7 +194,7 @@ async fn an_audience_reaches_whom_it_names() {
         let id = post(&app, "/events", &body).await.json()["event_id"].clone();
         for (client, reached) in [(&mut reader, to_reader), (&mut admin, to_admin)] {
             let expected = if reached { vec![id.clone()] } else { vec![] };
-            assert_eq!(client.received().await, expected, "{audience}");
+            assert_eq!(client.received(&app).await, expected, "{audience}");
         }
     }
 }
@@ -227,7 +229,7 @@ async fn a_batch_is_published_in_order_or_not_at_all() {
         assert_eq!(answer.json()["index"], 1);
         assert!(answer.json()["detail"].as_str().unwrap().contains(says), "{}", answer.text);
     }
-    assert_eq!(reader.received().await, ["a", "b", "c"], "nothing of a bad batch is published");
+    assert_eq!(reader.received(&app).await, ["a", "b", "c"], "nothing of a bad batch is published");
     assert_eq!(hub.metrics().get(Counter::BadEvents), 3);
     assert_eq!(hub.metrics().get(Counter::LimitEventBytes), 1);
 }
@@ -287,7 +289,7 @@ async fn a_notification_reaches_only_its_user() {
     let mut admin = Client::connect(address, ADMIN, "").await;
     for endpoint in ["notify", "send-notification"] {
         assert_eq!(post(&app, &format!("/users/{READER}/{endpoint}"), "{}").await.status, 200);
-        assert_eq!((reader.received().await.len(), admin.received().await.len()), (1, 0), "{endpoint}");
+        assert_eq!((reader.received(&app).await.len(), admin.received(&app).await.len()), (1, 0), "{endpoint}");
     }
 }
 
@@ -357,6 +359,7 @@ async fn what_is_refused_is_named_and_counted() {
         ("POST", &long_user, PUBLISHER, JSON, "{}", 422, "invalid", "256 bytes"),
         ("POST", "/calendar/events/create", PUBLISHER, JSON, r#"{"event_id":7}"#, 422, "invalid", "`event_id`"),
         ("POST", "/agents/a/activity", PUBLISHER, JSON, r#"{"agent_id":"b"}"#, 422, "invalid", "`agent_id`"),
+        ("GET", "/ws", READER, "", "", 426, "upgrade_required", "ws://"),
         ("GET", "/events", PUBLISHER, "", "", 405, "method_not_allowed", "GET can't be done to /events"),
         ("DELETE", "/ws/health", NOBODY, "", "", 405, "method_not_allowed", "DELETE"),
         ("POST", "/docs", NOBODY, "", "", 405, "method_not_allowed", "POST"),
@@ -433,7 +436,8 @@ async fn json_by_another_name_or_none_is_taken() {
 
 #[tokio::test]
 async fn health_is_what_the_reference_answers_and_true() {
-    let app = hub(Config::default()).router();
+    let hub = hub(Config::default());
+    let app = hub.router();
     let _client = Client::connect(serve(&app).await, READER, "").await;
     post(&app, "/events", r#"{"type":"note"}"#).await;
 
@@ -454,6 +458,11 @@ async fn health_is_what_the_reference_answers_and_true() {
     assert_eq!(get(&app, "/health/live").await.json(), json!({"status": "live"}));
     let ready = get(&app, "/health/ready").await;
     assert_eq!((ready.status, ready.json()), (200, json!({"status": "ready"})));
+
+    hub.shutdown(Duration::ZERO).await;
+    let ready = get(&app, "/health/ready").await;
+    assert_eq!((ready.status, ready.json()), (503, json!({"status": "not_ready"})));
+    assert_eq!(get(&app, "/health/live").await.status, 200);
 }
 
 #[tokio::test]
@@ -489,7 +498,7 @@ async fn the_description_is_complete() {
             assert!(parameters >= path.matches('{').count(), "{what}");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what} {status}");
-                assert!(path == "/ws" || response["content"].is_object(), "{what} {status}");
+                assert!(status == "101" || response["content"].is_object(), "{what} {status}");
             }
             let needs_token = operation["responses"]["401"].is_object();
             assert_eq!(needs_token, operation["security"] == json!([{"bearer": []}]), "{what}");

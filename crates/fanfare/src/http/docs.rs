@@ -1,7 +1,7 @@
 //! The API's description (OpenAPI 3.1) and a page to read and try it, both without any network: the page's parts are
 //! in the binary, and its policy forbids it to load anything from elsewhere.
 
-use super::error::{ApiError, ErrorCode};
+use super::error::{ApiError, ErrorBody, ErrorCode};
 use crate::Hub;
 use axum::{
     Router,
@@ -38,7 +38,7 @@ const START_FILE: &str = "start.js";
 #[openapi(
     info(title = "fanfare", description = include_str!("description.md"), license(name = "MIT OR Apache-2.0")),
     paths(websocket),
-    components(schemas(super::error::ErrorBody)),
+    components(schemas(ErrorBody)),
     modifiers(&Bearer),
     tags(
         (name = "connect", description = "Receive events over WebSocket."),
@@ -85,7 +85,10 @@ impl Modify for Bearer {
     responses(
         (status = 101, description = "The connection speaks WebSocket from here on. A token that is missing or not \
             valid is answered by close code 1008, with a reason."),
-        (status = 400, description = "Not a WebSocket handshake (RFC 6455 section 4.2.1)."),
+        (status = 400, description = "The handshake has no proper key (RFC 6455 section 4.2.1).", body = ErrorBody),
+        (status = 426, description = "Not a WebSocket handshake, or of another version than 13.", body = ErrorBody,
+            headers(("Upgrade" = String), ("Sec-WebSocket-Version" = String)),
+            example = json!({"detail": "this is a WebSocket endpoint", "code": "upgrade_required"})),
     )
 )]
 #[expect(dead_code, reason = "it describes a route that the hub answers outside of this module")]

@@ -121,13 +121,11 @@ impl ApiError {
         self
     }
 
-    /// What `error` says about `text`: broken JSON is another thing than JSON that can't be an event.
-    pub(super) fn of_text(text: &str, error: EventError) -> Self {
-        match error {
-            EventError::Json(reason) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() => {
-                Self::new(ErrorCode::NotJson, format!("not JSON: {reason}"))
-            }
-            error => error.into(),
+    /// What is wrong with `text`: if it isn't broken JSON, then it is `otherwise`.
+    pub(super) fn of_text(text: &str, otherwise: impl Into<Self>) -> Self {
+        match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+            Err(error) => Self::new(ErrorCode::NotJson, format!("not JSON: {error}")),
+            Ok(_) => otherwise.into(),
         }
     }
 }
@@ -190,6 +188,11 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// An error in the API's form, for routes outside of it.
+pub(crate) fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response {
+    (status, Json(ErrorBody { detail: detail.to_owned(), code, index: None })).into_response()
 }
 
 /// `WWW-Authenticate` by RFC 6750 section 3: a request without a token is told no error.
@@ -300,6 +303,7 @@ fn response(codes: &[ErrorCode]) -> utoipa::openapi::response::Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BrokerError;
 
     #[test]
     fn the_table_has_each_word_once_and_only_error_statuses() {
@@ -310,5 +314,13 @@ mod tests {
         for code in ErrorCode::ALL {
             assert!((400..600).contains(&code.status()) && code.meaning().ends_with(['.', 'n']), "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_log_that_is_away_is_to_be_tried_again() {
+        let response =
+            ApiError::from(PublishError::Broker(BrokerError::Unavailable("gone".to_owned()))).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }
 }

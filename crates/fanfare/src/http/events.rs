@@ -5,7 +5,7 @@ use super::{
     body::{BatchText, EventText, invalid},
     error::{ApiError, BatchErrors, ErrorCode, PublishErrors},
 };
-use crate::{Audience, ConnectionId, Draft, EventError, Hub, PublishError, Published};
+use crate::{Audience, ConnectionId, Draft, Hub, PublishError, Published};
 use axum::{Json, extract::State, http::StatusCode};
 use fanfare_core::audience::{MAX_TOPIC_BYTES, MAX_USER_BYTES, check_topic};
 use serde::{Deserialize, Serialize};
@@ -97,10 +97,15 @@ pub(super) enum BatchInput {
     /// The events themselves.
     Array(Vec<EventInput>),
     /// The events in an object.
-    Object {
-        /// The events.
-        events: Vec<EventInput>,
-    },
+    Object(EventsInput),
+}
+
+/// Events in an object.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it documents the object, of which the text is read")]
+pub(super) struct EventsInput {
+    events: Vec<EventInput>,
 }
 
 /// An event that stands in the log.
@@ -221,11 +226,14 @@ pub(super) fn user(id: &str) -> Result<Audience, ApiError> {
 }
 
 fn parse_batch(text: &str, limit: usize) -> Result<Vec<(Draft, Audience)>, ApiError> {
-    let not_json = |error: serde_json::Error| ApiError::of_text(text, EventError::Json(error.to_string()));
+    let no_batch = |error: serde_json::Error| {
+        let detail = format!("expected an array of events, or {{\"events\": [...]}}: {error}");
+        ApiError::of_text(text, invalid(detail))
+    };
     let events: Vec<&RawValue> = if text.trim_ascii_start().starts_with('{') {
-        serde_json::from_str::<Batch<'_>>(text).map_err(not_json)?.events
+        serde_json::from_str::<Batch<'_>>(text).map_err(no_batch)?.events
     } else {
-        serde_json::from_str(text).map_err(not_json)?
+        serde_json::from_str(text).map_err(no_batch)?
     };
     let count = events.len();
     if count > limit {

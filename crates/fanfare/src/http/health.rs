@@ -83,11 +83,7 @@ impl From<Stats> for HealthBody {
             // The log in memory needs no Redis, so there is none to be connected to.
             redis: RedisBody { connected: false, pubsub_connected: false },
             broker: stats.broker,
-            window: WindowBody {
-                events: stats.window_events,
-                bytes: stats.window_bytes,
-                head: stats.head.to_string(),
-            },
+            window: WindowBody { events: stats.window_events, bytes: stats.window_bytes, head: stats.head.to_string() },
             version: VERSION,
         }
     }

@@ -13,6 +13,7 @@ mod metrics;
 mod reference;
 
 pub use error::not_found;
+pub(crate) use error::problem;
 
 use crate::Hub;
 use axum::{Router, middleware};

@@ -63,7 +63,7 @@ pub(super) struct TaskParams {
 #[into_params(parameter_in = Query)]
 pub(super) struct NotifyParams {
     /// What to say, where there is no body.
-    #[param(nullable = false, min_length = 1)]
+    #[param(nullable = false)]
     message: Option<String>,
 }
 
@@ -326,13 +326,12 @@ async fn publish_task(
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
 fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
-    let progress = fields.take("progress").map_or_else(|| params.progress.map(number).transpose(), |own| Ok(Some(own)));
-    let status =
-        fields.take("status").map_or_else(|| params.status.as_deref().map(text).transpose(), |own| Ok(Some(own)));
-    if let Some(progress) = progress? {
+    let status = params.status.map(known_status).transpose()?;
+    let progress = params.progress.map(percentage).transpose()?;
+    if let Some(progress) = fields.take("progress").or(progress) {
         fields.put_first("progress", &progress)?;
     }
-    let status = status?.ok_or_else(|| {
+    let status = fields.take("status").or(status).ok_or_else(|| {
         invalid(format!("the field `status` is missing: it is one of {}", TaskStatus::NAMES.join(", ")))
     })?;
     fields.put_first("status", &status)?;
@@ -340,15 +339,25 @@ fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fi
     Ok(fields)
 }
 
-/// A query parameter that is a number, kept as it was written.
-fn number(param: String) -> Result<Box<RawValue>, ApiError> {
-    let is_number = serde_json::from_str::<serde_json::Number>(&param).is_ok();
-    let raw = is_number.then(|| RawValue::from_string(param).ok()).flatten();
-    raw.ok_or_else(|| invalid("the parameter `progress` must be a number from 0 to 100"))
+/// The query's `status` as JSON.
+fn known_status(param: String) -> Result<Box<RawValue>, ApiError> {
+    if !TaskStatus::NAMES.contains(&param.as_str()) {
+        return Err(invalid(format!("the parameter `status` must be one of {}", TaskStatus::NAMES.join(", "))));
+    }
+    raw(format!("\"{param}\""))
 }
 
-fn text(param: &str) -> Result<Box<RawValue>, ApiError> {
-    serde_json::value::to_raw_value(param).map_err(|error| invalid(error.to_string()))
+/// The query's `progress` as JSON, in the digits that it came in.
+fn percentage(param: String) -> Result<Box<RawValue>, ApiError> {
+    let number = serde_json::from_str::<f64>(&param).ok();
+    number
+        .filter(|percent| (0.0..=100.0).contains(percent))
+        .ok_or_else(|| invalid("the parameter `progress` must be a number from 0 to 100"))?;
+    raw(param)
+}
+
+fn raw(json: String) -> Result<Box<RawValue>, ApiError> {
+    RawValue::from_string(json).map_err(|error| invalid(error.to_string()))
 }
 
 fn notification(params: NotifyParams, fields: Option<Fields>) -> Result<Draft, ApiError> {
