@@ -1,6 +1,8 @@
 //! The HTTP API from outside: every route and every error, against a running hub. Each answer is held against
 //! `/openapi.json` on the way.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
 use axum::{
     Router,
     body::Body,

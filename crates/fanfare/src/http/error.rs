@@ -12,11 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
-use utoipa::{
-    IntoResponses, PartialSchema, ToSchema,
-    openapi::{ContentBuilder, Header, RefOr, ResponseBuilder, example::ExampleBuilder},
-};
+use utoipa::ToSchema;
 
 /// What a publisher should wait before it tries again, in seconds.
 const RETRY_AFTER_SECS: u16 = 1;
@@ -31,16 +27,16 @@ macro_rules! error_codes {
             #[cfg(test)]
             pub(super) const ALL: &[Self] = &[$(Self::$name),+];
 
-            const fn status(self) -> u16 {
+            pub(super) const fn status(self) -> u16 {
                 match self { $(Self::$name => $status),+ }
             }
 
             /// The word in the answer's `code`.
-            const fn word(self) -> &'static str {
+            pub(super) const fn word(self) -> &'static str {
                 match self { $(Self::$name => $word),+ }
             }
 
-            const fn meaning(self) -> &'static str {
+            pub(super) const fn meaning(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
             }
 
@@ -196,7 +192,7 @@ pub(crate) fn problem(status: StatusCode, code: &'static str, detail: &str) -> R
 }
 
 /// `WWW-Authenticate` by RFC 6750 section 3: a request without a token is told no error.
-const fn challenge(code: ErrorCode) -> Option<&'static str> {
+pub(super) const fn challenge(code: ErrorCode) -> Option<&'static str> {
     match code.status() {
         401 => Some(match code {
             ErrorCode::TokenMissing => "Bearer",
@@ -224,80 +220,6 @@ pub async fn not_found(request: Request) -> Response {
 pub(super) async fn method_not_allowed(request: Request) -> Response {
     let detail = format!("{} can't be done to {}", request.method(), request.uri().path());
     ApiError::new(ErrorCode::MethodNotAllowed, detail).into_response()
-}
-
-/// What can go wrong with a request that needs a token, for the documentation.
-pub(super) struct AdminErrors;
-
-/// What can go wrong with publishing.
-pub(super) struct PublishErrors;
-
-/// What can go wrong with publishing a batch.
-pub(super) struct BatchErrors;
-
-const ADMIN: &[ErrorCode] = &[
-    ErrorCode::TokenMissing,
-    ErrorCode::TokenExpired,
-    ErrorCode::TokenNotYetValid,
-    ErrorCode::TokenInvalid,
-    ErrorCode::Forbidden,
-];
-
-const PUBLISH: &[ErrorCode] = &[
-    ErrorCode::NotJson,
-    ErrorCode::BadRequest,
-    ErrorCode::BodyTooLarge,
-    ErrorCode::EventTooLarge,
-    ErrorCode::UnsupportedMediaType,
-    ErrorCode::Invalid,
-    ErrorCode::LogUnavailable,
-];
-
-type Responses = BTreeMap<String, RefOr<utoipa::openapi::response::Response>>;
-
-impl IntoResponses for AdminErrors {
-    fn responses() -> Responses {
-        responses(ADMIN)
-    }
-}
-
-impl IntoResponses for PublishErrors {
-    fn responses() -> Responses {
-        responses(&[ADMIN, PUBLISH].concat())
-    }
-}
-
-impl IntoResponses for BatchErrors {
-    fn responses() -> Responses {
-        responses(&[ADMIN, PUBLISH, &[ErrorCode::BatchTooLarge]].concat())
-    }
-}
-
-/// One answer for each status, with an example for each code.
-fn responses(codes: &[ErrorCode]) -> Responses {
-    let mut by_status: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
-    for &code in codes {
-        by_status.entry(code.status()).or_default().push(code);
-    }
-    by_status.into_iter().map(|(status, codes)| (status.to_string(), response(&codes).into())).collect()
-}
-
-fn response(codes: &[ErrorCode]) -> utoipa::openapi::response::Response {
-    let examples = codes.iter().map(|code| {
-        let value = serde_json::json!({ "detail": code.meaning(), "code": code.word() });
-        (code.word(), ExampleBuilder::new().summary(code.meaning()).value(Some(value)).build())
-    });
-    let schema = utoipa::openapi::Ref::from_schema_name(ErrorBody::name());
-    let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples).build();
-    let meaning = codes.iter().map(|code| code.meaning()).collect::<Vec<_>>().join(" ");
-    let mut response = ResponseBuilder::new().description(meaning).content("application/json", content);
-    if codes.iter().any(|&code| challenge(code).is_some()) {
-        response = response.header("WWW-Authenticate", Header::new(String::schema()));
-    }
-    if codes.contains(&ErrorCode::LogUnavailable) {
-        response = response.header("Retry-After", Header::new(u32::schema()));
-    }
-    response.build()
 }
 
 #[cfg(test)]

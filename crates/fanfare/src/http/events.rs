@@ -3,7 +3,8 @@
 use super::{
     access::Publisher,
     body::{BatchText, EventText, invalid},
-    error::{ApiError, BatchErrors, ErrorCode, PublishErrors},
+    error::{ApiError, ErrorCode},
+    responses::{BatchErrors, PublishErrors},
 };
 use crate::{Audience, ConnectionId, Draft, Hub, PublishError, Published};
 use axum::{Json, extract::State, http::StatusCode};

@@ -1,9 +1,6 @@
 //! The hub's figures in the text form that Prometheus reads (OpenMetrics 1.0).
 
-use super::{
-    access::Admin,
-    error::{AdminErrors, ApiError},
-};
+use super::{access::Admin, error::ApiError, responses::AdminErrors};
 use crate::{Hub, Stats, metrics::Counters};
 use axum::{
     extract::State,

@@ -11,6 +11,7 @@ mod events;
 mod health;
 mod metrics;
 mod reference;
+mod responses;
 
 pub use error::not_found;
 pub(crate) use error::problem;

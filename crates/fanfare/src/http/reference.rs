@@ -4,8 +4,9 @@
 use super::{
     access::Publisher,
     body::{Fields, OptionalFields, invalid},
-    error::{ApiError, PublishErrors},
+    error::ApiError,
     events,
+    responses::PublishErrors,
 };
 use crate::{
     AgentActivityUpdate, Audience, CalendarEventCreated, Draft, Hub, Published, TaskStatus, TaskStatusUpdate,
@@ -326,7 +327,7 @@ async fn publish_task(
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
 fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
-    let status = params.status.map(known_status).transpose()?;
+    let status = params.status.as_deref().map(known_status).transpose()?;
     let progress = params.progress.map(percentage).transpose()?;
     if let Some(progress) = fields.take("progress").or(progress) {
         fields.put_first("progress", &progress)?;
@@ -340,8 +341,8 @@ fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fi
 }
 
 /// The query's `status` as JSON.
-fn known_status(param: String) -> Result<Box<RawValue>, ApiError> {
-    if !TaskStatus::NAMES.contains(&param.as_str()) {
+fn known_status(param: &str) -> Result<Box<RawValue>, ApiError> {
+    if !TaskStatus::NAMES.contains(&param) {
         return Err(invalid(format!("the parameter `status` must be one of {}", TaskStatus::NAMES.join(", "))));
     }
     raw(format!("\"{param}\""))
