@@ -8,10 +8,15 @@ use axum::{
     body::Body,
     http::{HeaderMap, Request, header},
 };
-use fanfare::{Config, Hub, metrics::Counter};
+use fanfare::{Config, Hub, Verifier, metrics::Counter};
 use futures_util::StreamExt;
+use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
 use tower::ServiceExt;
@@ -20,12 +25,29 @@ const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
 const DEADLINE: Duration = Duration::from_secs(10);
 
+const SECRET: &str = "a secret that is long enough for a test of HS256";
+
+/// Who calls, which is also the user's id.
 const NOBODY: &str = "";
 const READER: &str = "reader";
 const PUBLISHER: &str = "publisher";
 const ADMIN: &str = "admin";
 const EXPIRED: &str = "expired";
 const STRANGER: &str = "stranger";
+
+fn hub(config: Config) -> Hub {
+    Hub::builder(Verifier::from_secret(SECRET).unwrap()).config(config).start().unwrap()
+}
+
+/// A token of one of the callers; made without the hub's own minter, as an application would.
+fn token(who: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let expires = if who == EXPIRED { now - 3_600 } else { now + 3_600 };
+    let (publish, admin) = (who == PUBLISHER, who == ADMIN);
+    let claims = json!({"sub": who, "exp": expires, "publish": publish, "admin": admin, "topics": ["project:*"]});
+    let secret = if who == STRANGER { "a secret that the hub does not know, as long" } else { SECRET };
+    jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
 
 struct Answer {
     status: u16,
