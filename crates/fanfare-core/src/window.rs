@@ -90,6 +90,8 @@ pub struct Window {
     epoch: u64,
     /// The sequence before the first entry: the oldest cursor that can be served.
     floor: u64,
+    /// The id of the event at the floor, where it was held: who saw it last has missed nothing.
+    floor_id: Option<Box<str>>,
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     bounds: Bounds,
@@ -139,6 +141,7 @@ impl Window {
         Self {
             epoch,
             floor: head,
+            floor_id: None,
             entries: VecDeque::new(),
             bytes: 0,
             bounds,
@@ -230,14 +233,15 @@ impl Window {
                 }
             }
         }
-        self.entries.pop_front();
+        self.floor_id = self.entries.pop_front().map(|oldest| oldest.event_id.clone());
         self.floor = sequence;
     }
 
-    /// The place of an event, if it is held.
+    /// The place of an event, if it is held or was the last to go.
     pub fn find(&self, event_id: &str) -> Option<u64> {
         let hash = self.hasher.hash_one(event_id);
-        self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id).copied()
+        let held = self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id);
+        held.copied().or_else(|| (self.floor_id.as_deref() == Some(event_id)).then_some(self.floor))
     }
 
     /// The entries behind a cursor, oldest first. The cursor must not lie before the [`floor`](Self::floor).
@@ -346,7 +350,7 @@ mod tests {
         {
             let window = window(bounds, 9);
             assert_eq!((window.len(), window.floor(), window.head()), (5, 4, 9), "{bounds:?}");
-            assert_eq!((window.find("e4"), window.find("e5")), (None, Some(5)));
+            assert_eq!((window.find("e3"), window.find("e4"), window.find("e5")), (None, Some(4), Some(5)));
         }
     }
 

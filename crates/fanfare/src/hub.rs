@@ -3,7 +3,7 @@
 use crate::{
     admission::Admission,
     auth::Verifier,
-    broker::{Broker, BrokerError, MemoryBroker, Record, Tail},
+    broker::{Broker, BrokerError, MemoryBroker, Record},
     clock,
     config::Config,
     identity::{Names, fresh_event_id, random},

@@ -59,7 +59,6 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the shift leaves 64 bits")]
 fn upper_half(id: ConnectionId) -> u64 {
     (id.0 >> 64) as u64
 }

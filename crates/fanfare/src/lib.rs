@@ -9,6 +9,7 @@ pub mod auth;
 pub mod broker;
 mod clock;
 pub mod config;
+mod http;
 pub mod hub;
 mod identity;
 pub mod metrics;
@@ -23,4 +24,5 @@ pub use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
 };
+pub use http::not_found;
 pub use hub::{Hub, HubBuilder, PublishError, Published, StartError, Stats};

@@ -170,12 +170,13 @@ impl Collector for Counters {
             let labelled = family[0].label().is_some();
             let help = if labelled { "By what the label says." } else { family[0].help() };
             let mut metric = encoder.encode_descriptor(family[0].family(), help, None, MetricType::Counter)?;
+            if !labelled {
+                ConstCounter::new(self.0.get(family[0])).encode(metric)?;
+                continue;
+            }
             for &counter in family {
-                let count = ConstCounter::new(self.0.get(counter));
-                match counter.label() {
-                    Some(label) => count.encode(metric.encode_family(&[label])?)?,
-                    None => count.encode(metric.encode_family(&[] as &[(&str, &str); 0])?)?,
-                }
+                let labels = [counter.label().unwrap_or_default()];
+                ConstCounter::new(self.0.get(counter)).encode(metric.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -1,0 +1,134 @@
+//! The API's description (OpenAPI 3.1) and a page to read and try it, both without any network: the page's parts are
+//! in the binary, and its policy forbids it to load anything from elsewhere.
+
+use super::error::{ApiError, ErrorBody, ErrorCode};
+use crate::Hub;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::Path,
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse, Redirect, Response},
+    routing::get,
+};
+use std::{borrow::Cow, sync::Arc};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+
+/// Paths in it are relative, so that it also works where an application nests the hub under a prefix.
+const PAGE: &str = include_str!("docs.html");
+
+/// Starts the page; a file of its own, because the policy allows no script inside the page.
+const START: &str = r##"SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#docs", deepLinking: true, validatorUrl: null, tryItOutEnabled: true,
+  tagsSorter: undefined, displayRequestDuration: true,
+});
+"##;
+
+const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+
+/// The file that carries the page's own start.
+const START_FILE: &str = "start.js";
+
+/// The description without its routes, which their own declarations add.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "fanfare", description = include_str!("description.md"), license(name = "MIT OR Apache-2.0")),
+    paths(websocket),
+    components(schemas(ErrorBody)),
+    modifiers(&Bearer),
+    tags(
+        (name = "connect", description = "Receive events over WebSocket."),
+        (name = "publish", description = "Publish events to everyone, a user, a connection or a topic."),
+        (name = "reference", description = "Typed events, as the hub that fanfare takes over from offers them."),
+        (name = "health", description = "How the hub stands; no token needed."),
+        (name = "operate", description = "For operators."),
+    )
+)]
+struct Description;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some("A signed token; the claim `publish` allows publishing, `admin` everything."))
+            .build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+#[utoipa::path(
+    get,
+    path = "/ws",
+    tag = "connect",
+    operation_id = "connect",
+    summary = "Connect over WebSocket",
+    description = include_str!("websocket.md"),
+    security((), ("bearer" = [])),
+    params(
+        ("token" = Option<String>, Query, description = "The token, where neither `Authorization: Bearer` nor an \
+            entry of `Sec-WebSocket-Protocol` carries it."),
+        ("connection_id" = Option<String>, Query, format = "uuid",
+            description = "Take up this identity again; the last `ack` told it."),
+        ("last_event_id" = Option<String>, Query, example = "pos-1f00c3-42",
+            description = "The `event_id` of the last frame received, whatever it was: what came after is replayed."),
+        ("topics" = Option<String>, Query, example = "project:7,project:9",
+            description = "Topics to subscribe to, with commas between."),
+    ),
+    responses(
+        (status = 101, description = "The connection speaks WebSocket from here on. A token that is missing or not \
+            valid is answered by close code 1008, with a reason."),
+        (status = 400, description = "The handshake has no proper key (RFC 6455 section 4.2.1).", body = ErrorBody),
+        (status = 426, description = "Not a WebSocket handshake, or of another version than 13.", body = ErrorBody,
+            headers(("Upgrade" = String), ("Sec-WebSocket-Version" = String)),
+            example = json!({"detail": "this is a WebSocket endpoint", "code": "upgrade_required"})),
+    )
+)]
+#[expect(dead_code, reason = "it describes a route that the hub answers outside of this module")]
+fn websocket() {}
+
+pub(super) fn description() -> utoipa::openapi::OpenApi {
+    Description::openapi()
+}
+
+/// The routes of the documentation.
+pub(super) fn router(spec: &utoipa::openapi::OpenApi) -> Router<Hub> {
+    let spec = Bytes::from(serde_json::to_vec(spec).unwrap_or_default());
+    let answer = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], spec.clone()));
+    Router::new()
+        .route("/openapi.json", get(answer))
+        .route("/docs", get(page))
+        .route("/docs/", get(async || Redirect::permanent("../docs")))
+        .route("/docs/{file}", get(file))
+}
+
+async fn page() -> impl IntoResponse {
+    let policy = HeaderName::from_static("content-security-policy");
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (policy, POLICY)], PAGE)
+}
+
+async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
+    if name == START_FILE {
+        return Ok(([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], START).into_response());
+    }
+    let not_found = || ApiError::new(ErrorCode::NotFound, format!("the documentation has no file {name:?}"));
+    let config = Arc::new(utoipa_swagger_ui::Config::default());
+    let file = utoipa_swagger_ui::serve(&name, config).ok().flatten().ok_or_else(not_found)?;
+    let body = match file.bytes {
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    let mut response = ([(header::CONTENT_TYPE, file.content_type)], body).into_response();
+    if file.gzpipped {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    Ok(response)
+}

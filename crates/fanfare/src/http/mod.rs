@@ -1,0 +1,45 @@
+//! The HTTP API: publishing, health, metrics and its own documentation. Knows the hub's handle, and nothing of
+//! sockets, sessions or the log behind it.
+//!
+//! A route and its description are one item, so that `/openapi.json` can't name a route that isn't there.
+
+mod access;
+mod body;
+mod docs;
+mod error;
+mod events;
+mod health;
+mod metrics;
+mod reference;
+mod responses;
+
+pub use error::not_found;
+pub(crate) use error::problem;
+
+use crate::Hub;
+use axum::{Router, middleware};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// Every route of the API. It has no fallback of its own, so that it merges into any application.
+pub(crate) fn router(hub: Hub) -> Router {
+    let (router, spec) = OpenApiRouter::with_openapi(docs::description())
+        .routes(routes!(events::publish))
+        .routes(routes!(events::publish_batch))
+        .routes(routes!(reference::update_task))
+        .routes(routes!(reference::broadcast_task_update))
+        .routes(routes!(reference::notify_user))
+        .routes(routes!(reference::send_notification))
+        .routes(routes!(reference::create_calendar_event))
+        .routes(routes!(reference::record_agent_activity))
+        .routes(routes!(health::connections))
+        .routes(routes!(health::service))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(metrics::metrics))
+        .split_for_parts();
+    router
+        .merge(docs::router(&spec))
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .route_layer(middleware::from_fn_with_state(hub.clone(), error::count))
+        .with_state(hub)
+}

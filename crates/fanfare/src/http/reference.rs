@@ -1,0 +1,388 @@
+//! The endpoints of the hub that fanfare takes over from: same paths, same input, same answers. Each puts an event
+//! together and publishes it; what was published stands in the headers `fanfare-event-id` and `fanfare-position`.
+
+use super::{
+    access::Publisher,
+    body::{Fields, OptionalFields, invalid},
+    error::ApiError,
+    events,
+    responses::PublishErrors,
+};
+use crate::{
+    AgentActivityUpdate, Audience, CalendarEventCreated, Draft, Hub, Published, TaskStatus, TaskStatusUpdate,
+    identity::fresh_event_id,
+};
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, Query, State},
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+use std::collections::BTreeMap;
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::schema::{Object, ObjectBuilder, Type},
+};
+
+/// The name that the path holds.
+pub(super) struct PathId(String);
+
+impl FromRequestParts<Hub> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, hub: &Hub) -> Result<Self, ApiError> {
+        let Path(id) = Path::from_request_parts(parts, hub).await?;
+        Ok(Self(id))
+    }
+}
+
+/// The query, of which only the known parameters are read.
+pub(super) struct Params<T>(T);
+
+impl<T: serde::de::DeserializeOwned> FromRequestParts<Hub> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, hub: &Hub) -> Result<Self, ApiError> {
+        let Query(params) = Query::from_request_parts(parts, hub).await?;
+        Ok(Self(params))
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TaskParams {
+    /// What the task is doing; needed here or in the body, and the body's counts.
+    #[param(schema_with = status_schema, required = false)]
+    status: Option<String>,
+    /// How much is done, in percent; the body's counts.
+    #[param(nullable = false, minimum = 0, maximum = 100, value_type = Option<f64>)]
+    progress: Option<String>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct NotifyParams {
+    /// What to say, where there is no body.
+    #[param(nullable = false)]
+    message: Option<String>,
+}
+
+fn status_schema() -> Object {
+    let names = Some(TaskStatus::NAMES.iter().copied());
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(names)
+        .description(Some("What the task is doing."))
+        .build()
+}
+
+/// How a task stands. Further fields go into the event's `data`.
+#[derive(ToSchema)]
+#[schema(example = json!({"status": "in_progress", "progress": 40, "step": "upload"}))]
+#[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
+pub(super) struct TaskInput {
+    /// Needed here or in the query.
+    #[schema(schema_with = status_schema, required = false)]
+    status: Option<String>,
+    /// How much is done, in percent.
+    #[schema(minimum = 0, maximum = 100)]
+    progress: Option<f64>,
+    #[serde(flatten)]
+    more: BTreeMap<String, Value>,
+}
+
+/// An event of the calendar, all of which becomes the event's `data`.
+#[derive(ToSchema)]
+#[schema(example = json!({"title": "Review", "start_time": "2026-12-01T10:00:00Z"}))]
+#[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
+pub(super) struct CalendarInput {
+    /// The calendar's id of it; made if left out.
+    #[schema(nullable = false, min_length = 1)]
+    event_id: Option<String>,
+    /// What it is called.
+    #[schema(nullable = false, min_length = 1)]
+    title: Option<String>,
+    /// When it begins, in ISO 8601.
+    #[schema(nullable = false, min_length = 1)]
+    start_time: Option<String>,
+    #[serde(flatten)]
+    more: BTreeMap<String, Value>,
+}
+
+/// What was done, in a word.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StatusBody {
+    #[schema(example = "sent")]
+    status: &'static str,
+}
+
+/// What was done to a task.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskBody {
+    #[schema(example = "Task update broadcasted")]
+    message: &'static str,
+    task_id: String,
+}
+
+/// What was done for a user.
+#[derive(Serialize, ToSchema)]
+pub(super) struct UserBody {
+    #[schema(example = "Notification sent")]
+    message: &'static str,
+    user_id: String,
+}
+
+/// What was done in the calendar.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CalendarBody {
+    #[schema(example = "Calendar event created")]
+    message: &'static str,
+    /// The calendar's id of the event; the published event's own is in `fanfare-event-id`.
+    event_id: String,
+}
+
+type Answer<T> = Result<(HeaderMap, Json<T>), ApiError>;
+
+/// Broadcast a task's status
+#[utoipa::path(
+    post,
+    path = "/tasks/{task_id}/update",
+    tag = "reference",
+    operation_id = "update_task",
+    security(("bearer" = [])),
+    params(("task_id" = String, Path, description = "The task.", example = "task-7"), TaskParams),
+    request_body(content = Option<TaskInput>, description = "May be left out if the query has the status."),
+    responses(
+        (status = 200, description = "A `task_status_update` was published to everyone.", body = StatusBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String)), example = json!({"status": "updated"})),
+        PublishErrors,
+    )
+)]
+pub(super) async fn update_task(
+    _: Publisher,
+    State(hub): State<Hub>,
+    PathId(task_id): PathId,
+    Params(params): Params<TaskParams>,
+    OptionalFields(fields): OptionalFields,
+) -> Answer<StatusBody> {
+    let published = publish_task(&hub, &task_id, params, fields).await?;
+    Ok(answer(&published, StatusBody { status: "updated" }))
+}
+
+/// Broadcast a task's status, answering with a message
+#[utoipa::path(
+    post,
+    path = "/tasks/{task_id}/broadcast-update",
+    tag = "reference",
+    operation_id = "broadcast_task_update",
+    security(("bearer" = [])),
+    params(("task_id" = String, Path, description = "The task.", example = "task-7"), TaskParams),
+    request_body(content = Option<TaskInput>, description = "May be left out if the query has the status."),
+    responses(
+        (status = 200, description = "A `task_status_update` was published to everyone.", body = TaskBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String))),
+        PublishErrors,
+    )
+)]
+pub(super) async fn broadcast_task_update(
+    _: Publisher,
+    State(hub): State<Hub>,
+    PathId(task_id): PathId,
+    Params(params): Params<TaskParams>,
+    OptionalFields(fields): OptionalFields,
+) -> Answer<TaskBody> {
+    let published = publish_task(&hub, &task_id, params, fields).await?;
+    Ok(answer(&published, TaskBody { message: "Task update broadcasted", task_id }))
+}
+
+/// Notify a user
+///
+/// The body becomes the `data` of an `agent_activity_update` to the user. A body that has a `type` and `data` of its
+/// own is published as that event.
+#[utoipa::path(
+    post,
+    path = "/users/{user_id}/notify",
+    tag = "reference",
+    operation_id = "notify_user",
+    security(("bearer" = [])),
+    params(("user_id" = String, Path, description = "The user.", example = "alice"), NotifyParams),
+    request_body(content = Option<BTreeMap<String, Value>>, description = "May be left out if the query has a message.",
+        example = json!({"message": "Your report is ready"})),
+    responses(
+        (status = 200, description = "Published to the user.", body = StatusBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String)), example = json!({"status": "sent"})),
+        PublishErrors,
+    )
+)]
+pub(super) async fn notify_user(
+    _: Publisher,
+    State(hub): State<Hub>,
+    PathId(user_id): PathId,
+    Params(params): Params<NotifyParams>,
+    OptionalFields(fields): OptionalFields,
+) -> Answer<StatusBody> {
+    let draft = notification(params, fields)?;
+    let published = hub.publish(draft, events::user(&user_id)?).await?;
+    Ok(answer(&published, StatusBody { status: "sent" }))
+}
+
+/// Notify a user, answering with a message
+#[utoipa::path(
+    post,
+    path = "/users/{user_id}/send-notification",
+    tag = "reference",
+    operation_id = "send_notification",
+    security(("bearer" = [])),
+    params(("user_id" = String, Path, description = "The user.", example = "alice")),
+    request_body(content = BTreeMap<String, Value>, description = "The `data` of an `agent_activity_update`.",
+        example = json!({"title": "Report", "message": "Your report is ready"})),
+    responses(
+        (status = 200, description = "Published to the user.", body = UserBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String))),
+        PublishErrors,
+    )
+)]
+pub(super) async fn send_notification(
+    _: Publisher,
+    State(hub): State<Hub>,
+    PathId(user_id): PathId,
+    fields: Fields,
+) -> Answer<UserBody> {
+    let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
+    let published = hub.publish(draft, events::user(&user_id)?).await?;
+    Ok(answer(&published, UserBody { message: "Notification sent", user_id }))
+}
+
+/// Broadcast a new event of the calendar
+#[utoipa::path(
+    post,
+    path = "/calendar/events/create",
+    tag = "reference",
+    operation_id = "create_calendar_event",
+    security(("bearer" = [])),
+    request_body = CalendarInput,
+    responses(
+        (status = 200, description = "A `calendar_event_created` was published to everyone.", body = CalendarBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String))),
+        PublishErrors,
+    )
+)]
+pub(super) async fn create_calendar_event(
+    _: Publisher,
+    State(hub): State<Hub>,
+    mut fields: Fields,
+) -> Answer<CalendarBody> {
+    let event_id = match fields.get("event_id") {
+        Some(own) => serde_json::from_str(own.get()).map_err(|_| invalid("the field `event_id` must be a string"))?,
+        None => {
+            let fresh = fresh_event_id();
+            fields.put_first("event_id", &fresh)?;
+            fresh
+        }
+    };
+    let draft = Draft::new(CalendarEventCreated::TYPE, &fields)?;
+    let published = hub.publish(draft, Audience::Everyone).await?;
+    Ok(answer(&published, CalendarBody { message: "Calendar event created", event_id }))
+}
+
+/// Broadcast what an agent does
+#[utoipa::path(
+    post,
+    path = "/agents/{agent_id}/activity",
+    tag = "reference",
+    operation_id = "record_agent_activity",
+    security(("bearer" = [])),
+    params(("agent_id" = String, Path, description = "The agent.", example = "agent-7")),
+    request_body(content = BTreeMap<String, Value>, description = "What there is to say beside `agent_id`.",
+        example = json!({"action": "searching", "status": "active"})),
+    responses(
+        (status = 200, description = "An `agent_activity_update` was published to everyone.", body = StatusBody,
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String)), example = json!({"status": "sent"})),
+        PublishErrors,
+    )
+)]
+pub(super) async fn record_agent_activity(
+    _: Publisher,
+    State(hub): State<Hub>,
+    PathId(agent_id): PathId,
+    mut fields: Fields,
+) -> Answer<StatusBody> {
+    fields.put_path_id("agent_id", &agent_id)?;
+    let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
+    let published = hub.publish(draft, Audience::Everyone).await?;
+    Ok(answer(&published, StatusBody { status: "sent" }))
+}
+
+async fn publish_task(
+    hub: &Hub,
+    task_id: &str,
+    params: TaskParams,
+    fields: Option<Fields>,
+) -> Result<Published, ApiError> {
+    let fields = task_data(task_id, params, fields.unwrap_or_else(Fields::empty))?;
+    let draft = Draft::new(TaskStatusUpdate::TYPE, &fields)?;
+    Ok(hub.publish(draft, Audience::Everyone).await?)
+}
+
+/// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
+fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
+    let status = params.status.as_deref().map(known_status).transpose()?;
+    let progress = params.progress.map(percentage).transpose()?;
+    if let Some(progress) = fields.take("progress").or(progress) {
+        fields.put_first("progress", &progress)?;
+    }
+    let status = fields.take("status").or(status).ok_or_else(|| {
+        invalid(format!("the field `status` is missing: it is one of {}", TaskStatus::NAMES.join(", ")))
+    })?;
+    fields.put_first("status", &status)?;
+    fields.put_path_id("task_id", task_id)?;
+    Ok(fields)
+}
+
+/// The query's `status` as JSON.
+fn known_status(param: &str) -> Result<Box<RawValue>, ApiError> {
+    if !TaskStatus::NAMES.contains(&param) {
+        return Err(invalid(format!("the parameter `status` must be one of {}", TaskStatus::NAMES.join(", "))));
+    }
+    raw(format!("\"{param}\""))
+}
+
+/// The query's `progress` as JSON, in the digits that it came in.
+fn percentage(param: String) -> Result<Box<RawValue>, ApiError> {
+    let number = serde_json::from_str::<f64>(&param).ok();
+    number
+        .filter(|percent| (0.0..=100.0).contains(percent))
+        .ok_or_else(|| invalid("the parameter `progress` must be a number from 0 to 100"))?;
+    raw(param)
+}
+
+fn raw(json: String) -> Result<Box<RawValue>, ApiError> {
+    RawValue::from_string(json).map_err(|error| invalid(error.to_string()))
+}
+
+fn notification(params: NotifyParams, fields: Option<Fields>) -> Result<Draft, ApiError> {
+    let Some(fields) = fields else {
+        let message = params.message.ok_or_else(|| {
+            invalid("there is nothing to say: send a JSON object, or the parameter `message` in the query")
+        })?;
+        return Ok(Draft::new(AgentActivityUpdate::TYPE, &serde_json::json!({ "message": message }))?);
+    };
+    if !(fields.contains("type") && fields.contains("data")) {
+        return Ok(Draft::new(AgentActivityUpdate::TYPE, &fields)?);
+    }
+    if fields.contains("audience") {
+        return Err(invalid("the field `audience` must be left out: the path names the user"));
+    }
+    Ok(fields.into_draft()?)
+}
+
+fn answer<T>(published: &Published, body: T) -> (HeaderMap, Json<T>) {
+    let marks =
+        [("fanfare-event-id", published.event_id.clone()), ("fanfare-position", published.position.to_string())];
+    // An event's id may hold letters beyond ASCII, which a header carries as bytes (RFC 9110 section 5.5).
+    let headers = marks.into_iter().filter_map(|(name, value)| {
+        Some((HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).ok()?))
+    });
+    (headers.collect(), Json(body))
+}

@@ -1,0 +1,82 @@
+//! The documentation of what can go wrong, made from the table of codes.
+
+use super::error::{ErrorBody, ErrorCode, challenge};
+use std::collections::BTreeMap;
+use utoipa::{
+    IntoResponses, PartialSchema, ToSchema,
+    openapi::{ContentBuilder, Header, RefOr, ResponseBuilder, example::ExampleBuilder},
+};
+
+/// What can go wrong with a request that needs a token, for the documentation.
+pub(super) struct AdminErrors;
+
+/// What can go wrong with publishing.
+pub(super) struct PublishErrors;
+
+/// What can go wrong with publishing a batch.
+pub(super) struct BatchErrors;
+
+const ADMIN: &[ErrorCode] = &[
+    ErrorCode::TokenMissing,
+    ErrorCode::TokenExpired,
+    ErrorCode::TokenNotYetValid,
+    ErrorCode::TokenInvalid,
+    ErrorCode::Forbidden,
+];
+
+const PUBLISH: &[ErrorCode] = &[
+    ErrorCode::NotJson,
+    ErrorCode::BadRequest,
+    ErrorCode::BodyTooLarge,
+    ErrorCode::EventTooLarge,
+    ErrorCode::UnsupportedMediaType,
+    ErrorCode::Invalid,
+    ErrorCode::LogUnavailable,
+];
+
+type Responses = BTreeMap<String, RefOr<utoipa::openapi::response::Response>>;
+
+impl IntoResponses for AdminErrors {
+    fn responses() -> Responses {
+        responses(ADMIN)
+    }
+}
+
+impl IntoResponses for PublishErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, PUBLISH].concat())
+    }
+}
+
+impl IntoResponses for BatchErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, PUBLISH, &[ErrorCode::BatchTooLarge]].concat())
+    }
+}
+
+/// One answer for each status, with an example for each code.
+fn responses(codes: &[ErrorCode]) -> Responses {
+    let mut by_status: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
+    for &code in codes {
+        by_status.entry(code.status()).or_default().push(code);
+    }
+    by_status.into_iter().map(|(status, codes)| (status.to_string(), response(&codes).into())).collect()
+}
+
+fn response(codes: &[ErrorCode]) -> utoipa::openapi::response::Response {
+    let examples = codes.iter().map(|code| {
+        let value = serde_json::json!({ "detail": code.meaning(), "code": code.word() });
+        (code.word(), ExampleBuilder::new().summary(code.meaning()).value(Some(value)).build())
+    });
+    let schema = utoipa::openapi::Ref::from_schema_name(ErrorBody::name());
+    let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples).build();
+    let meaning = codes.iter().map(|code| code.meaning()).collect::<Vec<_>>().join(" ");
+    let mut response = ResponseBuilder::new().description(meaning).content("application/json", content);
+    if codes.iter().any(|&code| challenge(code).is_some()) {
+        response = response.header("WWW-Authenticate", Header::new(String::schema()));
+    }
+    if codes.contains(&ErrorCode::LogUnavailable) {
+        response = response.header("Retry-After", Header::new(u32::schema()));
+    }
+    response.build()
+}

@@ -1,0 +1,606 @@
+//! The HTTP API from outside: every route and every error, against a running hub. Each answer is held against
+//! `/openapi.json` on the way.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, header},
+};
+use fanfare::{Config, Hub, Verifier, metrics::Counter};
+use futures_util::StreamExt;
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
+use tower::ServiceExt;
+
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const SECRET: &str = "a secret that is long enough for a test of HS256";
+
+/// Who calls, which is also the user's id.
+const NOBODY: &str = "";
+const READER: &str = "reader";
+const PUBLISHER: &str = "publisher";
+const ADMIN: &str = "admin";
+const EXPIRED: &str = "expired";
+const STRANGER: &str = "stranger";
+
+fn hub(config: Config) -> Hub {
+    Hub::builder(Verifier::from_secret(SECRET).unwrap()).config(config).start().unwrap()
+}
+
+/// A token of one of the callers; made without the hub's own minter, as an application would.
+fn token(who: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let expires = if who == EXPIRED { now - 3_600 } else { now + 3_600 };
+    let (publish, admin) = (who == PUBLISHER, who == ADMIN);
+    let claims = json!({"sub": who, "exp": expires, "publish": publish, "admin": admin, "topics": ["project:*"]});
+    let secret = if who == STRANGER { "a secret that the hub does not know, as long" } else { SECRET };
+    jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), JSON, "{}", self.text);
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| std::str::from_utf8(value.as_bytes()).unwrap())
+    }
+}
+
+fn request(method: &str, path: &str, who: &str, media_type: &str, body: impl Into<Body>) -> Request<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    if who != NOBODY {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token(who)));
+    }
+    if !media_type.is_empty() {
+        request = request.header(header::CONTENT_TYPE, media_type);
+    }
+    request.body(body.into()).unwrap()
+}
+
+async fn send(app: &Router, request: Request<Body>) -> Answer {
+    let response = app.clone().oneshot(request).await.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    Answer { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
+}
+
+async fn get(app: &Router, path: &str) -> Answer {
+    call(app, request("GET", path, NOBODY, "", "")).await
+}
+
+async fn post(app: &Router, path: &str, body: &str) -> Answer {
+    call(app, request("POST", path, PUBLISHER, JSON, body.to_owned())).await
+}
+
+/// Sends a request, and holds the answer against the documentation.
+async fn call(app: &Router, request: Request<Body>) -> Answer {
+    let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.uri().path().to_owned());
+    let answer = send(app, request).await;
+    if let Some(operation) = operation(&spec(app).await, &method, &path) {
+        let documented = &operation["responses"][answer.status.to_string()];
+        assert!(documented.is_object(), "{method} {path} answers {} undocumented: {}", answer.status, answer.text);
+    }
+    answer
+}
+
+async fn spec(app: &Router) -> Value {
+    send(app, request("GET", "/openapi.json", NOBODY, "", "")).await.json()
+}
+
+/// The documented operation whose path fits.
+fn operation<'a>(spec: &'a Value, method: &str, path: &str) -> Option<&'a Value> {
+    let path: Vec<_> = path.split('/').collect();
+    let fits = |template: &str| {
+        let template: Vec<_> = template.split('/').collect();
+        template.len() == path.len() && template.iter().zip(&path).all(|(t, p)| t == p || t.starts_with('{'))
+    };
+    let (_, item) = spec["paths"].as_object()?.iter().find(|(template, _)| fits(template))?;
+    item.get(method)
+}
+
+/// A server on a free port, for the clients that watch what is published.
+async fn serve(app: &Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = app.clone();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    id: String,
+}
+
+impl Client {
+    /// Connects, and waits until the hub serves the connection.
+    async fn connect(address: SocketAddr, who: &str, more: &str) -> Self {
+        let url = format!("ws://{address}/ws?token={}{more}", token(who));
+        let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        let mut client = Self { socket, id: String::new() };
+        let (text, ack) = client.next().await;
+        assert_eq!(ack["type"], "ack", "{text}");
+        ack["connection_id"].as_str().unwrap().clone_into(&mut client.id);
+        client
+    }
+
+    /// The next frame, as text and as JSON.
+    async fn next(&mut self) -> (String, Value) {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("in time").unwrap().unwrap();
+            if let Message::Text(text) = message {
+                return (text.to_string(), serde_json::from_str(&text).unwrap());
+            }
+        }
+    }
+
+    /// The ids of what was published up to now and received: all that comes before an event that marks the end.
+    async fn received(&mut self, app: &Router) -> Vec<Value> {
+        let mark = json!({"type": "mark", "audience": {"connection": self.id}}).to_string();
+        let mark = post(app, "/events", &mark).await.json()["event_id"].clone();
+        let mut ids = Vec::new();
+        loop {
+            let frame = self.next().await.1;
+            if frame["event_id"] == mark {
+                return ids;
+            }
+            if frame["type"] != "ping" {
+                ids.push(frame["event_id"].clone());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_published_once_and_passes_through_unchanged() {
+    let app = hub(Config::default()).router();
+    let mut reader = Client::connect(serve(&app).await, READER, "").await;
+
+    let body = r#"{"z": [1.0, 2e5], "type": "note", "event_id": "n-é", "audience": "everyone",
+        "timestamp": "2026-01-01T00:00:00Z", "data": {"b": 12345678901234567890, "a": null}, "a": true}"#;
+    let first = post(&app, "/events", body).await;
+    assert_eq!(first.status, 201, "{}", first.text);
+    let position = first.json()["position"].clone();
+    assert!(position.as_str().unwrap().starts_with("pos-"), "{position}");
+    assert_eq!(first.json(), json!({"event_id": "n-é", "position": position, "duplicate": false}));
+
+    let again = post(&app, "/events", body).await;
+    assert_eq!(again.status, 200);
+    assert_eq!(again.json(), json!({"event_id": "n-é", "position": position, "duplicate": true}));
+
+    let made = post(&app, "/events", r#"{"type":"note"}"#).await;
+    assert_eq!(made.status, 201);
+    assert_eq!(made.json()["event_id"].as_str().unwrap().len(), 36);
+
+    let (text, _) = reader.next().await;
+    let passed = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n-é","timestamp":"2026-01-01T00:00:00Z","data":{"b": 12345678901234567890, "a": null},"a":true}"#;
+    assert_eq!(text, passed);
+    assert_eq!(reader.received(&app).await, [made.json()["event_id"].clone()]);
+}
+
+#[tokio::test]
+async fn an_audience_reaches_whom_it_names() {
+    let app = hub(Config::default()).router();
+    let address = serve(&app).await;
+    let mut reader = Client::connect(address, READER, "&topics=project:7").await;
+    let mut admin = Client::connect(address, ADMIN, "").await;
+
+    for (audience, to_reader, to_admin) in [
+        (json!("everyone"), true, true),
+        (json!({"user": READER}), true, false),
+        (json!({"user": ADMIN}), false, true),
+        (json!({"connection": reader.id.clone()}), true, false),
+        (json!({"connection": admin.id.to_uppercase()}), false, true),
+        (json!({"topic": "project:7"}), true, false),
+        (json!({"topic": "project:8"}), false, false),
+    ] {
+        let body = json!({"type": "note", "audience": audience}).to_string();
+        let id = post(&app, "/events", &body).await.json()["event_id"].clone();
+        for (client, reached) in [(&mut reader, to_reader), (&mut admin, to_admin)] {
+            let expected = if reached { vec![id.clone()] } else { vec![] };
+            assert_eq!(client.received(&app).await, expected, "{audience}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_published_in_order_or_not_at_all() {
+    let hub = hub(Config::default());
+    let app = hub.router();
+    let mut reader = Client::connect(serve(&app).await, READER, "").await;
+    let event = |id: &str| json!({"type": "note", "event_id": id});
+    for (body, ids) in [
+        (json!([event("a"), event("b"), event("a")]), vec![("a", false), ("b", false), ("a", true)]),
+        (json!({"events": [event("b"), event("c")]}), vec![("b", true), ("c", false)]),
+        (json!([]), vec![]),
+    ] {
+        let answer = post(&app, "/events/batch", &body.to_string()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let answer = answer.json();
+        let result = |r: &Value| (r["event_id"].as_str().unwrap().to_owned(), r["duplicate"].as_bool().unwrap());
+        let results: Vec<_> = answer["results"].as_array().unwrap().iter().map(result).collect();
+        assert_eq!(results, ids.into_iter().map(|(id, again)| (id.to_owned(), again)).collect::<Vec<_>>());
+    }
+
+    for (bad, says) in [
+        (json!([event("d"), {"type": "ack"}]), "events[1]: the field `type` can't be `ack`"),
+        (json!([event("d"), 7]), "events[1]: not a JSON object"),
+        (json!([event("d"), {"type": "note", "audience": "nobody"}]), "events[1]: the field `audience` must be"),
+        (json!([event("d"), {"type": "note", "data": {"x": "y".repeat(70_000)}}]), "max_event_bytes"),
+    ] {
+        let answer = post(&app, "/events/batch", &bad.to_string()).await;
+        assert!(matches!(answer.status, 413 | 422), "{}", answer.text);
+        assert_eq!(answer.json()["index"], 1);
+        assert!(answer.json()["detail"].as_str().unwrap().contains(says), "{}", answer.text);
+    }
+    assert_eq!(reader.received(&app).await, ["a", "b", "c"], "nothing of a bad batch is published");
+    assert_eq!(hub.metrics().get(Counter::BadEvents), 3);
+    assert_eq!(hub.metrics().get(Counter::LimitEventBytes), 1);
+}
+
+#[tokio::test]
+async fn the_references_endpoints_publish_what_it_published() {
+    let app = hub(Config::default()).router();
+    let mut reader = Client::connect(serve(&app).await, READER, "").await;
+    let (status, activity, created) = ("task_status_update", "agent_activity_update", "calendar_event_created");
+    let (updated, sent) = (r#"{"status":"updated"}"#, r#"{"status":"sent"}"#);
+    let broadcast = r#"{"message":"Task update broadcasted","task_id":"t 1"}"#;
+    let notified = r#"{"message":"Notification sent","user_id":"reader"}"#;
+    let calendar = r#"{"message":"Calendar event created","event_id":"c1"}"#;
+
+    #[rustfmt::skip]
+    let cases = [
+        ("/tasks/t1/update?status=running&progress=50", "", updated, status,
+            r#"{"task_id":"t1","status":"running","progress":50}"#),
+        ("/tasks/t1/update", r#"{"step":2,"progress":40.0,"status":"in_progress"}"#, updated, status,
+            r#"{"task_id":"t1","status":"in_progress","progress":40.0,"step":2}"#),
+        ("/tasks/t1/update?status=running&progress=1", r#"{"status":"failed","task_id":"t1"}"#, updated, status,
+            r#"{"task_id":"t1","status":"failed","progress":1}"#),
+        ("/tasks/t1/update?status=paused", "null", updated, status, r#"{"task_id":"t1","status":"paused"}"#),
+        ("/tasks/t%201/broadcast-update?status=queued", "", broadcast, status,
+            r#"{"task_id":"t 1","status":"queued"}"#),
+        ("/users/reader/notify?message=hello+you", "", sent, activity, r#"{"message":"hello you"}"#),
+        ("/users/reader/notify", r#"{"b":1,"a":2.0}"#, sent, activity, r#"{"b":1,"a":2.0}"#),
+        ("/users/reader/notify", r#"{"type":"info","level":1}"#, sent, activity, r#"{"type":"info","level":1}"#),
+        ("/users/reader/notify", r#"{"type":"alarm","data":{"x":1}}"#, sent, "alarm", r#"{"x":1}"#),
+        ("/users/reader/send-notification", r#"{"title":"T"}"#, notified, activity, r#"{"title":"T"}"#),
+        ("/calendar/events/create", r#"{"event_id":"c1","title":"T"}"#, calendar, created,
+            r#"{"event_id":"c1","title":"T"}"#),
+        ("/agents/a1/activity", r#"{"action":"think"}"#, sent, activity, r#"{"agent_id":"a1","action":"think"}"#),
+    ];
+    for (path, body, answers, event_type, data) in cases {
+        let answer = post(&app, path, body).await;
+        assert_eq!((answer.status, answer.text.as_str()), (200, answers), "{path}");
+        let (text, event) = reader.next().await;
+        assert_eq!(event["type"], event_type, "{path}");
+        assert!(text.contains(&format!(r#""data":{data}"#)), "{path}: {text}");
+        assert_eq!(event["event_id"], answer.header("fanfare-event-id"), "{path}");
+        assert!(answer.header("fanfare-position").starts_with("pos-"), "{path}");
+    }
+
+    let made = post(&app, "/calendar/events/create", r#"{"title":"T"}"#).await.json();
+    let (text, event) = reader.next().await;
+    assert_eq!(event["data"]["event_id"], made["event_id"]);
+    assert_eq!(made["event_id"].as_str().unwrap().len(), 36);
+    assert!(text.contains(r#""data":{"event_id":""#), "the id stands first: {text}");
+}
+
+#[tokio::test]
+async fn a_notification_reaches_only_its_user() {
+    let app = hub(Config::default()).router();
+    let address = serve(&app).await;
+    let mut reader = Client::connect(address, READER, "").await;
+    let mut admin = Client::connect(address, ADMIN, "").await;
+    for endpoint in ["notify", "send-notification"] {
+        assert_eq!(post(&app, &format!("/users/{READER}/{endpoint}"), "{}").await.status, 200);
+        assert_eq!((reader.received(&app).await.len(), admin.received(&app).await.len()), (1, 0), "{endpoint}");
+    }
+}
+
+/// Method, path, who asks, media type and body; then the status, the code and a part of the sentence in the answer.
+type Refusal<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u16, &'a str, &'a str);
+
+#[tokio::test]
+async fn what_is_refused_is_named_and_counted() {
+    let hub = hub(Config::default());
+    let app = hub.router();
+    let deep = format!(r#"{{"type":"note","data":{}1{}}}"#, r#"{"a":"#.repeat(70), "}".repeat(70));
+    let large = format!(r#"{{"type":"note","data":{{"a":"{}"}}}}"#, "x".repeat(65_600));
+    let larger = format!(r#"{{"type":"note","data":{{"a":"{}"}}}}"#, "x".repeat(80_000));
+    let many = format!("[{}]", vec![r#"{"type":"note"}"#; 1_001].join(","));
+    let user = "u".repeat(257);
+    let long_user = format!("/users/{user}/notify");
+    let long_audience = format!(r#"{{"type":"a","audience":{{"user":"{user}"}}}}"#);
+
+    #[rustfmt::skip]
+    let refusals: &[Refusal<'_>] = &[
+        ("POST", "/events", NOBODY, JSON, "{}", 401, "token_missing", ""),
+        ("POST", "/events", STRANGER, JSON, "{}", 401, "token_invalid", ""),
+        ("POST", "/events", EXPIRED, JSON, "{}", 401, "token_expired", ""),
+        ("POST", "/events", READER, "text/plain", "{", 403, "forbidden", "\"publish\": true"),
+        ("POST", "/events/batch", READER, JSON, "[]", 403, "forbidden", "publish"),
+        ("POST", "/tasks/t/update", READER, JSON, "", 403, "forbidden", "publish"),
+        ("POST", "/tasks/t/broadcast-update", NOBODY, JSON, "", 401, "token_missing", ""),
+        ("POST", "/users/u/notify", NOBODY, JSON, "{}", 401, "token_missing", ""),
+        ("POST", "/users/u/send-notification", READER, JSON, "{}", 403, "forbidden", ""),
+        ("POST", "/calendar/events/create", READER, JSON, "{}", 403, "forbidden", ""),
+        ("POST", "/agents/a/activity", NOBODY, JSON, "{}", 401, "token_missing", ""),
+        ("GET", "/metrics", NOBODY, "", "", 401, "token_missing", ""),
+        ("GET", "/metrics", PUBLISHER, "", "", 403, "forbidden", "administrator"),
+        ("POST", "/events", PUBLISHER, JSON, "{", 400, "not_json", "not JSON"),
+        ("POST", "/events", PUBLISHER, JSON, "", 400, "not_json", "empty"),
+        ("POST", "/events/batch", PUBLISHER, JSON, "", 400, "not_json", "empty"),
+        ("POST", "/events/batch", PUBLISHER, JSON, "[{]", 400, "not_json", "not JSON"),
+        ("POST", "/agents/a/activity", PUBLISHER, JSON, "nope", 400, "not_json", "not JSON"),
+        ("POST", "/users/u/send-notification", PUBLISHER, JSON, "", 400, "not_json", "empty"),
+        ("POST", "/tasks/%ff/update", PUBLISHER, JSON, "", 400, "bad_request", "UTF-8"),
+        ("POST", "/events", PUBLISHER, "text/plain", "{}", 415, "unsupported_media_type", "application/json"),
+        ("POST", "/tasks/t/update", PUBLISHER, FORM, "a=1", 415, "unsupported_media_type", "form"),
+        ("POST", "/events", PUBLISHER, JSON, &large, 413, "event_too_large", "max_event_bytes"),
+        ("POST", "/events", PUBLISHER, JSON, &larger, 413, "body_too_large", "max_event_bytes"),
+        ("POST", "/agents/a/activity", PUBLISHER, JSON, &larger, 413, "body_too_large", "max_event_bytes"),
+        ("POST", "/events/batch", PUBLISHER, JSON, &many, 413, "batch_too_large", "1001 events; at most 1000"),
+        ("POST", "/events", PUBLISHER, JSON, "[]", 422, "invalid", "not a JSON object"),
+        ("POST", "/events", PUBLISHER, JSON, "{}", 422, "invalid", "`type` is missing"),
+        ("POST", "/events", PUBLISHER, JSON, r#"{"type":"a","type":"b"}"#, 422, "invalid", "stands twice"),
+        ("POST", "/events", PUBLISHER, JSON, &deep, 422, "invalid", "nested"),
+        ("POST", "/events", PUBLISHER, JSON, r#"{"type":"a","audience":null}"#, 422, "invalid", "`audience`"),
+        ("POST", "/events", PUBLISHER, JSON, &long_audience, 422, "invalid", "256 bytes"),
+        ("POST", "/events", PUBLISHER, JSON, r#"{"type":"a","audience":{"connection":"x"}}"#, 422, "invalid", "UUID"),
+        ("POST", "/events", PUBLISHER, JSON, r#"{"type":"a","audience":{"topic":"a*"}}"#, 422, "invalid", "asterisk"),
+        ("POST", "/events/batch", PUBLISHER, JSON, r#"{"event":[]}"#, 422, "invalid", "`event`"),
+        ("POST", "/tasks/t/update", PUBLISHER, JSON, "", 422, "invalid", "`status` is missing"),
+        ("POST", "/tasks/t/update?status=lazy", PUBLISHER, JSON, "", 422, "invalid", "one of pending"),
+        ("POST", "/tasks/t/update?status=a&status=b", PUBLISHER, JSON, "", 422, "invalid", "status"),
+        ("POST", "/tasks/t/update?status=running&progress=x", PUBLISHER, JSON, "", 422, "invalid", "`progress`"),
+        ("POST", "/tasks/t/update?status=running&progress=101", PUBLISHER, JSON, "", 422, "invalid", "0 to 100"),
+        ("POST", "/tasks/t/update", PUBLISHER, JSON, r#"{"status":"running","progress":-1}"#, 422, "invalid", "0 to"),
+        ("POST", "/tasks/t/update", PUBLISHER, JSON, r#"{"status":"running","task_id":"u"}"#, 422, "invalid", "`task_id`"),
+        ("POST", "/tasks/t/broadcast-update", PUBLISHER, JSON, "[]", 422, "invalid", "JSON object"),
+        ("POST", "/users/u/notify", PUBLISHER, JSON, "", 422, "invalid", "`message`"),
+        ("POST", "/users/u/notify", PUBLISHER, JSON, r#"{"type":"a","data":{},"audience":1}"#, 422, "invalid", "`audience`"),
+        ("POST", "/users/u/notify", PUBLISHER, JSON, r#"{"type":"a","data":1}"#, 422, "invalid", "`data`"),
+        ("POST", &long_user, PUBLISHER, JSON, "{}", 422, "invalid", "256 bytes"),
+        ("POST", "/calendar/events/create", PUBLISHER, JSON, r#"{"event_id":7}"#, 422, "invalid", "`event_id`"),
+        ("POST", "/agents/a/activity", PUBLISHER, JSON, r#"{"agent_id":"b"}"#, 422, "invalid", "`agent_id`"),
+        ("GET", "/ws", READER, "", "", 426, "upgrade_required", "ws://"),
+        ("GET", "/events", PUBLISHER, "", "", 405, "method_not_allowed", "GET can't be done to /events"),
+        ("DELETE", "/ws/health", NOBODY, "", "", 405, "method_not_allowed", "DELETE"),
+        ("POST", "/docs", NOBODY, "", "", 405, "method_not_allowed", "POST"),
+        ("GET", "/docs/nothing.js", NOBODY, "", "", 404, "not_found", "nothing.js"),
+    ];
+    for &(method, path, who, media_type, body, status, code, says) in refusals {
+        let answer = call(&app, request(method, path, who, media_type, body.to_owned())).await;
+        let what = format!("{method} {path} {body:.60}: {}", answer.text);
+        assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)), "{what}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains(says), "{what}");
+        let challenge = answer.header("www-authenticate");
+        assert_eq!(challenge.starts_with("Bearer"), matches!(status, 401 | 403), "{what}");
+        assert_eq!(answer.headers.contains_key(header::ALLOW), status == 405, "{what}");
+    }
+    assert_eq!(hub.stats().window_events, 0, "nothing that was refused is published");
+
+    let refused = |code: &str| u64::try_from(refusals.iter().filter(|r| r.6 == code).count()).unwrap();
+    for (counter, codes) in [
+        (Counter::AuthMissing, &["token_missing"] as &[_]),
+        (Counter::AuthInvalid, &["token_invalid"]),
+        (Counter::AuthExpired, &["token_expired"]),
+        (Counter::AuthForbidden, &["forbidden"]),
+        (Counter::LimitEventBytes, &["event_too_large", "body_too_large"]),
+        (Counter::LimitBatch, &["batch_too_large"]),
+        (Counter::BadEvents, &["not_json", "invalid", "unsupported_media_type"]),
+    ] {
+        let expected = codes.iter().map(|code| refused(code)).sum::<u64>();
+        assert_eq!(hub.metrics().get(counter), expected, "{counter:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_limits_are_those_of_the_settings() {
+    let app = hub(Config { max_event_bytes: 200, max_batch_events: 2, ..Config::default() }).router();
+    let event = |bytes: usize| json!({"type": "note", "data": {"x": "x".repeat(bytes)}}).to_string();
+    for (path, body, status) in [
+        ("/events", event(50), 201),
+        ("/events", event(150), 413),
+        ("/events", event(5_000), 413),
+        ("/events/batch", format!("[{},{}]", event(50), event(50)), 200),
+        ("/events/batch", format!("[{},{}]", event(50), event(150)), 413),
+        ("/events/batch", format!("[{0},{0},{0}]", event(5)), 413),
+        ("/events/batch", format!("[{}]", event(9_000)), 413),
+    ] {
+        assert_eq!(post(&app, path, &body).await.status, status, "{path} {body:.80}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_read_no_further_than_its_limit() {
+    let app = hub(Config::default()).router();
+    let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(" ".repeat(1_000)));
+    let broken = futures_util::stream::iter([Ok("{"), Err(std::io::Error::other("gone"))]);
+    for (body, status, code) in [
+        (Body::from_stream(endless), 413, "body_too_large"),
+        (Body::from_stream(broken), 400, "bad_request"),
+        (Body::from(vec![b'{', 0xff, b'}']), 400, "not_json"),
+    ] {
+        let answer = call(&app, request("POST", "/events", PUBLISHER, JSON, body)).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
+    }
+}
+
+#[tokio::test]
+async fn json_by_another_name_or_none_is_taken() {
+    let app = hub(Config::default()).router();
+    for media_type in ["", "application/json; charset=utf-8", "Application/JSON", "application/cloudevents+json"] {
+        let answer = call(&app, request("POST", "/events", PUBLISHER, media_type, r#"{"type":"note"}"#)).await;
+        assert_eq!(answer.status, 201, "{media_type} {}", answer.text);
+    }
+    let empty_form = request("POST", "/tasks/t/update?status=running", PUBLISHER, FORM, "");
+    assert_eq!(call(&app, empty_form).await.status, 200);
+}
+
+#[tokio::test]
+async fn health_is_what_the_reference_answers_and_true() {
+    let hub = hub(Config::default());
+    let app = hub.router();
+    let _client = Client::connect(serve(&app).await, READER, "").await;
+    post(&app, "/events", r#"{"type":"note"}"#).await;
+
+    let health = get(&app, "/ws/health").await.json();
+    assert_eq!(health["status"], "healthy");
+    assert_eq!(health["connections"], json!({"total": 1, "local": 1, "alive": 1, "dead": 0}));
+    assert_eq!(health["redis"], json!({"connected": false, "pubsub_connected": false}));
+    assert_eq!((&health["broker"], &health["window"]["events"]), (&json!("memory"), &json!(1)));
+    assert!(health["window"]["bytes"].as_u64().unwrap() > 50, "{health}");
+    assert!(health["window"]["head"].as_str().unwrap().ends_with("-1"), "{health}");
+    assert!(health["timestamp"].as_str().unwrap().ends_with('Z'), "{health}");
+    let keys: Vec<_> = health.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["status", "timestamp", "connections", "redis", "broker", "window", "version"]);
+
+    let version = env!("CARGO_PKG_VERSION");
+    let service = json!({"status": "healthy", "service": "fanfare", "version": version});
+    assert_eq!(get(&app, "/health").await.json(), service);
+    assert_eq!(get(&app, "/health/live").await.json(), json!({"status": "live"}));
+    let ready = get(&app, "/health/ready").await;
+    assert_eq!((ready.status, ready.json()), (200, json!({"status": "ready"})));
+
+    hub.shutdown(Duration::ZERO).await;
+    let ready = get(&app, "/health/ready").await;
+    assert_eq!((ready.status, ready.json()), (503, json!({"status": "not_ready"})));
+    assert_eq!(get(&app, "/health/live").await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_are_for_administrators() {
+    let app = hub(Config::default()).router();
+    post(&app, "/events", r#"{"type":"note","event_id":"m"}"#).await;
+    post(&app, "/events", "{").await;
+    let answer = call(&app, request("GET", "/metrics", ADMIN, "", "")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    for line in [
+        "fanfare_events_total 1",
+        r#"fanfare_bad_input_total{kind="event"} 1"#,
+        "fanfare_connections 0",
+        "fanfare_window_events 1",
+        "# TYPE fanfare_window_bytes gauge",
+        "# EOF",
+    ] {
+        assert!(answer.text.lines().any(|l| l == line), "{line} in {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn the_description_is_complete() {
+    let spec = spec(&hub(Config::default()).router()).await;
+    assert_eq!(spec["openapi"], "3.1.0");
+    let mut operations = BTreeSet::new();
+    for (path, item) in spec["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let what = format!("{} {path}", method.to_uppercase());
+            assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{what}");
+            let parameters = operation["parameters"].as_array().map_or(0, Vec::len);
+            assert!(parameters >= path.matches('{').count(), "{what}");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what} {status}");
+                assert!(status == "101" || response["content"].is_object(), "{what} {status}");
+            }
+            let needs_token = operation["responses"]["401"].is_object();
+            assert_eq!(needs_token, operation["security"] == json!([{"bearer": []}]), "{what}");
+            operations.insert(what);
+        }
+    }
+    let expected = [
+        "GET /health",
+        "GET /health/live",
+        "GET /health/ready",
+        "GET /metrics",
+        "GET /ws",
+        "GET /ws/health",
+        "POST /agents/{agent_id}/activity",
+        "POST /calendar/events/create",
+        "POST /events",
+        "POST /events/batch",
+        "POST /tasks/{task_id}/broadcast-update",
+        "POST /tasks/{task_id}/update",
+        "POST /users/{user_id}/notify",
+        "POST /users/{user_id}/send-notification",
+    ];
+    assert_eq!(operations.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+
+    let mut references = Vec::new();
+    collect_references(&spec, &mut references);
+    assert!(!references.is_empty());
+    for reference in references {
+        assert!(spec.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference} leads nowhere");
+    }
+}
+
+fn collect_references(value: &Value, found: &mut Vec<String>) {
+    if let Some(reference) = value.get("$ref").and_then(Value::as_str) {
+        found.push(reference.to_owned());
+    }
+    match value {
+        Value::Object(fields) => fields.values().for_each(|field| collect_references(field, found)),
+        Value::Array(items) => items.iter().for_each(|item| collect_references(item, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[tokio::test]
+async fn the_docs_page_needs_nothing_from_elsewhere() {
+    let app = hub(Config::default()).router();
+    // Also where an application nests the hub under a prefix.
+    for (app, prefix) in [(app.clone(), ""), (Router::new().nest("/hub", app), "/hub")] {
+        let file = async |name: &str| send(&app, request("GET", &format!("{prefix}/{name}"), NOBODY, "", "")).await;
+        let page = file("docs").await;
+        assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
+        assert!(page.header("content-security-policy").starts_with("default-src 'self'"));
+        assert!(!page.text.contains("//"), "the page names another place: {}", page.text);
+        let links: Vec<_> = page.text.split('"').filter(|part| part.starts_with("docs/")).collect();
+        assert_eq!(links.len(), 5, "{links:?}");
+        for link in links {
+            let part = file(link).await;
+            assert_eq!(part.status, 200, "{link}");
+            assert!(!part.text.is_empty() && !part.header("content-type").is_empty(), "{link}");
+        }
+        assert!(file("docs/start.js").await.text.contains(r#"url: "openapi.json""#));
+        assert_eq!(file("openapi.json").await.json()["info"]["title"], "fanfare");
+        let slash = file("docs/").await;
+        assert_eq!((slash.status, slash.header("location")), (308, "../docs"));
+    }
+}
+
+#[tokio::test]
+async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
+    let own = Router::new().route("/own", axum::routing::get(async || "own")).fallback(async || "theirs");
+    let app = own.merge(hub(Config::default()).router());
+    for (path, text) in [("/own", "own"), ("/nowhere", "theirs"), ("/events/nowhere", "theirs")] {
+        assert_eq!(send(&app, request("GET", path, NOBODY, "", "")).await.text, text);
+    }
+    assert_eq!(get(&app, "/health/live").await.status, 200);
+
+    let app = hub(Config::default()).router().fallback(fanfare::not_found);
+    let answer = send(&app, request("GET", "/nowhere", NOBODY, "", "")).await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.json(), json!({"detail": "there is nothing at /nowhere", "code": "not_found"}));
+}
