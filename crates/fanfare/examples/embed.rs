@@ -19,7 +19,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let hub = Hub::builder(Verifier::from_secret(&secret)?).identity_secret(secret).start()?;
     let app = Router::new().route("/orders", post(order)).with_state(hub.clone()).merge(hub.router());
 
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:8000").await?;
+    let address = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8000".to_owned());
+    let listener = tokio::net::TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })

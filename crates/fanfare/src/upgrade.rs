@@ -28,6 +28,7 @@ use fanfare_core::{CloseCode, ConnectionId, Grant, session::Arrival};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use socket2::SockRef;
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -40,6 +41,8 @@ use tokio::net::TcpStream;
 const SUBPROTOCOL: &str = "fanfare";
 /// What stands before a token that is offered as a subprotocol.
 const BEARER_PROTOCOL: &str = "bearer.";
+/// How much the kernel takes for a client beyond what it can send at once, in bytes.
+const UNSENT_BYTES: u32 = 128 << 10;
 /// RFC 6455 section 1.3.
 const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -237,8 +240,10 @@ fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr
     };
     let stream = io.into_inner().into_std()?;
     let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
-    // Events are small and late ones are worth nothing.
+    // Events are small, and late ones are worth nothing.
     stream.set_nodelay(true)?;
+    // What is not sent yet belongs in the window, once for all clients, and not in each slow one's socket.
+    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
     Ok((Socket::Tcp(mio::net::TcpStream::from_std(stream)), leftover.to_vec(), peer))
 }
 

@@ -1,0 +1,282 @@
+//! The hub over real sockets, read by an independent WebSocket client.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Audience, CloseCode, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout_at},
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, protocol::frame::CloseFrame},
+};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A hub that listens on a port of its own.
+struct Server {
+    hub: Hub,
+    address: SocketAddr,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+fn start(config: Config) -> Hub {
+    Hub::builder(Verifier::from_secret(SECRET).unwrap()).config(config).start().unwrap()
+}
+
+async fn serve(config: Config) -> Server {
+    let hub = start(config);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = hub.router().into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Server { hub, address }
+}
+
+fn token(user: &str) -> String {
+    let claims = Claims { sub: user.to_owned(), topics: vec!["*".to_owned()], ..Claims::default() };
+    Minter::from_secret(SECRET).unwrap().mint(&claims)
+}
+
+impl Server {
+    fn path(&self, user: &str, query: &str) -> String {
+        format!("ws://{}/ws?token={}{query}", self.address, token(user))
+    }
+
+    /// A client and its first frame.
+    async fn connect(&self, user: &str, query: &str) -> (Socket, Value) {
+        let (mut socket, _) = tokio_tungstenite::connect_async(self.path(user, query)).await.unwrap();
+        let ack = next(&mut socket).await;
+        assert_eq!(ack["type"], "ack");
+        (socket, ack)
+    }
+
+    async fn publish(&self, n: u64, pad: usize, audience: Audience) {
+        let draft = Draft::new("note", &json!({ "n": n, "pad": "x".repeat(pad) })).unwrap();
+        self.hub.publish(draft, audience).await.unwrap();
+    }
+}
+
+/// The next message, which must come in time.
+async fn next<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Value {
+    match timeout_at(Instant::now() + PATIENCE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
+        other => panic!("expected a text message, got {other:?}"),
+    }
+}
+
+/// The close frame that ends the connection, past whatever comes before it.
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> CloseFrame {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match timeout_at(deadline, socket.next()).await.expect("a close in time") {
+            Some(Ok(Message::Close(Some(frame)))) => return frame,
+            Some(Ok(_)) => {}
+            other => panic!("expected a close frame, got {other:?}"),
+        }
+    }
+}
+
+/// Waits until something holds, which must be soon.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_and_live_join_without_a_seam() {
+    const EVENTS: u64 = 3_000;
+    let server = serve(Config { connects_per_second_per_address: 0, ..Config::default() }).await;
+    let (mut socket, ack) = server.connect("ann", "").await;
+    let connection = ack["connection_id"].as_str().unwrap().to_owned();
+    let hub = server.hub.clone();
+    let publisher = tokio::spawn(async move {
+        for n in 1..=EVENTS {
+            let audience = if n % 3 == 0 { Audience::User("ann".into()) } else { Audience::Everyone };
+            hub.publish(Draft::new("note", &json!({ "n": n })).unwrap(), audience).await.unwrap();
+            if n % 20 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let (mut expected, mut resumes, mut last) = (1, 0, ack["event_id"].as_str().unwrap().to_owned());
+    while expected <= EVENTS {
+        let message = next(&mut socket).await;
+        last = message["event_id"].as_str().unwrap().to_owned();
+        assert_eq!(message["data"]["n"], expected, "{message}");
+        expected += 1;
+        // Leaves after ever other numbers of events, without a word, in the middle of the stream.
+        if expected % (40 + 7 * (resumes % 5)) == 0 {
+            let query = format!("&connection_id={connection}&last_event_id={last}");
+            let (again, ack) = server.connect("ann", &query).await;
+            assert_eq!((&ack["resumed"], &ack["connection_id"]), (&json!(true), &json!(connection)));
+            assert_eq!(ack["ack_event_id"], last);
+            socket = again;
+            resumes += 1;
+        }
+    }
+    publisher.await.unwrap();
+    assert!(resumes > 30, "{resumes}");
+    assert_eq!(server.hub.metrics().get(Counter::GapsExpired) + server.hub.metrics().get(Counter::GapsReset), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_delays_nobody_and_loses_nothing() {
+    const EVENTS: u64 = 4_000;
+    let server = serve(Config::default()).await;
+    let (mut slow, _) = server.connect("slow", "").await;
+    let (mut quick, _) = server.connect("quick", "").await;
+    for n in 1..=EVENTS {
+        server.publish(n, 4_000, Audience::Everyone).await;
+    }
+    for n in 1..=EVENTS {
+        assert_eq!(next(&mut quick).await["data"]["n"], n);
+    }
+    for n in 1..=EVENTS {
+        assert_eq!(next(&mut slow).await["data"]["n"], n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_fell_out_of_the_window_is_told() {
+    const EVENTS: u64 = 8_000;
+    let server = serve(Config { window_events: 100, ..Config::default() }).await;
+    let (mut slow, _) = server.connect("slow", "").await;
+    for n in 1..=EVENTS {
+        server.publish(n, 4_000, Audience::Everyone).await;
+    }
+    let (mut last, mut gaps, mut missed) = (0, 0, 0);
+    while last < EVENTS {
+        let message = next(&mut slow).await;
+        if message["type"] == "gap" {
+            assert_eq!(message["reason"], "expired");
+            gaps += 1;
+            missed = message["missed"].as_u64().unwrap();
+        } else {
+            let n = message["data"]["n"].as_u64().unwrap();
+            assert_eq!(n, last + 1 + std::mem::take(&mut missed), "what a gap does not tell of is there");
+            last = n;
+        }
+    }
+    assert!(gaps > 0);
+    assert_eq!(server.hub.metrics().get(Counter::GapsExpired), gaps);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_socket_takes_a_connection_over() {
+    let server = serve(Config { max_connections_per_user: 1, ..Config::default() }).await;
+    let (mut old, ack) = server.connect("ann", "").await;
+    let id = ack["connection_id"].as_str().unwrap();
+    let (mut new, ack) = server.connect("ann", &format!("&connection_id={id}")).await;
+    assert_eq!(ack["connection_id"], id);
+    assert_eq!(u16::from(close(&mut old).await.code), CloseCode::Replaced.number());
+
+    let audience = Audience::Connection(id.parse().unwrap());
+    server.publish(1, 0, audience).await;
+    assert_eq!(next(&mut new).await["data"]["n"], 1);
+
+    let (_other, ack) = server.connect("bob", &format!("&connection_id={id}")).await;
+    assert_ne!(ack["connection_id"], id, "another user's name is never given");
+    until("both are counted", || server.hub.stats().local == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sends_with_its_handshake_is_read() {
+    let server = serve(Config::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let mut request = format!(
+        "GET /ws?token={} HTTP/1.1\r\nHost: hub\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        token("ann")
+    )
+    .into_bytes();
+    request.extend([0x89, 0x82, 0, 0, 0, 0, b'h', b'i']);
+    stream.write_all(&request).await.unwrap();
+    let (mut answer, pong) = (Vec::new(), [0x8a, 2, b'h', b'i']);
+    let deadline = Instant::now() + PATIENCE;
+    while !answer.ends_with(&pong) {
+        let read = timeout_at(deadline, stream.read_buf(&mut answer)).await.expect("an answer in time").unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.starts_with("HTTP/1.1 101 "), "{text}");
+    // The example of RFC 6455 section 1.3.
+    assert!(text.to_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_no_tcp_socket_is_bridged() {
+    let hub = start(Config::default());
+    let (ours, theirs) = tokio::io::duplex(1_000);
+    let service = hyper_util::service::TowerToHyperService::new(hub.router());
+    tokio::spawn(async move {
+        let io = hyper_util::rt::TokioIo::new(theirs);
+        hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades().await
+    });
+    let url = format!("ws://hub/ws?token={}", token("ann"));
+    let (mut socket, _) = tokio_tungstenite::client_async(url, ours).await.unwrap();
+    assert_eq!(next(&mut socket).await["type"], "ack");
+    for n in 0..500 {
+        let draft = Draft::new("note", &json!({ "n": n, "pad": "x".repeat(500) })).unwrap();
+        hub.publish(draft, Audience::Everyone).await.unwrap();
+    }
+    for n in 0..500 {
+        assert_eq!(next(&mut socket).await["data"]["n"], n);
+    }
+    socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+    assert_eq!(next(&mut socket).await["type"], "pong");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_tells_everyone_to_come_back() {
+    let server = serve(Config::default()).await;
+    let (mut socket, _) = server.connect("ann", "").await;
+    server.publish(1, 0, Audience::Everyone).await;
+    let hub = server.hub.clone();
+    let ending = tokio::spawn(async move { hub.shutdown(PATIENCE).await });
+    assert_eq!(next(&mut socket).await["data"]["n"], 1, "what was published is still delivered");
+    let goaway = next(&mut socket).await;
+    assert_eq!((&goaway["type"], &goaway["reason"]), (&json!("goaway"), &json!("shutdown")));
+    assert!(goaway["reconnect_after_ms"].as_u64().unwrap() < 2_000);
+    assert_eq!(u16::from(close(&mut socket).await.code), CloseCode::Restart.number());
+    drop(socket);
+    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the hub ends once all have left").unwrap();
+    assert!(!server.hub.is_ready());
+    assert_eq!(server.hub.stats().local, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_can_be_disconnected() {
+    let server = serve(Config::default()).await;
+    let (mut ann, _) = server.connect("ann", "").await;
+    let (mut bob, ack) = server.connect("bob", "").await;
+    server.hub.disconnect_user("ann", "banned");
+    let frame = close(&mut ann).await;
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (CloseCode::Disconnected.number(), "banned"));
+    server.hub.disconnect(ack["connection_id"].as_str().unwrap().parse().unwrap(), "over");
+    assert_eq!(close(&mut bob).await.reason.as_str(), "over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_clients_that_left() {
+    let server = serve(Config { connects_per_second_per_address: 0, ..Config::default() }).await;
+    for round in 0..20 {
+        let mut sockets = Vec::new();
+        for i in 0..10 {
+            sockets.push(server.connect(&format!("user-{round}-{i}"), "&topics=a,b").await.0);
+        }
+        drop(sockets);
+    }
+    until("all have left", || server.hub.stats().local == 0).await;
+    assert_eq!(server.hub.metrics().get(Counter::ClosedAbnormal), 200);
+}
