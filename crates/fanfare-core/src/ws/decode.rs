@@ -285,11 +285,8 @@ fn close(payload: &[u8]) -> Result<Option<(u16, &str)>, DecodeError> {
         return if payload.is_empty() { Ok(None) } else { Err(DecodeError::ShortClose) };
     };
     let code = u16::from_be_bytes(code);
-    if !may_be_sent(code) {
-        return Err(DecodeError::InvalidCloseCode { code });
-    }
     let reason = str::from_utf8(reason).map_err(|_| DecodeError::InvalidCloseReason)?;
-    Ok(Some((code, reason)))
+    if may_be_sent(code) { Ok(Some((code, reason))) } else { Err(DecodeError::InvalidCloseCode { code }) }
 }
 
 /// Whether a close frame may carry this code: those registered with IANA for that (section 7.4.1 and later ones), and

@@ -1,0 +1,91 @@
+//! The demands of the fuzz target `frames` on its kept corpus and on inputs made up on the spot.
+
+use std::{fs, path::Path};
+
+use fanfare_core::ws::{Opcode, push_client_frame};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+#[path = "../../../fuzz/src/frames.rs"]
+mod frames;
+
+/// Payloads that are text, or are not, or are so only together with the next one.
+const PAYLOADS: &[&[u8]] = &[
+    b"",
+    b"a",
+    b"Hello",
+    "€🎉".as_bytes(),
+    b"\xe2\x82",
+    b"\xac",
+    b"\xf0\x9f",
+    b"\x8e\x89",
+    b"\xed\xa0\x80",
+    b"\xff",
+    b"\x03",
+    b"\x03\xe8",
+    b"\x03\xe8bye",
+    b"\x03\xe9\xff",
+    b"\x03\xed",
+    b"\x03\xf6",
+    b"\x0f\xa1moved",
+    &[0x61; 125],
+    &[0x61; 126],
+    &[0x61; 200],
+    &[0x61; 300],
+    &[0x61; 301],
+];
+
+/// The first bytes of faultless frames, and now and then any.
+fn first() -> impl Strategy<Value = u8> {
+    prop_oneof![20 => select(&b"\x01\x02\x00\x80\x81\x82\x88\x89\x8a"[..]), 1 => any::<u8>()]
+}
+
+fn client_frame() -> impl Strategy<Value = Vec<u8>> {
+    (first(), select(PAYLOADS), any::<[u8; 4]>(), 0_u8..40).prop_map(|(first, payload, mask, fault)| {
+        let mut out = Vec::new();
+        push_client_frame(&mut out, Opcode::Binary, payload, mask);
+        out[0] = first;
+        match fault {
+            0 => out[1] &= 0x7f,
+            1 => out[1] = 0xfe,
+            2 => out[1] = 0xff,
+            3 => out.truncate(out.len() / 2),
+            _ => {}
+        }
+        out
+    })
+}
+
+fn input() -> impl Strategy<Value = Vec<u8>> {
+    let sizes = vec(prop_oneof![0_u8..10, any::<u8>()], 0..20);
+    (any::<bool>(), sizes, vec(client_frame(), 0..10), 0..20_usize).prop_map(|(small, sizes, frames, missing)| {
+        let count = u8::try_from(sizes.len()).expect("at most 20");
+        let mut input = [vec![count << 1 | u8::from(small)], sizes, frames.concat()].concat();
+        input.truncate(input.len().saturating_sub(missing).max(1));
+        input
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn frames_made_up_are_heard_alike(input in input()) {
+        frames::check(&input);
+    }
+
+    #[test]
+    fn bytes_made_up_are_heard_alike(input in vec(any::<u8>(), 0..100)) {
+        frames::check(&input);
+    }
+}
+
+#[test]
+fn the_corpus_is_heard_alike() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/frames");
+    let files: Vec<_> = fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 20, "{} files", files.len());
+    for file in files {
+        println!("{}", file.display());
+        frames::check(&fs::read(&file).unwrap());
+    }
+}
