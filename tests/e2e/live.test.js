@@ -65,7 +65,7 @@ describe("the first minute", () => {
     await until(() => pongs().length >= 4, "four pongs, which is longer than the timeout");
     assert.match(pongs()[0].event_id, /^pos-/);
     assert.ok(Date.parse(pongs()[0].timestamp) > 0);
-    assert.equal(await page.state("live"), "", "it never had to come back");
+    assert.match(await page.state("live"), /^connected at/, "it never had to come back");
     assert.equal(page.sockets.length, 1);
   });
 });
@@ -127,7 +127,7 @@ describe("coming back", () => {
     const gap = rows.findIndex(({ kind }) => kind === "gap");
     assert.equal(gap, 1);
     assert.equal(rows[gap].reason, "expired");
-    assert.match(rows[gap].text, /2\d events went by/);
+    assert.match(rows[gap].text, /went by that the hub no longer holds/);
     const ids = await page.ids();
     assert.deepEqual(ids.slice(1), numbered(31 - ids.length, ids.length - 1), "and all after it came");
   });

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed
@@ -176,14 +176,15 @@ class Client:
     def __init__(self, url: str, **options):
         # The library's own pings would keep a silent client alive.
         options = {"ping_interval": None, "proxy": None, "compression": None, "close_timeout": 2, **options}
-        self.socket = connect(url, open_timeout=DEADLINE, **options)
+        self.opened = ExitStack()
+        self.socket = self.opened.enter_context(connect(url, open_timeout=DEADLINE, **options))
         self.ack: dict = {}
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_) -> None:
-        self.socket.close()
+        self.opened.close()
 
     @property
     def id(self) -> str:
