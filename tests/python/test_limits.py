@@ -1,6 +1,7 @@
 """Each limit refuses with its own code and reason, counts it, and disturbs nobody else."""
 
 import re
+from contextlib import suppress
 
 import pytest
 from hub import Client, token
@@ -78,7 +79,8 @@ def test_a_message_too_large_closes(hub_with, setting):
 def test_fragments_count_together(hub_with):
     hub = hub_with(max_message_bytes=1000)
     with hub.client() as client:
-        client.socket.send(["x" * 400] * 3)
+        with suppress(ConnectionClosed):  # the hub may close at the second fragment's end
+            client.socket.send(["x" * 400] * 3)
         assert client.closed()[0] == 1009
 
 
@@ -88,11 +90,9 @@ def test_too_many_messages_close(hub_with):
         for _ in range(10):
             client.send({"type": "ping"})
             assert client.next()["type"] == "pong"
-        try:
+        with suppress(ConnectionClosed):  # the hub may close before all are sent
             for _ in range(50):
                 client.send({"type": "ping"})
-        except ConnectionClosed:  # the hub may have closed before all were sent
-            pass
         code, reason = client.closed()
         assert (code, reason.split(":")[0]) == (4002, "max_messages_per_second")
         hub.publish("undisturbed")
