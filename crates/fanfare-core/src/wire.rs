@@ -1,6 +1,6 @@
 //! The JSON messages of the protocol: what a hub says besides events, and what clients say.
 
-use crate::{ConnectionId, Position, time::iso_8601, window::Gap};
+use crate::{ConnectionId, Position, event::MAX_DEPTH, json, time::iso_8601, window::Gap};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -223,6 +223,10 @@ pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), BadMessa
     if !text.trim_ascii_start().starts_with('{') {
         return Err(BadMessage::Malformed("not an object".to_owned()));
     }
+    let depth = json::depth(text);
+    if depth > MAX_DEPTH {
+        return Err(BadMessage::Malformed(format!("nested {depth} deep; at most {MAX_DEPTH} are allowed")));
+    }
     let raw: RawMessage<'_> = serde_json::from_str(text).map_err(|error| BadMessage::Malformed(error.to_string()))?;
     let need = |value: Option<_>, kind, field| value.ok_or(BadMessage::Missing { kind, field });
     let incoming = match &*raw.kind {
@@ -323,6 +327,8 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap_err().code(), code, "{text}");
         }
-        assert_eq!(read(&format!("{}1{}", "[".repeat(9_000), "]".repeat(9_000))).unwrap_err().code(), "malformed");
+        let deep = |depth| format!(r#"{{"type":"ping","unread":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(read(&deep(MAX_DEPTH)).unwrap_err().code(), "malformed");
+        assert_eq!(read(&deep(MAX_DEPTH - 1)).unwrap().0, Incoming::Ping);
     }
 }

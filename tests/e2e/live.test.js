@@ -1,0 +1,309 @@
+// The live page as a person meets it: connect, see an event, lose the server, come back, miss nothing.
+
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { promisify } from "node:util";
+import { Hub, LivePage, ROOT, browser, until } from "./fanfare.js";
+
+const SCREENSHOTS = join(ROOT, "target/screenshots");
+const shell = promisify(execFile);
+let chromium;
+
+before(async () => { chromium = await browser(); });
+after(() => chromium?.close());
+
+/** Runs a test with a hub and a page that is live, and ends both. */
+function live(name, settings, run) {
+  test(name, async () => {
+    const hub = await Hub.start(settings);
+    try {
+      const page = await LivePage.open(chromium, hub.pageUrl());
+      await page.state("live");
+      await run(hub, page);
+      await page.close();
+    } finally {
+      await hub.end();
+    }
+  });
+}
+
+const numbered = (from, count) => Array.from({ length: count }, (_, i) => `n-${from + i}`);
+
+describe("the first minute", () => {
+  // No secret is configured, as on the first run of all.
+  live("the printed address is live, and the printed curl line makes an event appear", { SECRET_KEY: null }, async (hub, page) => {
+    assert.equal(page.page.url(), `${hub.origin}/`, "the token is gone from the address bar");
+    assert.match(await page.text("connection-id"), /^[0-9a-f-]{36}$/);
+    assert.match(await page.text("cursor"), /^pos-/);
+    assert.equal(await page.text("heartbeat"), "every 30 s");
+
+    const { stdout } = await shell("sh", ["-c", hub.curlLine()]);
+    const { event_id: id } = JSON.parse(stdout);
+    await page.event(id);
+    assert.equal(await page.text("cursor"), id);
+
+    await page.page.reload();
+    await page.state("live");
+    assert.ok(page.sockets.every((url) => !url.includes("token")), "nor does it stand in the socket's");
+  });
+
+  live("figures of the hub are shown", {}, async (hub, page) => {
+    await hub.publish({ type: "note" });
+    await page.page.reload();
+    await page.state("live");
+    await until(async () => await page.text("health-window") === "1", "the count of events held");
+    await until(async () => /^\d+$/.test(await page.text("health-connections")), "the count of connections");
+    assert.equal(await page.text("health-broker"), "memory");
+    assert.match(await page.text("health-version"), /^\d+\.\d+\.\d+$/);
+  });
+
+  live("pings are answered", { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "3s" }, async (hub, page) => {
+    const pongs = () => page.sent.filter(({ type }) => type === "pong");
+    await until(() => pongs().length >= 4, "four pongs, which is longer than the timeout");
+    assert.match(pongs()[0].event_id, /^pos-/);
+    assert.ok(Date.parse(pongs()[0].timestamp) > 0);
+    assert.match(await page.state("live"), /^connected at/, "it never had to come back");
+    assert.equal(page.sockets.length, 1);
+  });
+});
+
+describe("coming back", () => {
+  live("the server is killed and started again: a gap is told, and every new event comes once", {}, async (hub, page) => {
+    await hub.publish({ type: "note", event_id: "before" });
+    await page.event("before");
+    const name = await page.text("connection-id");
+
+    await hub.kill();
+    assert.match(await page.state("offline"), /back in \d/);
+    await hub.restart();
+    for (const id of numbered(0, 20)) await hub.publish({ type: "note", event_id: id });
+
+    await page.state("live");
+    for (const id of numbered(20, 20)) await hub.publish({ type: "note", event_id: id });
+    await page.event("n-39");
+    assert.deepEqual(await page.ids(), ["before", ...numbered(0, 40)]);
+    const gaps = (await page.rows()).filter(({ kind }) => kind === "gap");
+    assert.deepEqual(gaps.map(({ reason }) => reason), ["reset"]);
+    assert.equal((await page.rows())[1].kind, "gap", "it is told where it happened");
+    assert.equal(await page.text("connection-id"), name, "with the same secret the name stays");
+  });
+
+  live("the connection is cut while events are published: nothing is lost or doubled", {}, async (hub, page) => {
+    const name = await page.text("connection-id");
+    let count = 0;
+    let stop = false;
+    const publisher = (async () => {
+      while (!stop) await hub.publish({ type: "note", event_id: `n-${count++}` });
+    })();
+    try {
+      await until(() => count > 20, "the first events");
+      await page.click("cut");
+      await page.state("offline");
+      const then = count;
+      assert.match(await page.state("live"), /^resumed, [1-9]\d* replayed$/);
+      await until(() => count > then + 20, "events after it");
+    } finally {
+      stop = true;
+      await publisher;
+    }
+    await page.event(`n-${count - 1}`);
+    assert.equal(await page.text("count"), `${count.toLocaleString("en")} received`, "each was received once");
+    assert.deepEqual(await page.ids(), numbered(Math.max(0, count - 500), Math.min(count, 500)), "in order");
+    assert.equal(await page.text("connection-id"), name);
+    assert.match(page.sockets[1], new RegExp(`connection_id=${name}&last_event_id=`));
+  });
+
+  live("what a too small window let go of is told as a gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, page) => {
+    await hub.publish({ type: "note", event_id: "before" });
+    await page.event("before");
+    await page.click("cut");
+    await page.state("offline");
+    for (const id of numbered(0, 30)) await hub.publish({ type: "note", event_id: id });
+    await page.event("n-29");
+    const rows = await page.rows();
+    const gap = rows.findIndex(({ kind }) => kind === "gap");
+    assert.equal(gap, 1);
+    assert.equal(rows[gap].reason, "expired");
+    assert.match(rows[gap].text, /went by that the hub no longer holds/);
+    const ids = await page.ids();
+    assert.deepEqual(ids.slice(1), numbered(31 - ids.length, ids.length - 1), "and all after it came");
+  });
+
+  test("a token that is not accepted is refused, and not tried again", async () => {
+    const hub = await Hub.start();
+    try {
+      const forged = hub.token().replace(/[^.]+$/, (signature) => signature.split("").reverse().join(""));
+      const expired = hub.sign({ sub: "me", exp: Math.floor(Date.now() / 1000) - 3600 });
+      for (const [token, reason] of [[forged, /^token_invalid/], [expired, /^token_expired/]]) {
+        const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { before: (p) => p.clock.install() });
+        assert.match(await page.state("refused"), reason);
+        await page.page.clock.runFor(120_000);
+        assert.equal(page.sockets.length, 1, "two minutes of the page's time later it has not tried again");
+
+        await page.page.getByLabel("Token", { exact: true }).fill(hub.token());
+        await page.page.getByRole("button", { name: "Connect", exact: true }).click();
+        await page.state("live");
+        await page.close();
+      }
+    } finally {
+      await hub.end();
+    }
+  });
+
+  test("without a token the page asks for one", async () => {
+    const hub = await Hub.start();
+    try {
+      const page = await LivePage.open(chromium, `${hub.origin}/`);
+      await page.state("refused");
+      assert.equal(page.sockets.length, 0);
+      assert.ok(await page.page.locator("#token-notice").isVisible());
+      await page.close();
+    } finally {
+      await hub.end();
+    }
+  });
+});
+
+describe("trying things", () => {
+  test("every audience gets what is published to it", async () => {
+    const hub = await Hub.start();
+    try {
+      const url = async (user) => `${hub.origin}/#token=${await hub.mint("--sub", user, "--publish", "--topics", "project:*")}`;
+      const [alice, again, bob] = await Promise.all(["alice", "alice", "bob"].map(async (user) => LivePage.open(chromium, await url(user))));
+      await Promise.all([alice, again, bob].map((page) => page.state("live")));
+      for (const page of [alice, bob]) {
+        await page.page.getByLabel("Topic", { exact: true }).fill("project:7");
+        await page.click("subscribe");
+        await page.page.locator("#topics [data-topic='project:7']").waitFor();
+      }
+      const all = [alice, again, bob];
+      for (const [audience, reached] of [["everyone", all], ["user", [alice, again]], ["connection", [alice]], ["topic", [alice, bob]]]) {
+        const type = `to-${audience}`;
+        await alice.page.getByLabel("Type", { exact: true }).fill(type);
+        await alice.click(`publish-${audience}`);
+        await Promise.all(reached.map((page) => page.page.locator(`li[data-type=${type}]`).waitFor()));
+      }
+      // An event to everyone comes last: whoever has it has all that came before.
+      await hub.publish({ type: "end", event_id: "end" });
+      const types = async (page) => { await page.event("end"); return (await page.rows()).map(({ type }) => type); };
+      assert.deepEqual(await types(alice), ["to-everyone", "to-user", "to-connection", "to-topic", "end"]);
+      assert.deepEqual(await types(again), ["to-everyone", "to-user", "end"]);
+      assert.deepEqual(await types(bob), ["to-everyone", "to-topic", "end"]);
+
+      await bob.page.locator("#topics [data-topic='project:7']").click();
+      await bob.page.locator("#topics [data-topic='project:7']").waitFor({ state: "detached" });
+      await hub.publish({ type: "note", event_id: "left", audience: { topic: "project:7" } });
+      await hub.publish({ type: "note", event_id: "last" });
+      await Promise.all([alice, bob].map((page) => page.event("last")));
+      assert.ok((await alice.ids()).includes("left") && !(await bob.ids()).includes("left"));
+
+      await alice.page.getByLabel("Topic", { exact: true }).fill("secret");
+      await alice.click("subscribe");
+      await alice.page.locator("li[data-error=forbidden]").waitFor();
+      await alice.state("live");
+      for (const page of all) await page.close();
+    } finally {
+      await hub.end();
+    }
+  });
+
+  live("a topic is kept across a reconnect", {}, async (hub, page) => {
+    const token = await hub.mint("--sub", "alice", "--topics", "project:*");
+    await page.page.goto(`${hub.origin}/#token=${token}`);
+    await page.state("live");
+    await page.page.locator("#user", { hasText: "alice" }).waitFor();
+    assert.ok(await page.page.locator("#publish-everyone").isDisabled(), "this token does not allow publishing");
+    await page.page.getByLabel("Topic", { exact: true }).fill("project:7");
+    await page.page.keyboard.press("Enter");
+    await page.page.locator("#topics [data-topic='project:7']").waitFor();
+    await page.click("cut");
+    await page.state("offline");
+    await hub.publish({ type: "note", event_id: "missed", audience: { topic: "project:7" } });
+    await page.event("missed");
+  });
+
+  live("events can be filtered, paused, opened by keyboard and cleared", {}, async (hub, page) => {
+    await hub.publish({ type: "task.done", event_id: "a", data: { big: 1 } });
+    await hub.publish({ type: "note", event_id: "b" });
+    // A number that a program reading it as a double would round.
+    const exact = '{"type":"note","event_id":"c","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
+    await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token()}`, "Content-Type": "application/json" } });
+    const row = await page.event("c");
+
+    await row.locator("summary").focus();
+    await page.page.keyboard.press("Enter");
+    const json = await row.locator("pre").textContent();
+    assert.ok(json.includes('\n    "n": 12345678901234567890,\n    "e": [],\n    "s": "a\\"{b"\n  }'), json);
+
+    await page.page.getByLabel("Filter by type").fill("TASK");
+    const visible = async () => (await page.page.locator("#events > li:visible").all()).length;
+    await until(async () => await visible() === 1, "one row");
+    await page.page.getByLabel("Filter by type").fill("nothing");
+    await page.page.getByText("No event of such a type").waitFor();
+    await page.page.getByLabel("Filter by type").fill("");
+
+    await page.click("pause");
+    await hub.publish({ type: "note", event_id: "d" });
+    await page.page.getByRole("button", { name: "Go on (1)" }).waitFor();
+    assert.ok(!(await page.ids()).includes("d"));
+    await page.click("pause");
+    await page.event("d");
+    await page.click("clear");
+    assert.deepEqual(await page.ids(), []);
+    assert.equal(await page.text("count"), "4 received");
+  });
+
+  live("a storm leaves five hundred rows, the newest", {}, async (hub, page) => {
+    const batch = { events: numbered(0, 1000).map((id) => ({ type: "note", event_id: id })) };
+    const response = await fetch(`${hub.origin}/events/batch`, {
+      method: "POST", body: JSON.stringify(batch),
+      headers: { Authorization: `Bearer ${hub.token()}`, "Content-Type": "application/json" },
+    });
+    assert.equal(response.status, 200);
+    await page.event("n-999");
+    assert.equal(await page.text("count"), "1,000 received");
+    assert.deepEqual(await page.ids(), numbered(500, 500));
+  });
+});
+
+describe("how it looks", () => {
+  for (const [device, viewport] of [["phone", { width: 390, height: 844 }], ["desktop", { width: 1280, height: 800 }]]) {
+    for (const colorScheme of ["light", "dark"]) {
+      test(`${device}, ${colorScheme}`, async () => {
+        const hub = await Hub.start({ FANFARE_WINDOW_EVENTS: "10" });
+        try {
+          mkdirSync(SCREENSHOTS, { recursive: true });
+          const token = await hub.mint("--sub", "alice", "--publish", "--topics", "project:*");
+          const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { context: { viewport, colorScheme } });
+          const picture = (name) => page.page.screenshot({ path: join(SCREENSHOTS, `${device}-${colorScheme}-${name}.png`) });
+          const fits = () => page.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
+          await page.state("live");
+          await picture("empty");
+          await hub.publish({ type: "task_status_update", data: { task_id: "import-7", status: "running", progress: 40 } });
+          await page.page.evaluate(() => client.drop("you cut the connection", 2000));
+          await page.state("offline");
+          await picture("offline");
+          for (let n = 0; n < 12; n++) await hub.publish({ type: "agent_activity_update", data: { agent_id: `agent-${n % 3}`, action: "searching", step: n } });
+          await page.state("live");
+          await hub.publish({ type: "calendar_event_created", data: { event_id: "c-9", title: "Review of the quarter", start_time: "2026-12-01T10:00:00Z" } });
+          await page.page.evaluate(() => client.subscribe("project:7"));
+          await page.page.locator("#topics [data-topic='project:7']").waitFor({ state: "attached" });
+          await hub.publish({ type: "note", event_id: "last", data: { text: "A longer text, to see what happens to what does not fit on one line of the list" } });
+          const row = await page.event("last");
+          await row.locator("summary").click();
+          await picture("events");
+          assert.ok(await fits(), "nothing is wider than the screen");
+          await page.page.locator("#panel").evaluate((panel) => { panel.open = true; });
+          await picture("panel");
+          assert.ok(await fits(), "nothing is wider than the screen");
+          await page.close();
+        } finally {
+          await hub.end();
+        }
+      });
+    }
+  }
+});

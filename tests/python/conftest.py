@@ -1,0 +1,28 @@
+"""Hubs for the tests: one that all share, and one with settings of its own for a test that needs them."""
+
+import pytest
+
+from hub import Hub
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A hub with default settings but the limits on how often a test may connect."""
+    running = Hub(tmp_path_factory.mktemp("hub"), FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def hub_with(tmp_path):
+    """Starts a hub with settings of its own: `hub_with(window_events=10)`."""
+    running = []
+
+    def start(**settings):
+        environment = {f"FANFARE_{name.upper()}": str(value) for name, value in settings.items()}
+        running.append(Hub(tmp_path, **environment))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.kill()

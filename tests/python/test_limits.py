@@ -1,0 +1,126 @@
+"""Each limit refuses with its own code and reason, counts it, and disturbs nobody else."""
+
+import re
+from contextlib import suppress
+
+import pytest
+from hub import Client, token
+from websockets.exceptions import ConnectionClosed
+
+
+def counter(hub, name: str) -> int:
+    answer = hub.get("/metrics", bearer=token("operator", admin=True))
+    assert answer.status == 200, answer.text
+    found = re.search(rf"^{re.escape(name)} (\d+)$", answer.text, re.MULTILINE)
+    assert found, f"{name} is not in:\n{answer.text}"
+    return int(found[1])
+
+
+def refused(hub, sub: str) -> tuple[int, str]:
+    with Client(hub.url(token=token(sub))) as client:
+        return client.closed()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "first", "second", "spare"),
+    [
+        ("max_connections", 2, "ann", "bob", None),
+        ("max_connections_per_address", 2, "ann", "bob", None),
+        ("max_connections_per_user", 2, "ann", "ann", "bob"),
+    ],
+)
+def test_connections_are_limited(hub_with, setting, value, first, second, spare):
+    hub = hub_with(**{setting: value})
+    with hub.client(first) as kept:
+        with hub.client(first):
+            code, reason = refused(hub, second)
+            assert code == 1013
+            assert reason.split(":")[0] == setting
+            assert counter(hub, f'fanfare_refusals_total{{limit="{setting}"}}') == 1
+            if spare:
+                with hub.client(spare):
+                    pass
+            with hub.client(first, connection_id=kept.id) as taken:
+                assert taken.id == kept.id, "who comes back takes its own place"
+                assert kept.closed()[0] == 4001
+                hub.publish("undisturbed")
+                assert taken.ids_until("undisturbed") == ["undisturbed"]
+
+
+def test_connects_a_second_are_limited(hub_with):
+    hub = hub_with(connects_per_second_per_address=2)
+    answers = []
+    for _ in range(12):
+        with Client(hub.url(token=token())) as client:
+            try:
+                assert client.next()["type"] == "ack"
+                answers.append("in")
+            except ConnectionClosed:
+                code, reason = client.closed()
+                assert (code, reason.split(":")[0]) == (1013, "connects_per_second_per_address")
+                answers.append("out")
+    assert answers[:4] == ["in"] * 4, "a burst of twice the rate passes"
+    assert "out" in answers
+
+
+@pytest.mark.parametrize("setting", ["max_message_bytes", "max_frame_bytes"])
+def test_a_message_too_large_closes(hub_with, setting):
+    hub = hub_with(**{setting: 1000})
+    with hub.client() as bystander, hub.client() as client:
+        client.send({"type": "ping", "padding": "x" * 800})
+        assert client.next()["type"] == "pong"
+        client.send({"type": "ping", "padding": "x" * 1000})
+        code, _ = client.closed()
+        assert code == 1009
+        hub.publish("undisturbed")
+        assert bystander.ids_until("undisturbed") == ["undisturbed"]
+
+
+def test_fragments_count_together(hub_with):
+    hub = hub_with(max_message_bytes=1000)
+    with hub.client() as client:
+        with suppress(ConnectionClosed):  # the hub may close at the second fragment's end
+            client.socket.send(["x" * 400] * 3)
+        assert client.closed()[0] == 1009
+
+
+def test_too_many_messages_close(hub_with):
+    hub = hub_with(max_messages_per_second=5)
+    with hub.client() as bystander, hub.client() as client:
+        for _ in range(10):
+            client.send({"type": "ping"})
+            assert client.next()["type"] == "pong"
+        with suppress(ConnectionClosed):  # the hub may close before all are sent
+            for _ in range(50):
+                client.send({"type": "ping"})
+        code, reason = client.closed()
+        assert (code, reason.split(":")[0]) == (4002, "max_messages_per_second")
+        hub.publish("undisturbed")
+        assert bystander.ids_until("undisturbed") == ["undisturbed"]
+
+
+def test_a_binary_message_closes(hub):
+    with hub.client() as client:
+        client.send(b"\x00\x01")
+        assert client.closed()[0] == 1003
+
+
+def test_topics_of_a_connection_are_limited(hub_with):
+    hub = hub_with(max_topics_per_connection=2)
+    with hub.client(claims={"topics": ["*"]}, topics="a,b,c") as client:
+        error = client.next()
+        assert (error["type"], error["error"]) == ("error", "too_many_topics")
+        assert '"c"' in error["details"]["message"]
+        client.send({"type": "subscribe", "topic": "d"})
+        assert client.next()["error"] == "too_many_topics"
+        client.send({"type": "unsubscribe", "topic": "a"})
+        assert client.next()["type"] == "ack"
+        client.send({"type": "subscribe", "topic": "d"})
+        assert client.next()["topic"] == "d"
+
+
+def test_an_event_too_large_is_refused(hub_with):
+    hub = hub_with(max_event_bytes=1000)
+    answer = hub.post("/events", {"type": "note", "data": {"x": "y" * 1000}})
+    assert answer.status == 413
+    assert "max_event_bytes" in answer.json()["detail"]

@@ -1,0 +1,130 @@
+"""What client and hub say to each other on an open connection."""
+
+import time
+
+import pytest
+from hub import token
+
+
+def test_a_ping_is_answered(hub):
+    with hub.client() as client:
+        client.send({"type": "ping", "event_id": "p1", "timestamp": "2026-01-01T00:00:00Z"})
+        pong = client.next()
+        assert list(pong) == ["type", "event_id", "timestamp"]
+        assert pong["type"] == "pong"
+        assert pong["event_id"].startswith("pos-")
+
+
+def test_a_ping_of_the_websocket_protocol_is_answered_too(hub):
+    with hub.client() as client:
+        assert client.socket.ping("payload").wait(10)
+
+
+def test_the_hub_pings_and_hears_any_answer(hub_with):
+    hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="2s")
+    with hub.client() as client:
+        assert client.ack["heartbeat"] == 1
+        connected = time.monotonic()
+        answers = ['{"type":"pong"}', '{"type":"nonsense"}', '{"type":"ack","ack_event_id":"x"}', '{"type":"pong"}']
+        for answer in answers:
+            ping = client.next_of("ping")
+            assert list(ping) == ["type", "event_id", "timestamp"]
+            client.send(answer)
+        assert client.next_of("ping")["type"] == "ping"
+        assert time.monotonic() - connected > 2, "it lived longer than the timeout"
+
+
+def test_who_says_nothing_is_closed(hub_with):
+    hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="2s")
+    with hub.client() as client:
+        connected = time.monotonic()
+        code, reason = client.closed()
+        assert (code, reason.split(":")[0]) == (4000, "silent for 2 s")
+        assert 1.5 < time.monotonic() - connected < 4
+
+
+BAD = {
+    '{"type":"publish"}': "unknown_type",
+    '{"type":"task_status_update","data":{}}': "unknown_type",
+    "": "malformed",
+    "hello": "malformed",
+    "[]": "malformed",
+    "null": "malformed",
+    '{"type":7}': "malformed",
+    "{}": "malformed",
+    '{"type":"ping"': "malformed",
+    '{"type":"ping","type":"pong"}': "malformed",
+    "[" * 20_000: "malformed",
+    '{"type":"ping","x":' + "[" * 20_000 + "]" * 20_000 + "}": "malformed",
+    '{"type":"subscribe"}': "missing_field",
+    '{"type":"unsubscribe"}': "missing_field",
+    '{"type":"auth"}': "missing_field",
+    '{"type":"subscribe","topic":"project:*"}': "invalid_topic",
+    '{"type":"subscribe","topic":""}': "invalid_topic",
+    '{"type":"subscribe","topic":"other"}': "forbidden",
+    '{"type":"auth","token":"rubbish"}': "token_invalid",
+}
+
+
+@pytest.mark.parametrize("message", BAD, ids=lambda message: f"{message[:30]}({len(message)})")
+def test_a_message_that_is_not_understood_gets_an_error_and_changes_nothing(hub, message):
+    with hub.client(claims={"topics": ["project:*"]}) as client:
+        client.send(message)
+        error = client.next()
+        assert list(error) == ["type", "event_id", "timestamp", "error", "details"]
+        assert (error["type"], error["error"]) == ("error", BAD[message])
+        assert len(error["details"]["message"]) > 10
+        client.send({"type": "ping"})
+        assert client.next()["type"] == "pong", "the connection is kept"
+
+
+def test_topics_by_query_and_by_message(hub):
+    claims = {"topics": ["project:*", "news"]}
+    with hub.client(claims=claims, topics="project:1,news,forbidden") as client:
+        refused = client.next()
+        assert (refused["type"], refused["error"]) == ("error", "forbidden")
+        assert "forbidden" in refused["details"]["message"]
+
+        client.send({"type": "subscribe", "topic": "project:2", "event_id": "s1"})
+        ack = client.next()
+        assert (ack["type"], ack["topic"], ack["ack_event_id"]) == ("ack", "project:2", "s1")
+        client.send({"type": "unsubscribe", "topic": "news", "event_id": "u1"})
+        ack = client.next()
+        assert (ack["type"], ack["topic"], ack["ack_event_id"]) == ("ack", "news", "u1")
+
+        for topic in ["project:1", "project:2", "project:3", "news", "forbidden"]:
+            hub.publish(f"topics-{topic}", {"topic": topic})
+        hub.publish("topics-end")
+        assert client.ids_until("topics-end") == ["topics-project:1", "topics-project:2", "topics-end"]
+
+
+def test_a_newer_token_gives_new_rights(hub):
+    with hub.client("ann") as client:
+        client.send({"type": "auth", "token": token("ann", topics=["project:*"]), "event_id": "a1"})
+        assert client.next()["ack_event_id"] == "a1"
+        client.send({"type": "subscribe", "topic": "project:1"})
+        assert client.next()["topic"] == "project:1"
+        client.send({"type": "auth", "token": token("bob")})
+        assert client.next()["error"] == "wrong_user"
+        client.send({"type": "auth", "token": token("ann", exp=int(time.time()) - 3600)})
+        assert client.next()["error"] == "token_expired"
+
+
+def test_each_audience_gets_its_own(hub):
+    with hub.client("ann") as ann, hub.client("ann") as again, hub.client("bob") as bob:
+        hub.publish("audience-user", {"user": "ann"})
+        hub.publish("audience-connection", {"connection": ann.id})
+        hub.publish("audience-nobody", {"user": "nobody"})
+        hub.publish("audience-everyone")
+        for client, expected in [(ann, ["user", "connection", "everyone"]), (again, ["user", "everyone"]), (bob, ["everyone"])]:
+            assert client.ids_until("audience-everyone") == [f"audience-{name}" for name in expected]
+
+
+def test_an_event_passes_through_unchanged_and_in_order(hub):
+    body = (
+        '{"z":[1.0, 2e5],"type":"note","event_id":"exact-é","timestamp":"2026-01-01T00:00:00Z",'
+        '"data":{"b": 12345678901234567890, "a": null},"a":true}'
+    )
+    with hub.client() as client:
+        assert hub.post("/events", body.encode()).status == 201
+        assert client.socket.recv(10) == body

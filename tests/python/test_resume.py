@@ -1,0 +1,159 @@
+"""Going away and coming back: nothing lost, nothing doubled, or a gap that says so."""
+
+import threading
+
+import pytest
+from hub import until
+
+
+def test_any_frames_id_resumes(hub_with):
+    hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="30s")
+    with hub.client() as client:
+        marks = {"ack": client.ack["event_id"]}
+        hub.publish("one")
+        marks["event"] = client.next_of("note")["event_id"]
+        assert marks["event"] == "one"
+        hub.publish("two")
+        client.next_of("note")
+        marks["ping"] = client.next_of("ping")["event_id"]
+        client.send({"type": "ping"})
+        marks["pong"] = client.next_of("pong")["event_id"]
+        hub.publish("three")
+        client.next_of("note")
+        client.send({"type": "nonsense"})
+        marks["error"] = client.next_of("error")["event_id"]
+        name = client.id
+    hub.publish("four")
+    missed = {
+        "ack": ["one", "two", "three", "four"], "event": ["two", "three", "four"],
+        "ping": ["three", "four"], "pong": ["three", "four"], "error": ["four"],
+    }  # fmt: skip
+    for frame, expected in missed.items():
+        with hub.client(connection_id=name, last_event_id=marks[frame]) as client:
+            assert client.ack["ack_event_id"] == marks[frame], frame
+            assert (client.ack["resumed"], client.ack["replayed"]) == (True, len(expected)), frame
+            assert client.ids_until("four") == expected, frame
+
+
+def test_replay_and_live_join_while_events_are_published(hub):
+    count, stop = 0, threading.Event()
+
+    def publish():
+        nonlocal count
+        while not stop.is_set():
+            hub.publish(f"join-{count}")
+            count += 1
+
+    with hub.client() as client:
+        name, cursor = client.id, client.ack["event_id"]
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    got: list[str] = []
+    try:
+        for _ in range(20):
+            until(lambda: count > len(got) + 5, "more events")
+            with hub.client(connection_id=name, last_event_id=cursor) as client:
+                assert client.ack["resumed"] and client.ack["connection_id"] == name
+                for _ in range(10):
+                    got.append(client.next_of("note")["event_id"])
+                cursor = got[-1]
+    finally:
+        stop.set()
+        publisher.join()
+    with hub.client(connection_id=name, last_event_id=cursor) as client:
+        if got[-1] != f"join-{count - 1}":
+            got += client.ids_until(f"join-{count - 1}")
+    assert got == [f"join-{n}" for n in range(count)]
+
+
+def test_what_was_sent_to_a_connection_while_it_was_away_is_replayed(hub):
+    with hub.client("ann") as client:
+        name, cursor = client.id, client.ack["event_id"]
+    hub.publish("away-mine", {"connection": name})
+    hub.publish("away-user", {"user": "ann"})
+    hub.publish("away-other", {"user": "bob"})
+    hub.publish("away-end")
+    with hub.client("ann", connection_id=name, last_event_id=cursor) as client:
+        assert client.id == name
+        assert client.ids_until("away-end") == ["away-mine", "away-user", "away-end"]
+
+
+def test_topics_are_replayed_too(hub):
+    claims = {"topics": ["project:*"]}
+    with hub.client(claims=claims, topics="project:1") as client:
+        cursor = client.ack["event_id"]
+    hub.publish("replay-topic", {"topic": "project:1"})
+    hub.publish("replay-other", {"topic": "project:2"})
+    hub.publish("replay-end")
+    with hub.client(claims=claims, topics="project:1", last_event_id=cursor) as client:
+        assert client.ack["replayed"] == 2
+        assert client.ids_until("replay-end") == ["replay-topic", "replay-end"]
+
+
+@pytest.mark.parametrize("wanted", ["of another user", "of nobody", "no uuid"])
+def test_a_name_that_is_not_the_users_own_gets_a_fresh_one(hub, wanted):
+    with hub.client("ann") as ann:
+        name = {"of another user": ann.id, "of nobody": "01234567-89ab-8def-8123-456789abcdef", "no uuid": "x"}[wanted]
+        with hub.client("eve", connection_id=name) as eve:
+            assert eve.id != name
+            hub.publish(f"secret {wanted}", {"connection": ann.id})
+            hub.publish(f"end {wanted}")
+            assert eve.ids_until(f"end {wanted}") == [f"end {wanted}"]
+            assert ann.ids_until(f"end {wanted}") == [f"secret {wanted}", f"end {wanted}"]
+
+
+def test_a_newer_socket_takes_over_and_the_older_is_closed(hub):
+    with hub.client("ann") as older:
+        with hub.client("ann", connection_id=older.id) as newer:
+            assert newer.id == older.id
+            code, reason = older.closed()
+            assert code == 4001
+            assert reason
+            hub.publish("taken-over", {"connection": newer.id})
+            assert newer.ids_until("taken-over") == ["taken-over"]
+
+
+def test_what_a_small_window_let_go_of_is_a_gap(hub_with):
+    hub = hub_with(window_events=10)
+    with hub.client() as client:
+        cursor = client.ack["event_id"]
+    hub.publish_many(f"n-{n}" for n in range(100))
+    with hub.client(last_event_id=cursor) as client:
+        assert client.ack["resumed"] is False
+        gap = client.next()
+        assert list(gap) == ["type", "event_id", "timestamp", "reason", "missed"]
+        assert (gap["type"], gap["reason"]) == ("gap", "expired")
+        got = client.ids_until("n-99")
+        assert gap["missed"] == 100 - len(got)
+        assert got == [f"n-{n}" for n in range(gap["missed"], 100)]
+        assert len(got) >= 10
+    with hub.client(last_event_id=gap["event_id"]) as client:
+        assert client.ack["resumed"] is True, "the gap's own id is a place to go on from"
+        assert client.ids_until("n-99") == got
+    with hub.client(last_event_id="n-0") as client:
+        gap = client.next()
+        assert (gap["type"], gap["reason"]) == ("gap", "expired"), "the event's own place is forgotten"
+
+
+def test_a_log_that_began_anew_is_a_gap(hub_with):
+    hub = hub_with()
+    hub.publish("old")
+    with hub.client() as client:
+        position, name = client.ack["event_id"], client.id
+    hub.restart()
+    for cursor in [position, "old", "never heard of"]:
+        with hub.client(connection_id=name, last_event_id=cursor) as client:
+            assert client.id == name, "with the same secret, a name outlives the process"
+            assert (client.ack["resumed"], client.ack["ack_event_id"]) == (False, cursor)
+            gap = client.next()
+            assert (gap["type"], gap["reason"]) == ("gap", "reset"), cursor
+            assert "missed" not in gap
+            hub.publish(f"new after {cursor}")
+            assert client.ids_until(f"new after {cursor}")[-1] == f"new after {cursor}"
+
+
+def test_without_a_cursor_only_what_is_new_comes(hub):
+    hub.publish("history")
+    with hub.client() as client:
+        hub.publish("present")
+        assert client.ids_until("present") == ["present"]

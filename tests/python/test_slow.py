@@ -1,0 +1,65 @@
+"""A client that stops reading: it costs the others nothing, and gets everything, or a gap, when it reads again."""
+
+import json
+import socket
+import time
+
+import pytest
+from hub import Client, token, until
+
+COUNT = 4000
+FILLING = "x" * 2000
+
+
+def stalled_client(hub) -> Client:
+    """A client with a small receive buffer, of which nothing is read after its ack but what the library reads ahead."""
+    host, port = hub.address.split(":")
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect((host, int(port)))
+    client = Client(hub.url(token=token("slow")), sock=raw, max_queue=1)
+    client.ack = client.next()
+    return client
+
+
+def storm(hub, first: int) -> None:
+    events = [{"type": "note", "event_id": f"n-{n}", "data": {"x": FILLING}} for n in range(first, first + 500)]
+    answer = hub.post("/events/batch", {"events": events})
+    assert answer.status == 200, answer.text
+
+
+@pytest.mark.parametrize("window", [100_000, 1000])
+def test_a_slow_client_harms_nobody_and_gets_everything_or_a_gap(hub_with, window):
+    hub = hub_with(window_events=window, connects_per_second_per_address=0)
+    with stalled_client(hub) as slow, hub.client("quick") as quick:
+        for first in range(0, COUNT, 500):
+            began = time.monotonic()
+            storm(hub, first)
+            assert quick.ids_until(f"n-{first + 499}") == [f"n-{n}" for n in range(first, first + 500)]
+            assert time.monotonic() - began < 5, "the others get theirs while one is stalled"
+        with hub.client("late"):
+            pass
+
+        got, gaps = read_all(slow, f"n-{COUNT - 1}")
+        if window >= COUNT:
+            assert gaps == []
+            assert got == list(range(COUNT))
+        else:
+            assert len(gaps) == 1, "8 MB don't fit into the socket's buffers, so the window has gone past it"
+            reached, missed, reason = gaps[0]
+            assert reason == "expired"
+            assert missed > 0
+            assert got == [*range(reached), *range(reached + missed, COUNT)], "what is missing is what the gap says"
+        until(lambda: hub.get("/ws/health").json()["connections"]["local"] == 2, "both to be still there")
+
+
+def read_all(client: Client, last: str):
+    """The numbers of all events up to the last one's, and each gap with how many came before it."""
+    got, gaps = [], []
+    while not got or f"n-{got[-1]}" != last:
+        frame = json.loads(client.socket.recv(20))
+        if frame["type"] == "note":
+            got.append(int(frame["event_id"][2:]))
+        elif frame["type"] == "gap":
+            gaps.append((len(got), frame["missed"], frame["reason"]))
+    return got, gaps
