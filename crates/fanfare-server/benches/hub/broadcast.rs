@@ -18,8 +18,8 @@ use std::{
 const RAMP: u32 = 2_000;
 
 /// Events in one batch, and how far a publisher may be ahead of the slowest client.
-const BATCH: u64 = 100;
-const AHEAD: u64 = 400;
+const BATCH: u64 = 20;
+const AHEAD: u64 = 200;
 
 /// A server under load, and the process to charge.
 struct Side {
@@ -33,10 +33,10 @@ struct Side {
 struct Cost {
     seconds: f64,
     deliveries: f64,
-    cpu_ns: f64,
+    cpu_us: f64,
 }
 
-/// Measures what `measure` names, one round of the floor and one of the hub in turn.
+/// Measures what `measure` names, the floor and the hub in turn.
 pub(crate) fn run(values: &Values) -> Result<Value> {
     let measure: String = values.get("measure")?;
     let (connections, rounds) = (values.get("connections")?, values.get("rounds")?);
@@ -52,13 +52,13 @@ pub(crate) fn run(values: &Values) -> Result<Value> {
     let mut report = json!({});
     if measure.contains("quiet") {
         let (ticks, interval) = (values.get("ticks")?, Duration::from_millis(values.get("interval_ms")?));
-        let round = |load: &mut Load, side: &Side| quiet(load, side, ticks, interval);
-        report["quiet"] = in_turn(&mut load, &sides, rounds, "quiet", round)?;
+        report["quiet"] = in_rounds(rounds, "quiet", &sides, || quiet(&mut load, &sides, ticks, interval))?;
     }
     if measure.contains("saturated") {
         let duration = Duration::from_millis(values.get("saturated_ms")?);
-        let round = |load: &mut Load, side: &Side| saturated(load, side, duration);
-        report["saturated"] = in_turn(&mut load, &sides, rounds, "saturated", round)?;
+        report["saturated"] = in_rounds(rounds, "saturated", &sides, || {
+            sides.iter().map(|side| saturated(&mut load, side, duration)).collect()
+        })?;
     }
     if measure.contains("fairness") {
         eprintln!("fairness: joining a storm");
@@ -67,23 +67,21 @@ pub(crate) fn run(values: &Values) -> Result<Value> {
     Ok(report)
 }
 
-/// Runs the rounds of all sides in turn, the order turned round each time, after one of each that does not count.
-fn in_turn(
-    load: &mut Load,
-    sides: &[Side],
+/// Runs the rounds, after one that does not count. A round gives what each side cost.
+fn in_rounds(
     rounds: usize,
     name: &str,
-    round: impl Fn(&mut Load, &Side) -> Result<Cost>,
+    sides: &[Side],
+    mut round: impl FnMut() -> Result<Vec<Cost>>,
 ) -> Result<Value> {
     let mut report = json!({});
     for number in 0..=rounds {
-        let order: Vec<_> = if number % 2 == 0 { sides.iter().collect() } else { sides.iter().rev().collect() };
-        for side in order {
-            let cost = round(load, side).with_context(|| format!("{name}, {}, round {number}", side.name))?;
-            let (ns, rate) = (cost.cpu_ns / cost.deliveries, cost.deliveries / cost.seconds);
-            eprintln!("{name}: round {number} of {rounds}, {}: {ns:.0} ns a delivery, {rate:.0} a second", side.name);
+        let costs = round().with_context(|| format!("{name}, round {number}"))?;
+        for (side, cost) in sides.iter().zip(costs) {
+            let (us, rate) = (cost.cpu_us / cost.deliveries, cost.deliveries / cost.seconds / 1e3);
+            eprintln!("{name}: round {number} of {rounds}, {}: {us:.2} us a delivery, {rate:.0} thousand/s", side.name);
             if number > 0 {
-                let figures = json!({"cpu_us_a_delivery": ns / 1e3, "thousand_deliveries_a_second": rate / 1e3});
+                let figures = json!({"cpu_us_a_delivery": us, "thousand_deliveries_a_second": rate});
                 let so_far = report[side.name].as_array().cloned().unwrap_or_default();
                 report[side.name] = so_far.into_iter().chain([figures]).collect();
             }
@@ -92,41 +90,53 @@ fn in_turn(
     Ok(report)
 }
 
-/// One event at a time: the next only when all have the last, and `interval` after it at the earliest.
-fn quiet(load: &mut Load, side: &Side, ticks: u32, interval: Duration) -> Result<Cost> {
-    charge(load, side, |load| {
-        let mut due = Instant::now();
-        for _ in 0..ticks {
+/// One event at a time, to each side in turn: the next only when all have the last, and `interval` later at the
+/// earliest. Turn by turn, so that whatever else the machine does falls on both sides alike.
+fn quiet(load: &mut Load, sides: &[Side], ticks: u32, interval: Duration) -> Result<Vec<Cost>> {
+    let meters = sides.iter().map(|side| Meter::start(load, side)).collect::<Result<Vec<_>>>()?;
+    let mut due = Instant::now();
+    for _ in 0..ticks {
+        for side in sides {
             load.publish(side.target)?;
             load.wait_all_received(side.target)?;
             due = Instant::now().max(due + interval);
             load.pump_until(due)?;
         }
-        Ok(())
-    })
+    }
+    meters.iter().zip(sides).map(|(meter, side)| meter.read(load, side)).collect()
 }
 
 /// As fast as the slowest client allows.
 fn saturated(load: &mut Load, side: &Side, duration: Duration) -> Result<Cost> {
+    let meter = Meter::start(load, side)?;
     let end = Instant::now() + duration;
-    charge(load, side, |load| {
-        while Instant::now() < end {
-            load.publish_batch(side.target, BATCH, AHEAD)?;
-            load.pump(Duration::from_millis(10))?;
-        }
-        load.wait_all_received(side.target)
-    })
+    while Instant::now() < end {
+        load.publish_batch(side.target, BATCH, AHEAD)?;
+        load.pump(Duration::from_millis(10))?;
+    }
+    load.wait_all_received(side.target).context(side.name)?;
+    meter.read(load, side)
 }
 
-fn charge(load: &mut Load, side: &Side, work: impl FnOnce(&mut Load) -> Result<()>) -> Result<Cost> {
-    let (cpu, frames, start) = (proc::cpu(side.pid)?, load.frames(side.target), Instant::now());
-    work(load)?;
-    let cpu = proc::cpu(side.pid)? - cpu;
-    Ok(Cost {
-        seconds: start.elapsed().as_secs_f64(),
-        deliveries: (load.frames(side.target) - frames) as f64,
-        cpu_ns: cpu.as_secs_f64() * 1e9,
-    })
+/// Where a side's counters stood.
+struct Meter {
+    at: Instant,
+    cpu: Duration,
+    frames: u64,
+}
+
+impl Meter {
+    fn start(load: &Load, side: &Side) -> Result<Self> {
+        Ok(Self { at: Instant::now(), cpu: proc::cpu(side.pid)?, frames: load.frames(side.target) })
+    }
+
+    fn read(&self, load: &Load, side: &Side) -> Result<Cost> {
+        Ok(Cost {
+            seconds: self.at.elapsed().as_secs_f64(),
+            deliveries: (load.frames(side.target) - self.frames) as f64,
+            cpu_us: (proc::cpu(side.pid)? - self.cpu).as_secs_f64() * 1e6,
+        })
+    }
 }
 
 /// A storm for as long as another process joins and leaves.

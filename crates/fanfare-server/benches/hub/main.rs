@@ -11,6 +11,7 @@ mod connect;
 mod event;
 mod floor;
 mod frame;
+mod inside;
 mod join;
 mod load;
 mod measure;
@@ -45,6 +46,7 @@ fn run() -> Result<()> {
     let rest = std::env::args().skip(2);
     let part: fn(&Values) -> Result<serde_json::Value> = match first.as_str() {
         "floor" => return floor::run(Values::parse(rest)?.get("listen")?),
+        "inside" => return inside::run(&Values::parse(rest)?),
         "broadcast" => broadcast::run,
         "connect" => connect::run,
         "publish" => publish::run,

@@ -39,10 +39,10 @@ fn broadcast(measure: &str, self_check: bool) -> Result<Vec<Row>> {
         &[
             format!("measure={measure}"),
             "connections=5000".to_owned(),
-            "rounds=5".to_owned(),
+            "rounds=4".to_owned(),
             "ticks=40".to_owned(),
-            "interval_ms=100".to_owned(),
-            "saturated_ms=4000".to_owned(),
+            "interval_ms=60".to_owned(),
+            "saturated_ms=3000".to_owned(),
             format!("floor={}", floor.address),
             format!("floor_pid={}", floor.pid()),
             format!("hub={}", hub.address),
