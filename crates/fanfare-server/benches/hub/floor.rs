@@ -1,0 +1,143 @@
+//! The floor: a bare epoll loop that writes each event to each socket, one `write()` a frame, and does nothing else.
+//!
+//! It answers an upgrade as a hub would and takes events from the same publisher, so that the load can't tell the two
+//! apart; but it checks nothing, remembers nothing and has one thread.
+
+use crate::{event, frame};
+use anyhow::{Context, Result, ensure};
+use mio::{
+    Events, Interest, Poll, Token,
+    net::{TcpListener, TcpStream},
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read, Write},
+    net::SocketAddr,
+    os::fd::AsFd,
+};
+
+const LISTENER: Token = Token(usize::MAX);
+
+const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+const PUBLISHED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+const ACK: &[u8] = br#"{"type":"ack"}"#;
+
+struct Floor {
+    poll: Poll,
+    listener: TcpListener,
+    subscribers: Vec<TcpStream>,
+    /// Connections that have not upgraded, with what they sent of a request.
+    requests: HashMap<Token, (TcpStream, Vec<u8>)>,
+    accepted: usize,
+    scratch: Vec<u8>,
+}
+
+/// Runs the floor until it is killed.
+pub(crate) fn run(address: SocketAddr) -> Result<()> {
+    let poll = Poll::new()?;
+    let mut listener = TcpListener::bind(address)?;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    let scratch = vec![0; 1 << 20];
+    let mut floor = Floor { poll, listener, subscribers: vec![], requests: HashMap::new(), accepted: 0, scratch };
+    let mut events = Events::with_capacity(1024);
+    loop {
+        match floor.poll.poll(&mut events, None) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            result => result?,
+        }
+        for event in &events {
+            match event.token() {
+                LISTENER => floor.accept()?,
+                token => floor.read(token)?,
+            }
+        }
+    }
+}
+
+impl Floor {
+    fn accept(&mut self) -> Result<()> {
+        loop {
+            match self.listener.accept() {
+                Ok((mut stream, _)) => {
+                    stream.set_nodelay(true)?;
+                    let token = Token(self.accepted);
+                    self.accepted += 1;
+                    self.poll.registry().register(&mut stream, token, Interest::READABLE)?;
+                    self.requests.insert(token, (stream, vec![]));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads what a connection sent, until its request is whole. What a subscriber sends is of no interest.
+    fn read(&mut self, token: Token) -> Result<()> {
+        let Some((mut stream, mut request)) = self.requests.remove(&token) else {
+            return Ok(());
+        };
+        loop {
+            match stream.read(&mut self.scratch) {
+                Ok(0) => return Ok(()),
+                Ok(count) => request.extend_from_slice(&self.scratch[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // The load went away.
+                Err(_) => return Ok(()),
+            }
+        }
+        if request.starts_with(b"GET ") && request.ends_with(b"\r\n\r\n") {
+            write_all(&mut stream, UPGRADED)?;
+            write_all(&mut stream, &frame::unmasked(frame::TEXT, ACK))?;
+            self.subscribers.push(stream);
+            return Ok(());
+        }
+        if let Some(body) = body(&request)? {
+            self.publish(body)?;
+            request.clear();
+            write_all(&mut stream, PUBLISHED)?;
+        }
+        self.requests.insert(token, (stream, request));
+        Ok(())
+    }
+
+    fn publish(&mut self, body: &[u8]) -> Result<()> {
+        if !body.starts_with(b"[") {
+            return self.broadcast(body);
+        }
+        event::split(body).try_for_each(|event| self.broadcast(event))
+    }
+
+    fn broadcast(&mut self, event: &[u8]) -> Result<()> {
+        let frame = frame::unmasked(frame::TEXT, event);
+        self.subscribers.iter_mut().try_for_each(|stream| write_all(stream, &frame))
+    }
+}
+
+/// The body of a whole publishing request.
+fn body(request: &[u8]) -> Result<Option<&[u8]>> {
+    let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let head = std::str::from_utf8(&request[..end])?;
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let length: usize = length.context("floor: a request without Content-Length")?.parse()?;
+    Ok(request.get(end + 4..end + 4 + length))
+}
+
+/// Writes the whole of `bytes`, waiting where the socket is full.
+fn write_all(stream: &mut TcpStream, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut writable = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+                ensure!(nix::poll::poll(&mut writable, PollTimeout::from(10_000u16))? > 0, "floor: a socket is stuck");
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! A hub inside a process of the benchmark: an application that publishes from its own code.
+
+use crate::{args::Values, event, proc::monotonic_ns, token};
+use anyhow::{Context, Result};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    routing::post,
+};
+use fanfare::{Audience, Config, Draft, Hub, Verifier};
+use std::{net::SocketAddr, time::Duration};
+
+/// Between the request to publish and the publishing, so that the one's answer does not delay the other's receipt.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Runs until it is killed.
+pub(crate) fn run(values: &Values) -> Result<()> {
+    let listen: SocketAddr = values.get("listen")?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(listen))
+}
+
+async fn serve(listen: SocketAddr) -> Result<()> {
+    let config = Config {
+        max_connections_per_address: 0,
+        connects_per_second_per_address: 0,
+        ..Config::default()
+    };
+    let hub = Hub::builder(Verifier::from_secret(token::SECRET)?).config(config).start()?;
+    let bench = axum::Router::new().route("/bench/publish", post(publish_soon)).with_state(hub.clone());
+    let app = hub.router().merge(bench).into_make_service_with_connect_info::<SocketAddr>();
+    Ok(axum::serve(tokio::net::TcpListener::bind(listen).await?, app).await?)
+}
+
+/// Answers at once and publishes the event of the given number a little later.
+async fn publish_soon(State(hub): State<Hub>, counter: String) -> StatusCode {
+    let Ok(counter) = counter.parse() else {
+        return StatusCode::BAD_REQUEST;
+    };
+    tokio::spawn(async move {
+        tokio::time::sleep(PAUSE).await;
+        if let Err(error) = publish(&hub, counter).await {
+            // The load waits for this event in vain and says so.
+            eprintln!("{error:?}");
+        }
+    });
+    StatusCode::OK
+}
+
+async fn publish(hub: &Hub, counter: u64) -> Result<()> {
+    let json = String::from_utf8(event::write(counter, monotonic_ns()?))?;
+    hub.publish(Draft::parse(&json)?, Audience::Everyone).await.context("publishing")?;
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `cargo bench -p fanfare-server`: what the hub costs, against a bare epoll loop that writes the same frames.
+//!
+//! Hub, floor and load are processes of their own, so that none is charged with another's work: this program runs
+//! itself again with a hidden sub-command for each. It is no test: a missed target is printed and fails nothing.
+
+mod args;
+mod broadcast;
+mod child;
+mod client;
+mod connect;
+mod event;
+mod floor;
+mod frame;
+mod inside;
+mod join;
+mod load;
+mod measure;
+mod proc;
+mod publish;
+mod publisher;
+mod report;
+mod stats;
+mod token;
+
+use anyhow::{Context, Result};
+use args::{Options, Values};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args = std::env::args_os().skip(1);
+    let first = args.next().unwrap_or_default();
+    if first == "exec" {
+        return child::exec(args);
+    }
+    let first = first.into_string().unwrap_or_default();
+    let rest = std::env::args().skip(2);
+    let part: fn(&Values) -> Result<serde_json::Value> = match first.as_str() {
+        "floor" => return floor::run(Values::parse(rest)?.get("listen")?),
+        "inside" => return inside::run(&Values::parse(rest)?),
+        "broadcast" => broadcast::run,
+        "connect" => connect::run,
+        "publish" => publish::run,
+        "join" => join::run,
+        _ => return benchmark(&Options::parse(std::env::args().skip(1))?),
+    };
+    println!("{}", part(&Values::parse(rest)?)?);
+    Ok(())
+}
+
+fn benchmark(options: &Options) -> Result<()> {
+    if options.help || !options.bench {
+        println!("{}", args::USAGE);
+        return Ok(());
+    }
+    let rows = measure::all(options)?;
+    println!("{}", report::table(&rows));
+    if let Some(path) = &options.json {
+        std::fs::write(path, report::json(&rows)).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}

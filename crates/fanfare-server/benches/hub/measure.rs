@@ -1,0 +1,185 @@
+//! What is measured, in which order, and what of it stands in the table.
+
+use crate::{
+    args::Options,
+    child::{self, Listening, Running},
+    report::{Row, Target},
+    stats::spread,
+    token,
+};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::{
+    net::SocketAddr,
+    process::{Command, Stdio},
+};
+
+/// Measures what was asked for.
+pub(crate) fn all(options: &Options) -> Result<Vec<Row>> {
+    let mut rows = vec![];
+    let broadcasts: Vec<_> =
+        ["quiet", "saturated", "fairness"].into_iter().filter(|name| options.wants(name)).collect();
+    if !broadcasts.is_empty() {
+        rows.extend(broadcast(&broadcasts.join(","), options.self_check)?);
+    }
+    if options.wants("connect") {
+        rows.extend(connect()?);
+    }
+    if options.wants("publish") {
+        rows.extend(publish()?);
+    }
+    Ok(rows)
+}
+
+fn broadcast(measure: &str, self_check: bool) -> Result<Vec<Row>> {
+    let floor = floor()?;
+    let hub = if self_check { self::floor()? } else { hub()? };
+    let report = load(
+        "broadcast",
+        &[
+            format!("measure={measure}"),
+            "connections=5000".to_owned(),
+            "rounds=4".to_owned(),
+            "ticks=40".to_owned(),
+            "interval_ms=60".to_owned(),
+            "saturated_ms=3000".to_owned(),
+            format!("floor={}", floor.address),
+            format!("floor_pid={}", floor.pid()),
+            format!("hub={}", hub.address),
+            format!("hub_pid={}", hub.pid()),
+        ],
+    )?;
+    let mut rows = vec![];
+    if let Some(quiet) = report.get("quiet") {
+        let target = Some(Target::AtMost(1.05));
+        rows.push(against_floor("CPU a delivery, quiet", "us", quiet, "cpu_us_a_delivery", target)?);
+    }
+    if let Some(saturated) = report.get("saturated") {
+        let target = Some(Target::AtLeast(5.0));
+        let name = "deliveries a second, saturated";
+        rows.push(against_floor(name, "thousand", saturated, "thousand_deliveries_a_second", target)?);
+        rows.push(against_floor("CPU a delivery, saturated", "us", saturated, "cpu_us_a_delivery", None)?);
+    }
+    if let Some(fairness) = report.get("fairness") {
+        let [p50, max, joins] = ["p50_us", "max_us", "joins"].map(|name| number(fairness, name));
+        let joins = joins?;
+        rows.push(Row::single(format!("connect to ack in a storm, p50 of {joins}"), "ms", p50? / 1e3, None));
+        let target = Some(Target::AtMost(1_000.0));
+        rows.push(Row::single(format!("connect to ack in a storm, worst of {joins}"), "ms", max? / 1e3, target));
+    }
+    Ok(rows)
+}
+
+fn connect() -> Result<Vec<Row>> {
+    let mut reports = vec![];
+    for round in 1..=3 {
+        eprintln!("connect: round {round} of 3, 10,000 connections");
+        // A new hub each time: memory that it once had is not given back.
+        let hub = hub()?;
+        reports.push(load(
+            "connect",
+            &[
+                "connections=10000".to_owned(),
+                "rate=2000".to_owned(),
+                format!("hub={}", hub.address),
+                format!("hub_pid={}", hub.pid()),
+            ],
+        )?);
+    }
+    Ok(vec![
+        over_rounds("user memory an idle connection (RssAnon)", "KiB", "anonymous_kib", &reports, Some(0.40))?,
+        over_rounds("resident memory an idle connection (VmRSS)", "KiB", "resident_kib", &reports, None)?,
+        over_rounds("CPU an authenticated connect", "us", "cpu_us", &reports, Some(60.0))?,
+        over_rounds("connect to ack, p50", "us", "ack_p50_us", &reports, None)?,
+        over_rounds("connect to ack, p99", "us", "ack_p99_us", &reports, None)?,
+    ])
+}
+
+fn publish() -> Result<Vec<Row>> {
+    let mut rows = vec![];
+    for (inside, name) in [(false, "POST"), (true, "in process")] {
+        let mut reports = vec![];
+        for round in 1..=3 {
+            eprintln!("publish: {name}, round {round} of 3");
+            let hub = if inside { hub_inside()? } else { hub()? };
+            reports.push(load(
+                "publish",
+                &[
+                    "connections=100".to_owned(),
+                    "events=150".to_owned(),
+                    "interval_ms=25".to_owned(),
+                    format!("inside={inside}"),
+                    format!("hub={}", hub.address),
+                ],
+            )?);
+        }
+        let target = |us| inside.then_some(us);
+        rows.push(over_rounds(&format!("publish to receipt, {name}, p50"), "us", "p50_us", &reports, target(300.0))?);
+        rows.push(over_rounds(&format!("publish to receipt, {name}, p99"), "us", "p99_us", &reports, target(2000.0))?);
+    }
+    Ok(rows)
+}
+
+fn floor() -> Result<Listening> {
+    Listening::start("floor", |address| {
+        let mut command = child::myself("floor")?;
+        command.arg(format!("listen={address}"));
+        Ok(command)
+    })
+}
+
+/// The released program, with every limit off that one load on one address would hit.
+fn hub() -> Result<Listening> {
+    Listening::start("hub", |address| {
+        let listen = address.to_string();
+        let mut command = child::guarded(env!("CARGO_BIN_EXE_fanfare"), ["serve", "--listen", &listen])?;
+        command.env_clear().current_dir(child::scratch()).env("SECRET_KEY", token::SECRET);
+        for limit in [
+            "MAX_CONNECTIONS",
+            "MAX_CONNECTIONS_PER_USER",
+            "MAX_CONNECTIONS_PER_ADDRESS",
+            "CONNECTS_PER_SECOND_PER_ADDRESS",
+        ] {
+            command.env(format!("FANFARE_{limit}"), "0");
+        }
+        Ok(command)
+    })
+}
+
+/// A hub inside a process of the benchmark, which publishes there.
+fn hub_inside() -> Result<Listening> {
+    Listening::start("hub-inside", |address: SocketAddr| {
+        let mut command = child::myself("inside")?;
+        command.arg(format!("listen={address}"));
+        Ok(command)
+    })
+}
+
+/// Runs a part of the load in a process of its own and reads what it reports.
+fn load(part: &str, values: &[String]) -> Result<Value> {
+    let mut command: Command = child::myself(part)?;
+    command.args(values).stdout(Stdio::piped());
+    let text = Running::start_loud(part, &mut command)?.output()?;
+    serde_json::from_str(&text).with_context(|| format!("{part} reported: {text}"))
+}
+
+fn number(report: &Value, name: &str) -> Result<f64> {
+    report[name].as_f64().with_context(|| format!("no {name} in {report}"))
+}
+
+/// The hub's figures against the floor's, and the ratios round by round.
+fn against_floor(name: &str, unit: &'static str, report: &Value, key: &str, target: Option<Target>) -> Result<Row> {
+    let figures = |side: &str| -> Result<Vec<f64>> {
+        report[side].as_array().into_iter().flatten().map(|round| number(round, key)).collect()
+    };
+    let (hub, floor) = (figures("hub")?, figures("floor")?);
+    let ratios: Vec<_> = hub.iter().zip(&floor).map(|(hub, floor)| hub / floor).collect();
+    let spread = |values: &[f64]| spread(values).context("no rounds");
+    Ok(Row::rounds(name.to_owned(), unit, spread(&hub)?, target).against(spread(&floor)?, spread(&ratios)?))
+}
+
+fn over_rounds(name: &str, unit: &'static str, key: &str, reports: &[Value], at_most: Option<f64>) -> Result<Row> {
+    let values = reports.iter().map(|report| number(report, key)).collect::<Result<Vec<_>>>()?;
+    let measured = spread(&values).context("no rounds")?;
+    Ok(Row::rounds(name.to_owned(), unit, measured, at_most.map(Target::AtMost)))
+}
