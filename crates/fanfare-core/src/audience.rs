@@ -57,6 +57,19 @@ pub fn check_topic(name: &str) -> Result<(), TopicError> {
     }
 }
 
+impl ConnectionId {
+    /// The upper and the lower half.
+    #[expect(clippy::cast_possible_truncation, reason = "each half is one of 64 bits")]
+    pub const fn halves(self) -> [u64; 2] {
+        [(self.0 >> 64) as u64, self.0 as u64]
+    }
+
+    /// The id of an upper and a lower half.
+    pub const fn from_halves([upper, lower]: [u64; 2]) -> Self {
+        Self((upper as u128) << 64 | lower as u128)
+    }
+}
+
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = self.0;
@@ -108,6 +121,7 @@ mod tests {
         assert_eq!(id.to_string(), "01234567-89ab-8def-8123-456789abcdef");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+        assert_eq!(ConnectionId::from_halves(id.halves()), id);
     }
 
     #[test]

@@ -10,13 +10,13 @@ use crate::{
     window::{Entry, Start, Viewer, Window},
     wire::Outgoing,
 };
-use hashbrown::{HashMap, HashSet};
+use hashbrown::{HashMap, HashSet, HashTable};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    hash::Hash,
+    hash::{BuildHasher, Hash},
     io::IoSlice,
     sync::Arc,
 };
@@ -80,7 +80,9 @@ pub struct Roster {
     seats: Slab<Seat>,
     users: HashMap<Arc<str>, Members, Hasher>,
     topics: HashMap<Arc<str>, Members, Hasher>,
-    connections: HashMap<ConnectionId, Slot, Hasher>,
+    /// The open session of each connection. The table holds slots alone; the session itself knows its connection.
+    connections: HashTable<Slot>,
+    hasher: Hasher,
     ready: VecDeque<Slot>,
     timers: BinaryHeap<Reverse<(u64, Slot)>>,
     scratch: Vec<Arc<Entry>>,
@@ -127,7 +129,8 @@ impl Roster {
             seats: Slab::new(),
             users: HashMap::default(),
             topics: HashMap::default(),
-            connections: HashMap::default(),
+            connections: HashTable::new(),
+            hasher: Hasher::default(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             scratch: Vec::new(),
@@ -174,7 +177,23 @@ impl Roster {
 
     /// The open session of a connection.
     pub fn holder(&self, connection: ConnectionId) -> Option<Slot> {
-        self.connections.get(&connection).copied()
+        let hash = self.hasher.hash_one(connection);
+        self.connections.find(hash, |&slot| connection_at(&self.seats, slot) == Some(connection)).copied()
+    }
+
+    /// Makes a session the one that its connection's events go to.
+    fn hold(&mut self, connection: ConnectionId, slot: Slot) {
+        let (seats, hasher) = (&self.seats, &self.hasher);
+        let hash_of = |&slot: &Slot| hasher.hash_one(connection_at(seats, slot).unwrap_or(ConnectionId(0)));
+        self.connections.insert_unique(hasher.hash_one(connection), slot, hash_of);
+    }
+
+    /// Lets a session's connection go, if it still holds it.
+    fn let_go(&mut self, slot: Slot) {
+        let Some(connection) = connection_at(&self.seats, slot) else { return };
+        if let Ok(held) = self.connections.find_entry(self.hasher.hash_one(connection), |&holder| holder == slot) {
+            held.remove();
+        }
     }
 
     /// Lets a client in. An older socket of the same connection is closed.
@@ -191,7 +210,7 @@ impl Roster {
         for topic in topics {
             Members::join(&mut self.topics, topic, slot);
         }
-        self.connections.insert(connection, slot);
+        self.hold(connection, slot);
         self.settle_first(slot);
         slot
     }
@@ -468,8 +487,8 @@ impl Roster {
         }
         count(&mut self.open, &mut seat.counted, session.is_open());
         count(&mut self.overdue, &mut seat.overdue, session.is_open() && session.is_overdue());
-        if !session.is_open() && self.connections.get(&session.connection()) == Some(&slot) {
-            self.connections.remove(&session.connection());
+        if !session.is_open() {
+            self.let_go(slot);
         }
     }
 
@@ -495,14 +514,12 @@ impl Roster {
 
     /// Takes a session out whose socket is gone or can go. Returns why it ended; `None` if the socket just broke.
     pub fn remove(&mut self, slot: Slot) -> Option<CloseCode> {
+        self.let_go(slot);
         let mut seat = self.seats.try_remove(slot as usize)?;
         let session = &seat.session;
         Members::leave(&mut self.users, session.user(), slot);
         for topic in session.topics() {
             Members::leave(&mut self.topics, topic, slot);
-        }
-        if self.connections.get(&session.connection()) == Some(&slot) {
-            self.connections.remove(&session.connection());
         }
         count(&mut self.open, &mut seat.counted, false);
         count(&mut self.overdue, &mut seat.overdue, false);
@@ -522,6 +539,10 @@ impl Roster {
             self.settle(slot);
         }
     }
+}
+
+fn connection_at(seats: &Slab<Seat>, slot: Slot) -> Option<ConnectionId> {
+    seats.get(slot as usize).map(|seat| seat.session.connection())
 }
 
 /// Only input brings tokens.

@@ -14,7 +14,7 @@ fn seconds(key: &str, default: Duration) -> Duration {
     text.trim_end_matches('s').parse().map_or(default, Duration::from_secs_f64)
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let listen = arguments.iter().position(|a| a == "--listen").map_or("127.0.0.1:8000", |i| &arguments[i + 1]);

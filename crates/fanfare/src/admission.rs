@@ -3,11 +3,12 @@
 //! Knows counts, and nothing of sockets or sessions.
 
 use crate::{config::Config, metrics::Counter};
-use hashbrown::{HashMap, hash_map::EntryRef};
+use hashbrown::HashMap;
 use std::{
+    hash::BuildHasher,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -18,7 +19,10 @@ type Hasher = foldhash::fast::RandomState;
 #[derive(Debug)]
 pub(crate) struct Admission {
     total: AtomicUsize,
-    users: Mutex<HashMap<Arc<str>, u32, Hasher>>,
+    /// By the hash of the user, which is keyed and wide enough that two users share a count only by a miracle; a name
+    /// would cost each connection three times as much.
+    users: Mutex<HashMap<u64, u32, Hasher>>,
+    hasher: Hasher,
     addresses: Mutex<Addresses>,
 }
 
@@ -57,7 +61,12 @@ impl Refusal {
 
 impl Admission {
     pub(crate) fn new() -> Self {
-        Self { total: AtomicUsize::new(0), users: Mutex::default(), addresses: Mutex::default() }
+        Self {
+            total: AtomicUsize::new(0),
+            users: Mutex::default(),
+            hasher: Hasher::default(),
+            addresses: Mutex::default(),
+        }
     }
 
     /// Whether an address may connect once more at `mono_ms` (a generic cell rate algorithm).
@@ -82,7 +91,7 @@ impl Admission {
     /// place it takes: the same user's, and counted already.
     pub(crate) fn admit(
         &self,
-        user: &Arc<str>,
+        user: &str,
         address: IpAddr,
         replaced: Option<IpAddr>,
         config: &Config,
@@ -100,10 +109,7 @@ impl Admission {
         }
         {
             let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = match users.entry_ref(user) {
-                EntryRef::Occupied(entry) => entry.into_mut(),
-                EntryRef::Vacant(entry) => entry.insert_entry_with_key(user.clone(), 0).into_mut(),
-            };
+            let count = users.entry(self.hasher.hash_one(user)).or_insert(0);
             if !within(config.max_connections_per_user, *count as usize, spare) {
                 drop(users);
                 self.leave_address(address);
@@ -119,13 +125,14 @@ impl Admission {
     }
 
     /// Counts a connection out.
-    pub(crate) fn release(&self, user: &Arc<str>, address: IpAddr) {
+    pub(crate) fn release(&self, user: &str, address: IpAddr) {
         self.total.fetch_sub(1, Ordering::Relaxed);
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = users.get_mut(user) {
+        let user = self.hasher.hash_one(user);
+        if let Some(count) = users.get_mut(&user) {
             *count -= 1;
             if *count == 0 {
-                users.remove(user);
+                users.remove(&user);
             }
         }
         drop(users);
@@ -172,33 +179,29 @@ mod tests {
 
     #[test]
     fn each_limit_counts_its_own() {
-        let (ann, bob): (Arc<str>, Arc<str>) = ("ann".into(), "bob".into());
+        let (ann, bob) = ("ann", "bob");
         for (config, second, refusal) in [
-            (config(1, 0, 0), (&bob, AWAY), Refusal::Connections),
-            (config(0, 1, 0), (&ann, AWAY), Refusal::PerUser),
-            (config(0, 0, 1), (&bob, HOME), Refusal::PerAddress),
+            (config(1, 0, 0), (bob, AWAY), Refusal::Connections),
+            (config(0, 1, 0), (ann, AWAY), Refusal::PerUser),
+            (config(0, 0, 1), (bob, HOME), Refusal::PerAddress),
         ] {
             let admission = Admission::new();
-            assert_eq!(admission.admit(&ann, HOME, None, &config), Ok(()));
+            assert_eq!(admission.admit(ann, HOME, None, &config), Ok(()));
             assert_eq!(admission.admit(second.0, second.1, None, &config), Err(refusal));
-            assert_eq!(
-                admission.admit(&ann, HOME, Some(HOME), &config),
-                Ok(()),
-                "taking over counts once: {refusal:?}"
-            );
-            admission.release(&ann, HOME);
-            admission.release(&ann, HOME);
+            assert_eq!(admission.admit(ann, HOME, Some(HOME), &config), Ok(()), "taking over counts once: {refusal:?}");
+            admission.release(ann, HOME);
+            admission.release(ann, HOME);
             assert_eq!(admission.admit(second.0, second.1, None, &config), Ok(()));
         }
     }
 
     #[test]
     fn nothing_is_left_of_who_left() {
-        let (ann, config) = (Arc::from("ann"), config(1, 1, 1));
+        let (ann, config) = ("ann", config(1, 1, 1));
         let admission = Admission::new();
-        admission.admit(&ann, HOME, None, &config).unwrap();
-        admission.admit(&Arc::from("bob"), AWAY, None, &config).unwrap_err();
-        admission.release(&ann, HOME);
+        admission.admit(ann, HOME, None, &config).unwrap();
+        admission.admit("bob", AWAY, None, &config).unwrap_err();
+        admission.release(ann, HOME);
         assert_eq!(admission.total.load(Ordering::Relaxed), 0);
         assert!(admission.users.lock().unwrap().is_empty());
         assert!(admission.addresses.lock().unwrap().connections.is_empty());

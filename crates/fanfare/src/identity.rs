@@ -27,7 +27,7 @@ impl Names {
 
     /// Whether a name was given to `user`.
     pub(crate) fn belongs_to(&self, id: ConnectionId, user: &str) -> bool {
-        self.complete(upper_half(id), user) == id
+        self.complete(id.halves()[0], user) == id
     }
 
     /// Puts the code behind the random half. Version 8 (a layout of one's own) and variant of RFC 9562 make the name
@@ -40,7 +40,7 @@ impl Names {
         let mut code = [0; 8];
         code.copy_from_slice(&signer.sign().as_ref()[..8]);
         let code = u64::from_be_bytes(code) >> 2 | 1 << 63;
-        ConnectionId(u128::from(random) << 64 | u128::from(code))
+        ConnectionId::from_halves([random, code])
     }
 }
 
@@ -57,10 +57,6 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     #[expect(clippy::expect_used, reason = "no name or key may be made without randomness")]
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives randomness");
     bytes
-}
-
-fn upper_half(id: ConnectionId) -> u64 {
-    (id.0 >> 64) as u64
 }
 
 impl fmt::Debug for Names {

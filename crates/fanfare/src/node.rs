@@ -83,8 +83,8 @@ impl Node {
     /// The shard of a connection. A client that comes back finds its lingering older socket on the same one.
     pub(crate) fn shard_of(&self, connection: ConnectionId) -> Option<&Arc<ShardHandle>> {
         let shards = self.shards();
-        let count = shards.len().max(1) as u128;
-        shards.get(usize::try_from((connection.0 >> 64) % count).unwrap_or(0))
+        let at = connection.halves()[0] % shards.len().max(1) as u64;
+        shards.get(usize::try_from(at).unwrap_or(0))
     }
 
     /// Verifies a token, and counts it if it is refused.

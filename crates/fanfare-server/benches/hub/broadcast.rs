@@ -68,12 +68,7 @@ pub(crate) fn run(values: &Values) -> Result<Value> {
 }
 
 /// Runs the rounds, after one that does not count. A round gives what each side cost.
-fn in_rounds(
-    rounds: usize,
-    name: &str,
-    sides: &[Side],
-    mut round: impl FnMut() -> Result<Vec<Cost>>,
-) -> Result<Value> {
+fn in_rounds(rounds: usize, name: &str, sides: &[Side], mut round: impl FnMut() -> Result<Vec<Cost>>) -> Result<Value> {
     let mut report = json!({});
     for number in 0..=rounds {
         let costs = round().with_context(|| format!("{name}, round {number}"))?;

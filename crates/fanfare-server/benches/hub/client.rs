@@ -35,7 +35,13 @@ pub(crate) struct Got {
 
 impl Client {
     /// Connects and asks for the upgrade. The next event that the client gets must be number `last` + 1.
-    pub(crate) fn connect(address: SocketAddr, request: &[u8], registry: &Registry, at: Token, last: u64) -> Result<Self> {
+    pub(crate) fn connect(
+        address: SocketAddr,
+        request: &[u8],
+        registry: &Registry,
+        at: Token,
+        last: u64,
+    ) -> Result<Self> {
         let started = Instant::now();
         let mut stream = std::net::TcpStream::connect(address).context("can't connect")?;
         stream.set_nodelay(true)?;

@@ -2,11 +2,7 @@
 
 use crate::{args::Values, event, proc::monotonic_ns, token};
 use anyhow::{Context, Result};
-use axum::{
-    extract::State,
-    http::StatusCode,
-    routing::post,
-};
+use axum::{extract::State, http::StatusCode, routing::post};
 use fanfare::{Audience, Config, Draft, Hub, Verifier};
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,11 +16,7 @@ pub(crate) fn run(values: &Values) -> Result<()> {
 }
 
 async fn serve(listen: SocketAddr) -> Result<()> {
-    let config = Config {
-        max_connections_per_address: 0,
-        connects_per_second_per_address: 0,
-        ..Config::default()
-    };
+    let config = Config { max_connections_per_address: 0, connects_per_second_per_address: 0, ..Config::default() };
     let hub = Hub::builder(Verifier::from_secret(token::SECRET)?).config(config).start()?;
     let bench = axum::Router::new().route("/bench/publish", post(publish_soon)).with_state(hub.clone());
     let app = hub.router().merge(bench).into_make_service_with_connect_info::<SocketAddr>();

@@ -24,8 +24,7 @@ impl Publisher {
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        let head =
-            format!("Host: {address}\r\nAuthorization: Bearer {bearer}\r\nContent-Type: application/json\r\n");
+        let head = format!("Host: {address}\r\nAuthorization: Bearer {bearer}\r\nContent-Type: application/json\r\n");
         Ok(Self { stream, head, request: vec![], written: 0, answer: vec![] })
     }
 
