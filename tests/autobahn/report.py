@@ -23,6 +23,7 @@ SECTIONS = [
     ("9", "Limits and performance", 54),
     ("10", "Fragment sizes", 1),
 ]
+MAX_FAULTS = 20
 PASSED = ["OK", "NON-STRICT", "INFORMATIONAL"]
 
 PAGE = u"""# WebSocket conformance
@@ -84,8 +85,10 @@ def main(index, page):
     print(table(rows))
     with io.open(page, "w", encoding="utf-8") as file:
         file.write(PAGE.format(table=table(rows), named="\n".join(named)))
-    for fault in faults:
+    for fault in faults[:MAX_FAULTS]:
         print(fault, file=sys.stderr)
+    if len(faults) > MAX_FAULTS:
+        print("and {} more".format(len(faults) - MAX_FAULTS), file=sys.stderr)
     return 1 if faults else 0
 
 
