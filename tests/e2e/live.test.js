@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { promisify } from "node:util";
@@ -153,6 +153,36 @@ describe("coming back", () => {
     }
   });
 
+  live("what to do after each close is what the hub's own table says", {}, async (hub, page) => {
+    const words = { Never: "never", Now: "now", Later: "later", WithNewToken: "with a new token" };
+    const source = readFileSync(join(ROOT, "crates/fanfare-core/src/close.rs"), "utf8");
+    const rows = [...source.matchAll(/^ {4}\w+ = (\d{4}), (\w+);$/gm)].map(([, code, what]) => [code, words[what]]);
+    assert.ok(rows.length > 10);
+    assert.deepEqual(await page.page.evaluate(() => RECONNECT), Object.fromEntries(rows));
+  });
+
+  test("an event that comes twice is shown once, and a close without end is waited out", async () => {
+    const hub = await Hub.start();
+    try {
+      const frame = (type, id, more) => JSON.stringify({ type, event_id: id, timestamp: "2026-01-01T00:00:00Z", ...more });
+      let connects = 0;
+      const before = (page) => page.routeWebSocket(/\/ws\?|\/ws$/, (socket) => {
+        socket.send(frame("ack", "pos-1-0", { ack_event_id: "initial_connect", connection_id: "c", resumed: connects > 0, replayed: 0, heartbeat: 30 }));
+        for (const id of ["a", "b", "a"]) socket.send(frame("note", id, { data: {} }));
+        if (++connects < 3) socket.close({ code: 1013, reason: "max_connections: the hub is full" });
+      });
+      const page = await LivePage.open(chromium, hub.pageUrl(), { before });
+      assert.equal(await page.state("offline").then((reason) => reason.split(";")[0]), "max_connections: the hub is full");
+      await until(() => connects === 3, "the page to come back twice");
+      await page.state("live");
+      assert.deepEqual(await page.ids(), ["a", "b"]);
+      assert.equal(await page.text("count"), "2 received");
+      await page.close();
+    } finally {
+      await hub.end();
+    }
+  });
+
   test("without a token the page asks for one", async () => {
     const hub = await Hub.start();
     try {
@@ -282,7 +312,8 @@ describe("how it looks", () => {
           const fits = () => page.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
           await page.state("live");
           await picture("empty");
-          await hub.publish({ type: "task_status_update", data: { task_id: "import-7", status: "running", progress: 40 } });
+          await hub.publish({ type: "task_status_update", event_id: "first", data: { task_id: "import-7", status: "running", progress: 40 } });
+          await page.event("first");
           await page.page.evaluate(() => client.drop("you cut the connection", 2000));
           await page.state("offline");
           await picture("offline");
@@ -294,6 +325,7 @@ describe("how it looks", () => {
           await hub.publish({ type: "note", event_id: "last", data: { text: "A longer text, to see what happens to what does not fit on one line of the list" } });
           const row = await page.event("last");
           await row.locator("summary").click();
+          await row.locator("pre").waitFor();
           await picture("events");
           assert.ok(await fits(), "nothing is wider than the screen");
           await page.page.locator("#panel").evaluate((panel) => { panel.open = true; });
