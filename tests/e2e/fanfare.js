@@ -6,7 +6,7 @@ import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { chromium } from "playwright-core";
@@ -39,18 +39,20 @@ export class Hub {
     this.child.stderr.on("data", (data) => { this.output += data; });
     await until(() => {
       assert.equal(this.child.exitCode, null, `the program ended:\n${this.output}`);
-      return this.pageUrl() && this.curlLine();
-    }, () => `the URL of the page and a curl line on the program's output:\n${this.output}`);
-    this.origin = new URL(this.pageUrl()).origin;
+      return this.lines("curl ").length > 0;
+    }, () => `what to do next on the program's output:\n${this.output}`);
+    this.origin = this.output.match(/https?:\/\/[\w.:-]+:\d+/)[0];
+    // A secret that was made for this run signs only the tokens that were printed.
+    const printed = this.output.match(/#token=([\w.-]+)/)?.[1];
+    this.token = printed ?? this.token ?? await this.mint("--sub", "demo", "--publish", "--topics", "*");
   }
 
-  /** The address of the live page, token and all, as the program printed it. */
-  pageUrl() { return this.output.match(/https?:\/\/\S+#token=[\w.-]+/)?.[0]; }
+  /** The lines that the program printed to be pasted into a shell or a browser, by how they begin. */
+  lines(beginning) {
+    return this.output.split("\n").slice(0, -1).map((line) => line.trim()).filter((line) => line.startsWith(beginning));
+  }
 
-  /** The curl line that the program printed, with its continuation lines. */
-  curlLine() { return this.output.match(/^\s*(?:\$ )?(curl (?:.*\\\n)*.*)\n/m)?.[1]; }
-
-  token() { return new URLSearchParams(new URL(this.pageUrl()).hash.slice(1)).get("token"); }
+  pageUrl(token = this.token) { return `${this.origin}/#token=${token}`; }
 
   /** kill -9: no goodbye to anybody. */
   async kill() {
@@ -73,6 +75,14 @@ export class Hub {
     return stdout.trim();
   }
 
+  /** What a person gets who pastes lines into a shell where the program is at hand. */
+  async paste(...lines) {
+    const env = { ...bare, ...this.settings, PATH: `${dirname(PROGRAM)}:${bare.PATH}` };
+    for (const [name, value] of Object.entries(env)) if (value === null) delete env[name];
+    const { stdout } = await promisify(execFile)("sh", ["-e", "-c", lines.join("\n")], { cwd: this.directory, env });
+    return stdout.trim();
+  }
+
   /** A token with any claims, signed with the hub's secret (RFC 7515 with HS256). */
   sign(claims) {
     const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
@@ -80,10 +90,10 @@ export class Hub {
     return `${signed}.${createHmac("sha256", SECRET).update(signed).digest("base64url")}`;
   }
 
-  async publish(event, token = this.token()) {
+  async publish(event) {
     const response = await fetch(`${this.origin}/events`, {
       method: "POST", body: JSON.stringify(event),
-      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+      headers: { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" },
     });
     assert.ok(response.ok, `${response.status} ${await response.clone().text()}`);
     return response.json();

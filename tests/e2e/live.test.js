@@ -1,15 +1,12 @@
 // The live page as a person meets it: connect, see an event, lose the server, come back, miss nothing.
 
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { promisify } from "node:util";
 import { Hub, LivePage, ROOT, browser, until } from "./fanfare.js";
 
 const SCREENSHOTS = join(ROOT, "target/screenshots");
-const shell = promisify(execFile);
 let chromium;
 
 before(async () => { chromium = await browser(); });
@@ -34,21 +31,38 @@ const numbered = (from, count) => Array.from({ length: count }, (_, i) => `n-${f
 
 describe("the first minute", () => {
   // No secret is configured, as on the first run of all.
-  live("the printed address is live, and the printed curl line makes an event appear", { SECRET_KEY: null }, async (hub, page) => {
+  test("the printed address is live, and the printed curl line makes an event appear", () => firstMinute({ SECRET_KEY: null },
+    (hub) => hub.lines("http").find((line) => line.includes("#token=")), (hub) => hub.lines("curl ")));
+
+  test("with a secret of one's own, the printed lines make tokens for both", () => firstMinute({},
+    (hub) => hub.paste(...hub.lines("TOKEN="), ...hub.lines("echo ")), (hub) => [...hub.lines("TOKEN="), ...hub.lines("curl ")]));
+
+  async function firstMinute(settings, address, publishing) {
+    const hub = await Hub.start(settings);
+    try {
+      const page = await LivePage.open(chromium, await address(hub));
+      await page.state("live");
+      await checkFirstMinute(hub, page, publishing(hub));
+      await page.close();
+    } finally {
+      await hub.end();
+    }
+  }
+
+  async function checkFirstMinute(hub, page, publishing) {
     assert.equal(page.page.url(), `${hub.origin}/`, "the token is gone from the address bar");
     assert.match(await page.text("connection-id"), /^[0-9a-f-]{36}$/);
     assert.match(await page.text("cursor"), /^pos-/);
     assert.equal(await page.text("heartbeat"), "every 30 s");
 
-    const { stdout } = await shell("sh", ["-c", hub.curlLine()]);
-    const { event_id: id } = JSON.parse(stdout);
+    const { event_id: id } = JSON.parse(await hub.paste(...publishing));
     await page.event(id);
     assert.equal(await page.text("cursor"), id);
 
     await page.page.reload();
     await page.state("live");
     assert.ok(page.sockets.every((url) => !url.includes("token")), "nor does it stand in the socket's");
-  });
+  }
 
   live("figures of the hub are shown", {}, async (hub, page) => {
     await hub.publish({ type: "note" });
@@ -135,7 +149,7 @@ describe("coming back", () => {
   test("a token that is not accepted is refused, and not tried again", async () => {
     const hub = await Hub.start();
     try {
-      const forged = hub.token().replace(/[^.]+$/, (signature) => signature.split("").reverse().join(""));
+      const forged = hub.token.replace(/[^.]+$/, (signature) => signature.split("").reverse().join(""));
       const expired = hub.sign({ sub: "me", exp: Math.floor(Date.now() / 1000) - 3600 });
       for (const [token, reason] of [[forged, /^token_invalid/], [expired, /^token_expired/]]) {
         const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { before: (p) => p.clock.install() });
@@ -143,11 +157,41 @@ describe("coming back", () => {
         await page.page.clock.runFor(120_000);
         assert.equal(page.sockets.length, 1, "two minutes of the page's time later it has not tried again");
 
-        await page.page.getByLabel("Token", { exact: true }).fill(hub.token());
+        await page.page.getByLabel("Token", { exact: true }).fill(hub.token);
         await page.page.getByRole("button", { name: "Connect", exact: true }).click();
         await page.state("live");
         await page.close();
       }
+    } finally {
+      await hub.end();
+    }
+  });
+
+  live("what to do after each close is what the hub's own table says", {}, async (hub, page) => {
+    const words = { Never: "never", Now: "now", Later: "later", WithNewToken: "with a new token" };
+    const source = readFileSync(join(ROOT, "crates/fanfare-core/src/close.rs"), "utf8");
+    const rows = [...source.matchAll(/^ {4}\w+ = (\d{4}), (\w+);$/gm)].map(([, code, what]) => [code, words[what]]);
+    assert.ok(rows.length > 10);
+    assert.deepEqual(await page.page.evaluate(() => RECONNECT), Object.fromEntries(rows));
+  });
+
+  test("an event that comes twice is shown once, and a close without end is waited out", async () => {
+    const hub = await Hub.start();
+    try {
+      const frame = (type, id, more) => JSON.stringify({ type, event_id: id, timestamp: "2026-01-01T00:00:00Z", ...more });
+      let connects = 0;
+      const before = (page) => page.routeWebSocket(/\/ws\?|\/ws$/, (socket) => {
+        socket.send(frame("ack", "pos-1-0", { ack_event_id: "initial_connect", connection_id: "c", resumed: connects > 0, replayed: 0, heartbeat: 30 }));
+        for (const id of ["a", "b", "a"]) socket.send(frame("note", id, { data: {} }));
+        if (++connects < 3) socket.close({ code: 1013, reason: "max_connections: the hub is full" });
+      });
+      const page = await LivePage.open(chromium, hub.pageUrl(), { before });
+      assert.equal(await page.state("offline").then((reason) => reason.split(";")[0]), "max_connections: the hub is full");
+      await until(() => connects === 3, "the page to come back twice");
+      await page.state("live");
+      assert.deepEqual(await page.ids(), ["a", "b"]);
+      assert.equal(await page.text("count"), "2 received");
+      await page.close();
     } finally {
       await hub.end();
     }
@@ -230,7 +274,7 @@ describe("trying things", () => {
     await hub.publish({ type: "note", event_id: "b" });
     // A number that a program reading it as a double would round.
     const exact = '{"type":"note","event_id":"c","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
-    await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token()}`, "Content-Type": "application/json" } });
+    await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" } });
     const row = await page.event("c");
 
     await row.locator("summary").focus();
@@ -260,7 +304,7 @@ describe("trying things", () => {
     const batch = { events: numbered(0, 1000).map((id) => ({ type: "note", event_id: id })) };
     const response = await fetch(`${hub.origin}/events/batch`, {
       method: "POST", body: JSON.stringify(batch),
-      headers: { Authorization: `Bearer ${hub.token()}`, "Content-Type": "application/json" },
+      headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" },
     });
     assert.equal(response.status, 200);
     await page.event("n-999");
@@ -282,7 +326,8 @@ describe("how it looks", () => {
           const fits = () => page.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
           await page.state("live");
           await picture("empty");
-          await hub.publish({ type: "task_status_update", data: { task_id: "import-7", status: "running", progress: 40 } });
+          await hub.publish({ type: "task_status_update", event_id: "first", data: { task_id: "import-7", status: "running", progress: 40 } });
+          await page.event("first");
           await page.page.evaluate(() => client.drop("you cut the connection", 2000));
           await page.state("offline");
           await picture("offline");
@@ -294,6 +339,7 @@ describe("how it looks", () => {
           await hub.publish({ type: "note", event_id: "last", data: { text: "A longer text, to see what happens to what does not fit on one line of the list" } });
           const row = await page.event("last");
           await row.locator("summary").click();
+          await row.locator("pre").waitFor();
           await picture("events");
           assert.ok(await fits(), "nothing is wider than the screen");
           await page.page.locator("#panel").evaluate((panel) => { panel.open = true; });
