@@ -27,7 +27,7 @@ const LARGE: Limits = Limits { max_frame_bytes: 1 << 17, max_message_bytes: 1 <<
 const OVERHEAD: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     Text(String),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -37,7 +37,7 @@ enum Said {
 
 /// How a decoder came to the end of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum End<E> {
+pub(crate) enum End<E> {
     Open,
     Closed,
     Failed(E),
@@ -52,11 +52,11 @@ enum Fault {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Ours {
-    said: Vec<Said>,
+pub(crate) struct Ours {
+    pub(crate) said: Vec<Said>,
     /// Complete frames, fragments among them; the frame that was refused is not.
     frames: usize,
-    end: End<DecodeError>,
+    pub(crate) end: End<DecodeError>,
 }
 
 /// Panics if the two disagree on `input`: a byte whose lowest bit chooses the limits and whose others say how many
@@ -128,7 +128,7 @@ fn is_too_big_for_them(end: &End<Fault>, bytes: &[u8], ours: &Ours, limits: &Lim
     refused && *end == End::Failed(Fault::TooBig) && header.len > limits.max_frame_bytes as u64
 }
 
-fn hear(bytes: &[u8], sizes: &[u8], limits: &Limits) -> Ours {
+pub(crate) fn hear(bytes: &[u8], sizes: &[u8], limits: &Limits) -> Ours {
     let mut ours = Ours { said: Vec::new(), frames: 0, end: End::Open };
     let mut decoder = Decoder::default();
     let mut bytes = bytes.to_vec();
@@ -198,7 +198,7 @@ fn hear_theirs(bytes: Vec<u8>, limits: &Limits) -> (Vec<Said>, End<Fault>) {
 
 /// A socket that delivers the bytes, then has no more for now, and takes whatever is written.
 #[derive(Debug)]
-struct Wire(Cursor<Vec<u8>>);
+pub(crate) struct Wire(pub(crate) Cursor<Vec<u8>>);
 
 impl Read for Wire {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {

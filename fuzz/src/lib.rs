@@ -2,3 +2,4 @@
 //! include these files by path.
 
 pub mod frames;
+pub mod session;

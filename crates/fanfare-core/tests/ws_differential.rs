@@ -1,4 +1,6 @@
-//! The demands of the fuzz target `frames` on its kept corpus and on inputs made up on the spot.
+//! The demands of the fuzz targets on their kept corpora and on inputs made up on the spot.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test fail it")]
 
 use std::{fs, path::Path};
 
@@ -7,6 +9,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 #[path = "../../../fuzz/src/frames.rs"]
 mod frames;
+#[path = "../../../fuzz/src/session.rs"]
+mod session;
 
 /// Payloads that are text, or are not, or are so only together with the next one.
 const PAYLOADS: &[&[u8]] = &[
@@ -65,6 +69,53 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// Messages of clients, right and wrong.
+const TEXTS: &[&str] = &[
+    r#"{"type":"ping"}"#,
+    r#"{"type":"pong"}"#,
+    r#"{"type":"ack","ack_event_id":"e1"}"#,
+    r#"{"type":"subscribe","topic":"abc","event_id":"m1"}"#,
+    r#"{"type":"subscribe","topic":"forbidden"}"#,
+    r#"{"type":"unsubscribe","topic":"abc"}"#,
+    r#"{"type":"auth","token":"good"}"#,
+    r#"{"type":"auth","token":"bad\u0000"}"#,
+    r#"{"type":"made up"}"#,
+    r#"{"type":"ping"} "#,
+    r#"{"type":"#,
+    "[]",
+];
+
+fn text_frame() -> impl Strategy<Value = Vec<u8>> {
+    (select(TEXTS), any::<[u8; 4]>()).prop_map(|(text, mask)| {
+        let mut out = Vec::new();
+        push_client_frame(&mut out, Opcode::Text, text.as_bytes(), mask);
+        out
+    })
+}
+
+/// What a client sends, in pieces, and steps between them.
+fn script() -> impl Strategy<Value = Vec<u8>> {
+    let step = prop_oneof![4 => 1_u8..=0xbf, 1 => 0xc0_u8..=0xff];
+    let frame = prop_oneof![4 => text_frame(), 1 => client_frame()];
+    (0_u8..8, vec(step, 0..40), vec(frame, 0..10)).prop_map(|(limited, steps, frames)| {
+        let bytes = frames.concat();
+        let mut bytes = bytes.iter().copied();
+        let mut input = vec![u8::from(limited == 0)];
+        for step in steps {
+            if step >= 0xc0 {
+                input.push(step);
+                continue;
+            }
+            let piece: Vec<_> = bytes.by_ref().take(step.into()).collect();
+            if let Ok(size @ 1..) = u8::try_from(piece.len()) {
+                input.push(size);
+                input.extend(piece);
+            }
+        }
+        input
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -74,18 +125,33 @@ proptest! {
     }
 
     #[test]
+    fn sessions_made_up_are_answered_right(input in script()) {
+        session::check(&input);
+    }
+
+    #[test]
     fn bytes_made_up_are_heard_alike(input in vec(any::<u8>(), 0..100)) {
         frames::check(&input);
     }
 }
 
-#[test]
-fn the_corpus_is_heard_alike() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/frames");
+/// Runs `check` on every file of a kept corpus.
+fn check_corpus(target: &str, check: impl Fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
     let files: Vec<_> = fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() >= 20, "{} files", files.len());
     for file in files {
         println!("{}", file.display());
-        frames::check(&fs::read(&file).unwrap());
+        check(&fs::read(&file).unwrap());
     }
+}
+
+#[test]
+fn the_corpus_of_frames_is_heard_alike() {
+    check_corpus("frames", frames::check);
+}
+
+#[test]
+fn the_corpus_of_sessions_is_answered_right() {
+    check_corpus("session", session::check);
 }

@@ -1,0 +1,274 @@
+//! A session against the protocol: whatever a client sends, however it is cut, while events come, time passes and the
+//! socket takes little at a time, the client is answered with valid frames (as tungstenite in the client's role reads
+//! them) and valid JSON; each of its frames gets its answer, in order; and nothing follows a close.
+
+use std::{
+    io::{self, Cursor},
+    sync::Arc,
+};
+
+use fanfare_core::{
+    Audience, CloseCode, ConnectionId, Draft, Grant,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Denied, Settings},
+    time::Now,
+    window::{Bounds, Entry, Window},
+    wire, ws,
+};
+use serde_json::Value;
+use tungstenite::{Error, Message, WebSocket, protocol::Role};
+
+use crate::frames::{End, Said, Wire, hear};
+
+const LIMITS: ws::Limits = ws::Limits { max_frame_bytes: 300, max_message_bytes: 400 };
+const BOUNDS: Bounds = Bounds { events: 10_000, bytes: 1 << 24, age_ms: u64::MAX };
+const EPOCH: u64 = 0xfa;
+const USER: &str = "ann";
+
+/// What the session owes a client for one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Pong(Vec<u8>),
+    Message(Kind),
+    Close(Option<u16>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ack,
+    Error,
+    Pong,
+    /// An ack or an error, as rights and room for topics have it.
+    Verdict,
+}
+
+/// One client's session, and what went in and came out.
+struct World {
+    roster: Roster,
+    window: Window,
+    now: Now,
+    /// None once the session has ended.
+    slot: Option<Slot>,
+    /// How many bytes the socket still takes.
+    room: usize,
+    sent: Vec<u8>,
+    received: Vec<u8>,
+    /// Events that the client may see.
+    visible: u64,
+}
+
+/// Panics if a session does not keep the protocol. The lowest bit of `input`'s first byte says whether the client's
+/// rate is limited; the others make up a script, each step a byte and what it takes from those behind it.
+#[allow(unreachable_pub, reason = "a test includes this file as a private module")]
+pub fn check(input: &[u8]) {
+    let Some((&first, mut script)) = input.split_first() else { return };
+    let mut world = World::new(if first & 1 == 0 { 0 } else { 3 });
+    while let Some((&step, rest)) = script.split_first() {
+        script = rest;
+        let few = usize::from(step & 0x0f);
+        match step {
+            0x00..=0xbf => {
+                let size = if step == 0 { rest.len() } else { rest.len().min(step.into()) };
+                let (bytes, rest) = rest.split_at(size);
+                world.send(bytes);
+                script = rest;
+            }
+            0xc0..=0xcf => world.publish(few),
+            0xd0..=0xdf => world.drain(few * few),
+            0xe0..=0xef => world.wait(few as u64 * 1_000),
+            0xf0..=0xff => world.drain(1 << 20),
+        }
+    }
+    world.drain(usize::MAX >> 1);
+    world.judge();
+}
+
+impl World {
+    fn new(frames_per_second: u32) -> Self {
+        let settings = Settings {
+            heartbeat_ms: 10_000,
+            timeout_ms: 25_000,
+            close_ms: 3_000,
+            limits: LIMITS,
+            frames_per_second,
+            max_topics: 2,
+            echo: false,
+        };
+        let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };
+        let (window, mut roster) = (Window::new(EPOCH, 0, BOUNDS), Roster::new(settings, EPOCH, 0));
+        let arrival = Arrival::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
+        let slot = Some(roster.connect(arrival, window.start(None), 0, now));
+        Self { roster, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        // As a shard does: who does not take the answers is not read from.
+        if self.slot.is_some_and(|slot| !self.roster.wants_input(slot)) {
+            self.drain(1 << 20);
+        }
+        let Some(slot) = self.slot.filter(|&slot| self.roster.wants_input(slot)) else { return };
+        self.sent.extend_from_slice(bytes);
+        self.roster.input(slot, &mut bytes.to_vec(), self.now, &verify);
+        self.serve();
+    }
+
+    fn publish(&mut self, number: usize) {
+        let audience = match number % 3 {
+            0 => Audience::Everyone,
+            1 => Audience::User(USER.into()),
+            _ => Audience::User("bob".into()),
+        };
+        let visible = number % 3 < 2;
+        self.visible += u64::from(visible);
+        let draft = Draft::new("note", &serde_json::json!({ "n": self.visible })).expect("an object");
+        let event = draft.finish(self.now.unix_ms, || format!("e{}", self.window.head())).expect("a plain event");
+        let entry = Arc::new(Entry::new(self.window.head() + 1, self.now.unix_ms, audience, &event));
+        self.window.push(entry.clone());
+        self.roster.advance(&[entry]);
+        self.serve();
+    }
+
+    fn drain(&mut self, bytes: usize) {
+        self.room = self.room.saturating_add(bytes);
+        if let Some(slot) = self.slot {
+            self.roster.writable(slot);
+        }
+        self.serve();
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.unix_ms += ms;
+        self.roster.timeouts(self.now);
+        self.serve();
+    }
+
+    fn serve(&mut self) {
+        while let Some(slot) = self.roster.next_ready() {
+            let (room, received) = (&mut self.room, &mut self.received);
+            let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+                let before = *room;
+                for slice in slices {
+                    let taken = slice.len().min(*room);
+                    received.extend_from_slice(&slice[..taken]);
+                    *room -= taken;
+                }
+                before - *room
+            });
+            if served == Served::Finished {
+                self.roster.remove(slot);
+                self.slot = None;
+            }
+        }
+    }
+
+    fn judge(self) {
+        let owed = owed(&self.sent);
+        let (answers, events) = read(self.received);
+        let unasked = [CloseCode::HeartbeatTimeout, CloseCode::TooManyMessages].map(|code| Some(code.number()));
+        match answers.split_last() {
+            Some((Answer::Close(code), before)) if unasked.contains(code) => {
+                assert_answers(before, &owed[..before.len()]);
+            }
+            Some((Answer::Close(_), _)) => assert_answers(&answers, &owed),
+            // Who does not take its close in time is dropped without it.
+            _ if self.slot.is_none() => assert_answers(&answers, &owed[..answers.len()]),
+            _ => {
+                assert_answers(&answers, &owed);
+                assert_eq!(events, self.visible, "events lost");
+            }
+        }
+    }
+}
+
+fn assert_answers(given: &[Answer], owed: &[Answer]) {
+    let alike = |(given, owed): (&Answer, &Answer)| match (given, owed) {
+        (Answer::Message(Kind::Ack | Kind::Error), Answer::Message(Kind::Verdict)) => true,
+        _ => given == owed,
+    };
+    assert!(given.len() == owed.len() && given.iter().zip(owed).all(alike), "given {given:?}, owed {owed:?}");
+}
+
+fn grant(user: &str) -> Grant {
+    Grant { user: user.into(), topics: vec!["a*".into()], ..Grant::default() }
+}
+
+fn verify(token: &str) -> Result<Grant, Denied> {
+    match token {
+        "good" => Ok(grant(USER)),
+        "bob's" => Ok(grant("bob")),
+        other => Err(Denied { code: "bad_token", message: other.to_owned() }),
+    }
+}
+
+/// What a client is owed that sent these bytes, the ack of its connection first.
+fn owed(sent: &[u8]) -> Vec<Answer> {
+    let heard = hear(sent, &[], &LIMITS);
+    let mut owed = vec![Answer::Message(Kind::Ack)];
+    for said in heard.said {
+        match said {
+            Said::Text(text) => owed.extend(answer(&text).map(Answer::Message)),
+            Said::Ping(payload) => owed.push(Answer::Pong(payload)),
+            Said::Pong(_) => {}
+            Said::Binary(_) => {
+                owed.push(Answer::Close(Some(CloseCode::Unsupported.number())));
+                return owed;
+            }
+            Said::Close(close) => owed.push(Answer::Close(close.map(|(code, _)| as_read(code)))),
+        }
+    }
+    if let End::Failed(error) = heard.end {
+        owed.push(Answer::Close(Some(error.close_code().number())));
+    }
+    owed
+}
+
+/// A close code as tungstenite tells it: 1014 may not be sent for all it knows (see `frames`).
+fn as_read(code: u16) -> u16 {
+    if code == 1014 { 1002 } else { code }
+}
+
+fn answer(text: &str) -> Option<Kind> {
+    match wire::read(text) {
+        Ok((wire::Incoming::Pong | wire::Incoming::Ack, _)) => None,
+        Ok((wire::Incoming::Ping, _)) => Some(Kind::Pong),
+        Ok((wire::Incoming::Unsubscribe { .. }, _)) => Some(Kind::Ack),
+        Ok((wire::Incoming::Subscribe { .. } | wire::Incoming::Auth { .. }, _)) => Some(Kind::Verdict),
+        Err(_) => Some(Kind::Error),
+    }
+}
+
+/// The answers that a client reads, and how many events came between them.
+fn read(received: Vec<u8>) -> (Vec<Answer>, u64) {
+    let mut client = WebSocket::from_raw_socket(Wire(Cursor::new(received)), Role::Client, None);
+    let (mut answers, mut events) = (Vec::new(), 0);
+    loop {
+        match client.read() {
+            Ok(Message::Text(text)) => answers.extend(read_message(&text, &mut events).map(Answer::Message)),
+            Ok(Message::Pong(payload)) => answers.push(Answer::Pong(payload.into())),
+            Ok(Message::Close(close)) => answers.push(Answer::Close(close.map(|close| close.code.into()))),
+            Ok(other) => panic!("a session does not send {other:?}"),
+            // Also after a close: anything behind it would be a protocol error.
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return (answers, events),
+            Err(error) => panic!("a client can't read this: {error}"),
+        }
+    }
+}
+
+fn read_message(text: &str, events: &mut u64) -> Option<Kind> {
+    let message: Value = serde_json::from_str(text).expect("messages are JSON");
+    let field = |name: &str| message[name].as_str().unwrap_or_else(|| panic!("no {name:?} in {text}"));
+    assert!(!field("event_id").is_empty() && field("timestamp").ends_with('Z'), "{text}");
+    match field("type") {
+        "ack" => Some(Kind::Ack),
+        "error" => Some(Kind::Error),
+        "pong" => Some(Kind::Pong),
+        "ping" => None,
+        "note" => {
+            *events += 1;
+            assert_eq!(message["data"]["n"], *events, "events in order, once");
+            None
+        }
+        other => panic!("nobody asked for {other:?}: {text}"),
+    }
+}
