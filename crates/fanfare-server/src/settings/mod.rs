@@ -9,5 +9,5 @@ mod sources;
 mod table;
 
 pub(crate) use load::{Loaded, SettingsError, load};
-pub(crate) use sources::{Origin, Sources};
+pub(crate) use sources::Sources;
 pub(crate) use table::{Setting, Settings, TABLE};
