@@ -1,49 +1,43 @@
-//! fanfare as one program.
+//! fanfare as one program: commands, settings, exit codes. What a hub does is the library's business.
 
-use anyhow::Context;
-use axum::response::Html;
-use fanfare::{Config, Hub, Minter, Verifier, auth::Claims};
-use std::{net::SocketAddr, time::Duration};
+mod cli;
+mod commands;
+mod logging;
+mod serve;
+mod settings;
 
-fn number(key: &str, default: usize) -> usize {
-    std::env::var(format!("FANFARE_{key}")).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
+use settings::SettingsError;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
-fn seconds(key: &str, default: Duration) -> Duration {
-    let text = std::env::var(format!("FANFARE_{key}")).unwrap_or_default();
-    text.trim_end_matches('s').parse().map_or(default, Duration::from_secs_f64)
-}
+/// The command was not understood, or the settings can't be used.
+const USAGE: u8 = 2;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let listen = arguments.iter().position(|a| a == "--listen").map_or("127.0.0.1:8000", |i| &arguments[i + 1]);
-    let secret = std::env::var("SECRET_KEY").unwrap_or_else(|_| "development".to_owned());
-    if arguments.get(1).is_some_and(|a| a == "token") {
-        let claims =
-            Claims { sub: "demo".to_owned(), publish: true, topics: vec!["*".to_owned()], ..Claims::default() };
-        println!("{}", Minter::from_secret(&secret)?.mint(&claims));
-        return Ok(());
-    }
-    let d = Config::default();
-    let config = Config {
-        shards: number("SHARDS", 0),
-        heartbeat_interval: seconds("HEARTBEAT_INTERVAL", d.heartbeat_interval),
-        heartbeat_timeout: seconds("HEARTBEAT_TIMEOUT", d.heartbeat_timeout),
-        max_connections: number("MAX_CONNECTIONS", d.max_connections),
-        max_connections_per_user: number("MAX_CONNECTIONS_PER_USER", d.max_connections_per_user),
-        max_connections_per_address: number("MAX_CONNECTIONS_PER_ADDRESS", d.max_connections_per_address),
-        connects_per_second_per_address: number("CONNECTS_PER_SECOND_PER_ADDRESS", 100) as u32,
-        window_events: number("WINDOW_EVENTS", d.window_events),
-        ..d
+fn main() -> ExitCode {
+    let matches = match cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        // Help and version are errors to clap, which knows where each is to be printed.
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(USAGE);
+            return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
+        }
     };
-    let hub = Hub::builder(Verifier::from_secret(&secret)?).config(config).identity_secret(secret).start()?;
-    let app = hub.router().route("/", axum::routing::get(|| async { Html("page") }));
-    let listener = tokio::net::TcpListener::bind(listen).await.context("bind")?;
-    eprintln!("listening on {}", listener.local_addr()?);
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })
-        .await?;
-    hub.shutdown(Duration::from_secs(5)).await;
-    Ok(())
+    match commands::run(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where even the standard error is closed, the exit code is all there is to say.
+            let _ = writeln!(io::stderr(), "fanfare: {error:#}");
+            let usage = error.is::<SettingsError>() || error.is::<commands::Usage>();
+            ExitCode::from(if usage { USAGE } else { 1 })
+        }
+    }
+}
+
+/// Whoever read our output has had enough, as `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

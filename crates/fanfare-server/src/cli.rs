@@ -1,0 +1,230 @@
+//! The command line: commands, flags and the help that teaches them. Flags of settings come from the table.
+
+use crate::settings::{Setting, SettingsError, Sources, TABLE};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::path::PathBuf;
+
+const CONFIG: &str = "config";
+
+/// Settings that concern tokens; every command that makes or reads one takes them.
+const TOKEN_SETTINGS: &[&str] = &["secret_key", "algorithm", "access_token_expire_minutes"];
+
+const ABOUT: &str = "\
+A realtime event hub: publish once, and every client that is allowed to know gets it over WebSocket, in order, once.
+
+Without a command it serves: on 127.0.0.1:8000, with the log in memory and no configuration.";
+
+const EXAMPLES: &str = "\
+Examples:
+  fanfare                                         serve, and print a page to look at and a curl line to publish with
+  SECRET_KEY=... fanfare serve --listen 0.0.0.0:8000
+  SECRET_KEY=... fanfare token --sub alice --topics 'project:*'
+  SECRET_KEY=... fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
+  SECRET_KEY=... fanfare tail --topics project:7 | jq .data
+  fanfare settings                                every setting, its value and where it came from
+
+Exit codes: 0 all went well, 1 it failed, 2 the command or a setting is wrong.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  fanfare serve                                   try it out: the secret is made for this run
+  SECRET_KEY=... fanfare serve --listen 0.0.0.0:8000 --log-format json
+  fanfare serve --config /etc/fanfare.toml        settings from a file: listen = \"0.0.0.0:8000\"
+  FANFARE_WINDOW_AGE=2h fanfare serve             settings from the environment, or from .env
+
+A flag is stronger than the environment, that than .env, and that than the file. SIGINT (Ctrl-C) or SIGTERM ends it:
+clients are told to come back, and keep their place; a second one ends it at once.";
+
+const SETTINGS_EXAMPLES: &str = "\
+Examples:
+  fanfare settings                                as a table
+  fanfare settings --json | jq '.[] | select(.from != \"default\")'
+  fanfare settings --config fanfare.toml          check a file before it is used";
+
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  SECRET_KEY=... fanfare token --sub alice
+  SECRET_KEY=... fanfare token --sub alice --topics 'project:*,news' --ttl 8h
+  SECRET_KEY=... fanfare token --sub backend --publish
+  SECRET_KEY=... fanfare token --explain eyJhbGciOi...
+  pbpaste | fanfare token --explain -             what it says, even without the secret
+
+The token alone goes to the standard output. Whoever has it may do what it says until it expires.";
+
+const PUBLISH_EXAMPLES: &str = "\
+Examples:
+  fanfare publish --type note --data '{\"text\":\"hi\"}'
+  fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
+  fanfare publish --type note --audience topic:project:7 --event-id note-17
+  jq -c '.[]' events.json | fanfare publish --stdin
+
+With --stdin each line is one event: {\"type\": ..., \"data\": ..., \"event_id\"?, \"audience\"?}. For each event that stands in
+the log, a line of JSON with its event_id and position goes to the standard output, in the order of the input. If the
+hub can't be reached, publishing is tried again under the same event_id, so that nothing is published twice.
+
+The token comes from --token, from FANFARE_TOKEN, or is made with the configured secret.";
+
+const TAIL_EXAMPLES: &str = "\
+Examples:
+  fanfare tail                                    everything for everyone, as one line of JSON an event
+  fanfare tail --topics project:7 --pretty
+  fanfare tail --type note --count 1 | jq .data   wait for one event
+  fanfare tail --since note-17                    what came after it, then what comes
+
+Events go to the standard output, the state of the connection to the standard error. A lost connection is taken up
+again where it was; if the hub no longer holds what came in between, it says that there is a gap.
+
+The token comes from --token, from FANFARE_TOKEN, or is made with the configured secret.";
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    Command::new("fanfare")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(ABOUT)
+        .after_help(EXAMPLES)
+        .max_term_width(120)
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        // `fanfare --listen ...` serves too; the flags are explained where they belong.
+        .args(setting_args(|_| true).map(|arg| arg.hide(true)))
+        .arg(config_arg().hide(true))
+        .subcommands([serve(), settings(), token(), publish(), tail()])
+}
+
+fn serve() -> Command {
+    Command::new("serve")
+        .about("Serve clients and publishers until SIGINT or SIGTERM (what `fanfare` alone does)")
+        .after_help(SERVE_EXAMPLES)
+        .arg(config_arg())
+        .args(setting_args(|_| true))
+}
+
+fn settings() -> Command {
+    Command::new("settings")
+        .about("Print every setting, its value and where it came from; secrets are not shown")
+        .after_help(SETTINGS_EXAMPLES)
+        .arg(switch("json", "Print them as JSON"))
+        .arg(switch("markdown", "Print the documentation of the settings").conflicts_with("json"))
+        .arg(config_arg())
+        .args(setting_args(|_| true))
+}
+
+fn token() -> Command {
+    Command::new("token")
+        .about("Make a token, or explain one")
+        .after_help(TOKEN_EXAMPLES)
+        .arg(value("sub", "USER", "The user whose token it is").required_unless_present("explain"))
+        .arg(switch("publish", "Allow it to publish"))
+        .arg(switch("admin", "Allow it everything"))
+        .arg(list("topics", "PATTERN", "Topics that it may subscribe to, such as 'project:*'; more after commas"))
+        .arg(value("ttl", "DURATION", "How long it is valid, such as 30m or 8h [default: access_token_expire_minutes]"))
+        .arg(
+            value("explain", "TOKEN", "Explain a token instead; - reads it from the standard input")
+                .conflicts_with_all(["sub", "publish", "admin", "topics", "ttl"]),
+        )
+        .args(token_settings())
+}
+
+fn publish() -> Command {
+    Command::new("publish")
+        .about("Publish an event, or one from each line of the standard input")
+        .after_help(PUBLISH_EXAMPLES)
+        .arg(value("type", "TYPE", "The event's type").required_unless_present("stdin"))
+        .arg(value("data", "JSON", "The event's data, a JSON object").default_value("{}"))
+        .arg(
+            value("audience", "WHO", "Who gets it: everyone, user:ID, connection:ID or topic:NAME")
+                .default_value("everyone"),
+        )
+        .arg(value("event-id", "ID", "The event's id, by which it is published once [default: a random one]"))
+        .arg(
+            switch("stdin", "Publish each line of the standard input as one event, in batches")
+                .conflicts_with_all(["type", "data", "audience", "event-id"]),
+        )
+        .arg(url_arg("http://127.0.0.1:8000", "The hub"))
+        .arg(bearer_arg())
+        .args(token_settings())
+}
+
+fn tail() -> Command {
+    Command::new("tail")
+        .about("Print events as they come, over reconnects")
+        .after_help(TAIL_EXAMPLES)
+        .arg(list("topics", "TOPIC", "Topics to subscribe to; more after commas"))
+        .arg(list("type", "TYPE", "Print events of this type only; may be given again"))
+        .arg(value("since", "ID", "Begin after this event_id"))
+        .arg(switch("json", "Print one line of JSON an event, as it came (the default)"))
+        .arg(switch("pretty", "Print for people: time, type and data").conflicts_with("json"))
+        .arg(value("count", "N", "End after this many events").value_parser(value_parser!(u64).range(1..)))
+        .arg(url_arg("ws://127.0.0.1:8000/ws", "The hub's WebSocket endpoint"))
+        .arg(bearer_arg())
+        .args(token_settings())
+}
+
+fn value(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value_name).help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn list(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    value(name, value_name, help).action(ArgAction::Append).value_delimiter(',')
+}
+
+fn config_arg() -> Arg {
+    value(CONFIG, "FILE", "A TOML file of settings [default: $FANFARE_CONFIG, or fanfare.toml if it is there]")
+        .value_parser(value_parser!(PathBuf))
+}
+
+fn url_arg(default: &'static str, help: &'static str) -> Arg {
+    value("url", "URL", help).env("FANFARE_URL").default_value(default)
+}
+
+fn bearer_arg() -> Arg {
+    value("token", "TOKEN", "The token to show").env("FANFARE_TOKEN").hide_env_values(true)
+}
+
+fn token_settings() -> impl Iterator<Item = Arg> {
+    setting_args(|key| TOKEN_SETTINGS.contains(&key)).chain([config_arg()])
+}
+
+fn setting_args(wanted: fn(&str) -> bool) -> impl Iterator<Item = Arg> {
+    TABLE.iter().filter(move |setting| wanted(setting.key)).map(|setting| {
+        Arg::new(setting.key)
+            .long(setting.flag())
+            .value_name(setting.value_name)
+            .help(format!("{} [default: {}]", setting.help, setting.default_text()))
+            .help_heading("Settings")
+            .allow_hyphen_values(true)
+    })
+}
+
+/// What the command line, the environment and the files say of the settings.
+pub(crate) fn sources(matches: &ArgMatches) -> Result<Sources, SettingsError> {
+    let flags = TABLE.iter().filter_map(|setting: &'static Setting| {
+        let text = matches.try_get_one::<String>(setting.key).ok().flatten()?;
+        Some((setting, text.clone()))
+    });
+    let config = matches.get_one::<PathBuf>(CONFIG);
+    Sources::read(flags.collect(), config.map(PathBuf::as_path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn lines_of_examples_fit_a_wide_terminal() {
+        for text in [EXAMPLES, SERVE_EXAMPLES, SETTINGS_EXAMPLES, TOKEN_EXAMPLES, PUBLISH_EXAMPLES, TAIL_EXAMPLES] {
+            for line in text.lines() {
+                assert!(line.chars().count() <= 120, "{line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! `fanfare token`: makes a token, or explains one.
+
+use super::{
+    Usage,
+    access::{dated, minter, unix_secs},
+    print,
+};
+use crate::settings::{Settings, kind};
+use anyhow::Context;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::ArgMatches;
+use fanfare::{
+    AuthError, Verifier,
+    auth::{Claims, Flaw, weakness},
+};
+use serde_json::Value;
+use std::{fmt::Write as _, io::Read, time::Duration};
+
+pub(crate) fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    match matches.get_one::<String>("explain") {
+        Some(token) => explain(token, settings),
+        None => mint(matches, settings),
+    }
+}
+
+fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let minter = minter(settings, "")?;
+    let sub = matches.get_one::<String>("sub").cloned().unwrap_or_default();
+    if sub.is_empty() || sub.len() > 256 {
+        return Err(Usage("--sub must be the user's id, 1 to 256 bytes".to_owned()).into());
+    }
+    let topics = super::texts(matches, "topics");
+    if let Some(pattern) = topics.iter().find(|pattern| !is_pattern(pattern)) {
+        let text = format!("--topics: {pattern:?} can't be a pattern; it has no white space and at most 128 bytes");
+        return Err(Usage(text).into());
+    }
+    let claims = Claims {
+        sub,
+        publish: matches.get_flag("publish"),
+        admin: matches.get_flag("admin"),
+        topics,
+        ..Claims::default()
+    };
+    let token = minter.mint(&dated(claims, ttl(matches, settings)?)?);
+    if token.len() > fanfare::auth::MAX_TOKEN_BYTES {
+        return Err(Usage(format!("the token would have {} bytes, too many: give fewer topics", token.len())).into());
+    }
+    if let Some(warning) = settings.secret_key.as_ref().and_then(|secret| weakness(secret.bytes())) {
+        super::say(&warning);
+    }
+    print(&format!("{token}\n"))
+}
+
+fn ttl(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Duration> {
+    let Some(text) = matches.get_one::<String>("ttl") else {
+        return Ok(Duration::from_secs(settings.access_token_expire_minutes.saturating_mul(60)));
+    };
+    let ttl = kind::duration::parse(text).filter(|ttl| ttl.as_secs() > 0);
+    Ok(ttl.ok_or_else(|| {
+        Usage(format!("--ttl can't be {text:?}; expected a duration of a second or more, such as 30m"))
+    })?)
+}
+
+/// A topic, or a pattern of topics.
+fn is_pattern(pattern: &str) -> bool {
+    (1..=128).contains(&pattern.len()) && !pattern.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+fn explain(token: &str, settings: &Settings) -> anyhow::Result<()> {
+    let mut text = token.to_owned();
+    if token == "-" {
+        text.clear();
+        std::io::stdin().read_to_string(&mut text).context("the standard input can't be read")?;
+    }
+    let text = text.trim();
+    let text = text.strip_prefix("Bearer ").unwrap_or(text);
+    let (header, claims) = parts(text).ok_or_else(|| {
+        anyhow::anyhow!("this is no JSON Web Token: expected three parts with dots between them, in base64url")
+    })?;
+    print(&explanation(text, &header, &claims, settings, unix_secs()))
+}
+
+/// Header and claims, unverified.
+fn parts(token: &str) -> Option<(Value, Value)> {
+    let mut parts = token.split('.');
+    let mut object = || {
+        let bytes = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?;
+        serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object)
+    };
+    let both = (object()?, object()?);
+    (parts.next().is_some() && parts.next().is_none()).then_some(both)
+}
+
+fn explanation(token: &str, header: &Value, claims: &Value, settings: &Settings, now: u64) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    line("user", plain(&claims["sub"]).unwrap_or_else(|| "none: the claim `sub` is missing".to_owned()));
+    line("may publish", yes(&claims["publish"], &claims["admin"]));
+    line("admin", yes(&claims["admin"], &Value::Null));
+    line("topics", topics(claims));
+    for (name, key) in [("made", "iat"), ("valid from", "nbf"), ("expires", "exp")] {
+        match claims[key].as_f64() {
+            Some(secs) => line(name, instant(secs, now)),
+            None if key == "exp" => line(name, "never".to_owned()),
+            None => {}
+        }
+    }
+    if let Some(id) = plain(&claims["jti"]) {
+        line("token id", id);
+    }
+    line("algorithm", plain(&header["alg"]).unwrap_or_else(|| "none".to_owned()));
+    let (signature, verdict) = verdict(token, settings, now);
+    line("signature", signature);
+    line("verdict", verdict);
+    text
+}
+
+fn verdict(token: &str, settings: &Settings, now: u64) -> (String, String) {
+    let Some(secret) = &settings.secret_key else {
+        let signature = "not checked: there is no secret; set SECRET_KEY to the hub's".to_owned();
+        return (signature, "unknown: what stands above is only what the token claims".to_owned());
+    };
+    let verifier = match Verifier::new(settings.algorithm, secret.bytes(), 0) {
+        Ok(verifier) => verifier,
+        Err(error) => return ("not checked".to_owned(), error.to_string()),
+    };
+    match verifier.verify(token, now) {
+        Ok(_) => ("right".to_owned(), "the hub takes it".to_owned()),
+        Err(error) => {
+            let signature = match error {
+                AuthError::Invalid(Flaw::Signature) => "wrong",
+                AuthError::Invalid(
+                    Flaw::TooLong { .. } | Flaw::Parts | Flaw::Header | Flaw::Algorithm { .. } | Flaw::Critical,
+                ) => "not checked",
+                _ => "right",
+            };
+            (signature.to_owned(), format!("the hub refuses it: {error} ({})", error.code()))
+        }
+    }
+}
+
+fn topics(claims: &Value) -> String {
+    if claims["admin"] == true {
+        return "all, as an admin".to_owned();
+    }
+    let patterns = match &claims["topics"] {
+        Value::Array(patterns) => patterns.iter().filter_map(plain).collect::<Vec<_>>().join(", "),
+        one => plain(one).unwrap_or_default(),
+    };
+    if patterns.is_empty() { "none".to_owned() } else { patterns }
+}
+
+fn yes(claim: &Value, or: &Value) -> String {
+    if *claim == true {
+        "yes"
+    } else if *or == true {
+        "yes, as an admin"
+    } else {
+        "no"
+    }
+    .to_owned()
+}
+
+/// A text or number without what could play tricks on a terminal.
+fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(
+            text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect(),
+        ),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+fn instant(secs: f64, now: u64) -> String {
+    let secs = secs as u64;
+    let at = time::OffsetDateTime::from_unix_timestamp(i64::try_from(secs).unwrap_or(i64::MAX));
+    let at = at.map_or_else(
+        |_| format!("{secs} seconds after 1970"),
+        |at| format!("{} {:02}:{:02}:{:02} UTC", at.date(), at.hour(), at.minute(), at.second()),
+    );
+    let away = ago(secs.abs_diff(now));
+    if secs > now { format!("{at}, in {away}") } else { format!("{at}, {away} ago") }
+}
+
+/// A span in the one or two units that matter.
+fn ago(secs: u64) -> String {
+    let (days, hours, minutes) = (secs / 86_400, secs / 3_600 % 24, secs / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs} s"),
+        (0, 0, _) => format!("{minutes} min {} s", secs % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::kind::Secret;
+    use fanfare::Minter;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn explained(claims: &Claims, secret: Option<&str>) -> String {
+        let token = Minter::from_secret("right").unwrap().mint(claims);
+        let settings = Settings { secret_key: secret.map(Secret::new), ..Settings::default() };
+        let (header, claims) = parts(&token).unwrap();
+        explanation(&token, &header, &claims, &settings, NOW)
+    }
+
+    #[test]
+    fn a_token_is_told_in_words() {
+        let claims = Claims {
+            sub: "al\u{1b}ice".to_owned(),
+            exp: Some(NOW + 90),
+            publish: true,
+            topics: vec!["a".to_owned(), "b:*".to_owned()],
+            ..Claims::default()
+        };
+        let text = explained(&claims, Some("right"));
+        for part in [
+            "user        al\\u{1b}ice\n",
+            "may publish yes\n",
+            "admin       no\n",
+            "topics      a, b:*\n",
+            "expires     2027-01-15 08:01:30 UTC, in 1 min 30 s\n",
+            "algorithm   HS256\n",
+            "signature   right\n",
+            "verdict     the hub takes it\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_verdict_says_why_not() {
+        let claims = Claims { sub: "a".to_owned(), exp: Some(NOW - 7_260), admin: true, ..Claims::default() };
+        let text = explained(&claims, Some("right"));
+        assert!(text.contains("signature   right") && text.contains("(token_expired)"), "{text}");
+        assert!(text.contains("2 h 1 min ago") && text.contains("all, as an admin"), "{text}");
+        let text = explained(&claims, Some("other"));
+        assert!(text.contains("signature   wrong") && text.contains("(token_invalid)"), "{text}");
+        let text = explained(&claims, None);
+        assert!(text.contains("not checked") && text.contains("SECRET_KEY"), "{text}");
+    }
+
+    #[test]
+    fn other_text_is_no_token() {
+        for text in ["", "abc", "a.b.c", "e30.e30", "e30.e30.x.y", "W10.W10.x"] {
+            assert!(parts(text).is_none(), "{text}");
+        }
+        assert!(parts("e30.e30.").is_some());
+    }
+}

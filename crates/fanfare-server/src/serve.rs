@@ -1,0 +1,192 @@
+//! `fanfare serve`: a hub behind a listener, until a signal ends it.
+//!
+//! Knows sockets, signals and files. What is sent to whom is the hub's business.
+
+mod banner;
+mod listener;
+mod page;
+
+use crate::{
+    commands::Usage,
+    logging,
+    settings::{Settings, kind::LogFormat},
+};
+use anyhow::Context;
+use aws_lc_rs::rand;
+use axum::{Router, body::Body, extract::ConnectInfo};
+use banner::Banner;
+use fanfare::{Hub, Verifier, auth::weakness};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{net::SocketAddr, pin::pin, process, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+use tower::ServiceExt;
+
+/// How long clients and requests may take to leave.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
+const MAX_HTTP_BUFFER: usize = 32 << 10;
+
+/// How long to wait after the system gave no connection, for example because it has no more files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until SIGINT or SIGTERM.
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
+    if settings.redis_url.is_some() {
+        return Err(Usage(NO_REDIS.to_owned()).into());
+    }
+    logging::start(settings);
+    let files = raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("the system gives no threads")?.block_on(serve(settings, files))
+}
+
+const NO_REDIS: &str = "\
+redis_url (REDIS_URL) is set, and this version can't hold its log in Redis yet: a later version does. It is never replaced \
+in silence by the log in memory, which other nodes don't see and which ends with the process. Take redis_url away to serve \
+from memory";
+
+async fn serve(settings: &Settings, files: Option<u64>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let listener = listener::bind(settings.listen)?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let (secret, made_for_this_run) = secret(settings)?;
+    let hub = start_hub(settings, &secret)?;
+    let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
+
+    warn(settings, files, made_for_this_run);
+    let banner = Banner { address, settings, secret: made_for_this_run.then_some(secret.as_slice()) };
+    match settings.log_format {
+        LogFormat::Text => banner.print()?,
+        LogFormat::Json => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
+    }
+    let (end, requests) = watch::channel(());
+    tokio::select! {
+        () = accept(listener, &app, settings.hub.handshake_timeout, requests) => {}
+        () = signals.next() => {}
+    }
+
+    tracing::info!("ending: clients are told to come back; once more, and it ends at once");
+    tokio::spawn(async move {
+        signals.next().await;
+        process::exit(1);
+    });
+    end.send_replace(());
+    // Each HTTP connection holds a receiver until it is done.
+    let requests = tokio::time::timeout(GRACE, end.closed());
+    let (requests, ()) = tokio::join!(requests, hub.shutdown(GRACE));
+    if requests.is_err() {
+        tracing::warn!("requests were cut off after {} s", GRACE.as_secs());
+    }
+    Ok(())
+}
+
+fn start_hub(settings: &Settings, secret: &[u8]) -> anyhow::Result<Hub> {
+    let verifier = Verifier::new(settings.algorithm, secret, 0)?;
+    Ok(Hub::builder(verifier).config(settings.hub.clone()).identity_secret(secret).start()?)
+}
+
+/// The configured secret, or a random one, and which of the two it is.
+fn secret(settings: &Settings) -> anyhow::Result<(Vec<u8>, bool)> {
+    if let Some(secret) = &settings.secret_key {
+        return Ok((secret.bytes().to_vec(), false));
+    }
+    let mut secret = vec![0; 64];
+    rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness for a secret"))?;
+    Ok((secret, true))
+}
+
+fn warn(settings: &Settings, files: Option<u64>, made_for_this_run: bool) {
+    if let Some(warning) = settings.secret_key.as_ref().and_then(|secret| weakness(secret.bytes())) {
+        tracing::warn!("{warning}; make one with: openssl rand -hex 32");
+    }
+    if made_for_this_run && settings.log_format == LogFormat::Json {
+        tracing::warn!(
+            "there is no SECRET_KEY: a random secret was made for this run, and nobody else can make tokens"
+        );
+    }
+    let wanted = settings.hub.max_connections as u64;
+    if let Some(files) = files.filter(|&files| wanted > 0 && files < wanted.saturating_add(100)) {
+        tracing::warn!(
+            "this process may open {files} files, and max_connections is {wanted}: raise the limit (ulimit -n, \
+             LimitNOFILE) or lower max_connections"
+        );
+    }
+}
+
+/// Each connection is a file. Gives how many there may be.
+fn raise_file_limit() -> Option<u64> {
+    rlimit::increase_nofile_limit(u64::MAX).ok()
+}
+
+/// Takes connections for ever. Each ends what it is doing when `end` changes.
+async fn accept(listener: TcpListener, app: &Router, header_timeout: Duration, end: watch::Receiver<()>) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HTTP_BUFFER);
+    let mut failing = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                failing = false;
+                tokio::spawn(serve_connection(stream, peer, app.clone(), http.clone(), end.clone()));
+            }
+            Err(error) if listener::is_of_one_connection(&error) => {}
+            Err(error) => {
+                // Once is enough: it may go on for a while.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%error, "the system gives no more connections; waiting for some to end");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Router,
+    http: http1::Builder,
+    mut end: watch::Receiver<()>,
+) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        app.clone().oneshot(request.map(Body::new))
+    });
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        _ = end.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "an HTTP connection ended early");
+    }
+}
+
+/// What ends the server: Ctrl-C and what service managers send.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let signal = |kind| signal(kind).context("signals can't be listened to");
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

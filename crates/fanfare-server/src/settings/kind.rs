@@ -1,0 +1,290 @@
+//! The kinds of values that settings have: how each is read from text, written, and described when it is wrong.
+
+use fanfare::Algorithm;
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+/// A text that is not to be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Secret {
+    #[cfg(test)]
+    pub(crate) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// One kind: `NAME` stands for a value in help texts, `EXPECTED` ends the sentence "expected ...".
+macro_rules! kind {
+    ($module:ident, $name:literal, $expected:expr, $value:ty, $parse:expr, $show:expr) => {
+        pub(crate) mod $module {
+            use super::*;
+
+            pub(crate) const NAME: &str = $name;
+
+            pub(crate) fn expected() -> String {
+                ($expected).to_string()
+            }
+
+            pub(crate) fn parse(text: &str) -> Option<$value> {
+                ($parse)(text)
+            }
+
+            pub(crate) fn show(value: &$value) -> String {
+                ($show)(value)
+            }
+        }
+    };
+}
+
+kind!(
+    address,
+    "ADDRESS:PORT",
+    "an IP address and a port, such as 127.0.0.1:8000 or [::]:8000",
+    SocketAddr,
+    |text: &str| text.parse().ok(),
+    SocketAddr::to_string
+);
+kind!(
+    secret,
+    "SECRET",
+    "a text that is not empty; make one with: openssl rand -hex 32",
+    Option<Secret>,
+    |text: &str| (!text.is_empty()).then(|| Some(Secret(text.to_owned()))),
+    |value: &Option<Secret>| if value.is_some() { "set" } else { "not set" }.to_owned()
+);
+kind!(
+    url,
+    "URL",
+    "a URL such as redis://127.0.0.1:6379/0",
+    Option<String>,
+    |text: &str| ["redis://", "rediss://"].iter().any(|scheme| text.starts_with(scheme)).then(|| Some(text.to_owned())),
+    |value: &Option<String>| value.as_deref().map_or_else(|| "not set".to_owned(), without_password)
+);
+kind!(
+    algorithm,
+    "NAME",
+    format!("one of {}", Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>().join(", ")),
+    Algorithm,
+    |text: &str| text.parse().ok(),
+    Algorithm::to_string
+);
+kind!(
+    log_level,
+    "LEVEL",
+    "error, warn, info, debug or trace, for all or by module, such as info,fanfare=debug",
+    String,
+    |text: &str| is_filter(text).then(|| text.to_owned()),
+    String::clone
+);
+kind!(
+    log_format,
+    "FORMAT",
+    "text or json",
+    LogFormat,
+    |text: &str| match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    },
+    |value: &LogFormat| match value {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+    .to_owned()
+);
+kind!(minutes, "MINUTES", "a whole number of minutes, 1 or more", u64, positive, u64::to_string);
+kind!(count, "N", "a whole number, 0 or more", usize, whole, usize::to_string);
+kind!(rate, "N", "a whole number, 0 or more", u32, whole, u32::to_string);
+kind!(positive_count, "N", "a whole number, 1 or more", usize, positive, usize::to_string);
+kind!(
+    duration,
+    "DURATION",
+    "a duration above 0 such as 500ms, 30s, 5m, 1h or a number of seconds",
+    Duration,
+    |text: &str| parse_duration(text).filter(|duration| !duration.is_zero()),
+    |value: &Duration| show_duration(*value)
+);
+kind!(
+    size,
+    "SIZE",
+    "a size above 0 such as 64KiB, 64MB or a number of bytes",
+    usize,
+    |text: &str| parse_size(text).filter(|&bytes| bytes > 0),
+    |value: &usize| show_size(*value)
+);
+
+/// Digits may be set apart by underscores, as in TOML.
+fn whole<T: FromStr>(text: &str) -> Option<T> {
+    let text = text.trim();
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    text.replace('_', "").parse().ok()
+}
+
+fn positive<T: FromStr + Default + PartialEq>(text: &str) -> Option<T> {
+    whole(text).filter(|number| *number != T::default())
+}
+
+/// A number, which may have a fraction, and the unit behind it.
+fn number_and_unit(text: &str) -> Option<(f64, &str)> {
+    let text = text.trim();
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    Some((number.replace('_', "").parse().ok()?, unit.trim()))
+}
+
+/// Reads a duration; without a unit it is in seconds.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = number_and_unit(text)?;
+    let unit_ms = match unit {
+        "ms" => 1.0,
+        "" | "s" => 1e3,
+        "m" | "min" => 60e3,
+        "h" => 3_600e3,
+        "d" => 86_400e3,
+        _ => return None,
+    };
+    // Milliseconds are as fine as the hub counts, and a thousand years as far.
+    let ms = (number * unit_ms).round();
+    (ms <= 3.2e13).then(|| Duration::from_secs_f64(ms / 1e3))
+}
+
+/// Writes a duration in the largest unit that leaves a whole number.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    let fits = units.iter().find(|(_, unit_ms)| ms > 0 && ms.is_multiple_of(*unit_ms));
+    fits.map_or_else(|| format!("{ms}ms"), |(unit, unit_ms)| format!("{}{unit}", ms / unit_ms))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within 2^53")]
+fn parse_size(text: &str) -> Option<usize> {
+    let (number, unit) = number_and_unit(text)?;
+    let bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1_024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        _ => return None,
+    };
+    let bytes = (number * bytes).round();
+    (bytes <= 9e15).then_some(bytes as usize)
+}
+
+fn show_size(bytes: usize) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let fits = units.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
+    fits.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
+/// Misspelt levels would otherwise pass as the names of modules.
+fn is_filter(text: &str) -> bool {
+    let known = |level: &str| {
+        ["error", "warn", "info", "debug", "trace", "off"].contains(&level.trim().to_ascii_lowercase().as_str())
+    };
+    let directive = |part: &str| part.rsplit_once('=').map_or_else(|| known(part), |(_, level)| known(level));
+    text.split(',').all(directive) && tracing_subscriber::EnvFilter::try_new(text).is_ok()
+}
+
+fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms, shown) in [
+            ("30", 30_000, "30s"),
+            ("30s", 30_000, "30s"),
+            ("500ms", 500, "500ms"),
+            ("1.5s", 1_500, "1500ms"),
+            ("5m", 300_000, "5m"),
+            ("90m", 5_400_000, "90m"),
+            ("1h", 3_600_000, "1h"),
+            ("2d", 172_800_000, "48h"),
+        ] {
+            let duration = duration::parse(text).expect(text);
+            assert_eq!(duration.as_millis(), ms, "{text}");
+            assert_eq!(show_duration(duration), shown);
+            assert_eq!(parse_duration(shown), Some(duration));
+        }
+        for text in ["", "s", "0", "-1s", "soon", "5 minutes", "1e3", "1..2", "99999999999999h", "0.1ms"] {
+            assert_eq!(duration::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes, shown) in [
+            ("65536", 65_536, "64KiB"),
+            ("64KiB", 65_536, "64KiB"),
+            ("64 MB", 64_000_000, "62500KiB"),
+            ("64mib", 67_108_864, "64MiB"),
+            ("1.5GiB", 1_610_612_736, "1536MiB"),
+            ("1_000", 1_000, "1000"),
+        ] {
+            assert_eq!(size::parse(text), Some(bytes), "{text}");
+            assert_eq!(show_size(bytes), shown);
+            assert_eq!(parse_size(shown), Some(bytes));
+        }
+        for text in ["", "0", "KiB", "-5", "64KiBs", "99999999GiB"] {
+            assert_eq!(size::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers() {
+        assert_eq!(count::parse("50_000"), Some(50_000));
+        assert_eq!(count::parse("0"), Some(0));
+        assert_eq!(positive_count::parse("0"), None);
+        for text in ["", "-1", "+1", "_1", "1.5", "many", "99999999999999999999"] {
+            assert_eq!(count::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn log_levels() {
+        for text in ["info", "WARN", "info,fanfare=debug", "fanfare::shard=trace,off"] {
+            assert!(log_level::parse(text).is_some(), "{text}");
+        }
+        for text in ["", "inof", "fanfare=loud", "info,"] {
+            assert!(log_level::parse(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        assert_eq!(secret::show(&Some(Secret::new("hush"))), "set");
+        assert_eq!(format!("{:?}", Secret::new("hush")), "Secret(..)");
+        assert_eq!(url::show(&Some("redis://me:hush@host:1/0".to_owned())), "redis://***@host:1/0");
+        assert_eq!(url::show(&Some("redis://host:1/0".to_owned())), "redis://host:1/0");
+    }
+}

@@ -1,0 +1,207 @@
+//! From what was written to what runs. Every error names the place, what is wrong there, and what would be right.
+
+use super::{
+    sources::{Entry, Origin, Sources},
+    table::{Setting, Settings, TABLE, contradiction},
+};
+use std::{io, path::PathBuf};
+
+/// Settings, and where each came from.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) settings: Settings,
+    /// In the order of [`TABLE`].
+    pub(crate) origins: Vec<Origin>,
+}
+
+/// Why the settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("{origin}: there is no setting {key:?}{}; `fanfare settings` lists them all", did_you_mean(*nearest))]
+    Unknown { origin: Origin, key: String, nearest: Option<&'static str> },
+    #[error("{origin}: {key} can't be {value}; expected {expected}")]
+    BadValue { origin: Origin, key: &'static str, value: String, expected: String },
+    #[error("{origin}: {text}")]
+    Contradiction { origin: Origin, text: String },
+    #[error("{} can't be read: {error}; mend the file or its permissions, or name another with --config", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
+    Malformed { path: PathBuf, line: Option<usize>, message: String },
+    #[error("environment {0}: its value is not UTF-8")]
+    NotUnicode(String),
+}
+
+/// Puts the sources together, and checks every value on the way, used or not.
+pub(crate) fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
+    let mut settings = Settings::default();
+    let mut origins = vec![Origin::Default; TABLE.len()];
+    for entry in sources.entries()? {
+        let index = TABLE.iter().position(|setting| setting.key == entry.key);
+        let index = index.ok_or_else(|| unknown(&entry.key, &entry.origin))?;
+        apply(&mut settings, &TABLE[index], &entry)?;
+        origins[index] = entry.origin;
+    }
+    match contradiction(&settings) {
+        None => Ok(Loaded { settings, origins }),
+        Some((key, text)) => {
+            let origin = TABLE.iter().zip(origins).find(|(setting, _)| setting.key == key);
+            Err(SettingsError::Contradiction { origin: origin.map_or(Origin::Default, |(_, origin)| origin), text })
+        }
+    }
+}
+
+fn apply(settings: &mut Settings, setting: &'static Setting, entry: &Entry) -> Result<(), SettingsError> {
+    (setting.set)(settings, &entry.text).ok_or_else(|| bad_value(setting, &entry.text, &entry.origin))
+}
+
+fn bad_value(setting: &'static Setting, text: &str, origin: &Origin) -> SettingsError {
+    let value = match text {
+        "" => "empty".to_owned(),
+        _ if setting.hidden => "what is written there".to_owned(),
+        text => format!("{text:?}"),
+    };
+    SettingsError::BadValue { origin: origin.clone(), key: setting.key, value, expected: (setting.expected)() }
+}
+
+fn unknown(key: &str, origin: &Origin) -> SettingsError {
+    SettingsError::Unknown { origin: origin.clone(), key: key.to_owned(), nearest: nearest(key) }
+}
+
+impl SettingsError {
+    /// The error for a TOML value that is neither text nor number.
+    pub(super) fn unknown_or_bad(key: &str, type_name: &str, origin: &Origin) -> Self {
+        match TABLE.iter().find(|setting| setting.key == key) {
+            None => unknown(key, origin),
+            Some(setting) => Self::BadValue {
+                origin: origin.clone(),
+                key: setting.key,
+                value: format!("of type {type_name}"),
+                expected: (setting.expected)(),
+            },
+        }
+    }
+}
+
+/// The setting whose key is most like what was written, if any is.
+fn nearest(key: &str) -> Option<&'static str> {
+    let key = key.to_lowercase().replace('-', "_");
+    let alike = TABLE.iter().map(|setting| (strsim::jaro_winkler(&key, setting.key), setting.key));
+    alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(likeness, _)| *likeness > 0.8).map(|(_, key)| key)
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map(|key| format!(" (did you mean {key}?)")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn setting(key: &str) -> &'static Setting {
+        TABLE.iter().find(|setting| setting.key == key).expect("a setting")
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    }
+
+    fn toml(text: &str) -> Sources {
+        Sources { toml: Some(("f.toml".into(), text.to_owned())), ..Sources::default() }
+    }
+
+    fn dotenv(text: &str) -> Sources {
+        Sources { dotenv: Some((".env".into(), text.to_owned())), ..Sources::default() }
+    }
+
+    fn environment(names: &[(&str, &str)]) -> Sources {
+        Sources { environment: pairs(names), ..Sources::default() }
+    }
+
+    #[test]
+    fn the_strongest_source_wins() {
+        let mut sources = Sources {
+            flags: vec![(setting("window_events"), "1".to_owned())],
+            environment: pairs(&[("FANFARE_WINDOW_EVENTS", "2"), ("FANFARE_WINDOW_AGE", "2m")]),
+            dotenv: Some((".env".into(), "FANFARE_WINDOW_AGE=3m\nFANFARE_SHARDS=3".to_owned())),
+            toml: Some(("f.toml".into(), "shards = 4\nmax_connections = 40_000\nwindow_age = \"4m\"".to_owned())),
+        };
+        let loaded = load(&sources).unwrap();
+        let hub = &loaded.settings.hub;
+        assert_eq!((hub.window_events, hub.shards, hub.max_connections), (1, 3, 40_000));
+        assert_eq!(hub.window_age, Duration::from_secs(120));
+        let origin = |key: &str| {
+            let index = TABLE.iter().position(|setting| setting.key == key).unwrap();
+            loaded.origins[index].to_string()
+        };
+        assert_eq!(origin("window_events"), "flag --window-events");
+        assert_eq!(origin("window_age"), "environment FANFARE_WINDOW_AGE");
+        assert_eq!(origin("shards"), ".env:2 FANFARE_SHARDS");
+        assert_eq!(origin("max_connections"), "f.toml:2 max_connections");
+        assert_eq!(origin("listen"), "default");
+        sources.flags.clear();
+        assert_eq!(load(&sources).unwrap().settings.hub.window_events, 2);
+    }
+
+    #[test]
+    fn names_of_the_reference_work_and_the_own_ones_are_stronger() {
+        let names = [
+            ("SECRET_KEY", "hush"),
+            ("ALGORITHM", "HS512"),
+            ("ACCESS_TOKEN_EXPIRE_MINUTES", "5"),
+            ("REDIS_URL", "redis://h"),
+        ];
+        let settings = load(&environment(&names)).unwrap().settings;
+        assert_eq!(settings.secret_key, Some(crate::settings::kind::Secret::new("hush")));
+        assert_eq!((settings.algorithm, settings.access_token_expire_minutes), (fanfare::Algorithm::Hs512, 5));
+        assert_eq!(settings.redis_url.as_deref(), Some("redis://h"));
+        let both = environment(&[("FANFARE_ALGORITHM", "HS384"), ("ALGORITHM", "HS512")]);
+        assert_eq!(load(&both).unwrap().settings.algorithm, fanfare::Algorithm::Hs384);
+        let weaker = Sources { dotenv: dotenv("FANFARE_ALGORITHM=HS384").dotenv, ..environment(&names) };
+        assert_eq!(load(&weaker).unwrap().settings.algorithm, fanfare::Algorithm::Hs512);
+    }
+
+    #[test]
+    fn other_peoples_variables_are_ignored() {
+        let sources = dotenv("DATABASE_URL=x\n# comment\nexport FANFARE_SHARDS = 2\nFANFARE_TOKEN=t");
+        assert_eq!(load(&sources).unwrap().settings.hub.shards, 2);
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_place() {
+        for (sources, says) in [
+            (toml("\n\nheartbeat_intervall = 3"), vec!["f.toml:3", "heartbeat_intervall", "mean heartbeat_interval?"]),
+            (toml("max-connections = 3"), vec!["f.toml:1", "did you mean max_connections?"]),
+            (toml("zebra = 3"), vec!["no setting \"zebra\";", "fanfare settings"]),
+            (toml("[server]\nlisten = \"1\""), vec!["f.toml:1", "no setting \"server\""]),
+            (toml("shards = true"), vec!["f.toml:1", "shards can't be of type boolean", "whole number"]),
+            (toml("shards = -1"), vec!["shards can't be \"-1\"", "0 or more"]),
+            (toml("shards = \n"), vec!["f.toml:1"]),
+            (toml("shards = 1\nshards = 2"), vec!["f.toml:2", "duplicate"]),
+            (toml("window_age = \"soon\""), vec!["can't be \"soon\"", "500ms, 30s"]),
+            (toml("window_bytes = \"64 apples\""), vec!["64KiB"]),
+            (toml("window_events = 0"), vec!["1 or more"]),
+            (toml("listen = \"localhost\""), vec!["127.0.0.1:8000"]),
+            (toml("heartbeat_timeout = 5"), vec!["f.toml:1", "(5s) must be longer than heartbeat_interval (30s)"]),
+            (dotenv("A=1\nFANFARE_SHARD=2"), vec![".env:2 FANFARE_SHARD", "did you mean shards?"]),
+            (dotenv("A=1\nFANFARE_SHARDS=two"), vec![".env:2 FANFARE_SHARDS", "\"two\""]),
+            (dotenv("A=1\nnot a line"), vec![".env:2", "NAME=value"]),
+            (environment(&[("FANFARE_LISTENN", "x")]), vec!["environment FANFARE_LISTENN", "did you mean listen?"]),
+            (environment(&[("ALGORITHM", "none")]), vec!["environment ALGORITHM", "HS256, HS384, HS512"]),
+            (environment(&[("SECRET_KEY", "")]), vec!["secret_key can't be empty", "openssl rand"]),
+            (environment(&[("FANFARE_LOG_LEVEL", "loud")]), vec!["log_level", "debug"]),
+            (environment(&[("FANFARE_LOG_FORMAT", "xml")]), vec!["text or json"]),
+        ] {
+            let error = load(&sources).expect_err(says[0]).to_string();
+            assert!(says.iter().all(|part| error.contains(part)), "{says:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        let error = load(&environment(&[("REDIS_URL", "hush")])).expect_err("no URL").to_string();
+        assert!(!error.contains("hush") && error.contains("redis://"), "{error}");
+        let error = load(&dotenv("hush hush")).expect_err("no line").to_string();
+        assert!(!error.contains("hush"), "{error}");
+    }
+}

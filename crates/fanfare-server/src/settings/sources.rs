@@ -1,0 +1,216 @@
+//! Where settings come from: flags, the environment, `.env` and a TOML file. Knows texts and places, not meanings.
+
+use super::{
+    load::SettingsError,
+    table::{Setting, TABLE},
+};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+use toml::de::{DeTable, DeValue};
+
+/// What stands before the environment name of every setting.
+pub(crate) const PREFIX: &str = "FANFARE_";
+
+/// Environment names with the prefix that are no settings, but read by a command.
+const OTHER_NAMES: &[&str] = &[CONFIG_NAME, "FANFARE_TOKEN", "FANFARE_URL"];
+const CONFIG_NAME: &str = "FANFARE_CONFIG";
+const DEFAULT_FILE: &str = "fanfare.toml";
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Default,
+    Flag(String),
+    Environment(String),
+    /// A line of `.env` or of the TOML file.
+    File {
+        path: PathBuf,
+        line: usize,
+        name: String,
+    },
+}
+
+/// A text that somebody wrote for a setting.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) text: String,
+    pub(crate) origin: Origin,
+}
+
+/// What was written in all places.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// Flags by key.
+    pub(crate) flags: Vec<(&'static Setting, String)>,
+    pub(crate) environment: Vec<(String, String)>,
+    /// The file's path and text.
+    pub(crate) dotenv: Option<(PathBuf, String)>,
+    pub(crate) toml: Option<(PathBuf, String)>,
+}
+
+impl Sources {
+    /// Reads the environment and the files. `config` is the file that a flag names.
+    pub(crate) fn read(flags: Vec<(&'static Setting, String)>, config: Option<&Path>) -> Result<Self, SettingsError> {
+        let environment = environment()?;
+        let dotenv = read_if_there(Path::new(".env"))?;
+        let named = config.map(Path::to_owned).or_else(|| named_in_environment(&environment, dotenv.as_ref()));
+        let toml = match named {
+            Some(path) => Some((path.clone(), read(&path)?)),
+            None => read_if_there(Path::new(DEFAULT_FILE))?,
+        };
+        Ok(Self { flags, environment, dotenv, toml })
+    }
+
+    /// Everything that was written, the strongest last.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>, SettingsError> {
+        let mut entries = Vec::new();
+        if let Some((path, text)) = &self.toml {
+            entries.extend(toml_entries(path, text)?);
+        }
+        if let Some((path, text)) = &self.dotenv {
+            entries.extend(named_entries(dotenv_pairs(path, text)?));
+        }
+        let environment = self.environment.iter();
+        entries.extend(named_entries(
+            environment.map(|(name, text)| (name.clone(), text.clone(), Origin::Environment(name.clone()))),
+        ));
+        entries.extend(self.flags.iter().map(|(setting, text)| Entry {
+            key: setting.key.to_owned(),
+            text: text.clone(),
+            origin: Origin::Flag(format!("--{}", setting.flag())),
+        }));
+        Ok(entries)
+    }
+}
+
+/// The part of the environment that is meant for this program.
+fn environment() -> Result<Vec<(String, String)>, SettingsError> {
+    let ours = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
+    let ours = ours.filter(|(name, _)| name.starts_with(PREFIX) || is_alias(name));
+    ours.map(|(name, text)| match text.into_string() {
+        Ok(text) => Ok((name, text)),
+        Err(_) => Err(SettingsError::NotUnicode(name)),
+    })
+    .collect()
+}
+
+fn named_in_environment(environment: &[(String, String)], dotenv: Option<&(PathBuf, String)>) -> Option<PathBuf> {
+    let from_process = environment.iter().find(|(name, _)| name == CONFIG_NAME).map(|(_, path)| path.clone());
+    let from_dotenv = || {
+        let (path, text) = dotenv?;
+        let pairs = dotenv_pairs(path, text).ok()?;
+        pairs.into_iter().rev().find(|(name, ..)| name == CONFIG_NAME).map(|(_, path, _)| path)
+    };
+    from_process.or_else(from_dotenv).map(PathBuf::from)
+}
+
+fn is_alias(name: &str) -> bool {
+    TABLE.iter().any(|setting| setting.alias == Some(name))
+}
+
+/// The entries among variables: those of the reference's names, then those with the prefix, which are stronger.
+fn named_entries(pairs: impl IntoIterator<Item = (String, String, Origin)>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut prefixed = Vec::new();
+    for (name, text, origin) in pairs {
+        if let Some(key) = name.strip_prefix(PREFIX) {
+            if !OTHER_NAMES.contains(&name.as_str()) {
+                prefixed.push(Entry { key: key.to_lowercase(), text, origin });
+            }
+        } else if let Some(setting) = TABLE.iter().find(|setting| setting.alias == Some(name.as_str())) {
+            entries.push(Entry { key: setting.key.to_owned(), text, origin });
+        }
+    }
+    entries.extend(prefixed);
+    entries
+}
+
+fn dotenv_pairs(path: &Path, text: &str) -> Result<Vec<(String, String, Origin)>, SettingsError> {
+    let pairs = dotenvy::from_read_iter(text.as_bytes());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.map_err(|error| dotenv_error(path, text, &error))?;
+            let line = line_of_name(text, &name);
+            Ok((name.clone(), value, Origin::File { path: path.to_owned(), line, name }))
+        })
+        .collect()
+}
+
+/// What can't be read is not repeated: it may be a secret.
+fn dotenv_error(path: &Path, text: &str, error: &dotenvy::Error) -> SettingsError {
+    let line = match error {
+        dotenvy::Error::LineParse(content, _) => text.lines().position(|line| line.trim() == content.trim()),
+        _ => None,
+    };
+    let message = "expected NAME=value, with quotes around a value that has spaces".to_owned();
+    SettingsError::Malformed { path: path.to_owned(), line: line.map(|line| line + 1), message }
+}
+
+/// The last line that sets a name, counted from 1.
+fn line_of_name(text: &str, name: &str) -> usize {
+    let sets = |line: &str| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("export ").map_or(line, str::trim_start);
+        line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    text.lines().collect::<Vec<_>>().into_iter().rposition(sets).map_or(0, |line| line + 1)
+}
+
+fn toml_entries(path: &Path, text: &str) -> Result<Vec<Entry>, SettingsError> {
+    let table = DeTable::parse(text).map_err(|error| SettingsError::Malformed {
+        path: path.to_owned(),
+        line: error.span().map(|span| line_at(text, span.start)),
+        message: error.message().to_owned(),
+    })?;
+    let entries = table.get_ref().iter().map(|(key, value)| {
+        let (name, line) = (key.get_ref().to_string(), line_at(text, key.span().start));
+        let origin = Origin::File { path: path.to_owned(), line, name: name.clone() };
+        let Some(text) = plain(value.get_ref()) else {
+            return Err(SettingsError::unknown_or_bad(&name, value.get_ref().type_str(), &origin));
+        };
+        Ok(Entry { key: name, text, origin })
+    });
+    entries.collect()
+}
+
+/// The text of a value that is a string or a number.
+fn plain(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Integer(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+            None
+        }
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+}
+
+fn read(path: &Path) -> Result<String, SettingsError> {
+    fs::read_to_string(path).map_err(|error| SettingsError::Unreadable { path: path.to_owned(), error })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some((path.to_owned(), text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(SettingsError::Unreadable { path: path.to_owned(), error }),
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::File { path, line, name } => write!(f, "{}:{line} {name}", path.display()),
+        }
+    }
+}

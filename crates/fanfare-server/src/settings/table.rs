@@ -1,0 +1,209 @@
+//! Every setting, once: flags, environment names, TOML keys, help and documentation come from here.
+
+use super::kind::{self, LogFormat, Secret};
+use fanfare::{Algorithm, Config};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// What runs: every setting with its value, parsed.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) secret_key: Option<Secret>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) access_token_expire_minutes: u64,
+    pub(crate) redis_url: Option<String>,
+    pub(crate) log_level: String,
+    pub(crate) log_format: LogFormat,
+    pub(crate) hub: Config,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            secret_key: None,
+            algorithm: Algorithm::Hs256,
+            access_token_expire_minutes: 30,
+            redis_url: None,
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+            hub: Config::default(),
+        }
+    }
+}
+
+/// One setting.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    /// The name that the reference has for it, without a prefix.
+    pub(crate) alias: Option<&'static str>,
+    /// What it sets, in a sentence.
+    pub(crate) help: &'static str,
+    /// What stands for a value in help texts.
+    pub(crate) value_name: &'static str,
+    /// No value of it may be shown.
+    pub(crate) hidden: bool,
+    /// Which values there are, as the end of the sentence "expected ...".
+    pub(crate) expected: fn() -> String,
+    /// Sets it from text. None: the text is no value of it.
+    pub(crate) set: fn(&mut Settings, &str) -> Option<()>,
+    pub(crate) show: fn(&Settings) -> String,
+}
+
+impl Setting {
+    pub(crate) fn environment(&self) -> String {
+        format!("FANFARE_{}", self.key.to_uppercase())
+    }
+
+    pub(crate) fn flag(&self) -> String {
+        self.key.replace('_', "-")
+    }
+
+    pub(crate) fn default_text(&self) -> String {
+        (self.show)(&Settings::default())
+    }
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $key:ident: $kind:ident $(($($path:ident).+))? $(, alias = $alias:literal)? $(, hidden = $hidden:literal)?;)+) => {
+        /// Every setting, in the order of the documentation.
+        pub(crate) const TABLE: &[Setting] = &[$(Setting {
+            key: stringify!($key),
+            alias: settings!(@alias $($alias)?),
+            help: concat!($($doc),+).trim_ascii(),
+            value_name: kind::$kind::NAME,
+            hidden: settings!(@hidden $($hidden)?),
+            expected: kind::$kind::expected,
+            set: |settings, text| {
+                settings$(.$($path).+)?.$key = kind::$kind::parse(text)?;
+                Some(())
+            },
+            show: |settings| kind::$kind::show(&settings$(.$($path).+)?.$key),
+        }),+];
+    };
+    (@alias $alias:literal) => { Some($alias) };
+    (@alias) => { None };
+    (@hidden $hidden:literal) => { $hidden };
+    (@hidden) => { false };
+}
+
+settings! {
+    /// Where to listen.
+    listen: address;
+    /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
+    secret_key: secret, alias = "SECRET_KEY", hidden = true;
+    /// How tokens are signed. A token that says otherwise is refused.
+    algorithm: algorithm, alias = "ALGORITHM";
+    /// How long a token of `fanfare token` is valid, in minutes.
+    access_token_expire_minutes: minutes, alias = "ACCESS_TOKEN_EXPIRE_MINUTES";
+    /// Where the Redis is that holds the log. Not in this version: the log is held in memory.
+    redis_url: url, alias = "REDIS_URL", hidden = true;
+    /// What is logged: error, warn, info, debug or trace, for all or by module.
+    log_level: log_level;
+    /// How log lines are written: text or json.
+    log_format: log_format;
+    /// Threads that own connections. 0: one for each core.
+    shards: count(hub);
+    /// How often each connection is sent a ping.
+    heartbeat_interval: duration(hub);
+    /// How long a client may be silent before it is closed; any frame counts.
+    heartbeat_timeout: duration(hub);
+    /// How long a client may take to send a request, to upgrade, or to answer a close.
+    handshake_timeout: duration(hub);
+    /// The largest frame that a client may send.
+    max_frame_bytes: size(hub);
+    /// The largest message that a client may send, over all its frames.
+    max_message_bytes: size(hub);
+    /// Frames a second that one client may send; twice as many in a burst. 0: no limit.
+    max_messages_per_second: rate(hub);
+    /// Connections in all. 0: no limit.
+    max_connections: count(hub);
+    /// Connections of one user. 0: no limit.
+    max_connections_per_user: count(hub);
+    /// Connections from one address. 0: no limit.
+    max_connections_per_address: count(hub);
+    /// New connections a second from one address; twice as many in a burst. 0: no limit.
+    connects_per_second_per_address: rate(hub);
+    /// Topics that one connection may hold.
+    max_topics_per_connection: count(hub);
+    /// The largest event that may be published, as JSON.
+    max_event_bytes: size(hub);
+    /// The most events in one batch.
+    max_batch_events: positive_count(hub);
+    /// How many events are kept for clients that come back.
+    window_events: positive_count(hub);
+    /// How many bytes of events are kept for clients that come back.
+    window_bytes: size(hub);
+    /// How long an event is kept for clients that come back.
+    window_age: duration(hub);
+}
+
+/// What is wrong between two settings that are each all right.
+pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+    let hub = &settings.hub;
+    let (timeout, interval) = (hub.heartbeat_timeout, hub.heartbeat_interval);
+    if timeout <= interval {
+        let (timeout, interval) = (kind::show_duration(timeout), kind::show_duration(interval));
+        let text = format!(
+            "heartbeat_timeout ({timeout}) must be longer than heartbeat_interval ({interval}), or every client that is \
+             only listening is closed before it can answer a ping"
+        );
+        return Some(("heartbeat_timeout", text));
+    }
+    for (key, small, large_key, large) in [
+        ("max_frame_bytes", hub.max_frame_bytes, "max_message_bytes", hub.max_message_bytes),
+        ("max_event_bytes", hub.max_event_bytes, "window_bytes", hub.window_bytes),
+    ] {
+        if small > large {
+            let (small, large) = (kind::size::show(&small), kind::size::show(&large));
+            return Some((key, format!("{key} ({small}) must not be larger than {large_key} ({large})")));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_field_of_the_hub_is_a_setting() {
+        let shown = format!("{:?}", Config::default());
+        let fields = shown.split(['{', ',']).skip(1).filter_map(|part| part.split_once(':'));
+        let fields: Vec<_> = fields.map(|(name, _)| name.trim()).collect();
+        assert!(fields.len() > 10, "{shown}");
+        for field in fields {
+            assert!(TABLE.iter().any(|setting| setting.key == field), "{field}");
+        }
+    }
+
+    #[test]
+    fn every_default_can_be_written_as_it_is_shown() {
+        for setting in TABLE.iter().filter(|setting| setting.default_text() != "not set") {
+            let mut settings = Settings::default();
+            assert!((setting.set)(&mut settings, &setting.default_text()).is_some(), "{}", setting.key);
+            assert_eq!((setting.show)(&settings), setting.default_text(), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn help_texts_are_sentences() {
+        for setting in TABLE {
+            assert!(setting.help.ends_with('.') && !setting.help.contains('|'), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn contradictions_are_found() {
+        assert_eq!(contradiction(&Settings::default()), None);
+        let mut settings = Settings::default();
+        settings.hub.heartbeat_timeout = Duration::from_secs(30);
+        let (key, text) = contradiction(&settings).expect("as long as the interval");
+        assert!(key == "heartbeat_timeout" && text.contains("(30s) must be longer"), "{text}");
+        let mut settings = Settings::default();
+        settings.hub.max_frame_bytes = 1 << 20;
+        assert_eq!(contradiction(&settings).map(|(key, _)| key), Some("max_frame_bytes"));
+    }
+}
