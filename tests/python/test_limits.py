@@ -63,9 +63,9 @@ def test_connects_a_second_are_limited(hub_with):
     assert "out" in answers
 
 
-@pytest.mark.parametrize("setting", ["max_message_bytes", "max_frame_bytes"])
-def test_a_message_too_large_closes(hub_with, setting):
-    hub = hub_with(**{setting: 1000})
+@pytest.mark.parametrize("max_message_bytes", [1000, 5000])
+def test_a_message_too_large_closes(hub_with, max_message_bytes):
+    hub = hub_with(max_frame_bytes=1000, max_message_bytes=max_message_bytes)
     with hub.client() as bystander, hub.client() as client:
         client.send({"type": "ping", "padding": "x" * 800})
         assert client.next()["type"] == "pong"
@@ -77,7 +77,7 @@ def test_a_message_too_large_closes(hub_with, setting):
 
 
 def test_fragments_count_together(hub_with):
-    hub = hub_with(max_message_bytes=1000)
+    hub = hub_with(max_frame_bytes=1000, max_message_bytes=1000)
     with hub.client() as client:
         with suppress(ConnectionClosed):  # the hub may close at the second fragment's end
             client.socket.send(["x" * 400] * 3)
