@@ -169,14 +169,14 @@ impl Load {
         }
     }
 
-    /// Serves all connections until `instant`.
+    /// Serves all connections until `instant`, and once if that is past: a load that is late must go on reading.
     pub(crate) fn pump_until(&mut self, instant: Instant) -> Result<()> {
         loop {
             let left = instant.saturating_duration_since(Instant::now());
+            self.pump(left)?;
             if left.is_zero() {
                 return Ok(());
             }
-            self.pump(left)?;
         }
     }
 

