@@ -18,9 +18,10 @@ use banner::Banner;
 use fanfare::{Hub, Verifier, auth::weakness};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, pin::pin, process, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, process, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
@@ -42,8 +43,16 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     logging::start(settings);
     let files = raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("the system gives no threads")?.block_on(serve(settings, files))
+    runtime().context("the system gives no threads")?.block_on(serve(settings, files))
+}
+
+/// Half the cores take HTTP requests, as the other half take connections. Where that is one, it is this thread: no
+/// connect then changes threads before its shard has it.
+fn runtime() -> io::Result<Runtime> {
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        ..=2 => Builder::new_current_thread().enable_all().build(),
+        cores => Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build(),
+    }
 }
 
 const NO_REDIS: &str = "\

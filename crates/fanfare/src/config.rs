@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What can be set on a hub. Every limit has a safe default; where it says so, 0 means no limit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Threads that own connections. 0: one for each core.
+    /// Threads that own connections. 0: one for every two cores.
     pub shards: usize,
     /// How often each connection is sent a `ping`.
     pub heartbeat_interval: Duration,

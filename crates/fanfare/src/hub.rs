@@ -161,7 +161,8 @@ impl HubBuilder {
 
     fn shards(&self, node: &Arc<Node>, epoch: u64) -> io::Result<Vec<Shard>> {
         let count = match self.config.shards {
-            0 => thread::available_parallelism().map_or(1, usize::from),
+            // The kernel's side of each delivery, and the HTTP server, want the other half.
+            0 => thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
             n => n,
         };
         (0..count).map(|_| Shard::new(node.clone(), settings(&self.config, self.echo), epoch, 0)).collect()

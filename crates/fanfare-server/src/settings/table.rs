@@ -103,7 +103,7 @@ settings! {
     log_level: log_level;
     /// How log lines are written: text or json.
     log_format: log_format;
-    /// Threads that own connections. 0: one for each core.
+    /// Threads that own connections. 0: one for every two cores.
     shards: count(hub);
     /// How often each connection is sent a ping.
     heartbeat_interval: duration(hub);
