@@ -16,30 +16,32 @@ Without a command it serves: on 127.0.0.1:8000, with the log in memory and no co
 
 const EXAMPLES: &str = "\
 Examples:
-  fanfare                                         serve, and print a page to look at and a curl line to publish with
-  SECRET_KEY=... fanfare serve --listen 0.0.0.0:8000
-  SECRET_KEY=... fanfare token --sub alice --topics 'project:*'
-  SECRET_KEY=... fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
-  SECRET_KEY=... fanfare tail --topics project:7 | jq .data
-  fanfare settings                                every setting, its value and where it came from
+  fanfare                     serve, and print a URL and a curl line to try it with
+  fanfare settings            every setting, its value and where it came from
+  export SECRET_KEY=...       the hub's secret, which the commands below share with it
+  fanfare serve --listen 0.0.0.0:8000
+  fanfare token --sub alice --topics 'project:*'
+  fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
+  fanfare tail --topics project:7 | jq .data
 
 Exit codes: 0 all went well, 1 it failed, 2 the command or a setting is wrong.";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
-  fanfare serve                                   try it out: the secret is made for this run
+  fanfare serve                          try it out: the secret is made for this run
   SECRET_KEY=... fanfare serve --listen 0.0.0.0:8000 --log-format json
-  fanfare serve --config /etc/fanfare.toml        settings from a file: listen = \"0.0.0.0:8000\"
-  FANFARE_WINDOW_AGE=2h fanfare serve             settings from the environment, or from .env
+  fanfare serve --config fanfare.toml    from a file: listen = \"0.0.0.0:8000\"
+  FANFARE_WINDOW_AGE=2h fanfare serve    from the environment, or from .env
 
-A flag is stronger than the environment, that than .env, and that than the file. SIGINT (Ctrl-C) or SIGTERM ends it:
-clients are told to come back, and keep their place; a second one ends it at once.";
+A flag is stronger than the environment, that than .env, and that than the file.
+SIGINT (Ctrl-C) or SIGTERM ends it: clients are told to come back later; a second
+one ends it at once.";
 
 const SETTINGS_EXAMPLES: &str = "\
 Examples:
-  fanfare settings                                as a table
-  fanfare settings --json | jq '.[] | select(.from != \"default\")'
-  fanfare settings --config fanfare.toml          check a file before it is used";
+  fanfare settings                          as a table
+  fanfare settings --config fanfare.toml    check a file before it is used
+  fanfare settings --json | jq '.[] | select(.from != \"default\")'";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
@@ -47,9 +49,10 @@ Examples:
   SECRET_KEY=... fanfare token --sub alice --topics 'project:*,news' --ttl 8h
   SECRET_KEY=... fanfare token --sub backend --publish
   SECRET_KEY=... fanfare token --explain eyJhbGciOi...
-  pbpaste | fanfare token --explain -             what it says, even without the secret
+  fanfare token --explain - < token.txt     what it says, even without the secret
 
-The token alone goes to the standard output. Whoever has it may do what it says until it expires.";
+The token alone goes to the standard output. Whoever has it may do what it says
+until it expires.";
 
 const PUBLISH_EXAMPLES: &str = "\
 Examples:
@@ -58,23 +61,28 @@ Examples:
   fanfare publish --type note --audience topic:project:7 --event-id note-17
   jq -c '.[]' events.json | fanfare publish --stdin
 
-With --stdin each line is one event: {\"type\": ..., \"data\": ..., \"event_id\"?, \"audience\"?}. For each event that stands in
-the log, a line of JSON with its event_id and position goes to the standard output, in the order of the input. If the
-hub can't be reached, publishing is tried again under the same event_id, so that nothing is published twice.
+With --stdin each line is one event, an object with type, and with data, event_id
+and audience if wanted. For each event that stands in the log, a line of JSON with
+its event_id and position goes to the standard output, in the order of the input.
+If the hub can't be reached, publishing is tried again under the same event_id, so
+that nothing is published twice.
 
-The token comes from --token, from FANFARE_TOKEN, or is made with the configured secret.";
+The token comes from --token, from FANFARE_TOKEN, or is made with the configured
+secret.";
 
 const TAIL_EXAMPLES: &str = "\
 Examples:
-  fanfare tail                                    everything for everyone, as one line of JSON an event
+  fanfare tail                               a line of JSON for each event
   fanfare tail --topics project:7 --pretty
-  fanfare tail --type note --count 1 | jq .data   wait for one event
-  fanfare tail --since note-17                    what came after it, then what comes
+  fanfare tail --type note --count 1         wait for one event
+  fanfare tail --since note-17               what came after it, then what comes
 
-Events go to the standard output, the state of the connection to the standard error. A lost connection is taken up
-again where it was; if the hub no longer holds what came in between, it says that there is a gap.
+Events go to the standard output, the state of the connection to the standard
+error. A lost connection is taken up again where it was; if the hub no longer holds
+what came in between, it says that there is a gap.
 
-The token comes from --token, from FANFARE_TOKEN, or is made with the configured secret.";
+The token comes from --token, from FANFARE_TOKEN, or is made with the configured
+secret.";
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
@@ -82,6 +90,7 @@ pub(crate) fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
         .after_help(EXAMPLES)
+        .override_usage("fanfare [COMMAND]")
         .max_term_width(120)
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
@@ -155,7 +164,7 @@ fn tail() -> Command {
         .arg(switch("json", "Print one line of JSON an event, as it came (the default)"))
         .arg(switch("pretty", "Print for people: time, type and data").conflicts_with("json"))
         .arg(value("count", "N", "End after this many events").value_parser(value_parser!(u64).range(1..)))
-        .arg(url_arg("ws://127.0.0.1:8000/ws", "The hub's WebSocket endpoint"))
+        .arg(url_arg("ws://127.0.0.1:8000/ws", "The hub"))
         .arg(bearer_arg())
         .args(token_settings())
 }
@@ -178,7 +187,7 @@ fn config_arg() -> Arg {
 }
 
 fn url_arg(default: &'static str, help: &'static str) -> Arg {
-    value("url", "URL", help).env("FANFARE_URL").default_value(default)
+    value("url", "URL", help).env("FANFARE_URL").hide_env_values(true).default_value(default)
 }
 
 fn bearer_arg() -> Arg {
@@ -220,10 +229,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_examples_fit_a_wide_terminal() {
+    fn lines_of_examples_fit_a_terminal() {
         for text in [EXAMPLES, SERVE_EXAMPLES, SETTINGS_EXAMPLES, TOKEN_EXAMPLES, PUBLISH_EXAMPLES, TAIL_EXAMPLES] {
             for line in text.lines() {
-                assert!(line.chars().count() <= 120, "{line}");
+                assert!(line.chars().count() <= 90, "{line}");
             }
         }
     }

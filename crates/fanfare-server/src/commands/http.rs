@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 pub(super) struct Server {
     authority: String,
     address: (String, u16),
-    /// What stands before every path, without a slash at its end.
+    /// What stands before the hub's own paths, without a slash at its end.
     base: String,
 }
 
@@ -32,30 +32,31 @@ pub(super) struct Answer {
 }
 
 impl Server {
-    /// Reads a URL of one of the two schemes: `plain` is spoken, `tls` is known and not.
-    pub(super) fn parse(url: &str, plain: &str, tls: &str) -> Result<Self, Usage> {
+    /// Reads the URL of a hub, or of its WebSocket endpoint.
+    pub(super) fn parse(url: &str) -> Result<Self, Usage> {
         let wrong = |why: &str| Usage(format!("--url can't be {url:?}: {why}"));
         let uri: Uri = url.trim().parse().map_err(|_| wrong("it is no URL"))?;
         match uri.scheme_str() {
-            Some(scheme) if scheme == plain => {}
-            Some(scheme) if scheme == tls => {
+            Some("http" | "ws") => {}
+            Some("https" | "wss") => {
                 return Err(wrong("this version speaks no TLS; use the hub's own address behind the proxy"));
             }
-            _ => return Err(wrong(&format!("it must begin with {plain}://"))),
+            _ => return Err(wrong("it must begin with http:// or ws://")),
         }
         let authority = uri.authority().ok_or_else(|| wrong("it has no host"))?;
         // IPv6 addresses stand in brackets in a URL, and without when connecting.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let path = uri.path().trim_end_matches('/');
         Ok(Self {
             authority: authority.as_str().to_owned(),
             address: (host, authority.port_u16().unwrap_or(80)),
-            base: uri.path().trim_end_matches('/').to_owned(),
+            base: path.strip_suffix("/ws").unwrap_or(path).to_owned(),
         })
     }
 
-    /// What stands before every path.
-    pub(super) fn base(&self) -> &str {
-        &self.base
+    /// The WebSocket endpoint, without a query.
+    pub(super) fn websocket_url(&self) -> String {
+        format!("ws://{}{}/ws", self.authority, self.base)
     }
 
     pub(super) async fn connect(&self) -> anyhow::Result<TcpStream> {
@@ -116,23 +117,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_read() {
-        let server = Server::parse("http://[::1]:8000/hub/", "http", "https").unwrap();
-        assert_eq!((server.address, server.base.as_str()), (("::1".to_owned(), 8000), "/hub"));
-        assert_eq!(server.authority, "[::1]:8000");
-        assert_eq!(Server::parse("http://host", "http", "https").unwrap().address, ("host".to_owned(), 80));
+    fn the_hub_and_its_endpoint_are_the_same_place() {
+        for url in ["http://[::1]:8000/hub/", "ws://[::1]:8000/hub/ws", "http://[::1]:8000/hub"] {
+            let server = Server::parse(url).unwrap();
+            assert_eq!((&server.address, server.base.as_str()), (&("::1".to_owned(), 8000), "/hub"));
+            assert_eq!(server.websocket_url(), "ws://[::1]:8000/hub/ws");
+        }
+        assert_eq!(Server::parse("http://host").unwrap().address, ("host".to_owned(), 80));
     }
 
     #[test]
     fn other_urls_are_refused() {
         for (url, says) in [
             ("https://host", "no TLS"),
-            ("ws://host", "must begin with http://"),
+            ("wss://host", "no TLS"),
+            ("ftp://host", "must begin with http://"),
             ("host:8000", "must begin with http://"),
             ("http://", "no URL"),
             ("", "no URL"),
         ] {
-            let error = Server::parse(url, "http", "https").expect_err(url).to_string();
+            let error = Server::parse(url).expect_err(url).to_string();
             assert!(error.contains(says), "{url}: {error}");
         }
     }

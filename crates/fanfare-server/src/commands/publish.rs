@@ -66,7 +66,7 @@ struct Line {
 
 pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let url = matches.get_one::<String>("url").map_or("", String::as_str);
-    let server = Server::parse(url, "http", "https")?;
+    let server = Server::parse(url)?;
     let claims = Claims { sub: "fanfare publish".to_owned(), publish: true, ..Claims::default() };
     let publisher = Publisher { server, access: Access::new(matches, settings, claims)? };
     if matches.get_flag("stdin") {
@@ -180,7 +180,12 @@ fn is_passing(status: StatusCode) -> bool {
 /// What the hub says against it, and about which event of a batch.
 fn refusal(answer: &Answer) -> (String, Option<usize>) {
     match serde_json::from_slice::<Refusal>(&answer.body) {
-        Ok(Refusal { detail, code, index }) => (format!("the hub refuses it: {detail} ({code})"), index),
+        Ok(Refusal { detail, code, index }) => {
+            // The line says better which event it is.
+            let place = index.map(|index| format!("events[{index}]: ")).unwrap_or_default();
+            let detail = detail.strip_prefix(&place).unwrap_or(&detail);
+            (format!("the hub refuses it: {detail} ({code})"), index)
+        }
         Err(_) => (format!("what answers is no hub, or stands before it: HTTP status {}", answer.status), None),
     }
 }

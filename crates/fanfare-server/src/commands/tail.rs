@@ -93,7 +93,7 @@ impl Tail {
         let all = vec!["*".to_owned()];
         let claims = Claims { sub: "fanfare tail".to_owned(), topics: all, ..Claims::default() };
         Ok(Self {
-            server: Server::parse(url, "ws", "wss")?,
+            server: Server::parse(url)?,
             access: Access::new(matches, settings, claims)?,
             topics: super::texts(matches, "topics").join(","),
             types: super::texts(matches, "type"),
@@ -160,7 +160,7 @@ impl Tail {
         match timeout(PATIENCE, client_async(request, stream)).await {
             Ok(Ok((socket, _))) => Ok(Ok(socket)),
             Ok(Err(tungstenite::Error::Http(answer))) if is_final(answer.status()) => {
-                bail!("what is at {} is no hub's endpoint: HTTP status {}", self.address(), answer.status())
+                bail!("what is at {} is no hub: HTTP status {}", self.server.websocket_url(), answer.status())
             }
             Ok(Err(error)) => unreachable(error.to_string()),
             Err(_) => unreachable("it does not answer".to_owned()),
@@ -168,7 +168,6 @@ impl Tail {
     }
 
     fn address(&self) -> String {
-        let path = if self.server.base().is_empty() { "/ws" } else { self.server.base() };
         let mut query = form_urlencoded::Serializer::new(String::new());
         let parameters = [("connection_id", &self.connection_id), ("last_event_id", &self.last_event_id)];
         for (name, value) in parameters {
@@ -181,7 +180,7 @@ impl Tail {
         }
         let query = query.finish();
         let mark = if query.is_empty() { "" } else { "?" };
-        format!("ws://{}{path}{mark}{query}", self.server)
+        format!("{}{mark}{query}", self.server.websocket_url())
     }
 
     async fn listen(&mut self, socket: &mut Socket) -> anyhow::Result<End> {
@@ -220,8 +219,7 @@ impl Tail {
             return Ok(None);
         };
         match &*frame.r#type {
-            "ping" => {}
-            "pong" => {}
+            "ping" | "pong" => {}
             "ack" => self.acknowledged(&frame),
             "gap" => say(&gap(&frame)),
             "error" => say(&error(&frame)),
