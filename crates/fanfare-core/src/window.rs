@@ -206,7 +206,9 @@ impl Window {
     /// Lets go of what the bounds no longer allow at `unix_ms`.
     pub fn expire(&mut self, unix_ms: u64) {
         while let Some(oldest) = self.entries.front() {
-            let too_many = self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes;
+            // The newest is kept however large it is, or it would be gone before anyone was served.
+            let several = self.entries.len() > 1;
+            let too_many = several && (self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes);
             if !too_many && unix_ms.saturating_sub(oldest.appended_ms) <= self.bounds.age_ms {
                 return;
             }
@@ -352,6 +354,12 @@ mod tests {
             assert_eq!((window.len(), window.floor(), window.head()), (5, 4, 9), "{bounds:?}");
             assert_eq!((window.find("e3"), window.find("e4"), window.find("e5")), (None, Some(4), Some(5)));
         }
+    }
+
+    #[test]
+    fn the_newest_is_kept_however_large_it_is() {
+        let window = window(Bounds { bytes: 1, ..WIDE }, 9);
+        assert_eq!((window.len(), window.find("e9")), (1, Some(9)));
     }
 
     #[test]

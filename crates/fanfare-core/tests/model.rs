@@ -5,6 +5,8 @@
 //! The model is the client's own view. It reads the bytes a session sent, and at every frame asks the full history
 //! (which the window has long let go of) whether anything it should have had lies between its last place and this one.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Position,
     roster::{Roster, Served, Slot},
@@ -214,7 +216,7 @@ impl World {
 
     fn sees(&self, who: usize, sequence: u64) -> bool {
         let client = &self.clients[who];
-        match &self.history[sequence as usize - 1].1 {
+        match &self.history[usize::try_from(sequence).unwrap() - 1].1 {
             Audience::Everyone => true,
             Audience::User(user) => *user == client.user,
             Audience::Connection(id) => *id == client.connection,

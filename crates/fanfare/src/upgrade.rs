@@ -46,8 +46,8 @@ const UNSENT_BYTES: u32 = 128 << 10;
 /// RFC 6455 section 1.3.
 const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What may stand in the query of `/ws`.
-#[derive(Deserialize, Default)]
+/// What may stand in the query of `/ws`, each once.
+#[derive(Deserialize)]
 struct Parameters {
     token: Option<String>,
     connection_id: Option<String>,
@@ -66,6 +66,8 @@ enum BadUpgrade {
     Version,
     #[error("Sec-WebSocket-Key must be 16 bytes in base64")]
     Key,
+    #[error("the query can't be read: token, connection_id, last_event_id and topics may each stand there once")]
+    Query,
     #[error("the connection can't be upgraded: it needs HTTP/1.1")]
     Transport,
 }
@@ -91,7 +93,7 @@ fn refuse(error: BadUpgrade) -> Response {
         BadUpgrade::Version => {
             response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
-        BadUpgrade::Key => *response.status_mut() = StatusCode::BAD_REQUEST,
+        BadUpgrade::Key | BadUpgrade::Query => *response.status_mut() = StatusCode::BAD_REQUEST,
     }
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -101,7 +103,7 @@ fn refuse(error: BadUpgrade) -> Response {
 fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
     let headers = request.headers();
     let accept = check_handshake(request.method(), headers)?;
-    let parameters = Query::<Parameters>::try_from_uri(request.uri()).map(|Query(p)| p).unwrap_or_default();
+    let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
     let (offered, selected) = subprotocols(headers);
     let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());

@@ -109,10 +109,10 @@ async fn replay_and_live_join_without_a_seam() {
             }
         }
     });
-    let (mut expected, mut resumes, mut last) = (1, 0, ack["event_id"].as_str().unwrap().to_owned());
+    let (mut expected, mut resumes) = (1, 0);
     while expected <= EVENTS {
         let message = next(&mut socket).await;
-        last = message["event_id"].as_str().unwrap().to_owned();
+        let last = message["event_id"].as_str().unwrap();
         assert_eq!(message["data"]["n"], expected, "{message}");
         expected += 1;
         // Leaves after ever other numbers of events, without a word, in the middle of the stream.

@@ -151,15 +151,6 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
         );
         return Some(("heartbeat_timeout", text));
     }
-    for (key, small, large_key, large) in [
-        ("max_frame_bytes", hub.max_frame_bytes, "max_message_bytes", hub.max_message_bytes),
-        ("max_event_bytes", hub.max_event_bytes, "window_bytes", hub.window_bytes),
-    ] {
-        if small > large {
-            let (small, large) = (kind::size::show(&small), kind::size::show(&large));
-            return Some((key, format!("{key} ({small}) must not be larger than {large_key} ({large})")));
-        }
-    }
     None
 }
 
@@ -202,8 +193,5 @@ mod tests {
         settings.hub.heartbeat_timeout = Duration::from_secs(30);
         let (key, text) = contradiction(&settings).expect("as long as the interval");
         assert!(key == "heartbeat_timeout" && text.contains("(30s) must be longer"), "{text}");
-        let mut settings = Settings::default();
-        settings.hub.max_frame_bytes = 1 << 20;
-        assert_eq!(contradiction(&settings).map(|(key, _)| key), Some("max_frame_bytes"));
     }
 }
