@@ -125,7 +125,17 @@ pub(crate) struct Shard {
     /// Does the node's housekeeping, for the first shard.
     housekeeping: Option<Box<dyn Fn(u64) + Send>>,
     housekeeping_due: u64,
-    draining_until: Option<u64>,
+    draining: Option<Draining>,
+}
+
+/// How a shard ends.
+#[derive(Debug)]
+struct Draining {
+    until_ms: u64,
+    reason: String,
+    /// Who has still to be told; not before it was served up to here, so that nobody leaves without what was published.
+    leaving: Vec<Slot>,
+    head: u64,
 }
 
 impl ShardHandle {
@@ -165,7 +175,7 @@ impl Shard {
             scratch: vec![0; READ_BYTES].into(),
             housekeeping: None,
             housekeeping_due: 0,
-            draining_until: None,
+            draining: None,
         })
     }
 
@@ -199,6 +209,7 @@ impl Shard {
             self.roster.timeouts(now);
             self.keep_house_now(now);
             self.sweep(now);
+            self.see_off(now);
             self.report();
         }
     }
@@ -210,12 +221,13 @@ impl Shard {
         }
         let due = self.roster.next_due().unwrap_or(u64::MAX);
         let due = if self.housekeeping.is_some() { due.min(self.housekeeping_due) } else { due };
-        let due = due.min(self.draining_until.unwrap_or(u64::MAX));
+        let due = due.min(self.draining.as_ref().map_or(u64::MAX, |draining| draining.until_ms));
         (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(clock::now().mono_ms)))
     }
 
     fn is_drained(&self) -> bool {
-        self.draining_until.is_some_and(|until| self.roster.seats() == 0 || clock::now().mono_ms >= until)
+        let over = |draining: &Draining| self.roster.seats() == 0 || clock::now().mono_ms >= draining.until_ms;
+        self.draining.as_ref().is_some_and(over)
     }
 
     /// Takes what is new in the window.
@@ -252,7 +264,7 @@ impl Shard {
                 Command::CloseUser(user, code, reason) => {
                     self.roster.close_user(&user, code, &reason, now);
                 }
-                Command::Drain { reason, until_ms } => self.drain(&reason, until_ms, now),
+                Command::Drain { reason, until_ms } => self.drain(reason, until_ms),
             }
         }
     }
@@ -280,7 +292,7 @@ impl Shard {
 
     /// Counts a client in. The place of an older socket of the same connection is its own.
     fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<Arrival, TurnedAway> {
-        if self.draining_until.is_some() {
+        if self.draining.is_some() {
             return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
         }
         let older = self.roster.holder(arrival.connection).and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
@@ -311,14 +323,24 @@ impl Shard {
         self.roster.connect(arrival, start, replayed, now)
     }
 
-    fn drain(&mut self, reason: &str, until_ms: u64, now: Now) {
-        self.draining_until = Some(until_ms);
-        let slots: Vec<Slot> = self.roster.slots().collect();
-        for (i, slot) in slots.into_iter().enumerate() {
-            // Spread over two seconds, so that who comes next is not met by all at once.
-            let reconnect_after_ms = (i as u64).wrapping_mul(7_919) % 2_000;
-            self.roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
-        }
+    fn drain(&mut self, reason: String, until_ms: u64) {
+        let leaving = self.roster.slots().collect();
+        self.draining = Some(Draining { until_ms, reason, leaving, head: self.roster.head() });
+    }
+
+    /// Tells those to go who have what was published before the end.
+    fn see_off(&mut self, now: Now) {
+        let Some(draining) = &mut self.draining else { return };
+        let roster = &mut self.roster;
+        draining.leaving.retain(|&slot| {
+            let served = roster.session(slot).is_none_or(|s| s.behind().is_none_or(|cursor| cursor >= draining.head));
+            if served {
+                // Spread over two seconds, so that who comes next is not met by all at once.
+                let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
+                roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, &draining.reason, now);
+            }
+            !served
+        });
     }
 
     fn react(&mut self, event: &Event, now: Now) {

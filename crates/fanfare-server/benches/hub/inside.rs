@@ -12,25 +12,26 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Runs until it is killed.
 pub(crate) fn run(values: &Values) -> Result<()> {
     let listen: SocketAddr = values.get("listen")?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(listen))
+    let audience = if values.get("to_one")? { Audience::User("user-0".into()) } else { Audience::Everyone };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(listen, audience))
 }
 
-async fn serve(listen: SocketAddr) -> Result<()> {
+async fn serve(listen: SocketAddr, audience: Audience) -> Result<()> {
     let config = Config { max_connections_per_address: 0, connects_per_second_per_address: 0, ..Config::default() };
     let hub = Hub::builder(Verifier::from_secret(token::SECRET)?).config(config).start()?;
-    let bench = axum::Router::new().route("/bench/publish", post(publish_soon)).with_state(hub.clone());
+    let bench = axum::Router::new().route("/bench/publish", post(publish_soon)).with_state((hub.clone(), audience));
     let app = hub.router().merge(bench).into_make_service_with_connect_info::<SocketAddr>();
     Ok(axum::serve(tokio::net::TcpListener::bind(listen).await?, app).await?)
 }
 
 /// Answers at once and publishes the event of the given number a little later.
-async fn publish_soon(State(hub): State<Hub>, counter: String) -> StatusCode {
+async fn publish_soon(State((hub, audience)): State<(Hub, Audience)>, counter: String) -> StatusCode {
     let Ok(counter) = counter.parse() else {
         return StatusCode::BAD_REQUEST;
     };
     tokio::spawn(async move {
         tokio::time::sleep(PAUSE).await;
-        if let Err(error) = publish(&hub, counter).await {
+        if let Err(error) = publish(&hub, audience, counter).await {
             // The load waits for this event in vain and says so.
             eprintln!("{error:?}");
         }
@@ -38,8 +39,8 @@ async fn publish_soon(State(hub): State<Hub>, counter: String) -> StatusCode {
     StatusCode::OK
 }
 
-async fn publish(hub: &Hub, counter: u64) -> Result<()> {
+async fn publish(hub: &Hub, audience: Audience, counter: u64) -> Result<()> {
     let json = String::from_utf8(event::write(counter, monotonic_ns()?))?;
-    hub.publish(Draft::parse(&json)?, Audience::Everyone).await.context("publishing")?;
+    hub.publish(Draft::parse(&json)?, audience).await.context("publishing")?;
     Ok(())
 }

@@ -97,27 +97,63 @@ fn connect() -> Result<Vec<Row>> {
 
 fn publish() -> Result<Vec<Row>> {
     let mut rows = vec![];
-    for (inside, name) in [(false, "POST"), (true, "in process")] {
+    for way in [Way::Floor, Way::Post, Way::Inside { to_one: false }, Way::Inside { to_one: true }] {
+        let name = way.name();
         let mut reports = vec![];
         for round in 1..=3 {
             eprintln!("publish: {name}, round {round} of 3");
-            let hub = if inside { hub_inside()? } else { hub()? };
+            let hub = way.start()?;
             reports.push(load(
                 "publish",
                 &[
                     "connections=100".to_owned(),
                     "events=150".to_owned(),
                     "interval_ms=25".to_owned(),
-                    format!("inside={inside}"),
+                    format!("inside={}", matches!(way, Way::Inside { .. })),
+                    format!("to_one={}", way.to_one()),
                     format!("hub={}", hub.address),
                 ],
             )?);
         }
-        let target = |us| inside.then_some(us);
+        let target = |us| matches!(way, Way::Inside { .. }).then_some(us);
         rows.push(over_rounds(&format!("publish to receipt, {name}, p50"), "us", "p50_us", &reports, target(300.0))?);
         rows.push(over_rounds(&format!("publish to receipt, {name}, p99"), "us", "p99_us", &reports, target(2000.0))?);
     }
     Ok(rows)
+}
+
+/// How an event gets to 100 connections, or to one of them.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By HTTP through the floor: what the writes and the load's reads take by themselves.
+    Floor,
+    /// By HTTP through the hub.
+    Post,
+    /// By `Hub::publish` in the hub's own process.
+    Inside { to_one: bool },
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "POST to the floor, to all",
+            Self::Post => "POST, to all",
+            Self::Inside { to_one: false } => "in process, to all",
+            Self::Inside { to_one: true } => "in process, to one",
+        }
+    }
+
+    const fn to_one(self) -> bool {
+        matches!(self, Self::Inside { to_one: true })
+    }
+
+    fn start(self) -> Result<Listening> {
+        match self {
+            Self::Floor => floor(),
+            Self::Post => hub(),
+            Self::Inside { to_one } => hub_inside(to_one),
+        }
+    }
 }
 
 fn floor() -> Result<Listening> {
@@ -147,10 +183,10 @@ fn hub() -> Result<Listening> {
 }
 
 /// A hub inside a process of the benchmark, which publishes there.
-fn hub_inside() -> Result<Listening> {
+fn hub_inside(to_one: bool) -> Result<Listening> {
     Listening::start("hub-inside", |address: SocketAddr| {
         let mut command = child::myself("inside")?;
-        command.arg(format!("listen={address}"));
+        command.arg(format!("listen={address}")).arg(format!("to_one={to_one}"));
         Ok(command)
     })
 }

@@ -11,10 +11,13 @@ const WARM_UP: u32 = 20;
 /// Has events published one by one, by itself or by the hub's own process, and notes when they arrive.
 pub(crate) fn run(values: &Values) -> Result<Value> {
     let (events, interval) = (values.get("events")?, Duration::from_millis(values.get("interval_ms")?));
-    let inside: bool = values.get("inside")?;
+    let (inside, to_one): (bool, bool) = (values.get("inside")?, values.get("to_one")?);
     let mut load = Load::new()?;
     let hub = load.add_target(values.get("hub")?)?;
     load.connect(hub, values.get("connections")?, 1_000)?;
+    if to_one {
+        load.expect_one_reader(hub);
+    }
     for (events, noted) in [(WARM_UP, false), (events, true)] {
         if noted {
             load.note_receipts();
