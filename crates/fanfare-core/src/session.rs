@@ -23,6 +23,9 @@ pub const MAX_TURN_BYTES: usize = 256 << 10;
 /// How many bytes of answers may wait before no more is read from a client that doesn't take them.
 const MAX_WAITING_BYTES: usize = 16 << 10;
 
+/// How long a client that is turned away may take to answer, in milliseconds: a flood of them must not hold sockets.
+const REFUSED_MS: u64 = 2_000;
+
 /// What holds for every session of a hub.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -271,6 +274,7 @@ impl Session {
     pub fn refused(code: CloseCode, reason: &str, ctx: &mut Context<'_>) -> Self {
         let mut session = Self::new(&Grant::default(), ConnectionId(0), ctx);
         session.close(code, reason, ctx);
+        session.due_ms = ctx.now.mono_ms + ctx.settings.close_ms.min(REFUSED_MS);
         session
     }
 

@@ -15,10 +15,14 @@ use anyhow::Context;
 use aws_lc_rs::rand;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use banner::Banner;
-use fanfare::{Hub, Verifier, auth::weakness};
+use fanfare::{
+    Hub, Verifier,
+    auth::weakness,
+    metrics::{Counter, Metrics},
+};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{io, net::SocketAddr, pin::pin, process, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, process, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
@@ -76,7 +80,7 @@ async fn serve(settings: &Settings, files: Option<u64>) -> anyhow::Result<()> {
     }
     let (end, requests) = watch::channel(());
     tokio::select! {
-        () = accept(listener, &app, settings.hub.handshake_timeout, requests) => {}
+        () = accept(listener, &app, &hub, requests) => {}
         () = signals.next() => {}
     }
 
@@ -134,15 +138,16 @@ fn raise_file_limit() -> Option<u64> {
 }
 
 /// Takes connections for ever. Each ends what it is doing when `end` changes.
-async fn accept(listener: TcpListener, app: &Router, header_timeout: Duration, end: watch::Receiver<()>) {
+async fn accept(listener: TcpListener, app: &Router, hub: &Hub, end: watch::Receiver<()>) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HTTP_BUFFER);
+    http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
     let mut failing = false;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 failing = false;
-                tokio::spawn(serve_connection(stream, peer, app.clone(), http.clone(), end.clone()));
+                let metrics = hub.metrics().clone();
+                tokio::spawn(serve_connection(stream, peer, app.clone(), http.clone(), metrics, end.clone()));
             }
             Err(error) if listener::is_of_one_connection(&error) => {}
             Err(error) => {
@@ -161,6 +166,7 @@ async fn serve_connection(
     peer: SocketAddr,
     app: Router,
     http: http1::Builder,
+    metrics: Arc<Metrics>,
     mut end: watch::Receiver<()>,
 ) {
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -176,6 +182,11 @@ async fn serve_connection(
         }
     };
     if let Err(error) = result {
+        if error.is_timeout() {
+            metrics.add(Counter::LimitHandshake, 1);
+        } else if error.is_parse() {
+            metrics.add(Counter::BadRequests, 1);
+        }
         tracing::debug!(%peer, %error, "an HTTP connection ended early");
     }
 }

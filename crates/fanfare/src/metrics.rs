@@ -97,6 +97,8 @@ counters! {
     LimitHandshake = "fanfare_refusals", "limit" = "handshake_timeout";
     /// Messages answered with an error: not JSON, of an unknown type, or with something missing.
     BadMessages = "fanfare_bad_input", "kind" = "message";
+    /// Requests that are no HTTP.
+    BadRequests = "fanfare_bad_input", "kind" = "request";
     /// Upgrade requests that broke RFC 6455 section 4.2.1.
     BadUpgrades = "fanfare_bad_input", "kind" = "upgrade";
     /// Events refused because they are malformed.
