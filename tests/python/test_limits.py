@@ -1,10 +1,11 @@
 """Each limit refuses with its own code and reason, counts it, and disturbs nobody else."""
 
 import re
+import socket
 from contextlib import suppress
 
 import pytest
-from hub import Client, token
+from hub import DEADLINE, Client, token, until
 from websockets.exceptions import ConnectionClosed
 
 
@@ -124,3 +125,23 @@ def test_an_event_too_large_is_refused(hub_with):
     answer = hub.post("/events", {"type": "note", "data": {"x": "y" * 1000}})
     assert answer.status == 413
     assert "max_event_bytes" in answer.json()["detail"]
+
+
+def test_a_request_that_never_ends_is_cut_off_and_counted(hub_with):
+    hub = hub_with(handshake_timeout="1s")
+    with socket.create_connection(hub.address.split(":"), timeout=DEADLINE) as stream:
+        stream.sendall(b"GET /ws HTTP/1.1\r\nHost: hub\r\n")
+        while stream.recv(1000):
+            pass
+    name = 'fanfare_refusals_total{limit="handshake_timeout"}'
+    until(lambda: counter(hub, name) == 1, "the request that never ended is counted")
+    hub.publish("undisturbed")
+
+
+def test_what_is_no_request_is_answered_and_counted(hub_with):
+    hub = hub_with()
+    with socket.create_connection(hub.address.split(":"), timeout=DEADLINE) as stream:
+        stream.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert stream.recv(1000).startswith(b"HTTP/1.1 400 ")
+    until(lambda: counter(hub, 'fanfare_bad_input_total{kind="request"}') == 1, "what was no request is counted")
+    hub.publish("undisturbed")
