@@ -20,6 +20,7 @@ use mio::{
     event::{Event, Source},
     net::{TcpStream, UnixStream},
 };
+use rustix::net::{self, SendFlags};
 use std::{
     io::{self, IoSlice, Read, Write},
     net::{IpAddr, Shutdown},
@@ -520,7 +521,9 @@ impl Socket {
     fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
             let sent = match (&mut *self, slices) {
-                (Self::Tcp(stream), [only]) => stream.write(only),
+                // The call itself, without the C library's bookkeeping for thread cancellation around it: of what a
+                // single small delivery costs beyond the kernel, that is the largest part.
+                (Self::Tcp(stream), [only]) => Ok(net::send(stream, only, SendFlags::NOSIGNAL)?),
                 (Self::Tcp(stream), many) => stream.write_vectored(many),
                 (Self::Bridge(stream), many) => stream.write_vectored(many),
             };
