@@ -178,9 +178,26 @@ impl HubBuilder {
                     broker.expire(unix_ms);
                 });
             }
-            threads.push(thread::Builder::new().name(format!("fanfare-{i}")).spawn(move || shard.run())?);
+            let ends = EndsReadiness(node.clone());
+            let run = move || {
+                let _ends = ends;
+                shard.run();
+            };
+            threads.push(thread::Builder::new().name(format!("fanfare-{i}")).spawn(run)?);
         }
         Ok(threads)
+    }
+}
+
+/// A hub without one of its shards is not ready any more, however that shard ended.
+struct EndsReadiness(Arc<Node>);
+
+impl Drop for EndsReadiness {
+    fn drop(&mut self) {
+        self.0.ready.store(false, Ordering::Relaxed);
+        if thread::panicking() {
+            tracing::error!("a shard ended by a panic: its clients are cut off, and the hub is not ready any more");
+        }
     }
 }
 
