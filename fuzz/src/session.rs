@@ -8,7 +8,7 @@ use std::{
 };
 
 use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Grant,
+    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage,
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -95,7 +95,7 @@ impl World {
             echo: false,
         };
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };
-        let (window, mut roster) = (Window::new(EPOCH, 0, BOUNDS), Roster::new(settings, EPOCH, 0));
+        let (window, mut roster) = (Window::new(Lineage::new(EPOCH), 0, BOUNDS), Roster::new(settings, EPOCH, 0));
         let arrival = Arrival::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
         let slot = Some(roster.connect(arrival, window.start(None), 0, now));
         Self { roster, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }

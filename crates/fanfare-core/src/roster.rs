@@ -31,16 +31,21 @@ type Hasher = foldhash::fast::RandomState;
 
 /// What lies behind a roster's own tail: the node's window.
 pub trait Past {
-    /// Adds to `out` what `viewer` may see behind `cursor` and not beyond `until`, at most as many entries as one
-    /// turn can send, and returns the place that was reached.
+    /// Adds to `out` what `viewer` may see behind `cursor`, a place of its `epoch`, and not beyond `until`, at most as
+    /// many entries as one turn can send, and returns the place that was reached. That is the cursor itself while the
+    /// past is of another epoch, which the roster is about to [adopt](Roster::adopt).
     ///
     /// # Errors
     /// If history behind the cursor is gone: where the client goes on, and what it is to be told.
-    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start>;
+    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start>;
 }
 
 impl Past for Window {
-    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
+    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
+        let Position { epoch, sequence: cursor } = cursor;
+        if epoch != self.epoch() {
+            return Ok(cursor);
+        }
         if cursor < self.floor() {
             return Err(self.continue_from(cursor));
         }
@@ -324,6 +329,32 @@ impl Roster {
         self.head = head;
     }
 
+    /// The epoch that this roster's positions are of.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Goes on in the log that the window has become the tail of. Clients whose cursor is no longer what it was are told
+    /// (`gap: reset`); the others don't notice.
+    pub fn adopt(&mut self, window: &Window, now: Now) {
+        let before = Position { epoch: self.epoch, sequence: self.head };
+        let starts: Vec<(Slot, Start)> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.session.is_open())
+            .filter_map(|(slot, seat)| {
+                let start = window.restart(seat.session.position(before))?;
+                Some((Slot::try_from(slot).unwrap_or(Slot::MAX), start))
+            })
+            .collect();
+        self.tail.clear();
+        self.epoch = window.epoch();
+        self.head = window.restart(before).map_or(self.head, |start| start.cursor);
+        for (slot, start) in starts {
+            self.with_session(slot, now, |session, ctx| session.skip_to(start, ctx));
+        }
+    }
+
     fn mark_everyone(&mut self, head: u64) {
         for (slot, seat) in &mut self.seats {
             if seat.mark(head) {
@@ -420,7 +451,8 @@ impl Roster {
     ) -> bool {
         let mut entries = std::mem::take(&mut self.scratch);
         let viewer = self.seats[slot as usize].session.viewer();
-        let read = past.read(cursor, self.head, viewer, &mut entries);
+        let place = Position { epoch: self.epoch, sequence: cursor };
+        let read = past.read(place, self.head, viewer, &mut entries);
         let all = match read {
             Ok(reached) => {
                 let chosen: SmallVec<[&Entry; 64]> = entries.iter().map(|entry| &**entry).collect();

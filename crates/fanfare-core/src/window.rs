@@ -2,7 +2,7 @@
 //!
 //! Knows positions and audiences. Does not know who is connected, nor how entries come to it.
 
-use crate::{Audience, ConnectionId, Event, Position, ws};
+use crate::{Audience, ConnectionId, Event, Lineage, Position, lineage::Place, ws};
 use hashbrown::{HashMap, HashTable};
 use smallvec::SmallVec;
 use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
@@ -87,7 +87,7 @@ pub struct Start {
 /// A node's recent tail of the log.
 #[derive(Debug)]
 pub struct Window {
-    epoch: u64,
+    lineage: Lineage,
     /// The sequence before the first entry: the oldest cursor that can be served.
     floor: u64,
     /// The id of the event at the floor, where it was held: who saw it last has missed nothing.
@@ -108,13 +108,24 @@ const SCAN_AT_MOST: u64 = 64;
 impl Entry {
     /// Encodes an event for its place.
     pub fn new(sequence: u64, appended_ms: u64, audience: Audience, event: &Event) -> Self {
-        Self {
-            sequence,
-            appended_ms,
-            audience,
-            event_id: event.event_id().into(),
-            frame: ws::frame(ws::Opcode::Text, event.json().as_bytes()),
-        }
+        Self::from_parts(sequence, appended_ms, audience, event.event_id(), event.json().as_bytes())
+    }
+
+    /// Encodes an event that was checked before it came into the log: its id and its JSON.
+    pub fn from_parts(sequence: u64, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
+        let frame = ws::frame(ws::Opcode::Text, json);
+        Self { sequence, appended_ms, audience, event_id: event_id.into(), frame }
+    }
+
+    /// The event's JSON: the frame without its head.
+    pub fn json(&self) -> &[u8] {
+        // RFC 6455 section 5.2: the second byte of an unmasked frame is its length, or says how wide the length is.
+        let head = match self.frame.get(1) {
+            Some(126) => 4,
+            Some(127) => 10,
+            _ => 2,
+        };
+        self.frame.get(head..).unwrap_or_default()
     }
 
     /// What an entry costs in memory, in bytes: its frame, its id and a fixed part for the indexes.
@@ -136,10 +147,10 @@ impl Viewer<'_> {
 }
 
 impl Window {
-    /// An empty window of the log `epoch` whose head is at `head`.
-    pub fn new(epoch: u64, head: u64, bounds: Bounds) -> Self {
+    /// An empty window of a log whose head is at `head`.
+    pub fn new(lineage: Lineage, head: u64, bounds: Bounds) -> Self {
         Self {
-            epoch,
+            lineage,
             floor: head,
             floor_id: None,
             entries: VecDeque::new(),
@@ -152,9 +163,29 @@ impl Window {
         }
     }
 
-    /// Which log this is the tail of.
+    /// The epoch of the log's newest entries.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.lineage.current()
+    }
+
+    /// Which log this is the tail of.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// Goes on as the tail of a log that holds of this window what lies up to `shared`, and nothing behind it.
+    pub fn adopt(&mut self, lineage: Lineage, shared: u64) {
+        self.lineage = lineage;
+        while self.head() > shared && self.pop_newest() {}
+        if self.head() > shared {
+            self.jump(shared);
+        }
+    }
+
+    /// Goes on behind `floor`, where what lies between is not to be had. Nothing is held then.
+    pub fn jump(&mut self, floor: u64) {
+        while self.pop_newest() {}
+        (self.floor, self.floor_id) = (floor, None);
     }
 
     /// The sequence of the newest entry.
@@ -217,26 +248,37 @@ impl Window {
     }
 
     fn pop_oldest(&mut self) {
-        let Some(oldest) = self.entries.front() else { return };
-        self.bytes -= oldest.weight();
-        let sequence = oldest.sequence;
-        let hash = self.hasher.hash_one(&*oldest.event_id);
-        if let Ok(found) = self.ids.find_entry(hash, |&s| s == sequence) {
+        let Some(oldest) = self.entries.pop_front() else { return };
+        self.forget(&oldest, VecDeque::pop_front);
+        self.floor_id = Some(oldest.event_id.clone());
+        self.floor = oldest.sequence;
+    }
+
+    /// Takes the newest entry back. Returns whether there was one.
+    fn pop_newest(&mut self) -> bool {
+        let Some(newest) = self.entries.pop_back() else { return false };
+        self.forget(&newest, VecDeque::pop_back);
+        true
+    }
+
+    /// Takes an entry, which stands at one end, out of the indexes.
+    fn forget(&mut self, entry: &Entry, pop: fn(&mut VecDeque<u64>) -> Option<u64>) {
+        self.bytes -= entry.weight();
+        let hash = self.hasher.hash_one(&*entry.event_id);
+        if let Ok(found) = self.ids.find_entry(hash, |&sequence| sequence == entry.sequence) {
             found.remove();
         }
-        match &oldest.audience {
-            Audience::Everyone => drop(self.everyone.pop_front()),
+        match &entry.audience {
+            Audience::Everyone => drop(pop(&mut self.everyone)),
             other => {
                 if let Some(list) = self.addressed.get_mut(other) {
-                    list.pop_front();
+                    pop(list);
                     if list.is_empty() {
                         self.addressed.remove(other);
                     }
                 }
             }
         }
-        self.floor_id = self.entries.pop_front().map(|oldest| oldest.event_id.clone());
-        self.floor = sequence;
     }
 
     /// The place of an event, if it is held or was the last to go.
@@ -292,19 +334,33 @@ impl Window {
         let Some(id) = last_event_id else {
             return Start { cursor: self.head(), gap: None, asked: false };
         };
-        let gap = match id.parse::<Position>() {
-            Ok(place) if place.epoch == self.epoch && place.sequence <= self.head() => {
-                return self.continue_from(place.sequence);
-            }
-            Ok(_) => Gap { reason: GapReason::Reset, missed: None },
+        let place = match id.parse::<Position>() {
+            Ok(position) => self.lineage.place(position, self.head()),
             Err(_) => match self.find(id) {
-                Some(sequence) => return self.continue_from(sequence),
+                Some(sequence) => self.lineage.place_of_event(sequence),
                 // A log that never let go of anything can't have held the event.
-                None if self.floor == 0 => Gap { reason: GapReason::Reset, missed: None },
-                None => Gap { reason: GapReason::Expired, missed: None },
+                None if self.floor == 0 => Place::Unknown,
+                None => return self.start_behind_gap(self.floor, GapReason::Expired),
             },
         };
-        Start { cursor: self.floor, gap: Some(gap), asked: true }
+        match place {
+            Place::At(sequence) => self.continue_from(sequence),
+            Place::Broken(sequence) => self.start_behind_gap(sequence, GapReason::Reset),
+            Place::Unknown => self.start_behind_gap(self.floor, GapReason::Reset),
+        }
+    }
+
+    /// Where a client goes on whose cursor, as it was a place of the roster's `epoch`, is no longer what it was.
+    pub(crate) fn restart(&self, position: Position) -> Option<Start> {
+        match self.lineage.place(position, self.head()) {
+            Place::At(_) => None,
+            Place::Broken(sequence) => Some(self.start_behind_gap(sequence, GapReason::Reset)),
+            Place::Unknown => Some(self.start_behind_gap(self.floor, GapReason::Reset)),
+        }
+    }
+
+    fn start_behind_gap(&self, cursor: u64, reason: GapReason) -> Start {
+        Start { cursor: cursor.max(self.floor), gap: Some(Gap { reason, missed: None }), asked: true }
     }
 
     /// Where a client goes on that has been served up to `cursor` of this log.
@@ -333,7 +389,7 @@ mod tests {
     }
 
     fn window(bounds: Bounds, entries: u64) -> Window {
-        let mut window = Window::new(7, 0, bounds);
+        let mut window = Window::new(Lineage::new(7), 0, bounds);
         for sequence in 1..=entries {
             let audience = match sequence % 3 {
                 0 => Audience::Everyone,
@@ -394,7 +450,7 @@ mod tests {
             ("pos-7-4", 4, None),
             ("pos-7-9", 9, None),
             ("pos-7-1", 4, gap(GapReason::Expired, Some(3))),
-            ("pos-7-10", 4, gap(GapReason::Reset, None)),
+            ("pos-7-10", 9, gap(GapReason::Reset, None)),
             ("pos-8-6", 4, gap(GapReason::Reset, None)),
             ("e2", 4, gap(GapReason::Expired, None)),
             ("unknown", 4, gap(GapReason::Expired, None)),
@@ -402,6 +458,40 @@ mod tests {
             assert_eq!(window.start(Some(id)), Start { cursor, gap: expected, asked: true }, "{id}");
         }
         assert_eq!(window.start(None), Start { cursor: 9, gap: None, asked: false });
+    }
+
+    #[test]
+    fn a_log_that_was_cut_short_goes_on_without_what_it_lost() {
+        let mut window = window(WIDE, 9);
+        let mut lineage = window.lineage().clone();
+        lineage.begin(8, 6, true);
+        window.adopt(lineage, 6);
+        assert_eq!((window.head(), window.find("e6"), window.find("e7")), (6, Some(6), None));
+        window.push(entry(7, 0, Audience::Everyone));
+        let reset = Some(Gap { reason: GapReason::Reset, missed: None });
+        for (id, cursor, gap) in
+            [("pos-7-6", 6, None), ("pos-7-7", 6, reset), ("pos-8-7", 7, None), ("e7", 7, None), ("e8", 0, reset)]
+        {
+            assert_eq!(window.start(Some(id)), Start { cursor, gap, asked: true }, "{id}");
+        }
+        let viewer = Viewer { user: &"ann".into(), connection: ConnectionId(1), topics: &["t".into()] };
+        assert_eq!(window.count(0, viewer), 7);
+    }
+
+    #[test]
+    fn a_cut_below_the_floor_leaves_nothing() {
+        let mut window = window(Bounds { events: 3, ..WIDE }, 9);
+        window.adopt(Lineage::new(8), 4);
+        assert_eq!((window.floor(), window.head(), window.len(), window.bytes()), (4, 4, 0, 0));
+        assert!(window.ids.is_empty() && window.addressed.is_empty() && window.everyone.is_empty());
+    }
+
+    #[test]
+    fn the_json_is_found_again_in_a_frame_of_any_length() {
+        for length in [0, 100, 125, 126, 65_535, 65_536] {
+            let json = vec![b'x'; length];
+            assert_eq!(Entry::from_parts(1, 0, Audience::Everyone, "e", &json).json(), json, "{length}");
+        }
     }
 
     #[test]

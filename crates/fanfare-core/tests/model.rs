@@ -8,7 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare_core::{
-    Audience, ConnectionId, Draft, Grant, Position,
+    Audience, ConnectionId, Draft, Grant, Lineage, Position,
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -17,7 +17,10 @@ use fanfare_core::{
 };
 use proptest::prelude::*;
 use serde_json::Value;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 const EPOCH: u64 = 0xfa;
 const USERS: [&str; 2] = ["ann", "bob"];
@@ -44,6 +47,8 @@ enum Op {
     Ping(usize),
     /// Time passes, in milliseconds.
     Wait(u64),
+    /// The log loses its newest entries, for all anyone knows these alone if it says so, and goes on.
+    Lose { newest: usize, whole: bool },
 }
 
 #[derive(Debug, Clone)]
@@ -74,6 +79,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(client, topic, subscribe)| Op::Topic { client, topic, subscribe }),
         1 => client.prop_map(Op::Ping),
         1 => prop_oneof![0u64..2_000, 0u64..40_000].prop_map(Op::Wait),
+        1 => (0usize..40, any::<bool>()).prop_map(|(newest, whole)| Op::Lose { newest, whole }),
     ];
     prop::collection::vec(op, 1..120)
 }
@@ -84,6 +90,12 @@ struct World {
     roster: Roster,
     now: Now,
     history: Vec<(String, Audience)>,
+    /// What the log lost, with the place that it had.
+    lost: HashMap<String, u64>,
+    /// The epochs of the log, each with what survived of the ones before, and whether nothing else can be lost.
+    epochs: Vec<(u64, u64, bool)>,
+    /// How many events there ever were, so that no two get the same id.
+    made: usize,
     clients: Vec<Client>,
 }
 
@@ -101,6 +113,10 @@ struct Client {
     expected: Option<(u64, bool)>,
     /// It was told of a gap that must come next.
     owed_gap: bool,
+    /// It has seen what the log lost, or may have: of what is newer, a `gap` comes first.
+    due_reset: bool,
+    /// The epochs there were when it was last told where it stands.
+    told: usize,
     place: u64,
     seen: Vec<String>,
     gaps: usize,
@@ -120,10 +136,13 @@ impl World {
         let clients = (0..CLIENTS).map(|i| Client::new(USERS[i % USERS.len()], i)).collect();
         let bounds = Bounds { events: 90, bytes: 40_000, age_ms: 60_000 };
         Self {
-            window: Window::new(EPOCH, 0, bounds),
+            window: Window::new(Lineage::new(EPOCH), 0, bounds),
             roster: Roster::new(settings, EPOCH, 0),
             now: Now { mono_ms: 1_000, unix_ms: 1_000_000 },
             history: Vec::new(),
+            lost: HashMap::new(),
+            epochs: vec![(EPOCH, 0, true)],
+            made: 0,
             clients,
         }
     }
@@ -142,6 +161,7 @@ impl World {
             }
             Op::Ping(client) => self.send(client, r#"{"type":"ping"}"#),
             Op::Wait(ms) => self.wait(ms),
+            Op::Lose { newest, whole } => self.lose(newest, whole),
         }
     }
 
@@ -152,7 +172,8 @@ impl World {
             5 => Audience::Connection(ConnectionId(u128::from(kind) / 8 % CLIENTS as u128)),
             _ => Audience::Topic(TOPICS[kind as usize / 8 % TOPICS.len()].into()),
         };
-        let id = format!("e{}", self.history.len() + 1);
+        self.made += 1;
+        let id = format!("e{}", self.made);
         let pad = "x".repeat(kind as usize * 2);
         let draft = Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
         let event = draft.finish(self.now.unix_ms, || id.clone()).unwrap();
@@ -161,8 +182,35 @@ impl World {
         self.history.push((id, audience));
     }
 
+    fn lose(&mut self, newest: usize, whole: bool) {
+        let survived = self.history.len().saturating_sub(newest);
+        for (i, (id, _)) in self.history.drain(survived..).enumerate() {
+            self.lost.insert(id, (survived + i + 1) as u64);
+        }
+        let (survived, epoch) = (survived as u64, EPOCH + 100 + self.epochs.len() as u64);
+        self.epochs.push((epoch, survived, whole));
+        let mut lineage = self.window.lineage().clone();
+        lineage.begin(epoch, survived, whole);
+        self.window.adopt(lineage, survived);
+        for client in &mut self.clients {
+            let place = client.expected.map_or(client.place, |(place, _)| place);
+            client.due_reset |= !whole || place > survived;
+        }
+    }
+
+    /// Up to which sequence a position's epoch is part of the log, and whether more may be lost behind it.
+    fn end_of(&self, epoch: u64) -> Option<(u64, bool)> {
+        let at = self.epochs.iter().position(|(id, ..)| *id == epoch)?;
+        let later = &self.epochs[at + 1..];
+        let end = later.iter().map(|(_, after, _)| *after).fold(self.window.head(), u64::min);
+        Some((end, later.iter().all(|(_, _, whole)| *whole)))
+    }
+
     /// As a shard does it.
     fn pull(&mut self) {
+        if self.roster.epoch() != self.window.epoch() {
+            self.roster.adopt(&self.window, self.now);
+        }
         if self.roster.head() < self.window.floor() {
             self.roster.jump(self.window.head());
         } else {
@@ -180,14 +228,16 @@ impl World {
             Resume::Unknown => Some("nobody-knows".to_owned()),
             Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
         };
-        let (floor, head) = (self.window.floor(), self.window.head());
-        let known = last.as_deref().and_then(|id| self.history_place(id));
+        // A shard takes a new epoch in before it lets anyone in.
+        if self.roster.epoch() != self.window.epoch() {
+            self.pull();
+        }
+        let head = self.window.head();
+        let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id));
         let client = &mut self.clients[who];
-        client.expected = Some(match (&last, known) {
-            (None, _) => (head, false),
-            (Some(_), Some(place)) if place >= floor => (place, false),
-            _ => (floor, true),
-        });
+        client.expected = Some(expected);
+        client.due_reset = false;
+        client.told = self.epochs.len();
         client.wanted = (0..TOPICS.len()).filter(|i| topics >> i & 1 == 1).map(|i| TOPICS[i].into()).collect();
         client.topics = client.wanted.iter().map(|topic| topic.to_string()).collect();
         (client.room, client.owed_gap) = (0, false);
@@ -207,10 +257,40 @@ impl World {
         }
     }
 
+    /// Where a client goes on that names `id`, and whether it is told of a gap.
+    fn expected_start(&self, id: &str) -> (u64, bool) {
+        let floor = self.window.floor();
+        let place = match id.parse::<Position>() {
+            Ok(position) => self.end_of(position.epoch).map(|(end, whole)| {
+                let broken = position.sequence > end || !whole;
+                (position.sequence.min(end), broken)
+            }),
+            Err(_) => self.history_place(id).filter(|place| *place >= floor).map(|place| {
+                let doubtful = |(_, after, whole): &(u64, u64, bool)| !whole && place <= *after;
+                (place, self.epochs.iter().any(doubtful))
+            }),
+        };
+        place.map_or((floor, true), |(place, gap)| (place.max(floor), gap || place < floor))
+    }
+
     fn history_place(&self, id: &str) -> Option<u64> {
+        self.history.iter().position(|(known, _)| known == id).map(|i| i as u64 + 1)
+    }
+
+    /// The place that a frame's id names, and whether it is one of what the log lost or had before its last loss.
+    fn place_of(&self, id: &str) -> (u64, bool) {
         match id.parse::<Position>() {
-            Ok(place) => (place.epoch == EPOCH).then_some(place.sequence),
-            Err(_) => self.history.iter().position(|(known, _)| known == id).map(|i| i as u64 + 1),
+            Ok(position) => {
+                assert!(self.end_of(position.epoch).is_some(), "only positions of this log are sent");
+                (position.sequence, position.epoch != self.window.epoch())
+            }
+            Err(_) => match self.lost.get(id) {
+                Some(place) => (*place, true),
+                None => {
+                    let place = self.history_place(id).expect("only events of this log are sent");
+                    (place, self.epochs.last().is_some_and(|(_, after, _)| place <= *after))
+                }
+            },
         }
     }
 
@@ -289,17 +369,29 @@ impl World {
             }
             let message: Value = serde_json::from_slice(&payload).unwrap();
             let id = message["event_id"].as_str().unwrap().to_owned();
-            let place = self.history_place(&id).expect("only ids of this log are sent");
-            match message["type"].as_str().unwrap() {
+            let (place, old) = self.place_of(&id);
+            let kind = message["type"].as_str().unwrap();
+            if self.clients[who].due_reset && kind != "gap" {
+                assert!(old, "{message} before the gap that is due");
+            }
+            match kind {
                 "ack" if self.clients[who].expected.is_some() => self.check_connected(who, &message, place),
-                "gap" => self.check_gap(who, place),
+                "gap" => self.check_gap(who, place, &message),
                 "note" => {
                     assert!(place > self.clients[who].place, "{id} doubled or out of order");
-                    assert!(self.sees(who, place), "{id} is not for this client");
-                    self.check_nothing_missed(who, place - 1);
+                    if self.lost.contains_key(&id) {
+                        self.clients[who].due_reset = true;
+                    } else if !self.clients[who].due_reset {
+                        assert!(self.sees(who, place), "{id} is not for this client");
+                        self.check_nothing_missed(who, place - 1);
+                    }
                 }
                 kind => {
-                    self.check_nothing_missed(who, place);
+                    let survived = self.epochs.last().map_or(0, |(_, after, _)| *after);
+                    self.clients[who].due_reset |= old && place > survived;
+                    if !self.clients[who].due_reset {
+                        self.check_nothing_missed(who, place);
+                    }
                     self.follow_topics(who, kind, &message);
                 }
             }
@@ -319,12 +411,27 @@ impl World {
         client.owed_gap = gap;
     }
 
-    fn check_gap(&mut self, who: usize, place: u64) {
+    fn check_gap(&mut self, who: usize, place: u64, gap: &Value) {
         let floor = self.window.floor();
+        let position: Position = gap["event_id"].as_str().unwrap().parse().unwrap();
+        let told = self.epochs.iter().position(|(id, ..)| *id == position.epoch).unwrap() + 1;
+        let (end, whole) = self.end_of(position.epoch).unwrap();
         let client = &mut self.clients[who];
         client.gaps += 1;
-        assert!(place <= floor, "history behind {place} is still held from {floor} on");
-        assert!(std::mem::take(&mut client.owed_gap) || place > client.place, "a gap that hides nothing");
+        let owed = std::mem::take(&mut client.owed_gap);
+        match gap["reason"].as_str().unwrap() {
+            "reset" => {
+                // The session may have passed what was not for its client, and can't tell that it missed nothing.
+                assert!(owed || client.due_reset || told > client.told, "a reset where nothing was lost");
+                client.due_reset = place > end || !whole;
+                client.told = told;
+            }
+            _ => {
+                let stale = position.epoch != self.window.epoch();
+                assert!(place <= floor || stale, "history behind {place} is still held from {floor} on");
+                assert!(owed || place > client.place, "a gap that hides nothing");
+            }
+        }
     }
 
     /// Everything the client may see up to `until` must lie before its place.
@@ -389,6 +496,8 @@ impl Client {
             wanted: Vec::new(),
             expected: None,
             owed_gap: false,
+            due_reset: false,
+            told: 1,
             place: 0,
             seen: Vec::new(),
             gaps: 0,
@@ -430,6 +539,31 @@ proptest! {
         world.settle();
         world.leave();
     }
+}
+
+#[test]
+fn who_saw_what_the_log_lost_is_told_and_nobody_else() {
+    let mut world = World::new();
+    for client in 0..2 {
+        world.run(Op::Connect { client, resume: Resume::No, topics: 0 });
+    }
+    world.run(Op::Publish(vec![0; 10]));
+    // The second one reads five of ten, and then no more.
+    world.pull();
+    world.drain(0, 1 << 30);
+    let frame = 140;
+    world.drain(1, 6 * frame);
+    world.serve(20);
+    let (all, some) = (world.clients[0].place, world.clients[1].place);
+    assert!(all == 10 && (2..8).contains(&some), "{all} {some}");
+    world.run(Op::Lose { newest: 2, whole: true });
+    world.run(Op::Publish(vec![0; 3]));
+    world.settle();
+    assert_eq!((world.clients[0].place, world.clients[0].gaps), (11, 1));
+    assert_eq!((world.clients[1].place, world.clients[1].gaps), (11, 0));
+    world.run(Op::Lose { newest: 0, whole: false });
+    world.settle();
+    assert_eq!((world.clients[0].gaps, world.clients[1].gaps), (2, 1));
 }
 
 /// The property above would hold of a world in which nothing happens.

@@ -7,7 +7,6 @@ mod listener;
 mod page;
 
 use crate::{
-    commands::Usage,
     logging,
     settings::{Settings, kind::LogFormat},
 };
@@ -18,6 +17,7 @@ use banner::Banner;
 use fanfare::{
     Hub, Verifier,
     auth::weakness,
+    broker::redis::RedisOptions,
     metrics::{Counter, Metrics},
 };
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -42,9 +42,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until SIGINT or SIGTERM.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
-    if settings.redis_url.is_some() {
-        return Err(Usage(NO_REDIS.to_owned()).into());
-    }
     logging::start(settings);
     let files = raise_file_limit();
     runtime().context("the system gives no threads")?.block_on(serve(settings, files))
@@ -59,17 +56,12 @@ fn runtime() -> io::Result<Runtime> {
     }
 }
 
-const NO_REDIS: &str = "\
-redis_url (REDIS_URL) is set, and this version can't hold its log in Redis yet: a later version does. It is never replaced \
-in silence by the log in memory, which other nodes don't see and which ends with the process. Take redis_url away to serve \
-from memory";
-
 async fn serve(settings: &Settings, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let listener = listener::bind(settings.listen)?;
     let address = listener.local_addr().context("the listener has no address")?;
     let (secret, made_for_this_run) = secret(settings)?;
-    let hub = start_hub(settings, &secret)?;
+    let hub = start_hub(settings, &secret).await?;
     let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
 
     warn(settings, files, made_for_this_run);
@@ -99,9 +91,19 @@ async fn serve(settings: &Settings, files: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_hub(settings: &Settings, secret: &[u8]) -> anyhow::Result<Hub> {
+async fn start_hub(settings: &Settings, secret: &[u8]) -> anyhow::Result<Hub> {
     let verifier = Verifier::new(settings.algorithm, secret, 0)?;
-    Ok(Hub::builder(verifier).config(settings.hub.clone()).identity_secret(secret).start()?)
+    let builder = Hub::builder(verifier).config(settings.hub.clone()).identity_secret(secret);
+    let Some(url) = &settings.redis_url else { return Ok(builder.start()?) };
+    let options = RedisOptions {
+        namespace: settings.redis_namespace.clone(),
+        durability: settings.durability,
+        lag_limit: settings.bus_lag_limit,
+        ..RedisOptions::new(url.clone())
+    };
+    // Never the memory instead: other nodes would not see it, and it ends with the process.
+    let context = || format!("the log can't be in Redis at {url} (redis_url, REDIS_URL)");
+    builder.start_with_redis(options).await.with_context(context)
 }
 
 /// The configured secret, or a random one, and which of the two it is.

@@ -504,7 +504,7 @@ mod tests {
             let token = Minter::new(algorithm, SECRET.as_bytes()).unwrap().mint(&claims);
             let grant = Verifier::new(algorithm, SECRET.as_bytes(), 0).unwrap().verify(&token, NOW).unwrap();
             assert_eq!((&*grant.user, grant.publish, grant.admin), ("ann", true, false));
-            assert_eq!(grant.topics, ["project:*".into(), "news".into()]);
+            assert_eq!(grant.topics, ["project:*", "news"].map(Box::<str>::from));
             assert_eq!(grant.expires_at, Some(NOW + 60));
         }
     }

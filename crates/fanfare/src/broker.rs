@@ -1,11 +1,14 @@
 //! Where the log lives. Knows events and positions, and not who is connected.
 
 mod memory;
+pub mod redis;
+mod window;
 
 pub use memory::MemoryBroker;
+pub use window::SharedWindow;
 
-use fanfare_core::{Audience, Event, window::Entry};
-use std::{fmt, pin::Pin, sync::Arc};
+use fanfare_core::{Audience, ConnectionId, Event, Position, window::Entry};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 /// A future that a broker answers with.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
@@ -23,7 +26,7 @@ pub struct Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
     /// The place.
-    pub sequence: u64,
+    pub position: Position,
     /// The log had an event of this id already, at this place; nothing was appended.
     pub duplicate: bool,
 }
@@ -31,18 +34,68 @@ pub struct Appended {
 /// Why the log could not take or give an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// The log can't be reached; nothing was appended.
+    /// The log can't be reached. Whether it holds the event is not known; publishing it again under the same `event_id`
+    /// publishes it once.
     #[error("the log can't be reached: {0}")]
     Unavailable(String),
+    /// The event is in the log, but not yet where a failover would find it. Publishing it again under the same
+    /// `event_id` waits again.
+    #[error("the event is in the log, but not on a replica yet ({replicas} of {wanted} answered in time)")]
+    NotReplicated {
+        /// Replicas that have it.
+        replicas: u64,
+        /// Replicas that were asked for.
+        wanted: u64,
+    },
 }
 
-/// Takes the log's entries as they come: a node.
-pub trait Tail: Send + Sync + fmt::Debug {
-    /// Takes the next entries, in order and without a hole. Must not block.
-    fn take(&self, entries: &[Arc<Entry>]);
+/// What one node has all nodes do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// End a connection.
+    Disconnect {
+        /// Which.
+        connection: ConnectionId,
+        /// What its client reads.
+        reason: String,
+    },
+    /// End every connection of a user.
+    DisconnectUser {
+        /// Whose.
+        user: Arc<str>,
+        /// What its clients read.
+        reason: String,
+    },
+}
 
-    /// Says that entries were taken, once no lock is held any more.
+/// How the log stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// What is wrong, as a sentence; `None`: the log takes and gives events.
+    pub problem: Option<String>,
+    /// Redis answers. Always false for a log in memory, which has none.
+    pub connected: bool,
+    /// What publishers `PUBLISH` on Redis' channels is heard.
+    pub listening: bool,
+    /// How long the newest probe took from its append to its return.
+    pub lag: Option<Duration>,
+    /// Connections on all nodes together and how many nodes there are, where others than this one are known.
+    pub cluster: Option<(usize, usize)>,
+}
+
+/// Follows a log: a node.
+pub trait Tail: Send + Sync + fmt::Debug {
+    /// The node's window, into which the broker writes.
+    fn window(&self) -> &SharedWindow;
+
+    /// Says that the window has changed, once no lock is held any more. Must not block.
     fn wake(&self);
+
+    /// Carries out what a node ordered. Must not block.
+    fn obey(&self, order: Order);
+
+    /// How many clients the node has.
+    fn connections(&self) -> usize;
 }
 
 /// A log: one order for all events of all publishers.
@@ -50,20 +103,26 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// What holds the log, as `/ws/health` names it.
     fn name(&self) -> &'static str;
 
-    /// Which log this is. Another epoch is another log, of which no cursor is good.
-    fn epoch(&self) -> u64;
+    /// How it stands now.
+    fn standing(&self) -> Standing;
 
     /// Appends records in their order. A record whose `event_id` the log still has is not appended again.
     ///
     /// An answer means that every record is in the log; an error, that none of them was acknowledged.
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>>;
 
-    /// Gives `tail` every entry from the head on that is returned: the sequence of the newest entry before.
-    fn tail(&self, tail: Arc<dyn Tail>) -> Answer<'_, u64>;
+    /// Returns once every node's window that follows this broker here has all that was in the log at the call.
+    fn catch_up(&self) -> Answer<'_, ()>;
 
     /// The entries behind a place, oldest first, at most `limit`.
     fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>>;
 
+    /// Has every node carry something out, those included that are cut off now and come back within minutes.
+    fn order(&self, order: Order) -> Answer<'_, ()>;
+
     /// Lets go of what is too old at `unix_ms`.
     fn expire(&self, unix_ms: u64);
+
+    /// Ends what the broker does in the background, once this node has no clients any more.
+    fn stop(&self);
 }

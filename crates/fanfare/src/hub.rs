@@ -3,16 +3,19 @@
 use crate::{
     admission::Admission,
     auth::Verifier,
-    broker::{Broker, BrokerError, MemoryBroker, Record},
+    broker::{
+        Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
+        redis::{LinkError, RedisBroker, RedisOptions},
+    },
     clock,
     config::Config,
     identity::{Names, fresh_event_id, random},
     metrics::{Counter, Metrics},
-    node::{Node, SharedWindow},
+    node::Node,
     shard::{Command, Shard},
 };
 use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Position,
+    Audience, ConnectionId, Draft, Event, EventError, Lineage, Position,
     session::Settings,
     window::{Bounds, Window},
     ws,
@@ -84,6 +87,9 @@ pub enum StartError {
     /// The system gave no thread or no poll.
     #[error("a shard can't start: {0}")]
     Shard(#[from] io::Error),
+    /// Redis can't hold the log.
+    #[error(transparent)]
+    Redis(#[from] LinkError),
 }
 
 /// A hub in figures.
@@ -105,6 +111,8 @@ pub struct Stats {
     pub head: Position,
     /// What holds the log: `memory` or `redis`.
     pub broker: &'static str,
+    /// How the log stands.
+    pub log: Standing,
 }
 
 impl HubBuilder {
@@ -131,44 +139,70 @@ impl HubBuilder {
         self
     }
 
-    /// Starts the shards' threads.
+    /// Starts the hub, with its log in this process's memory.
     ///
     /// # Errors
     /// If the system gives no thread or no poll.
     pub fn start(self) -> Result<Hub, StartError> {
-        let bounds = bounds(&self.config);
-        let epoch = u64::from_be_bytes(random());
-        let broker = Arc::new(MemoryBroker::new(epoch, bounds));
+        let node = Arc::new(self.node());
+        let broker = Arc::new(MemoryBroker::new(u64::from_be_bytes(random()), bounds(&self.config)));
+        broker.follow(node.clone());
+        self.run(node, broker)
+    }
+
+    /// Starts the hub, with its log in Redis. The hub serves once it has what the log has.
+    ///
+    /// # Errors
+    /// If Redis can't be reached or can't hold the log, or the system gives no thread or no poll.
+    pub async fn start_with_redis(self, mut options: RedisOptions) -> Result<Hub, StartError> {
+        options.max_event_bytes = self.config.max_event_bytes;
+        let node = Arc::new(self.node());
+        let metrics = node.metrics.clone();
+        let broker = RedisBroker::connect(options, bounds(&self.config), node.clone(), metrics).await?;
+        self.run(node, Arc::new(broker))
+    }
+
+    fn node(&self) -> Node {
         let secret = self.identity_secret.clone().unwrap_or_else(|| random::<32>().to_vec());
-        let node = Arc::new(Node {
+        Node {
             verifier: self.verifier.clone(),
             metrics: Arc::new(Metrics::new()),
             admission: Admission::new(),
             names: Names::new(&secret),
-            window: SharedWindow::new(Window::new(epoch, 0, bounds)),
+            // The broker says which log it is.
+            window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds(&self.config))),
             shards: OnceLock::new(),
+            broker: OnceLock::new(),
             ready: AtomicBool::new(true),
             config: self.config.clone(),
-        });
-        let shards = self.shards(&node, epoch)?;
+        }
+    }
+
+    /// Starts the shards' threads.
+    fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>) -> Result<Hub, StartError> {
+        let shards = self.shards(&node)?;
         let handles = shards.iter().map(|shard| shard.handle().clone()).collect();
-        // Nothing else sets it.
+        // Nothing else sets them.
         let _ = node.shards.set(handles);
+        let _ = node.broker.set(Arc::downgrade(&broker));
         let threads = Self::spawn(shards, &node, &broker)?;
-        broker.follow(node.clone());
         Ok(Hub { inner: Arc::new(Inner { node, broker, threads: Mutex::new(threads) }) })
     }
 
-    fn shards(&self, node: &Arc<Node>, epoch: u64) -> io::Result<Vec<Shard>> {
+    fn shards(&self, node: &Arc<Node>) -> io::Result<Vec<Shard>> {
         let count = match self.config.shards {
             // The kernel's side of each delivery, and the HTTP server, want the other half.
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
             n => n,
         };
-        (0..count).map(|_| Shard::new(node.clone(), settings(&self.config, self.echo), epoch, 0)).collect()
+        let head = {
+            let window = node.window.read();
+            Position { epoch: window.epoch(), sequence: window.head() }
+        };
+        (0..count).map(|_| Shard::new(node.clone(), settings(&self.config, self.echo), head)).collect()
     }
 
-    fn spawn(shards: Vec<Shard>, node: &Arc<Node>, broker: &Arc<MemoryBroker>) -> io::Result<Vec<JoinHandle<()>>> {
+    fn spawn(shards: Vec<Shard>, node: &Arc<Node>, broker: &Arc<dyn Broker>) -> io::Result<Vec<JoinHandle<()>>> {
         let mut threads = Vec::with_capacity(shards.len());
         for (i, mut shard) in shards.into_iter().enumerate() {
             if i == 0 {
@@ -249,10 +283,9 @@ impl Hub {
         let metrics = self.metrics();
         metrics.add(Counter::Events, appended.len() as u64 - duplicates);
         metrics.add(Counter::Duplicates, duplicates);
-        let epoch = self.inner.broker.epoch();
         let published = ids.into_iter().zip(appended).map(|(event_id, appended)| Published {
             event_id,
-            position: Position { epoch, sequence: appended.sequence },
+            position: appended.position,
             duplicate: appended.duplicate,
         });
         Ok(published.collect())
@@ -280,9 +313,11 @@ impl Hub {
         let shards = self.inner.node.shards();
         let local: usize = shards.iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum();
         let dead: usize = shards.iter().map(|shard| shard.overdue.load(Ordering::Relaxed)).sum();
+        let log = self.inner.broker.standing();
         let window = self.inner.node.window.read();
         Stats {
-            connections: local,
+            // What a node says of itself is newer than what all of them have said.
+            connections: log.cluster.map_or(local, |(all, _)| all.max(local)),
             local,
             alive: local.saturating_sub(dead),
             dead,
@@ -290,12 +325,13 @@ impl Hub {
             window_bytes: window.bytes(),
             head: Position { epoch: window.epoch(), sequence: window.head() },
             broker: self.inner.broker.name(),
+            log,
         }
     }
 
     /// Whether the hub takes connections and events.
     pub fn is_ready(&self) -> bool {
-        self.inner.node.is_ready()
+        self.inner.node.is_ready() && self.inner.broker.standing().problem.is_none()
     }
 
     /// The hub's counters.
@@ -313,18 +349,22 @@ impl Hub {
         &self.inner.node.verifier
     }
 
-    /// Ends one connection with [`CloseCode::Disconnected`]; nothing happens if it is not here.
-    pub fn disconnect(&self, connection: ConnectionId, reason: &str) {
-        if let Some(shard) = self.inner.node.shard_of(connection) {
-            shard.send(Command::Close(connection, CloseCode::Disconnected, reason.to_owned()));
-        }
+    /// Ends one connection with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on whichever node it
+    /// is; nothing happens if it is on none.
+    ///
+    /// # Errors
+    /// If the other nodes can't be told.
+    pub async fn disconnect(&self, connection: ConnectionId, reason: &str) -> Result<(), BrokerError> {
+        self.inner.broker.order(Order::Disconnect { connection, reason: reason.to_owned() }).await
     }
 
-    /// Ends every connection of a user with [`CloseCode::Disconnected`].
-    pub fn disconnect_user(&self, user: &str, reason: &str) {
-        for shard in self.inner.node.shards() {
-            shard.send(Command::CloseUser(user.into(), CloseCode::Disconnected, reason.to_owned()));
-        }
+    /// Ends every connection of a user with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on all
+    /// nodes.
+    ///
+    /// # Errors
+    /// If the other nodes can't be told.
+    pub async fn disconnect_user(&self, user: &str, reason: &str) -> Result<(), BrokerError> {
+        self.inner.broker.order(Order::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
     }
 
     /// Ends the hub: it is no longer ready, tells every client to come back, closes them with
@@ -340,6 +380,9 @@ impl Hub {
         if !matches!(joined.await, Ok(Ok(()))) {
             tracing::error!("a shard ended by a panic");
         }
+        let broker = self.inner.broker.clone();
+        // Only a panic would be an error, and that was told.
+        let _ = tokio::task::spawn_blocking(move || broker.stop()).await;
     }
 }
 

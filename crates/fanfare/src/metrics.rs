@@ -51,6 +51,14 @@ counters! {
     Events = "fanfare_events";
     /// Events refused because their `event_id` is already in the log.
     Duplicates = "fanfare_duplicate_events";
+    /// Events that the log in Redis had lost and this node put back.
+    EventsRestored = "fanfare_restored_events";
+    /// Events that the log in Redis lost and this node could not put back; clients were told of a gap.
+    EventsLost = "fanfare_lost_events";
+    /// Messages on Redis' channels that found no room while the log was away.
+    HeardLost = "fanfare_lost_publications";
+    /// Times that the link to Redis was made anew.
+    BusReconnects = "fanfare_bus_reconnects";
     /// Events written to a connection.
     Deliveries = "fanfare_deliveries";
     /// Bytes written to connections.
@@ -103,6 +111,8 @@ counters! {
     BadUpgrades = "fanfare_bad_input", "kind" = "upgrade";
     /// Events refused because they are malformed.
     BadEvents = "fanfare_bad_input", "kind" = "event";
+    /// Messages on Redis' channels that are no events.
+    BadPublications = "fanfare_bad_input", "kind" = "publication";
     /// Closes, 1000: the client asked.
     ClosedNormal = "fanfare_closes", "code" = "1000";
     /// Closes, 1001: shutdown, or the browser left.

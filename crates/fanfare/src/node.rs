@@ -5,21 +5,16 @@
 use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
-    broker::Tail,
+    broker::{Broker, Order, SharedWindow, Tail},
     clock,
     config::Config,
     identity::Names,
     metrics::{Counter, Metrics},
-    shard::ShardHandle,
+    shard::{Command, ShardHandle},
 };
-use fanfare_core::{
-    ConnectionId, Grant,
-    roster::Past,
-    session::Denied,
-    window::{Entry, Start, Viewer, Window},
-};
+use fanfare_core::{CloseCode, ConnectionId, Grant, session::Denied};
 use std::sync::{
-    Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    Arc, OnceLock, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -33,45 +28,39 @@ pub(crate) struct Node {
     pub(crate) names: Names,
     pub(crate) window: SharedWindow,
     pub(crate) shards: OnceLock<Vec<Arc<ShardHandle>>>,
+    /// Held by the hub, whose node this is.
+    pub(crate) broker: OnceLock<Weak<dyn Broker>>,
     pub(crate) ready: AtomicBool,
 }
 
-/// The node's window, read by all shards.
-#[derive(Debug)]
-pub(crate) struct SharedWindow(RwLock<Window>);
-
-impl SharedWindow {
-    pub(crate) fn new(window: Window) -> Self {
-        Self(RwLock::new(window))
-    }
-
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Window> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Window> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Past for SharedWindow {
-    fn read(&self, cursor: u64, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
-        Past::read(&*self.read(), cursor, until, viewer, out)
-    }
-}
-
 impl Tail for Node {
-    fn take(&self, entries: &[Arc<Entry>]) {
-        let mut window = self.window.write();
-        for entry in entries {
-            window.push(entry.clone());
-        }
+    fn window(&self) -> &SharedWindow {
+        &self.window
     }
 
     fn wake(&self) {
         for shard in self.shards() {
             shard.wake();
         }
+    }
+
+    fn obey(&self, order: Order) {
+        match order {
+            Order::Disconnect { connection, reason } => {
+                if let Some(shard) = self.shard_of(connection) {
+                    shard.send(Command::Close(connection, CloseCode::Disconnected, reason));
+                }
+            }
+            Order::DisconnectUser { user, reason } => {
+                for shard in self.shards() {
+                    shard.send(Command::CloseUser(user.clone(), CloseCode::Disconnected, reason.clone()));
+                }
+            }
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.shards().iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum()
     }
 }
 

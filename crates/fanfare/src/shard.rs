@@ -9,7 +9,7 @@ use crate::{
     node::Node,
 };
 use fanfare_core::{
-    CloseCode, ConnectionId,
+    CloseCode, ConnectionId, Position,
     roster::{Roster, Served, Slot},
     session::{Arrival, Settings, Tally},
     time::Now,
@@ -156,7 +156,7 @@ impl ShardHandle {
 }
 
 impl Shard {
-    pub(crate) fn new(node: Arc<Node>, settings: Settings, epoch: u64, head: u64) -> io::Result<Self> {
+    pub(crate) fn new(node: Arc<Node>, settings: Settings, head: Position) -> io::Result<Self> {
         let poll = Poll::new()?;
         let handle = Arc::new(ShardHandle {
             inbox: Mutex::default(),
@@ -169,7 +169,7 @@ impl Shard {
             node,
             handle,
             poll,
-            roster: Roster::new(settings, epoch, head),
+            roster: Roster::new(settings, head.epoch, head.sequence),
             conns: Vec::new(),
             unread: Vec::new(),
             entries: Vec::new(),
@@ -201,7 +201,7 @@ impl Shard {
             }
             let now = clock::now();
             self.handle.awake.store(false, Ordering::SeqCst);
-            self.pull();
+            self.pull(now);
             self.obey(now);
             for event in &events {
                 self.react(event, now);
@@ -232,10 +232,13 @@ impl Shard {
     }
 
     /// Takes what is new in the window.
-    fn pull(&mut self) {
+    fn pull(&mut self, now: Now) {
         let mut entries = std::mem::take(&mut self.entries);
         let lost = {
             let window = self.node.window.read();
+            if window.epoch() != self.roster.epoch() {
+                self.roster.adopt(&window, now);
+            }
             let lost = self.roster.head() < window.floor();
             if !lost {
                 entries.extend(window.since(self.roster.head()).cloned());
@@ -316,6 +319,9 @@ impl Shard {
         let viewer = arrival.viewer();
         let (start, replayed) = {
             let window = self.node.window.read();
+            if window.epoch() != self.roster.epoch() {
+                self.roster.adopt(&window, now);
+            }
             let start = window.start(arrival.last_event_id.as_deref());
             (start, window.count(start.cursor, viewer))
         };

@@ -32,7 +32,7 @@ use socket2::SockRef;
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 use tokio::net::TcpStream;
@@ -208,12 +208,26 @@ async fn hand_over(
         Ok(Ok(upgraded)) => upgraded,
         Ok(Err(_)) | Err(_) => return node.metrics.add(Counter::LimitHandshake, 1),
     };
+    if let Ok(arrival) = &client {
+        level_with(&node, arrival).await;
+    }
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
             let address = address.or(peer).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             assign(&node, Adoption { socket, leftover, address, client });
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
+    }
+}
+
+/// Lets the window catch up with the log for a client whose place it does not know: another node may have served it
+/// further than this one has read. All who wait cost one question to the log.
+async fn level_with(node: &Node, arrival: &Arrival) {
+    let Some(last) = arrival.last_event_id.as_deref() else { return };
+    let known = node.window.read().start(Some(last)).gap.is_none_or(|gap| gap.missed.is_some());
+    if !known && let Some(broker) = node.broker.get().and_then(Weak::upgrade) {
+        // If the log is away, the client is served from what is here, and told what that lacks.
+        let _ = broker.catch_up().await;
     }
 }
 

@@ -474,7 +474,8 @@ async fn health_is_what_the_reference_answers_and_true() {
     assert!(health["window"]["head"].as_str().unwrap().ends_with("-1"), "{health}");
     assert!(health["timestamp"].as_str().unwrap().ends_with('Z'), "{health}");
     let keys: Vec<_> = health.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["status", "timestamp", "connections", "redis", "broker", "window", "version"]);
+    assert_eq!(keys, ["status", "timestamp", "connections", "redis", "broker", "log", "window", "version"]);
+    assert_eq!(health["log"], json!({"nodes": 1}));
 
     let version = env!("CARGO_PKG_VERSION");
     let service = json!({"status": "healthy", "service": "fanfare", "version": version});

@@ -270,10 +270,10 @@ async fn a_user_can_be_disconnected() {
     let server = serve(Config::default()).await;
     let (mut ann, _) = server.connect("ann", "").await;
     let (mut bob, ack) = server.connect("bob", "").await;
-    server.hub.disconnect_user("ann", "banned");
+    server.hub.disconnect_user("ann", "banned").await.unwrap();
     let frame = close(&mut ann).await;
     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (CloseCode::Disconnected.number(), "banned"));
-    server.hub.disconnect(ack["connection_id"].as_str().unwrap().parse().unwrap(), "over");
+    server.hub.disconnect(ack["connection_id"].as_str().unwrap().parse().unwrap(), "over").await.unwrap();
     assert_eq!(close(&mut bob).await.reason.as_str(), "over");
 }
 

@@ -36,7 +36,8 @@ impl Banner<'_> {
     fn text(&self) -> anyhow::Result<String> {
         let url = format!("http://{}", reachable(self.address));
         let version = env!("CARGO_PKG_VERSION");
-        let mut text = format!("fanfare {version} listens on {}. The log is in memory.\n\n", self.address);
+        let log = self.settings.redis_url.as_ref().map_or_else(|| "memory".to_owned(), |url| format!("Redis at {url}"));
+        let mut text = format!("fanfare {version} listens on {}. The log is in {log}.\n\n", self.address);
         // Writing to a string can't fail.
         let _ = match self.secret {
             Some(secret) => {

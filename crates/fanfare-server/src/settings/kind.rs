@@ -1,6 +1,9 @@
 //! The kinds of values that settings have: how each is read from text, written, and described when it is wrong.
 
-use fanfare::Algorithm;
+use fanfare::{
+    Algorithm,
+    broker::redis::{Durability, RedisUrl},
+};
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 /// A text that is not to be shown.
@@ -71,12 +74,37 @@ kind!(
     |value: &Option<Secret>| if value.is_some() { "set" } else { "not set" }.to_owned()
 );
 kind!(
-    url,
+    redis_url,
     "URL",
-    "a URL such as redis://127.0.0.1:6379/0",
-    Option<String>,
-    |text: &str| ["redis://", "rediss://"].iter().any(|scheme| text.starts_with(scheme)).then(|| Some(text.to_owned())),
-    |value: &Option<String>| value.as_deref().map_or_else(|| "not set".to_owned(), without_password)
+    "redis://[[user]:password@]host[:port][/database], redis+sentinel://host[,host]/master or \
+     redis+cluster://host[,host], with rediss for TLS",
+    Option<RedisUrl>,
+    |text: &str| text.parse().ok().map(Some),
+    |value: &Option<RedisUrl>| value.as_ref().map_or_else(|| "not set".to_owned(), RedisUrl::to_string)
+);
+kind!(
+    word,
+    "NAME",
+    "a name of letters, digits, _, - and :",
+    String,
+    |text: &str| is_word(text).then(|| text.to_owned()),
+    String::clone
+);
+kind!(
+    durability,
+    "WHEN",
+    "log or replica",
+    Durability,
+    |text: &str| match text {
+        "log" => Some(Durability::Log),
+        "replica" => Some(Durability::Replica),
+        _ => None,
+    },
+    |value: &Durability| match value {
+        Durability::Log => "log",
+        Durability::Replica => "replica",
+    }
+    .to_owned()
 );
 kind!(
     algorithm,
@@ -208,11 +236,8 @@ fn is_filter(text: &str) -> bool {
     text.split(',').all(directive) && tracing_subscriber::EnvFilter::try_new(text).is_ok()
 }
 
-fn without_password(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        _ => url.to_owned(),
-    }
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-:".contains(c))
 }
 
 #[cfg(test)]
@@ -284,7 +309,8 @@ mod tests {
     fn nothing_secret_is_shown() {
         assert_eq!(secret::show(&Some(Secret::new("hush"))), "set");
         assert_eq!(format!("{:?}", Secret::new("hush")), "Secret(..)");
-        assert_eq!(url::show(&Some("redis://me:hush@host:1/0".to_owned())), "redis://***@host:1/0");
-        assert_eq!(url::show(&Some("redis://host:1/0".to_owned())), "redis://host:1/0");
+        let url = |text| redis_url::show(&redis_url::parse(text).unwrap());
+        assert_eq!(url("redis://me:hush@host:1/0"), "redis://***@host:1/0");
+        assert_eq!(url("redis://host:1"), "redis://host:1/0");
     }
 }

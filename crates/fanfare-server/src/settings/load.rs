@@ -154,7 +154,7 @@ mod tests {
         let settings = load(&environment(&names)).unwrap().settings;
         assert_eq!(settings.secret_key, Some(crate::settings::kind::Secret::new("hush")));
         assert_eq!((settings.algorithm, settings.access_token_expire_minutes), (fanfare::Algorithm::Hs512, 5));
-        assert_eq!(settings.redis_url.as_deref(), Some("redis://h"));
+        assert_eq!(settings.redis_url.map(|url| url.to_string()).as_deref(), Some("redis://h:6379/0"));
         let both = environment(&[("FANFARE_ALGORITHM", "HS384"), ("ALGORITHM", "HS512")]);
         assert_eq!(load(&both).unwrap().settings.algorithm, fanfare::Algorithm::Hs384);
         let weaker = Sources { dotenv: dotenv("FANFARE_ALGORITHM=HS384").dotenv, ..environment(&names) };

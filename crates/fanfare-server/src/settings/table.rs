@@ -1,8 +1,14 @@
 //! Every setting, once: flags, environment names, TOML keys, help and documentation come from here.
 
 use super::kind::{self, LogFormat, Secret};
-use fanfare::{Algorithm, Config};
-use std::net::{Ipv4Addr, SocketAddr};
+use fanfare::{
+    Algorithm, Config,
+    broker::redis::{Durability, RedisUrl},
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 /// What runs: every setting with its value, parsed.
 #[derive(Debug, Clone)]
@@ -11,7 +17,10 @@ pub(crate) struct Settings {
     pub(crate) secret_key: Option<Secret>,
     pub(crate) algorithm: Algorithm,
     pub(crate) access_token_expire_minutes: u64,
-    pub(crate) redis_url: Option<String>,
+    pub(crate) redis_url: Option<RedisUrl>,
+    pub(crate) redis_namespace: String,
+    pub(crate) durability: Durability,
+    pub(crate) bus_lag_limit: Duration,
     pub(crate) log_level: String,
     pub(crate) log_format: LogFormat,
     pub(crate) hub: Config,
@@ -25,6 +34,9 @@ impl Default for Settings {
             algorithm: Algorithm::Hs256,
             access_token_expire_minutes: 30,
             redis_url: None,
+            redis_namespace: "ws".to_owned(),
+            durability: Durability::Log,
+            bus_lag_limit: Duration::from_secs(5),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             hub: Config::default(),
@@ -97,8 +109,14 @@ settings! {
     algorithm: algorithm, alias = "ALGORITHM";
     /// How long a token of `fanfare token` is valid, in minutes.
     access_token_expire_minutes: minutes, alias = "ACCESS_TOKEN_EXPIRE_MINUTES";
-    /// Where the Redis is that holds the log. Not in this version: the log is held in memory.
-    redis_url: url, alias = "REDIS_URL", hidden = true;
+    /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
+    redis_url: redis_url, alias = "REDIS_URL", hidden = true;
+    /// What the names of all keys and channels in Redis begin with; ws is what the reference's publishers use.
+    redis_namespace: word;
+    /// When a publish is answered: log (Redis has the event) or replica (a replica has it too, so that a failover can't lose it).
+    durability: durability;
+    /// How long news may take through Redis before health and readiness say so and the link is made anew.
+    bus_lag_limit: duration;
     /// What is logged: error, warn, info, debug or trace, for all or by module.
     log_level: log_level;
     /// How log lines are written: text or json.
@@ -157,7 +175,6 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn every_field_of_the_hub_is_a_setting() {

@@ -1,9 +1,15 @@
 //! The log of a single process, in its memory.
 
-use super::{Answer, Appended, Broker, Record, Tail};
+use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
 use crate::clock;
-use fanfare_core::window::{Bounds, Entry, Window};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use fanfare_core::{
+    Lineage, Position,
+    window::{Bounds, Entry, Window},
+};
+use std::{
+    future::ready,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// A log in this process's memory. It ends with the process; the next one has another epoch.
 #[derive(Debug)]
@@ -22,7 +28,19 @@ struct Log {
 impl MemoryBroker {
     /// An empty log. `epoch` must not have been another log's.
     pub fn new(epoch: u64, bounds: Bounds) -> Self {
-        Self { epoch, log: Mutex::new(Log { entries: Window::new(epoch, 0, bounds), tails: Vec::new() }) }
+        let entries = Window::new(Lineage::new(epoch), 0, bounds);
+        Self { epoch, log: Mutex::new(Log { entries, tails: Vec::new() }) }
+    }
+
+    /// Has `tail` follow the log from its head on. Its window must be empty.
+    pub fn follow(&self, tail: Arc<dyn Tail>) {
+        let mut log = self.log();
+        {
+            let mut window = tail.window().write();
+            window.adopt(log.entries.lineage().clone(), 0);
+            window.jump(log.entries.head());
+        }
+        log.tails.push(tail);
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -30,23 +48,17 @@ impl MemoryBroker {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `tail` every entry from the head on, whose sequence is returned.
-    pub(crate) fn follow(&self, tail: Arc<dyn Tail>) -> u64 {
-        let mut log = self.log();
-        log.tails.push(tail);
-        log.entries.head()
-    }
-
     fn append_now(&self, records: Vec<Record>) -> Vec<Appended> {
         let now = clock::now().unix_ms;
         let mut log = self.log();
         let mut fresh = Vec::with_capacity(records.len());
-        let appended = records.into_iter().map(|record| log.append(record, now, &mut fresh)).collect();
+        let appended = records.into_iter().map(|record| log.append(record, self.epoch, now, &mut fresh)).collect();
         if fresh.is_empty() {
             return appended;
         }
         for tail in &log.tails {
-            tail.take(&fresh);
+            let mut window = tail.window().write();
+            fresh.iter().for_each(|entry| window.push(entry.clone()));
         }
         let tails = log.tails.clone();
         drop(log);
@@ -58,15 +70,15 @@ impl MemoryBroker {
 }
 
 impl Log {
-    fn append(&mut self, record: Record, now: u64, fresh: &mut Vec<Arc<Entry>>) -> Appended {
+    fn append(&mut self, record: Record, epoch: u64, now: u64, fresh: &mut Vec<Arc<Entry>>) -> Appended {
         if let Some(sequence) = self.entries.find(record.event.event_id()) {
-            return Appended { sequence, duplicate: true };
+            return Appended { position: Position { epoch, sequence }, duplicate: true };
         }
         let sequence = self.entries.head() + 1;
         let entry = Arc::new(Entry::new(sequence, now, record.audience, &record.event));
         self.entries.push(entry.clone());
         fresh.push(entry);
-        Appended { sequence, duplicate: false }
+        Appended { position: Position { epoch, sequence }, duplicate: false }
     }
 }
 
@@ -75,24 +87,35 @@ impl Broker for MemoryBroker {
         "memory"
     }
 
-    fn epoch(&self) -> u64 {
-        self.epoch
+    fn standing(&self) -> Standing {
+        Standing::default()
     }
 
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {
-        Box::pin(std::future::ready(Ok(self.append_now(records))))
+        Box::pin(ready(Ok(self.append_now(records))))
     }
 
-    fn tail(&self, tail: Arc<dyn Tail>) -> Answer<'_, u64> {
-        Box::pin(std::future::ready(Ok(self.follow(tail))))
+    /// The windows never lag behind.
+    fn catch_up(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
     }
 
     fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>> {
         let entries = self.log().entries.since(after).take(limit).cloned().collect();
-        Box::pin(std::future::ready(Ok(entries)))
+        Box::pin(ready(Ok(entries)))
+    }
+
+    fn order(&self, order: Order) -> Answer<'_, ()> {
+        let tails = self.log().tails.clone();
+        for tail in tails {
+            tail.obey(order.clone());
+        }
+        Box::pin(ready(Ok::<_, BrokerError>(())))
     }
 
     fn expire(&self, unix_ms: u64) {
         self.log().entries.expire(unix_ms);
     }
+
+    fn stop(&self) {}
 }

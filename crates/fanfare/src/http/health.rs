@@ -12,8 +12,13 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How the hub stands.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthBody {
+    /// `healthy`, or `unhealthy` where `problem` says why.
     #[schema(example = "healthy")]
     status: &'static str,
+    /// What is wrong, where something is. Connected clients are served all the same, from the window.
+    #[schema(nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
     /// Now, in ISO 8601.
     #[schema(example = "2026-11-23T09:30:00.125Z")]
     timestamp: String,
@@ -22,6 +27,7 @@ pub(super) struct HealthBody {
     /// What holds the log: `memory` or `redis`.
     #[schema(example = "memory")]
     broker: &'static str,
+    log: LogBody,
     window: WindowBody,
     #[schema(example = "0.1.0")]
     version: &'static str,
@@ -42,8 +48,22 @@ struct ConnectionsBody {
 /// Whether Redis is in use and reachable.
 #[derive(Serialize, ToSchema)]
 struct RedisBody {
+    /// It answers, and its log is in order.
     connected: bool,
+    /// What is published on its channels is heard.
     pubsub_connected: bool,
+}
+
+/// The log as this node sees it.
+#[derive(Serialize, ToSchema)]
+struct LogBody {
+    /// How many nodes share it.
+    #[schema(example = 1)]
+    nodes: usize,
+    /// How long the newest probe took through it, in milliseconds; none where no network lies between.
+    #[schema(nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_ms: Option<u64>,
 }
 
 /// What this node can replay.
@@ -76,12 +96,17 @@ pub(super) struct ProbeBody {
 impl From<Stats> for HealthBody {
     fn from(stats: Stats) -> Self {
         let Stats { connections: total, local, alive, dead, .. } = stats;
+        let log = stats.log;
         Self {
-            status: "healthy",
+            status: if log.problem.is_none() { "healthy" } else { "unhealthy" },
+            problem: log.problem,
             timestamp: iso_8601(clock::now().unix_ms),
             connections: ConnectionsBody { total, local, alive, dead },
-            // The log in memory needs no Redis, so there is none to be connected to.
-            redis: RedisBody { connected: false, pubsub_connected: false },
+            redis: RedisBody { connected: log.connected, pubsub_connected: log.listening },
+            log: LogBody {
+                nodes: log.cluster.map_or(1, |(_, nodes)| nodes.max(1)),
+                lag_ms: log.lag.map(clock::millis),
+            },
             broker: stats.broker,
             window: WindowBody { events: stats.window_events, bytes: stats.window_bytes, head: stats.head.to_string() },
             version: VERSION,
@@ -95,10 +120,16 @@ impl From<Stats> for HealthBody {
     path = "/ws/health",
     tag = "health",
     operation_id = "ws_health",
-    responses((status = 200, description = "The hub serves.", body = HealthBody))
+    responses(
+        (status = 200, description = "The hub serves.", body = HealthBody),
+        (status = 503, description = "The log is away, takes no events or is late; `problem` says which. Connected \
+            clients are served from the window.", body = HealthBody),
+    )
 )]
-pub(super) async fn connections(State(hub): State<Hub>) -> Json<HealthBody> {
-    Json(hub.stats().into())
+pub(super) async fn connections(State(hub): State<Hub>) -> (StatusCode, Json<HealthBody>) {
+    let body = HealthBody::from(hub.stats());
+    let status = if body.problem.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(body))
 }
 
 /// Service and version
@@ -135,7 +166,7 @@ pub(super) async fn live() -> Json<ProbeBody> {
     operation_id = "health_ready",
     responses(
         (status = 200, description = "Send clients.", body = ProbeBody, example = json!({"status": "ready"})),
-        (status = 503, description = "Send none: the hub is shutting down.", body = ProbeBody,
+        (status = 503, description = "Send none: the hub is shutting down, or its log is not in order.", body = ProbeBody,
             example = json!({"status": "not_ready"})),
     )
 )]

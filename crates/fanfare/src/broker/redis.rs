@@ -1,0 +1,218 @@
+//! The log in Redis, shared by all nodes: a stream, appended to by a script that takes each `event_id` once.
+
+mod appender;
+mod bus;
+mod ears;
+mod keys;
+mod link;
+mod pulse;
+mod record;
+mod recovery;
+mod scripts;
+mod shared;
+mod tail;
+mod topology;
+mod url;
+
+pub use link::LinkError;
+pub use url::{BadRedisUrl, RedisUrl};
+
+use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
+use crate::{identity::random, metrics::Metrics};
+use bus::{Bus, Waiter};
+use fanfare_core::window::{Bounds, Entry};
+use redis::cmd;
+use shared::{Job, Shared};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+/// How many appends wait for the link at once.
+const MAX_JOBS: usize = 10_000;
+
+/// How long an append may take from its call to its answer.
+const APPEND: Duration = Duration::from_secs(5);
+
+/// How long a client that comes back may wait for what others have seen already.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// When an event counts as published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Redis has it.
+    #[default]
+    Log,
+    /// A replica has it too, so that a failover does not lose it.
+    Replica,
+}
+
+/// How a log in Redis is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisOptions {
+    /// Where it is.
+    pub url: RedisUrl,
+    /// What all keys and channels begin with. `ws` is what the reference's publishers use.
+    pub namespace: String,
+    /// When an event counts as published.
+    pub durability: Durability,
+    /// How long news may take through the log before the hub counts as not healthy, and makes the link anew.
+    pub lag_limit: Duration,
+    /// The largest event that is taken from a channel, in bytes of JSON.
+    pub max_event_bytes: usize,
+}
+
+impl RedisOptions {
+    /// As they are unless something else is set.
+    pub fn new(url: RedisUrl) -> Self {
+        Self {
+            url,
+            namespace: "ws".to_owned(),
+            durability: Durability::Log,
+            lag_limit: Duration::from_secs(5),
+            max_event_bytes: 64 << 10,
+        }
+    }
+}
+
+/// A log in Redis.
+pub struct RedisBroker {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+    waiters: mpsc::UnboundedSender<Waiter>,
+    stop: watch::Sender<bool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl RedisBroker {
+    /// Connects, fills the window of `tail` from the log, and follows the log from then on.
+    ///
+    /// # Errors
+    /// If Redis can't be reached for ten seconds, or is not one that can hold the log.
+    pub async fn connect(
+        options: RedisOptions,
+        bounds: Bounds,
+        tail: Arc<dyn Tail>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, LinkError> {
+        // The first who needs TLS says how; an application may have done so already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let node = format!("{:016x}", u64::from_be_bytes(random()));
+        let shared = Arc::new(Shared::new(options, bounds, node, tail, metrics));
+        let (jobs, jobs_in) = mpsc::channel(MAX_JOBS);
+        let (waiters, waiters_in) = mpsc::unbounded_channel();
+        let (stop, stopped) = watch::channel(false);
+        let (heard, heard_in) = ears::queue();
+        let (started, warm) = oneshot::channel();
+        let bus = Bus::new(shared.clone(), jobs_in, waiters_in, heard, stopped);
+        let thread = bus
+            .spawn(ears::forward(heard_in, jobs.clone()), started)
+            .map_err(|error| LinkError::Unreachable(format!("the system gives no thread: {error}")))?;
+        match warm.await {
+            Ok(result) => result?,
+            Err(_) => return Err(LinkError::Unreachable("the thread for Redis ended".to_owned())),
+        }
+        Ok(Self { shared, jobs, waiters, stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    async fn append_now(&self, records: Vec<Record>) -> Result<Vec<Appended>, BrokerError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shared.link()?;
+        let (reply, answer) = oneshot::channel();
+        let sent = self.jobs.try_send(Job { records, reply });
+        sent.map_err(|_| BrokerError::Unavailable(format!("{MAX_JOBS} appends wait for Redis already")))?;
+        match timeout(APPEND, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(BrokerError::Unavailable("the link to Redis ended meanwhile".to_owned())),
+            Err(_) => Err(BrokerError::Unavailable("Redis did not answer in time".to_owned())),
+        }
+    }
+
+    async fn order_now(&self, order: Order) -> Result<(), BrokerError> {
+        let link = self.shared.link()?;
+        let mut command = cmd("XADD");
+        command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");
+        for (name, value) in tail::order_fields(&order) {
+            command.arg(name).arg(value);
+        }
+        link.call(&command).await?;
+        Ok(())
+    }
+
+    async fn range_now(&self, after: u64, limit: usize) -> Result<Vec<Arc<Entry>>, BrokerError> {
+        let link = self.shared.link()?;
+        let from = record::stream_id(after.saturating_add(1));
+        let page = cmd("XRANGE").arg(&self.shared.keys.log).arg(from).arg("+").arg("COUNT").arg(limit).take();
+        Ok(record::entries(link.call(&page).await?)?)
+    }
+
+    async fn catch_up_now(&self) -> Result<(), BrokerError> {
+        self.shared.link()?;
+        let (waiter, level) = oneshot::channel();
+        // An error means that the link ended, which the waiter hears too.
+        let _ = self.waiters.send(waiter);
+        match timeout(CATCH_UP, level).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(BrokerError::Unavailable("the log did not come in time".to_owned())),
+        }
+    }
+}
+
+impl Broker for RedisBroker {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn standing(&self) -> Standing {
+        self.shared.standing()
+    }
+
+    fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {
+        Box::pin(self.append_now(records))
+    }
+
+    fn catch_up(&self) -> Answer<'_, ()> {
+        Box::pin(self.catch_up_now())
+    }
+
+    fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>> {
+        Box::pin(self.range_now(after, limit))
+    }
+
+    fn order(&self, order: Order) -> Answer<'_, ()> {
+        Box::pin(self.order_now(order))
+    }
+
+    /// Redis keeps its own time.
+    fn expire(&self, _unix_ms: u64) {}
+
+    fn stop(&self) {
+        self.stop.send_replace(true);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread for Redis ended by a panic");
+        }
+    }
+}
+
+impl Drop for RedisBroker {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+impl fmt::Debug for RedisBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBroker").field("url", &self.shared.options.url).finish_non_exhaustive()
+    }
+}

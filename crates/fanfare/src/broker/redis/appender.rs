@@ -1,0 +1,146 @@
+//! Puts records into the log: whatever waits goes in one command, so that many publishers cost as one.
+
+use super::{
+    Durability,
+    link::{Link, LinkError, read},
+    record::audience_text,
+    scripts::Script,
+    shared::{Job, Shared},
+};
+use crate::{
+    broker::{Appended, BrokerError, Record},
+    clock,
+};
+use fanfare_core::{Position, window::Entry};
+use redis::{Cmd, Value};
+use std::{convert::Infallible, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// The most records in one command, beyond those of a single batch.
+const MAX_RECORDS: usize = 512;
+
+/// The most bytes of events in one command, beyond those of a single batch.
+const MAX_BYTES: usize = 1 << 20;
+
+/// How long replicas may take to have what was appended.
+const REPLICATION: Duration = Duration::from_secs(1);
+
+/// Answers jobs until the link ends.
+pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<Job>) -> Result<Infallible, LinkError> {
+    let epoch = shared.tail.window().read().epoch();
+    loop {
+        let Some(first) = jobs.recv().await else { return Err(LinkError::Unreachable("the hub ends".to_owned())) };
+        let batch = gather(first, jobs);
+        let result = append(shared, link, &batch, epoch).await;
+        match result {
+            Ok(results) => {
+                if shared.set_full(None) {
+                    tracing::info!("Redis takes writes again");
+                }
+                answer(batch, results);
+            }
+            Err(LinkError::Full(why)) => {
+                if shared.set_full(Some(&LinkError::Full(why.clone()).to_string())) {
+                    tracing::error!("Redis takes no writes, so publishing fails: {why}");
+                }
+                refuse(batch, &LinkError::Full(why));
+            }
+            Err(error) => {
+                refuse(batch, &error);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The job, and what else waits.
+fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let weight = |job: &Job| job.records.iter().map(|record| record.event.json().len()).sum::<usize>();
+    let (mut records, mut bytes, mut batch) = (first.records.len(), weight(&first), vec![first]);
+    while records < MAX_RECORDS
+        && bytes < MAX_BYTES
+        && let Ok(job) = jobs.try_recv()
+    {
+        records += job.records.len();
+        bytes += weight(&job);
+        batch.push(job);
+    }
+    batch
+}
+
+/// Appends the records of all jobs. Gives each record's place, and how many replicas lack it.
+async fn append(
+    shared: &Shared,
+    link: &Link,
+    batch: &[Job],
+    epoch: u64,
+) -> Result<Result<Vec<Appended>, BrokerError>, LinkError> {
+    let records: Vec<&Record> = batch.iter().flat_map(|job| &job.records).collect();
+    let command = command(shared, link, &records);
+    let (places, replicas) = match shared.options.durability {
+        Durability::Log => (link.call(&command).await?, 1),
+        Durability::Replica => {
+            let mut pipe = redis::pipe();
+            pipe.add_command(command).cmd("WAIT").arg(1).arg(clock::millis(REPLICATION));
+            let answers: Vec<Value> = pipe.query_async(&mut link.commands.clone()).await?;
+            let [places, replicas] = <[Value; 2]>::try_from(answers)
+                .map_err(|answers| LinkError::Answer(format!("{} answers to two commands", answers.len())))?;
+            (places, read(replicas)?)
+        }
+    };
+    let places: Vec<i64> = read(places)?;
+    let Some((&now, places)) = places.split_first().filter(|(_, places)| places.len() == records.len()) else {
+        return Err(LinkError::Answer(format!("{} places for {} records", places.len(), records.len())));
+    };
+    remember(shared, &records, places, now.unsigned_abs());
+    if replicas == 0 {
+        return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
+    }
+    let appended =
+        |&place: &i64| Appended { position: Position { epoch, sequence: place.unsigned_abs() }, duplicate: place < 0 };
+    Ok(Ok(places.iter().map(appended).collect()))
+}
+
+fn command(shared: &Shared, link: &Link, records: &[&Record]) -> Cmd {
+    let (keys, bounds) = (&shared.keys, &shared.bounds);
+    let mut command = link.script(Script::Append, &[&keys.log, &keys.epoch, &keys.ids]);
+    let touch = shared.options.durability == Durability::Replica;
+    command.arg(&link.server).arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
+    for Record { event, audience } in records {
+        command.arg(event.event_id()).arg(audience_text(audience)).arg(event.json());
+    }
+    command
+}
+
+/// Keeps what was acknowledged until the tail brings it, because until then no window has it.
+fn remember(shared: &Shared, records: &[&Record], places: &[i64], now: u64) {
+    let head = *shared.head.borrow();
+    let mut unseen = shared.unseen();
+    for (record, &place) in records.iter().zip(places) {
+        let sequence = place.unsigned_abs();
+        if place > 0 && sequence > head {
+            unseen.push_back(Arc::new(Entry::new(sequence, now, record.audience.clone(), &record.event)));
+        }
+    }
+}
+
+fn answer(batch: Vec<Job>, results: Result<Vec<Appended>, BrokerError>) {
+    match results {
+        Ok(places) => {
+            let mut places = places.into_iter();
+            for job in batch {
+                let own = places.by_ref().take(job.records.len()).collect();
+                // Who no longer waits can publish again under the same id.
+                let _ = job.reply.send(Ok(own));
+            }
+        }
+        Err(error) => batch.into_iter().for_each(|job| drop(job.reply.send(Err(error.clone())))),
+    }
+}
+
+/// Tells those who wait that nothing is known of their events.
+pub(super) fn refuse(batch: Vec<Job>, error: &LinkError) {
+    for job in batch {
+        let _ = job.reply.send(Err(BrokerError::Unavailable(error.to_string())));
+    }
+}

@@ -1,0 +1,234 @@
+//! The thread that keeps a link to Redis: it makes one, runs everything that lives on it, and makes the next when
+//! that ends. A thread of its own, so that no storm of connects delays the log.
+
+use super::{
+    appender, ears,
+    link::{ANSWER, BLOCK, Facts, Link, LinkError},
+    pulse, recovery,
+    shared::{Job, Shared},
+    tail,
+};
+use crate::{broker::BrokerError, metrics::Counter};
+use redis::{Value, cmd};
+use std::{convert::Infallible, sync::Arc, thread, time::Duration};
+use tokio::{
+    runtime::Builder,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+/// How long to wait before the next attempt: at first, and at most.
+const SOON: Duration = Duration::from_millis(50);
+const LATER: Duration = Duration::from_secs(1);
+
+/// How long Redis may be out of reach at the start.
+const START: Duration = Duration::from_secs(10);
+
+/// How long taking leave may take.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// Who waits until the window has all that the log has.
+pub(super) type Waiter = oneshot::Sender<()>;
+
+pub(super) struct Bus {
+    pub(super) shared: Arc<Shared>,
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) waiters: mpsc::UnboundedReceiver<Waiter>,
+    pub(super) heard: mpsc::Sender<crate::broker::Record>,
+    pub(super) stop: watch::Receiver<bool>,
+    /// The place up to which orders were read.
+    orders: Option<String>,
+    beats: u64,
+    /// No log was followed yet.
+    fresh: bool,
+}
+
+impl Bus {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        jobs: mpsc::Receiver<Job>,
+        waiters: mpsc::UnboundedReceiver<Waiter>,
+        heard: mpsc::Sender<crate::broker::Record>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self { shared, jobs, waiters, heard, stop, orders: None, beats: 0, fresh: true }
+    }
+
+    /// Starts the thread. `started` hears once the window is warm, or why that can't be.
+    pub(super) fn spawn(
+        self,
+        forward: impl Future<Output = ()> + Send + 'static,
+        started: oneshot::Sender<Result<(), LinkError>>,
+    ) -> std::io::Result<thread::JoinHandle<()>> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let run = move || {
+            runtime.block_on(async move {
+                tokio::spawn(forward);
+                self.run(started).await;
+            });
+        };
+        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(run)
+    }
+
+    async fn run(mut self, started: oneshot::Sender<Result<(), LinkError>>) {
+        let (mut started, deadline) = (Some(started), Instant::now() + START);
+        let mut stop = self.stop.clone();
+        let mut pause = SOON;
+        loop {
+            let was_up = self.fresh;
+            let ended = tokio::select! {
+                ended = self.live(&mut started) => ended,
+                // An error means that nobody is left who could stop it.
+                _ = stop.wait_for(|stop| *stop) => return self.leave().await,
+            };
+            let Err(error) = ended;
+            if was_up != self.fresh {
+                pause = SOON;
+            }
+            self.note_down(&error);
+            if let Some(waiting) = started.take() {
+                if error.is_final() || Instant::now() >= deadline {
+                    let _ = waiting.send(Err(error));
+                    return;
+                }
+                started = Some(waiting);
+            }
+            // So that the nodes of a server that comes back don't all knock at once.
+            let jitter = Duration::from_millis(u64::from(crate::identity::random::<1>()[0]) / 4);
+            tokio::select! {
+                () = sleep(pause + jitter) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            pause = (pause * 2).min(LATER);
+        }
+    }
+
+    fn note_down(&mut self, error: &LinkError) {
+        if self.shared.down(&error.to_string()) {
+            tracing::warn!(%error, "no link to Redis; trying again until there is one");
+        }
+        let mut batch = Vec::new();
+        while let Ok(job) = self.jobs.try_recv() {
+            batch.push(job);
+        }
+        appender::refuse(batch, error);
+        // Whoever waits for the log is served from what is here.
+        while self.waiters.try_recv().is_ok() {}
+    }
+
+    /// Makes a link and lives on it until it ends.
+    async fn live(
+        &mut self,
+        started: &mut Option<oneshot::Sender<Result<(), LinkError>>>,
+    ) -> Result<Infallible, LinkError> {
+        let shared = self.shared.clone();
+        let (url, keys) = (&shared.options.url, &shared.keys);
+        let (link, facts) = Link::open(url, keys).await?;
+        check_key(&link, &keys.log, "stream").await?;
+        let tail_connection = link.another(url, BLOCK + ANSWER).await?;
+        let mut ears = link.ears(url).await?;
+        ears::listen(&shared, &mut ears).await?;
+        let head = recovery::settle(&shared, &link, self.fresh).await?;
+        let mut orders = self.place_of_orders(&link).await?;
+        tail::catch_up(&shared, &link, head).await?;
+        if std::mem::take(&mut self.fresh) {
+            warn(&facts);
+        } else {
+            shared.metrics.add(Counter::BusReconnects, 1);
+        }
+        shared.up(link.clone());
+        let (head, epoch) = (*shared.head.borrow(), shared.tail.window().read().epoch());
+        tracing::info!(address = %link.address, version = facts.version, head, epoch = format!("{epoch:x}"), "linked to Redis");
+        if let Some(started) = started.take() {
+            // Who started the hub may have given up.
+            let _ = started.send(Ok(()));
+        }
+        let result = tokio::try_join!(
+            appender::run(&shared, &link, &mut self.jobs),
+            tail::run(&shared, tail_connection, &mut orders),
+            ears::run(&shared, ears, &self.heard),
+            pulse::run(&shared, &link, &mut self.beats),
+            answer_waiters(&shared, &link, &mut self.waiters),
+        );
+        self.orders = Some(orders);
+        result.map(|(never, ..)| never)
+    }
+
+    /// Where orders are read from: where they were read to, unless that is further than they go.
+    async fn place_of_orders(&self, link: &Link) -> Result<String, LinkError> {
+        let newest = cmd("XREVRANGE").arg(&self.shared.keys.control).arg("+").arg("-").arg("COUNT").arg(1).take();
+        let newest: Vec<(String, Value)> = super::link::read(link.call(&newest).await?)?;
+        let newest = newest.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
+        let number = |id: &str| {
+            let (ms, n) = id.split_once('-')?;
+            Some((ms.parse::<u64>().ok()?, n.parse::<u64>().ok()?))
+        };
+        Ok(match &self.orders {
+            Some(read) if number(read) <= number(&newest) => read.clone(),
+            _ => newest,
+        })
+    }
+
+    /// Takes this node off the list, so that nobody waits for it.
+    async fn leave(&mut self) {
+        self.note_down(&LinkError::Unreachable("the hub ends".to_owned()));
+        let keys = &self.shared.keys;
+        let leave = async {
+            let (link, _) = Link::open(&self.shared.options.url, keys).await?;
+            link.call(cmd("ZREM").arg(&keys.nodes).arg(&self.shared.node)).await?;
+            link.call(cmd("DEL").arg(format!("{}{}", keys.node, self.shared.node))).await
+        };
+        if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {
+            tracing::debug!("Redis was not told that this node leaves; it notices by itself");
+        }
+    }
+}
+
+/// Answers who waits for what the log has now, all who wait by then with one question.
+async fn answer_waiters(
+    shared: &Shared,
+    link: &Link,
+    waiters: &mut mpsc::UnboundedReceiver<Waiter>,
+) -> Result<Infallible, LinkError> {
+    let mut head = shared.head.subscribe();
+    loop {
+        let Some(first) = waiters.recv().await else {
+            return Err(LinkError::Unreachable("the hub ends".to_owned()));
+        };
+        let mut waiting = vec![first];
+        while let Ok(waiter) = waiters.try_recv() {
+            waiting.push(waiter);
+        }
+        let there: Option<u64> = super::link::read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
+        // The sender lives as long as what is shared.
+        let _ = head.wait_for(|here| *here >= there.unwrap_or(0)).await;
+        for waiter in waiting {
+            let _ = waiter.send(());
+        }
+    }
+}
+
+async fn check_key(link: &Link, key: &str, wanted: &str) -> Result<(), LinkError> {
+    let kind: String = super::link::read(link.call(cmd("TYPE").arg(key)).await?)?;
+    if kind == wanted || kind == "none" {
+        Ok(())
+    } else {
+        Err(LinkError::NotOurs(format!("the key {key} holds a {kind}, and not the log (a {wanted})")))
+    }
+}
+
+fn warn(facts: &Facts) {
+    if facts.eviction.starts_with("allkeys") {
+        tracing::warn!(
+            "Redis' maxmemory-policy is {}: under memory pressure it would throw the log away; set maxmemory-policy \
+             noeviction (or volatile-lru, if other keys of that server are a cache)",
+            facts.eviction
+        );
+    }
+}
+
+impl From<LinkError> for BrokerError {
+    fn from(error: LinkError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}

@@ -1,0 +1,92 @@
+//! The names of everything that fanfare has in Redis.
+
+use fanfare_core::{Audience, ConnectionId, audience::MAX_USER_BYTES};
+use std::sync::Arc;
+
+/// The names under one namespace.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    pub(super) log: String,
+    pub(super) epoch: String,
+    pub(super) ids: String,
+    pub(super) nodes: String,
+    pub(super) recovery: String,
+    pub(super) control: String,
+    /// What a node's key begins with.
+    pub(super) node: String,
+    /// What the channels begin with. Channels have no slot, so they look the same on a Cluster.
+    channels: String,
+}
+
+impl Keys {
+    /// On a Cluster the namespace is a hash tag, so that all keys are on one shard and scripts may use them together.
+    pub(super) fn new(namespace: &str, cluster: bool) -> Self {
+        let prefix = if cluster { format!("{{{namespace}}}") } else { namespace.to_owned() };
+        let key = |name: &str| format!("{prefix}:{name}");
+        Self {
+            log: key("log"),
+            epoch: key("epoch"),
+            ids: key("ids"),
+            nodes: key("nodes"),
+            recovery: key("recovery"),
+            control: key("control"),
+            node: key("node:"),
+            channels: namespace.to_owned(),
+        }
+    }
+
+    /// The channel that the reference's publishers use for everyone.
+    pub(super) fn broadcast_channel(&self) -> String {
+        format!("{}:broadcast", self.channels)
+    }
+
+    /// The patterns of the channels that the reference's publishers use for users and connections.
+    pub(super) fn addressed_channels(&self) -> [String; 2] {
+        [format!("{}:user:*", self.channels), format!("{}:connection:*", self.channels)]
+    }
+
+    /// The channel on which a node hears its own probes.
+    pub(super) fn probe_channel(&self, node: &str) -> String {
+        format!("{}:node:{node}", self.channels)
+    }
+
+    /// Whom a message on a channel is for.
+    pub(super) fn audience_of(&self, channel: &str) -> Option<Audience> {
+        let name = channel.strip_prefix(&self.channels)?.strip_prefix(':')?;
+        match name.split_once(':') {
+            None => (name == "broadcast").then_some(Audience::Everyone),
+            Some(("user", id)) if !id.is_empty() && id.len() <= MAX_USER_BYTES => Some(Audience::User(Arc::from(id))),
+            Some(("connection", id)) => id.parse::<ConnectionId>().ok().map(Audience::Connection),
+            Some(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_keeps_all_keys_in_one_slot() {
+        let (alone, cluster) = (Keys::new("ws", false), Keys::new("ws", true));
+        assert_eq!((&*alone.log, &*cluster.log), ("ws:log", "{ws}:log"));
+        assert_eq!(cluster.broadcast_channel(), "ws:broadcast");
+    }
+
+    #[test]
+    fn channels_say_whom_a_message_is_for() {
+        let keys = Keys::new("ws", true);
+        let id = ConnectionId(7);
+        for (channel, audience) in [
+            ("ws:broadcast", Some(Audience::Everyone)),
+            ("ws:user:a:b", Some(Audience::User("a:b".into()))),
+            (&format!("ws:connection:{id}"), Some(Audience::Connection(id))),
+            ("ws:user:", None),
+            ("ws:connection:7", None),
+            ("ws:node:x", None),
+            ("other:broadcast", None),
+        ] {
+            assert_eq!(keys.audience_of(channel), audience, "{channel}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The connections to the one server that holds the log. A link is to one process: when that one restarts, loses its
+//! role or falls silent, the link ends and another is made.
+
+use super::{
+    keys::Keys,
+    scripts::{Script, Scripts},
+    topology::connect,
+    url::{Address, RedisUrl},
+};
+use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection, cmd};
+use std::time::Duration;
+
+/// How long Redis may take to answer a command.
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
+
+/// How long the tail waits for news before it asks again.
+pub(super) const BLOCK: Duration = Duration::from_secs(1);
+
+/// The oldest Redis with everything that is used here.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// Why a link can't be made, or has ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// There is nobody, or the connection broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("{0}")]
+    Silent(String),
+    /// The password, or what the user may do.
+    #[error("Redis refuses: {0}; check user and password in redis_url (REDIS_URL) and the user's permissions (ACL)")]
+    Refused(String),
+    /// No server holds the log now.
+    #[error("{0}")]
+    NoMaster(String),
+    /// Another server holds the log now.
+    #[error("the server is not, or not yet, the one that takes writes: {0}")]
+    NotMaster(String),
+    /// The server was not confirmed, or is no longer.
+    #[error("the server's log was not confirmed")]
+    Fenced,
+    /// Too old.
+    #[error("Redis {found} at {address} is too old: fanfare needs {}.{} or later", OLDEST.0, OLDEST.1)]
+    TooOld {
+        /// Its version.
+        found: String,
+        /// Where it is.
+        address: String,
+    },
+    /// A key is in use for something else.
+    #[error("{0}; delete it, or keep fanfare's keys apart with another redis_namespace (FANFARE_REDIS_NAMESPACE)")]
+    NotOurs(String),
+    /// Redis takes no writes for now; nothing is wrong with the link.
+    #[error("Redis takes no writes: {0}")]
+    Full(String),
+    /// Any other answer.
+    #[error("an answer of Redis that was not expected: {0}")]
+    Answer(String),
+}
+
+impl LinkError {
+    /// Trying again can't help: somebody has to change something.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::TooOld { .. } | Self::NotOurs(_))
+    }
+
+    pub(super) fn connecting(at: &Address, error: RedisError) -> Self {
+        match error.into() {
+            Self::Unreachable(why) => Self::Unreachable(format!("{at} can't be reached: {why}")),
+            other => other,
+        }
+    }
+}
+
+impl From<RedisError> for LinkError {
+    fn from(error: RedisError) -> Self {
+        let text = || error.detail().map_or_else(|| error.to_string(), str::to_owned);
+        match error.code() {
+            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => return Self::Refused(error.to_string()),
+            Some("OOM" | "MISCONF" | "NOREPLICAS") => return Self::Full(text()),
+            Some("FENCED") => return Self::Fenced,
+            Some("WRONGTYPE") => return Self::NotOurs(error.to_string()),
+            Some(
+                "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "UNBLOCKED" | "TRYAGAIN"
+                | "NOSCRIPT",
+            ) => return Self::NotMaster(error.to_string()),
+            _ => {}
+        }
+        if error.kind() == redis::ErrorKind::AuthenticationFailed {
+            Self::Refused(error.to_string())
+        } else if error.is_timeout() {
+            Self::Silent(format!("Redis gave no answer within {} s", ANSWER.as_secs()))
+        } else if error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal() {
+            Self::Unreachable(error.to_string())
+        } else {
+            Self::Answer(error.to_string())
+        }
+    }
+}
+
+/// Sends a command and waits for its answer.
+pub(super) async fn call(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, LinkError> {
+    Ok(connection.send_packed_command(command).await?.extract_error()?)
+}
+
+/// Reads an answer as what it is expected to be. What it is instead is not told: it may hold events.
+pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkError> {
+    redis::from_redis_value(answer).map_err(|_| LinkError::Answer(format!("not a {}", std::any::type_name::<T>())))
+}
+
+/// Connections to one server process.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) address: Address,
+    /// The process, by the `run_id` that it made at its start.
+    pub(super) server: String,
+    /// For commands that are answered at once.
+    pub(super) commands: MultiplexedConnection,
+    scripts: Scripts,
+}
+
+/// What an operator should know of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) version: String,
+    pub(super) eviction: String,
+    role: String,
+}
+
+impl Link {
+    /// Finds the server and connects to it.
+    pub(super) async fn open(url: &RedisUrl, keys: &Keys) -> Result<(Self, Facts), LinkError> {
+        let address = url.locate(&keys.log).await?;
+        let client = url.client(&address, url.credentials())?;
+        let mut commands = connect(&client, &address, ANSWER).await?;
+        let info: String = read(call(&mut commands, cmd("INFO").arg("everything")).await?)?;
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let facts = Facts { version: field("redis_version"), eviction: field("maxmemory_policy"), role: field("role") };
+        check(&facts, &address)?;
+        let scripts = Scripts::load(&mut commands).await?;
+        Ok((Self { address, server: field("run_id"), commands, scripts }, facts))
+    }
+
+    /// Another connection to the same process, for a command that waits.
+    pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<MultiplexedConnection, LinkError> {
+        let client = url.client(&self.address, url.credentials())?;
+        let mut connection = connect(&client, &self.address, patience).await?;
+        self.same_process(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// A connection that hears channels.
+    pub(super) async fn ears(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
+        let client = url.client(&self.address, url.credentials())?;
+        match tokio::time::timeout(ANSWER, client.get_async_pubsub()).await {
+            Ok(ears) => ears.map_err(|error| LinkError::connecting(&self.address, error)),
+            Err(_) => Err(LinkError::Silent(format!("{} took no connection in time", self.address))),
+        }
+    }
+
+    /// An address may have become another process's between two connections.
+    async fn same_process(&self, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+        let info: String = read(call(connection, cmd("INFO").arg("server")).await?)?;
+        if info.contains(&format!("run_id:{}", self.server)) {
+            Ok(())
+        } else {
+            Err(LinkError::NotMaster("it was restarted meanwhile".to_owned()))
+        }
+    }
+
+    /// The command that runs a script.
+    pub(super) fn script(&self, script: Script, keys: &[&str]) -> Cmd {
+        let mut command = cmd("EVALSHA");
+        command.arg(self.scripts.hash(script)).arg(keys.len()).arg(keys);
+        command
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, LinkError> {
+        call(&mut self.commands.clone(), command).await
+    }
+}
+
+fn check(facts: &Facts, address: &Address) -> Result<(), LinkError> {
+    let mut numbers = facts.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST {
+        return Err(LinkError::TooOld { found: facts.version.clone(), address: address.to_string() });
+    }
+    match &*facts.role {
+        "master" => Ok(()),
+        role => Err(LinkError::NotMaster(format!("{address} is a {role}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers_and_replicas_are_refused() {
+        let address = Address { host: "h".to_owned(), port: 1 };
+        let facts = |version: &str, role: &str| Facts {
+            version: version.to_owned(),
+            eviction: "noeviction".to_owned(),
+            role: role.to_owned(),
+        };
+        assert_eq!(check(&facts("6.2.0", "master"), &address), Ok(()));
+        assert_eq!(check(&facts("7.0.15", "master"), &address), Ok(()));
+        let old = check(&facts("5.0.14", "master"), &address).unwrap_err();
+        assert_eq!(old.to_string(), "Redis 5.0.14 at h:1 is too old: fanfare needs 6.2 or later");
+        assert!(old.is_final());
+        assert!(matches!(check(&facts("7.0.0", "slave"), &address), Err(LinkError::NotMaster(_))));
+    }
+}

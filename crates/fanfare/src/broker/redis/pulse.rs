@@ -1,0 +1,69 @@
+//! A node's beat: it says that the node lives, and sends probes through the log and the channels. One that does not
+//! come back in time means that news don't either, whatever the connections look like.
+
+use super::{
+    link::{Link, LinkError, read},
+    recovery::ALIVE_MS,
+    scripts::Script,
+    shared::Shared,
+};
+use std::{convert::Infallible, time::Duration};
+use tokio::time::{Instant, sleep_until};
+
+/// How often a node says that it lives.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a probe is overdue.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Beats until the link ends, or until news no longer come.
+pub(super) async fn run(shared: &Shared, link: &Link, number: &mut u64) -> Result<Infallible, LinkError> {
+    let mut next = Instant::now();
+    loop {
+        if Instant::now() >= next {
+            *number += 1;
+            next = Instant::now() + BEAT;
+            beat(shared, link, *number).await?;
+        }
+        let (tail, ears) = shared.overdue();
+        let limit = shared.options.lag_limit;
+        for (overdue, what) in [(tail, "the log"), (ears, "the channels")] {
+            if overdue > limit {
+                let ms = overdue.as_millis();
+                return Err(LinkError::Silent(format!(
+                    "nothing comes from {what} any more: a probe is away for {ms} ms"
+                )));
+            }
+        }
+        sleep_until(next.min(Instant::now() + LOOK)).await;
+    }
+}
+
+async fn beat(shared: &Shared, link: &Link, number: u64) -> Result<(), LinkError> {
+    let keys = &shared.keys;
+    let own = format!("{}{}", keys.node, shared.node);
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own];
+    let mut command = link.script(Script::Beat, &names);
+    command.arg(&link.server).arg(&shared.node).arg(number).arg(shared.tail.connections()).arg(ALIVE_MS);
+    command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms);
+    let before = *shared.head.borrow();
+    shared.probe_sent(number);
+    match link.call(&command).await {
+        Ok(answer) => {
+            let (head, nodes, connections): (u64, usize, usize) = read(answer)?;
+            shared.set_cluster(connections, nodes);
+            if head < before {
+                return Err(LinkError::Answer(format!("the log went back from {before} to {head}")));
+            }
+            Ok(())
+        }
+        Err(LinkError::Full(why)) => {
+            shared.probe_failed(number);
+            if shared.set_full(Some(&LinkError::Full(why.clone()).to_string())) {
+                tracing::error!("Redis takes no writes, so publishing fails: {why}");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}

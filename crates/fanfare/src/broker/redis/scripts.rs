@@ -1,0 +1,42 @@
+//! The scripts that run inside Redis, each by its hash. What they do stands at their heads.
+
+use super::link::{LinkError, call, read};
+use redis::{aio::MultiplexedConnection, cmd};
+
+const PUT: &str = include_str!("scripts/put.lua");
+
+/// A script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Script {
+    Append,
+    Restore,
+    Confirm,
+    Beat,
+}
+
+const BODIES: [&str; 4] = [
+    include_str!("scripts/append.lua"),
+    include_str!("scripts/restore.lua"),
+    include_str!("scripts/confirm.lua"),
+    include_str!("scripts/beat.lua"),
+];
+
+/// The scripts that a server knows.
+#[derive(Debug, Clone)]
+pub(super) struct Scripts([String; BODIES.len()]);
+
+impl Scripts {
+    /// Gives them to a server, which keeps them until it restarts.
+    pub(super) async fn load(connection: &mut MultiplexedConnection) -> Result<Self, LinkError> {
+        let mut hashes = [const { String::new() }; BODIES.len()];
+        for (hash, body) in hashes.iter_mut().zip(BODIES) {
+            let answer = call(connection, cmd("SCRIPT").arg("LOAD").arg(format!("{PUT}\n{body}"))).await?;
+            *hash = read(answer)?;
+        }
+        Ok(Self(hashes))
+    }
+
+    pub(super) fn hash(&self, script: Script) -> &str {
+        &self.0[script as usize]
+    }
+}

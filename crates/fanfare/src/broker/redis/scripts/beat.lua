@@ -1,0 +1,31 @@
+-- A node's beat: says that it lives and what it has, and sends a probe through both ways that news takes.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash)
+-- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
+--       7 channel of the probe, 8 longest age of an event in ms
+-- Returns the log's head, the nodes alive and their connections.
+
+local meta = redis.call('HMGET', KEYS[2], 'server', 'head', 'bytes')
+if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not the one that holds the log') end
+local now, head = clock(), tonumber(meta[2] or 0)
+redis.call('HSET', KEYS[2], 'beat', whole(now))
+redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
+redis.call('HSET', KEYS[6], 'connections', ARGV[4], 'beat', whole(now))
+redis.call('PEXPIRE', KEYS[6], ARGV[5])
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', 4096, '*', 'k', 'probe', 'n', ARGV[2], 'b', ARGV[3], 'h', whole(head))
+redis.call('PUBLISH', ARGV[7], ARGV[3])
+
+local nodes, connections = 0, 0
+for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], whole(now - tonumber(ARGV[5])), '+inf')) do
+  local count = redis.call('HGET', ARGV[6] .. node, 'connections')
+  if count then
+    nodes = nodes + 1
+    connections = connections + tonumber(count)
+  end
+end
+-- Time alone lets events go too, where nobody publishes.
+if tonumber(ARGV[3]) % 32 == 0 then
+  local bytes = tonumber(meta[3] or 0)
+  local left = trim(bytes, now, math.huge, math.huge, tonumber(ARGV[8]))
+  if left ~= bytes then redis.call('HSET', KEYS[2], 'bytes', whole(left)) end
+end
+return {head, nodes, connections}

@@ -1,0 +1,164 @@
+//! What the parts of the bus share: the options, the link while there is one, and how things stand.
+
+use super::{RedisOptions, keys::Keys, link::Link};
+use crate::{
+    broker::{Appended, BrokerError, Record, Standing, Tail},
+    metrics::Metrics,
+};
+use fanfare_core::window::{Bounds, Entry};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::{oneshot, watch};
+
+/// Records on their way into the log, and who waits for them.
+pub(super) struct Job {
+    pub(super) records: Vec<Record>,
+    pub(super) reply: oneshot::Sender<Result<Vec<Appended>, BrokerError>>,
+}
+
+pub(super) struct Shared {
+    pub(super) options: RedisOptions,
+    pub(super) bounds: Bounds,
+    pub(super) keys: Keys,
+    /// This node's name, made anew at each start.
+    pub(super) node: String,
+    pub(super) tail: Arc<dyn Tail>,
+    pub(super) metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// Acknowledged entries that have not come back by the tail yet.
+    unseen: Mutex<VecDeque<Arc<Entry>>>,
+    /// The window's head.
+    pub(super) head: watch::Sender<u64>,
+}
+
+/// How things stand.
+#[derive(Default)]
+struct State {
+    link: Option<Link>,
+    /// Why there is no link.
+    down: Option<String>,
+    /// Why Redis takes no writes, though there is one.
+    full: Option<String>,
+    listening: bool,
+    lag: Option<Duration>,
+    /// The probes that have not come back by the tail, oldest first.
+    probes: VecDeque<(u64, Instant)>,
+    /// Those that have not come back by the channels.
+    echoes: VecDeque<(u64, Instant)>,
+    cluster: Option<(usize, usize)>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        options: RedisOptions,
+        bounds: Bounds,
+        node: String,
+        tail: Arc<dyn Tail>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let keys = Keys::new(&options.namespace, options.url.is_cluster());
+        let down = Some("Redis was not reached yet".to_owned());
+        Self {
+            options,
+            bounds,
+            keys,
+            node,
+            tail,
+            metrics,
+            state: Mutex::new(State { down, ..State::default() }),
+            unseen: Mutex::default(),
+            head: watch::channel(0).0,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn unseen(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
+        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link, if there is one.
+    pub(super) fn link(&self) -> Result<Link, BrokerError> {
+        let state = self.state();
+        let why = || state.down.clone().unwrap_or_else(|| "there is no link to Redis".to_owned());
+        state.link.clone().ok_or_else(|| BrokerError::Unavailable(why()))
+    }
+
+    pub(super) fn up(&self, link: Link) {
+        let mut state = self.state();
+        *state = State { link: Some(link), listening: true, cluster: state.cluster, ..State::default() };
+    }
+
+    /// Returns whether that is news.
+    pub(super) fn down(&self, why: &str) -> bool {
+        let mut state = self.state();
+        let news = state.link.is_some() || state.down.as_deref() != Some(why);
+        *state = State { down: Some(why.to_owned()), cluster: state.cluster, ..State::default() };
+        news
+    }
+
+    /// Notes whether Redis takes writes. Returns whether that is news.
+    pub(super) fn set_full(&self, why: Option<&str>) -> bool {
+        let mut state = self.state();
+        let news = state.full.is_some() != why.is_some();
+        state.full = why.map(str::to_owned);
+        news
+    }
+
+    pub(super) fn set_cluster(&self, connections: usize, nodes: usize) {
+        self.state().cluster = Some((connections, nodes));
+    }
+
+    pub(super) fn probe_sent(&self, number: u64) {
+        let (now, mut state) = (Instant::now(), self.state());
+        state.probes.push_back((number, now));
+        state.echoes.push_back((number, now));
+    }
+
+    /// The probe was not sent after all.
+    pub(super) fn probe_failed(&self, number: u64) {
+        let mut state = self.state();
+        state.probes.retain(|(sent, _)| *sent != number);
+        state.echoes.retain(|(sent, _)| *sent != number);
+    }
+
+    pub(super) fn probe_returned(&self, number: u64) {
+        let mut state = self.state();
+        if let Some((_, sent)) = state.probes.iter().find(|(sent, _)| *sent == number) {
+            state.lag = Some(sent.elapsed());
+        }
+        state.probes.retain(|(sent, _)| *sent > number);
+    }
+
+    pub(super) fn echo_returned(&self, number: u64) {
+        self.state().echoes.retain(|(sent, _)| *sent > number);
+    }
+
+    /// How long the oldest probe that has not come back is under way: by the tail, and by the channels.
+    pub(super) fn overdue(&self) -> (Duration, Duration) {
+        let state = self.state();
+        let age = |probes: &VecDeque<(u64, Instant)>| probes.front().map_or(Duration::ZERO, |(_, at)| at.elapsed());
+        (age(&state.probes), age(&state.echoes))
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let (overdue, _) = self.overdue();
+        let state = self.state();
+        let lag = state.lag.max(Some(overdue).filter(|overdue| *overdue > Duration::ZERO));
+        let late = lag
+            .filter(|lag| *lag > self.options.lag_limit)
+            .map(|lag| format!("news takes {} ms through the log, more than bus_lag_limit allows", lag.as_millis()));
+        Standing {
+            problem: state.down.clone().or_else(|| state.full.clone()).or(late),
+            connected: state.link.is_some(),
+            listening: state.link.is_some() && state.listening,
+            lag,
+            cluster: state.cluster,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Where the server is that holds the log: the one place where a single server, Sentinel and Cluster differ.
+
+use super::{
+    link::{LinkError, call, read},
+    url::{Address, RedisUrl, Topology},
+};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value, cmd};
+use std::time::Duration;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(2);
+
+impl RedisUrl {
+    /// Whether all keys have to share a slot.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.topology, Topology::Cluster(_))
+    }
+
+    /// The server that holds `key`, as far as is known now.
+    pub(super) async fn locate(&self, key: &str) -> Result<Address, LinkError> {
+        match &self.topology {
+            Topology::Standalone(address) => Ok(address.clone()),
+            Topology::Sentinel { sentinels, master } => {
+                self.ask_each(sentinels, async |at| self.ask_sentinel(at, master).await).await
+            }
+            Topology::Cluster(nodes) => self.ask_each(nodes, async |at| self.ask_cluster(at, key).await).await,
+        }
+    }
+
+    /// The first answer of those who can be asked, else the last one's error.
+    async fn ask_each(
+        &self,
+        addresses: &[Address],
+        ask: impl AsyncFn(&Address) -> Result<Address, LinkError>,
+    ) -> Result<Address, LinkError> {
+        let mut last = LinkError::NoMaster("no server is named".to_owned());
+        for address in addresses {
+            match ask(address).await {
+                Ok(master) => return Ok(master),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Address, LinkError> {
+        let mut info = RedisConnectionInfo::default();
+        if let Some(password) = &self.password {
+            info = info.set_password(password);
+        }
+        // Sentinels often have no password where their servers have one.
+        let opened = match self.open(at, info).await {
+            Err(LinkError::Refused(_)) => self.open(at, RedisConnectionInfo::default()).await,
+            other => other,
+        };
+        let mut connection = opened?;
+        let answer = call(&mut connection, cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master)).await?;
+        match redis::from_redis_value::<Option<(String, u16)>>(answer) {
+            Ok(Some((host, port))) => Ok(Address { host, port }),
+            Ok(None) | Err(_) => {
+                Err(LinkError::NoMaster(format!("the sentinel at {at} knows no master named {master:?}")))
+            }
+        }
+    }
+
+    async fn ask_cluster(&self, at: &Address, key: &str) -> Result<Address, LinkError> {
+        let mut connection = self.open(at, self.credentials()).await?;
+        let slot: u16 = read(call(&mut connection, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await?)?;
+        let slots: Vec<Vec<Value>> = read(call(&mut connection, cmd("CLUSTER").arg("SLOTS")).await?)?;
+        let mut owners = slots.into_iter().filter_map(|range| match &range[..] {
+            [Value::Int(first), Value::Int(last), Value::Array(master), ..] => {
+                (*first..=*last).contains(&i64::from(slot)).then(|| owner(master, at)).flatten()
+            }
+            _ => None,
+        });
+        owners.next().ok_or_else(|| LinkError::NoMaster(format!("the Cluster at {at} has nobody for slot {slot}")))
+    }
+
+    pub(super) fn credentials(&self) -> RedisConnectionInfo {
+        let mut info = RedisConnectionInfo::default().set_db(self.database);
+        if let Some(user) = &self.user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = &self.password {
+            info = info.set_password(password);
+        }
+        info
+    }
+
+    /// What opens connections to one server.
+    pub(super) fn client(&self, at: &Address, info: RedisConnectionInfo) -> Result<Client, LinkError> {
+        let (host, port) = (at.host.clone(), at.port);
+        let address = if self.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let info = address.into_connection_info().map_err(LinkError::from)?.set_redis_settings(info);
+        Client::open(info).map_err(LinkError::from)
+    }
+
+    async fn open(
+        &self,
+        at: &Address,
+        info: RedisConnectionInfo,
+    ) -> Result<redis::aio::MultiplexedConnection, LinkError> {
+        connect(&self.client(at, info)?, at, CONNECT).await
+    }
+}
+
+/// Opens a connection whose every answer must come within `patience`.
+pub(super) async fn connect(
+    client: &Client,
+    at: &Address,
+    patience: Duration,
+) -> Result<redis::aio::MultiplexedConnection, LinkError> {
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(patience));
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    // The settings' own times don't cover the whole of a handshake.
+    match tokio::time::timeout(CONNECT, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(LinkError::connecting(at, error)),
+        Err(_) => Err(LinkError::Silent(format!("{at} took no connection within {} s", CONNECT.as_secs()))),
+    }
+}
+
+fn owner(master: &[Value], asked: &Address) -> Option<Address> {
+    let [host, Value::Int(port), ..] = master else { return None };
+    let host = redis::from_redis_value::<Option<String>>(host.clone()).ok()?.unwrap_or_default();
+    // A node that does not know its own name means the one it was asked under.
+    let host = if host.is_empty() { asked.host.clone() } else { host };
+    Some(Address { host, port: u16::try_from(*port).ok()? })
+}

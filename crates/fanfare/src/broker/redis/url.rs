@@ -1,0 +1,208 @@
+//! Where Redis is and how it is reached: one URL for every topology.
+
+use std::{fmt, str::FromStr};
+use url::Url;
+
+const DEFAULT_PORT: u16 = 6379;
+const DEFAULT_SENTINEL_PORT: u16 = 26379;
+
+/// Where Redis is, how it is reached, and who asks.
+///
+/// ```text
+/// redis://[[user]:password@]host[:port][/database]
+/// redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/database]
+/// redis+cluster://[[user]:password@]host[:port][,host[:port]...]
+/// ```
+///
+/// With `rediss` instead of `redis` everything goes over TLS. Parts with reserved characters are percent-encoded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl {
+    pub(super) topology: Topology,
+    pub(super) tls: bool,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) database: i64,
+}
+
+/// Which servers there are, and how the one that counts is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Topology {
+    /// One server.
+    Standalone(Address),
+    /// Sentinels, which know the master of a name.
+    Sentinel { sentinels: Vec<Address>, master: String },
+    /// Some nodes of a Cluster, which know the others.
+    Cluster(Vec<Address>),
+}
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// Why a text is no URL of Redis. Says what is wrong; never shows a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRedisUrl {
+    /// Nothing that a URL can be read from.
+    #[error("{0}")]
+    Malformed(String),
+    /// None of the known schemes.
+    #[error(
+        "the scheme must be redis, redis+sentinel or redis+cluster, or rediss, rediss+sentinel or rediss+cluster \
+         for TLS"
+    )]
+    Scheme,
+    /// A Sentinel URL without a master's name.
+    #[error("the path must name the master that the sentinels watch: redis+sentinel://host:26379/mymaster")]
+    NoMaster,
+    /// Not a database number.
+    #[error("the database must be a number: redis://host:6379/0")]
+    Database,
+    /// A Cluster has one database.
+    #[error("a Cluster has no databases: leave the path out")]
+    ClusterDatabase,
+}
+
+impl FromStr for RedisUrl {
+    type Err = BadRedisUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadRedisUrl> {
+        let (scheme, rest) = text.split_once("://").ok_or(BadRedisUrl::Scheme)?;
+        let (transport, topology) = scheme.split_once('+').unwrap_or((scheme, ""));
+        let tls = match transport {
+            "redis" => false,
+            "rediss" => true,
+            _ => return Err(BadRedisUrl::Scheme),
+        };
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (credentials, hosts) = authority.rsplit_once('@').map_or(("", authority), |(who, hosts)| (who, hosts));
+        let default_port = if topology == "sentinel" { DEFAULT_SENTINEL_PORT } else { DEFAULT_PORT };
+        let addresses = hosts.split(',').map(|host| address(host, default_port)).collect::<Result<Vec<_>, _>>()?;
+        let (user, password) = credentials_of(credentials)?;
+        let (topology, database) = topology_of(topology, addresses, path)?;
+        Ok(Self { topology, tls, user, password, database })
+    }
+}
+
+fn address(text: &str, default_port: u16) -> Result<Address, BadRedisUrl> {
+    let malformed = |why: &str| BadRedisUrl::Malformed(format!("{text:?} is not a host and a port: {why}"));
+    // A special scheme, because only those have their hosts checked.
+    let url = Url::parse(&format!("http://{text}")).map_err(|error| malformed(&error.to_string()))?;
+    let host = url.host_str().ok_or_else(|| malformed("there is no host"))?;
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(malformed("there is more than that"));
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    // Port 80 is the default of the borrowed scheme, and so is not told.
+    let port = url.port().or_else(|| text.ends_with(":80").then_some(80)).unwrap_or(default_port);
+    Ok(Address { host, port })
+}
+
+fn credentials_of(text: &str) -> Result<(Option<String>, Option<String>), BadRedisUrl> {
+    let decode = |part: &str| {
+        let decoded = percent_encoding::percent_decode_str(part).decode_utf8();
+        let decoded = decoded.map_err(|_| BadRedisUrl::Malformed("user or password is not UTF-8".to_owned()))?;
+        Ok((!decoded.is_empty()).then(|| decoded.into_owned()))
+    };
+    let (user, password) = text.split_once(':').unwrap_or((text, ""));
+    Ok((decode(user)?, decode(password)?))
+}
+
+fn topology_of(name: &str, addresses: Vec<Address>, path: &str) -> Result<(Topology, i64), BadRedisUrl> {
+    let path = path.trim_end_matches('/');
+    let number = |text: &str| if text.is_empty() { Ok(0) } else { text.parse().map_err(|_| BadRedisUrl::Database) };
+    match (name, addresses) {
+        ("", addresses) => match <[Address; 1]>::try_from(addresses) {
+            Ok([only]) => Ok((Topology::Standalone(only), number(path)?)),
+            Err(_) => {
+                Err(BadRedisUrl::Malformed("several hosts are for redis+sentinel:// or redis+cluster://".to_owned()))
+            }
+        },
+        ("sentinel", sentinels) => {
+            let (master, database) = path.split_once('/').unwrap_or((path, ""));
+            if master.is_empty() {
+                return Err(BadRedisUrl::NoMaster);
+            }
+            Ok((Topology::Sentinel { sentinels, master: master.to_owned() }, number(database)?))
+        }
+        ("cluster", nodes) if path.is_empty() || path == "0" => Ok((Topology::Cluster(nodes), 0)),
+        ("cluster", _) => Err(BadRedisUrl::ClusterDatabase),
+        _ => Err(BadRedisUrl::Scheme),
+    }
+}
+
+/// Without the password, and without the user, who may be one.
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        let secret = if self.user.is_some() || self.password.is_some() { "***@" } else { "" };
+        let join = |addresses: &[Address]| addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
+        match &self.topology {
+            Topology::Standalone(address) => write!(f, "{scheme}://{secret}{address}/{}", self.database),
+            Topology::Sentinel { sentinels, master } => {
+                write!(f, "{scheme}+sentinel://{secret}{}/{master}/{}", join(sentinels), self.database)
+            }
+            Topology::Cluster(nodes) => write!(f, "{scheme}+cluster://{secret}{}", join(nodes)),
+        }
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_topology_has_its_url() {
+        for (text, shown) in [
+            ("redis://localhost", "redis://localhost:6379/0"),
+            ("redis://h:80/", "redis://h:80/0"),
+            ("redis://:p%40ss@10.0.0.1:7000/3", "redis://***@10.0.0.1:7000/3"),
+            ("rediss://me:hush@[::1]:7000", "rediss://***@[::1]:7000/0"),
+            ("redis+sentinel://a,b:1/mymaster", "redis+sentinel://a:26379,b:1/mymaster/0"),
+            ("redis+sentinel://:x@a/mymaster/2", "redis+sentinel://***@a:26379/mymaster/2"),
+            ("rediss+cluster://a,b,c:7000", "rediss+cluster://a:6379,b:6379,c:7000"),
+        ] {
+            assert_eq!(text.parse::<RedisUrl>().expect(text).to_string(), shown);
+        }
+        let url: RedisUrl = "redis://me:p%40ss@h".parse().unwrap();
+        assert_eq!((url.user.as_deref(), url.password.as_deref()), (Some("me"), Some("p@ss")));
+        assert!(!format!("{url:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused_with_what_is_wrong() {
+        for (text, says) in [
+            ("localhost:6379", "scheme"),
+            ("http://localhost", "scheme"),
+            ("redis+ring://a", "scheme"),
+            ("redis://", "host"),
+            ("redis://a,b", "several hosts"),
+            ("redis://a/zero", "number"),
+            ("redis://a:port", "a:port"),
+            ("redis+sentinel://a,b", "mymaster"),
+            ("redis+cluster://a/1", "no databases"),
+            ("redis://h?x=1", "more than that"),
+        ] {
+            let error = text.parse::<RedisUrl>().expect_err(text).to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}
