@@ -287,6 +287,11 @@ impl Roster {
         });
     }
 
+    /// The slots of a user's connections.
+    pub fn slots_of(&self, user: &str) -> impl Iterator<Item = Slot> {
+        self.users.get(user).into_iter().flat_map(Members::iter)
+    }
+
     /// Every slot that is taken.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         self.seats.iter().map(|(slot, _)| Slot::try_from(slot).unwrap_or(Slot::MAX))

@@ -7,6 +7,7 @@ mod window;
 pub use memory::MemoryBroker;
 pub use window::SharedWindow;
 
+use crate::registry::Present;
 use fanfare_core::{Audience, ConnectionId, Event, Position, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -59,6 +60,13 @@ pub enum Order {
         /// What its client reads.
         reason: String,
     },
+    /// End a connection that came before a time, because its client is on another node since.
+    Replaced {
+        /// Which.
+        connection: ConnectionId,
+        /// When it came to the other node, in milliseconds since 1970-01-01T00:00:00Z.
+        before_ms: u64,
+    },
     /// End every connection of a user.
     DisconnectUser {
         /// Whose.
@@ -96,6 +104,9 @@ pub trait Tail: Send + Sync + fmt::Debug {
 
     /// How many clients the node has.
     fn connections(&self) -> usize;
+
+    /// The node's clients, or those of one user.
+    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>>;
 }
 
 /// A log: one order for all events of all publishers.

@@ -12,6 +12,7 @@ use crate::{
     identity::{Names, fresh_event_id, random},
     metrics::{Counter, Metrics},
     node::Node,
+    registry::{Present, Registry},
     shard::{Command, Shard},
 };
 use fanfare_core::{
@@ -39,6 +40,7 @@ pub struct Hub {
 struct Inner {
     node: Arc<Node>,
     broker: Arc<dyn Broker>,
+    registry: Arc<dyn Registry>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -147,7 +149,7 @@ impl HubBuilder {
         let node = Arc::new(self.node());
         let broker = Arc::new(MemoryBroker::new(u64::from_be_bytes(random()), bounds(&self.config)));
         broker.follow(node.clone());
-        self.run(node, broker)
+        self.run(node, broker.clone(), broker)
     }
 
     /// Starts the hub, with its log in Redis. The hub serves once it has what the log has.
@@ -158,8 +160,9 @@ impl HubBuilder {
         options.max_event_bytes = self.config.max_event_bytes;
         let node = Arc::new(self.node());
         let metrics = node.metrics.clone();
-        let broker = RedisBroker::connect(options, bounds(&self.config), node.clone(), metrics).await?;
-        self.run(node, Arc::new(broker))
+        let (bounds, name) = (bounds(&self.config), node.name.to_string());
+        let broker = Arc::new(RedisBroker::connect(options, bounds, name, node.clone(), metrics).await?);
+        self.run(node, broker.clone(), broker)
     }
 
     fn node(&self) -> Node {
@@ -169,24 +172,27 @@ impl HubBuilder {
             metrics: Arc::new(Metrics::new()),
             admission: Admission::new(),
             names: Names::new(&secret),
+            name: format!("{:016x}", u64::from_be_bytes(random())).into(),
             // The broker says which log it is.
             window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds(&self.config))),
             shards: OnceLock::new(),
             broker: OnceLock::new(),
+            registry: OnceLock::new(),
             ready: AtomicBool::new(true),
             config: self.config.clone(),
         }
     }
 
     /// Starts the shards' threads.
-    fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>) -> Result<Hub, StartError> {
+    fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>, registry: Arc<dyn Registry>) -> Result<Hub, StartError> {
         let shards = self.shards(&node)?;
         let handles = shards.iter().map(|shard| shard.handle().clone()).collect();
         // Nothing else sets them.
         let _ = node.shards.set(handles);
         let _ = node.broker.set(Arc::downgrade(&broker));
+        let _ = node.registry.set(Arc::downgrade(&registry));
         let threads = Self::spawn(shards, &node, &broker)?;
-        Ok(Hub { inner: Arc::new(Inner { node, broker, threads: Mutex::new(threads) }) })
+        Ok(Hub { inner: Arc::new(Inner { node, broker, registry, threads: Mutex::new(threads) }) })
     }
 
     fn shards(&self, node: &Arc<Node>) -> io::Result<Vec<Shard>> {
@@ -347,6 +353,22 @@ impl Hub {
     /// What verifies tokens.
     pub fn verifier(&self) -> &Verifier {
         &self.inner.node.verifier
+    }
+
+    /// A user's connections on all nodes, the longest connected first.
+    ///
+    /// # Errors
+    /// If the list can't be reached.
+    pub async fn connections_of(&self, user: &str) -> Result<Vec<Present>, BrokerError> {
+        self.inner.registry.of_user(user).await
+    }
+
+    /// One connection, on whichever node it is.
+    ///
+    /// # Errors
+    /// If the list can't be reached.
+    pub async fn connection(&self, connection: ConnectionId) -> Result<Option<Present>, BrokerError> {
+        self.inner.registry.find(connection).await
     }
 
     /// Ends one connection with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on whichever node it

@@ -14,6 +14,7 @@ pub mod hub;
 mod identity;
 pub mod metrics;
 mod node;
+pub mod registry;
 mod shard;
 mod upgrade;
 

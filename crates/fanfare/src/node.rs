@@ -5,11 +5,12 @@
 use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
-    broker::{Broker, Order, SharedWindow, Tail},
+    broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
     clock,
     config::Config,
     identity::Names,
     metrics::{Counter, Metrics},
+    registry::{Present, Registry},
     shard::{Command, ShardHandle},
 };
 use fanfare_core::{CloseCode, ConnectionId, Grant, session::Denied};
@@ -17,6 +18,8 @@ use std::sync::{
     Arc, OnceLock, Weak,
     atomic::{AtomicBool, Ordering},
 };
+
+use tokio::sync::oneshot;
 
 /// What the parts of one node share.
 #[derive(Debug)]
@@ -26,10 +29,13 @@ pub(crate) struct Node {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
     pub(crate) names: Names,
+    /// What other nodes call this one.
+    pub(crate) name: Arc<str>,
     pub(crate) window: SharedWindow,
     pub(crate) shards: OnceLock<Vec<Arc<ShardHandle>>>,
-    /// Held by the hub, whose node this is.
+    /// Both held by the hub, whose node this is.
     pub(crate) broker: OnceLock<Weak<dyn Broker>>,
+    pub(crate) registry: OnceLock<Weak<dyn Registry>>,
     pub(crate) ready: AtomicBool,
 }
 
@@ -51,6 +57,11 @@ impl Tail for Node {
                     shard.send(Command::Close(connection, CloseCode::Disconnected, reason));
                 }
             }
+            Order::Replaced { connection, before_ms } => {
+                if let Some(shard) = self.shard_of(connection) {
+                    shard.send(Command::LetGo(connection, before_ms));
+                }
+            }
             Order::DisconnectUser { user, reason } => {
                 for shard in self.shards() {
                     shard.send(Command::CloseUser(user.clone(), CloseCode::Disconnected, reason.clone()));
@@ -59,12 +70,31 @@ impl Tail for Node {
         }
     }
 
+    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+        let user: Option<Arc<str>> = of_user.map(Arc::from);
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for shard in self.shards() {
+                let (reply, answer) = oneshot::channel();
+                shard.send(Command::List(user.clone(), reply));
+                // A shard that has ended has nobody.
+                all.extend(answer.await.unwrap_or_default());
+            }
+            Ok::<_, BrokerError>(all)
+        })
+    }
+
     fn connections(&self) -> usize {
         self.shards().iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum()
     }
 }
 
 impl Node {
+    /// Who keeps the list of who is connected, while there is one.
+    pub(crate) fn registry(&self) -> Option<Arc<dyn Registry>> {
+        self.registry.get().and_then(Weak::upgrade)
+    }
+
     pub(crate) fn shards(&self) -> &[Arc<ShardHandle>] {
         self.shards.get().map_or(&[], Vec::as_slice)
     }

@@ -7,6 +7,7 @@ use crate::{
     clock,
     metrics::{Counter, Metrics},
     node::Node,
+    registry::Present,
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Position,
@@ -30,6 +31,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
 /// How much is read at once, in bytes. One buffer serves all sockets of a shard.
 const READ_BYTES: usize = 64 << 10;
@@ -62,6 +64,10 @@ pub(crate) enum Command {
     Adopt(Adoption),
     /// End a connection.
     Close(ConnectionId, CloseCode, String),
+    /// End a connection that came before a time, because it is on another node since.
+    LetGo(ConnectionId, u64),
+    /// Tell who is connected, or who of one user is.
+    List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
     /// End every connection of a user.
     CloseUser(Arc<str>, CloseCode, String),
     /// Tell everyone to come back elsewhere, and end once they have left or at a time.
@@ -106,6 +112,8 @@ struct Conn {
     socket: Socket,
     /// Where it is counted, while it is.
     counted: Option<IpAddr>,
+    /// When it came, in milliseconds since 1970-01-01T00:00:00Z.
+    since_ms: u64,
     /// More may be readable than was read.
     unread: bool,
     /// The sending side was shut.
@@ -265,12 +273,44 @@ impl Shard {
                         self.roster.close(slot, code, &reason, now);
                     }
                 }
+                Command::LetGo(connection, before_ms) => self.let_go(connection, before_ms, now),
+                Command::List(user, reply) => {
+                    // Who asked may have gone.
+                    let _ = reply.send(self.list(user.as_deref()));
+                }
                 Command::CloseUser(user, code, reason) => {
                     self.roster.close_user(&user, code, &reason, now);
                 }
                 Command::Drain { reason, until_ms } => self.drain(reason, until_ms),
             }
         }
+    }
+
+    fn let_go(&mut self, connection: ConnectionId, before_ms: u64, now: Now) {
+        let Some(slot) = self.roster.holder(connection) else { return };
+        if self.conns.get(slot as usize).is_some_and(|conn| conn.as_ref().is_some_and(|conn| conn.since_ms < before_ms))
+        {
+            self.node.metrics.add(Counter::Takeovers, 1);
+            self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
+        }
+    }
+
+    fn list(&self, user: Option<&str>) -> Vec<Present> {
+        let of_user = user.map(|user| self.roster.slots_of(user).collect::<Vec<_>>());
+        let slots = of_user.unwrap_or_else(|| self.roster.slots().collect());
+        slots.into_iter().filter_map(|slot| self.present(slot)).collect()
+    }
+
+    fn present(&self, slot: Slot) -> Option<Present> {
+        let session = self.roster.session(slot).filter(|session| session.is_open())?;
+        let conn = self.conns.get(slot as usize)?.as_ref()?;
+        Some(Present {
+            connection: session.connection(),
+            user: session.user().clone(),
+            node: self.node.name.clone(),
+            since_ms: conn.since_ms,
+            address: conn.counted?,
+        })
     }
 
     fn adopt(&mut self, adoption: Adoption, now: Now) {
@@ -283,11 +323,14 @@ impl Shard {
         if self.conns.len() <= at {
             self.conns.resize_with(at + 1, || None);
         }
-        let conn = self.conns[at].insert(Conn { socket, counted, unread: false, shut: false });
+        let conn = self.conns[at].insert(Conn { socket, counted, since_ms: now.unix_ms, unread: false, shut: false });
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
             return self.drop_conn(slot);
+        }
+        if let (Some(registry), Some(client)) = (self.node.registry(), self.present(slot)) {
+            registry.arrived(client);
         }
         if !leftover.is_empty() {
             self.roster.input(slot, &mut leftover, now, &|token| self.node.verify_in_band(token));
@@ -438,13 +481,20 @@ impl Shard {
     }
 
     fn drop_conn(&mut self, slot: Slot) {
-        let user = self.roster.session(slot).map(|session| session.user().clone());
+        let who = self.roster.session(slot).map(|session| (session.user().clone(), session.connection()));
         let code = self.roster.remove(slot);
         self.node.metrics.add(close_counter(code), 1);
         if let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take)
-            && let (Some(user), Some(address)) = (user, conn.counted)
+            && let Some((user, connection)) = who
         {
-            self.node.admission.release(&user, address);
+            if let Some(registry) = self.node.registry()
+                && connection != ConnectionId(0)
+            {
+                registry.left(connection, &user, conn.since_ms);
+            }
+            if let Some(address) = conn.counted {
+                self.node.admission.release(&user, address);
+            }
         }
     }
 

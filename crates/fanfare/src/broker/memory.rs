@@ -1,9 +1,12 @@
 //! The log of a single process, in its memory.
 
 use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
-use crate::clock;
+use crate::{
+    clock,
+    registry::{Present, Registry},
+};
 use fanfare_core::{
-    Lineage, Position,
+    ConnectionId, Lineage, Position,
     window::{Bounds, Entry, Window},
 };
 use std::{
@@ -79,6 +82,37 @@ impl Log {
         self.entries.push(entry.clone());
         fresh.push(entry);
         Appended { position: Position { epoch, sequence }, duplicate: false }
+    }
+}
+
+impl MemoryBroker {
+    async fn clients(&self, of_user: Option<&str>) -> Result<Vec<Present>, BrokerError> {
+        let tails = self.log().tails.clone();
+        let mut clients = Vec::new();
+        for tail in tails {
+            clients.extend(tail.clients(of_user).await?);
+        }
+        clients.sort_by_key(|client| (client.since_ms, client.connection));
+        Ok(clients)
+    }
+}
+
+/// The nodes themselves know who is connected.
+impl Registry for MemoryBroker {
+    fn arrived(&self, _client: Present) {}
+
+    fn left(&self, _connection: ConnectionId, _user: &Arc<str>, _since_ms: u64) {}
+
+    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {
+        let user = user.to_owned();
+        Box::pin(async move { self.clients(Some(&user)).await })
+    }
+
+    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>> {
+        Box::pin(async move {
+            let clients = self.clients(None).await?;
+            Ok(clients.into_iter().find(|client| client.connection == connection))
+        })
     }
 }
 

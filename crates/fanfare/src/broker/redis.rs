@@ -8,6 +8,7 @@ mod link;
 mod pulse;
 mod record;
 mod recovery;
+mod registry;
 mod scripts;
 mod shared;
 mod tail;
@@ -18,10 +19,17 @@ pub use link::LinkError;
 pub use url::{BadRedisUrl, RedisUrl};
 
 use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
-use crate::{identity::random, metrics::Metrics};
+use crate::{
+    metrics::Metrics,
+    registry::{Present, Registry},
+};
 use bus::{Bus, Waiter};
-use fanfare_core::window::{Bounds, Entry};
+use fanfare_core::{
+    ConnectionId,
+    window::{Bounds, Entry},
+};
 use redis::cmd;
+use registry::Change;
 use shared::{Job, Shared};
 use std::{
     fmt,
@@ -91,19 +99,19 @@ pub struct RedisBroker {
 }
 
 impl RedisBroker {
-    /// Connects, fills the window of `tail` from the log, and follows the log from then on.
+    /// Connects as `node`, a name that no other has, fills the window of `tail` from the log, and follows the log from then on.
     ///
     /// # Errors
     /// If Redis can't be reached for ten seconds, or is not one that can hold the log.
     pub async fn connect(
         options: RedisOptions,
         bounds: Bounds,
+        node: String,
         tail: Arc<dyn Tail>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, LinkError> {
         // The first who needs TLS says how; an application may have done so already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let node = format!("{:016x}", u64::from_be_bytes(random()));
         let shared = Arc::new(Shared::new(options, bounds, node, tail, metrics));
         let (jobs, jobs_in) = mpsc::channel(MAX_JOBS);
         let (waiters, waiters_in) = mpsc::unbounded_channel();
@@ -202,6 +210,25 @@ impl Broker for RedisBroker {
         {
             tracing::error!("the thread for Redis ended by a panic");
         }
+    }
+}
+
+impl Registry for RedisBroker {
+    fn arrived(&self, client: Present) {
+        self.shared.pending().note(client.connection, Change::Arrived(client));
+    }
+
+    fn left(&self, connection: ConnectionId, user: &Arc<str>, since_ms: u64) {
+        self.shared.pending().note(connection, Change::Left { user: user.clone(), since_ms });
+    }
+
+    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {
+        let user = user.to_owned();
+        Box::pin(async move { registry::of_user(&self.shared, &user).await })
+    }
+
+    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>> {
+        Box::pin(registry::find(&self.shared, connection))
     }
 }
 

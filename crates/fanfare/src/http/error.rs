@@ -1,6 +1,6 @@
 //! What goes wrong in a request: one table of codes, from which the answers, the counters and the documentation come.
 
-use crate::{AuthError, EventError, Hub, PublishError, metrics::Counter};
+use crate::{AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter};
 use axum::{
     Json,
     extract::{
@@ -80,6 +80,8 @@ error_codes! {
     Invalid = 422, "invalid", BadEvents;
     /// The log can't be reached, and nothing was published; try again.
     LogUnavailable = 503, "log_unavailable";
+    /// The event is in the log, and no replica has it yet (`durability`); publish it again under the same `event_id`.
+    NotReplicated = 503, "not_replicated";
 }
 
 /// An error on its way to the client.
@@ -137,9 +139,24 @@ impl From<PublishError> for ApiError {
         let code = match &error {
             PublishError::Invalid(_) => ErrorCode::Invalid,
             PublishError::TooLarge { .. } => ErrorCode::EventTooLarge,
-            PublishError::Broker(_) => ErrorCode::LogUnavailable,
+            PublishError::Broker(error) => error.into(),
         };
         Self { counted: true, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<&BrokerError> for ErrorCode {
+    fn from(error: &BrokerError) -> Self {
+        match error {
+            BrokerError::Unavailable(_) => Self::LogUnavailable,
+            BrokerError::NotReplicated { .. } => Self::NotReplicated,
+        }
+    }
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(error: BrokerError) -> Self {
+        Self::new((&error).into(), error.to_string())
     }
 }
 
@@ -176,7 +193,7 @@ impl IntoResponse for ApiError {
         if let Some(challenge) = challenge(self.code) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if self.code == ErrorCode::LogUnavailable {
+        if matches!(self.code, ErrorCode::LogUnavailable | ErrorCode::NotReplicated) {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECS.into());
         }
         if !self.counted {
@@ -225,7 +242,6 @@ pub(super) async fn method_not_allowed(request: Request) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BrokerError;
 
     #[test]
     fn the_table_has_each_word_once_and_only_error_statuses() {

@@ -5,6 +5,7 @@
 
 mod access;
 mod body;
+mod connections;
 mod docs;
 mod error;
 mod events;
@@ -31,6 +32,9 @@ pub(crate) fn router(hub: Hub) -> Router {
         .routes(routes!(reference::send_notification))
         .routes(routes!(reference::create_calendar_event))
         .routes(routes!(reference::record_agent_activity))
+        .routes(routes!(connections::of_user))
+        .routes(routes!(connections::disconnect_user))
+        .routes(routes!(connections::disconnect))
         .routes(routes!(health::connections))
         .routes(routes!(health::service))
         .routes(routes!(health::live))

@@ -26,7 +26,7 @@ use utoipa::{
 };
 
 /// The name that the path holds.
-pub(super) struct PathId(String);
+pub(super) struct PathId(pub(super) String);
 
 impl FromRequestParts<Hub> for PathId {
     type Rejection = ApiError;
@@ -38,7 +38,7 @@ impl FromRequestParts<Hub> for PathId {
 }
 
 /// The query, of which only the known parameters are read.
-pub(super) struct Params<T>(T);
+pub(super) struct Params<T>(pub(super) T);
 
 impl<T: serde::de::DeserializeOwned> FromRequestParts<Hub> for Params<T> {
     type Rejection = ApiError;

@@ -10,6 +10,12 @@ use utoipa::{
 /// What can go wrong with a request that needs a token, for the documentation.
 pub(super) struct AdminErrors;
 
+/// What can go wrong with the list of who is connected.
+pub(super) struct RegistryErrors;
+
+/// What can go wrong with one connection of it.
+pub(super) struct ConnectionErrors;
+
 /// What can go wrong with publishing.
 pub(super) struct PublishErrors;
 
@@ -32,13 +38,28 @@ const PUBLISH: &[ErrorCode] = &[
     ErrorCode::UnsupportedMediaType,
     ErrorCode::Invalid,
     ErrorCode::LogUnavailable,
+    ErrorCode::NotReplicated,
 ];
+
+const REGISTRY: &[ErrorCode] = &[ErrorCode::BadRequest, ErrorCode::Invalid, ErrorCode::LogUnavailable];
 
 type Responses = BTreeMap<String, RefOr<utoipa::openapi::response::Response>>;
 
 impl IntoResponses for AdminErrors {
     fn responses() -> Responses {
         responses(ADMIN)
+    }
+}
+
+impl IntoResponses for RegistryErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, REGISTRY].concat())
+    }
+}
+
+impl IntoResponses for ConnectionErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, REGISTRY, &[ErrorCode::NotFound]].concat())
     }
 }
 

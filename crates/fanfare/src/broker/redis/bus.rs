@@ -4,7 +4,7 @@
 use super::{
     appender, ears,
     link::{ANSWER, BLOCK, Facts, Link, LinkError},
-    pulse, recovery,
+    pulse, recovery, registry,
     shared::{Job, Shared},
     tail,
 };
@@ -148,6 +148,7 @@ impl Bus {
             tail::run(&shared, tail_connection, &mut orders),
             ears::run(&shared, ears, &self.heard),
             pulse::run(&shared, &link, &mut self.beats),
+            registry::run(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters),
         );
         self.orders = Some(orders);

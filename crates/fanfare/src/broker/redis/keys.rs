@@ -14,11 +14,17 @@ pub(super) struct Keys {
     pub(super) control: String,
     /// What a node's key begins with.
     pub(super) node: String,
+    /// What a connection's key begins with.
+    pub(super) connection: String,
+    /// What the key of a user's connections begins with; it ends with [`USER_SUFFIX`](Self::USER_SUFFIX).
+    pub(super) user: String,
     /// What the channels begin with. Channels have no slot, so they look the same on a Cluster.
     channels: String,
 }
 
 impl Keys {
+    pub(super) const USER_SUFFIX: &str = ":connections";
+
     /// On a Cluster the namespace is a hash tag, so that all keys are on one shard and scripts may use them together.
     pub(super) fn new(namespace: &str, cluster: bool) -> Self {
         let prefix = if cluster { format!("{{{namespace}}}") } else { namespace.to_owned() };
@@ -31,8 +37,20 @@ impl Keys {
             recovery: key("recovery"),
             control: key("control"),
             node: key("node:"),
+            connection: key("connection:"),
+            user: key("user:"),
             channels: namespace.to_owned(),
         }
+    }
+
+    /// The connections of a node.
+    pub(super) fn connections_of_node(&self, node: &str) -> String {
+        format!("{}{node}:connections", self.node)
+    }
+
+    /// The connections of a user.
+    pub(super) fn connections_of_user(&self, user: &str) -> String {
+        format!("{}{user}{}", self.user, Self::USER_SUFFIX)
     }
 
     /// The channel that the reference's publishers use for everyone.

@@ -51,6 +51,7 @@ async fn beat(shared: &Shared, link: &Link, number: u64) -> Result<(), LinkError
     match link.call(&command).await {
         Ok(answer) => {
             let (head, nodes, connections): (u64, usize, usize) = read(answer)?;
+            shared.note_beat();
             shared.set_cluster(connections, nodes);
             if head < before {
                 return Err(LinkError::Answer(format!("the log went back from {before} to {head}")));

@@ -12,13 +12,19 @@ pub(super) enum Script {
     Restore,
     Confirm,
     Beat,
+    Register,
+    Sweep,
+    Present,
 }
 
-const BODIES: [&str; 4] = [
+const BODIES: [&str; 7] = [
     include_str!("scripts/append.lua"),
     include_str!("scripts/restore.lua"),
     include_str!("scripts/confirm.lua"),
     include_str!("scripts/beat.lua"),
+    include_str!("scripts/register.lua"),
+    include_str!("scripts/sweep.lua"),
+    include_str!("scripts/present.lua"),
 ];
 
 /// The scripts that a server knows.

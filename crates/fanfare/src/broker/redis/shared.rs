@@ -1,14 +1,18 @@
 //! What the parts of the bus share: the options, the link while there is one, and how things stand.
 
-use super::{RedisOptions, keys::Keys, link::Link};
+use super::{RedisOptions, keys::Keys, link::Link, registry::Pending};
 use crate::{
     broker::{Appended, BrokerError, Record, Standing, Tail},
+    clock,
     metrics::Metrics,
 };
 use fanfare_core::window::{Bounds, Entry};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{oneshot, watch};
@@ -30,6 +34,10 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Acknowledged entries that have not come back by the tail yet.
     unseen: Mutex<VecDeque<Arc<Entry>>>,
+    /// Who came and left since that was last written.
+    pending: Mutex<Pending>,
+    /// When the last beat was answered, on the monotonic clock.
+    last_beat_ms: AtomicU64,
     /// The window's head.
     pub(super) head: watch::Sender<u64>,
 }
@@ -70,6 +78,8 @@ impl Shared {
             metrics,
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
+            pending: Mutex::default(),
+            last_beat_ms: AtomicU64::new(0),
             head: watch::channel(0).0,
         }
     }
@@ -82,6 +92,19 @@ impl Shared {
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the last beat was answered, in milliseconds on the monotonic clock.
+    pub(super) fn last_beat(&self) -> u64 {
+        self.last_beat_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_beat(&self) {
+        self.last_beat_ms.store(clock::now().mono_ms, Ordering::Relaxed);
+    }
+
     /// The link, if there is one.
     pub(super) fn link(&self) -> Result<Link, BrokerError> {
         let state = self.state();
@@ -90,12 +113,15 @@ impl Shared {
     }
 
     pub(super) fn up(&self, link: Link) {
+        self.pending().set_idle(false);
+        self.note_beat();
         let mut state = self.state();
         *state = State { link: Some(link), listening: true, cluster: state.cluster, ..State::default() };
     }
 
     /// Returns whether that is news.
     pub(super) fn down(&self, why: &str) -> bool {
+        self.pending().set_idle(true);
         let mut state = self.state();
         let news = state.link.is_some() || state.down.as_deref() != Some(why);
         *state = State { down: Some(why.to_owned()), cluster: state.cluster, ..State::default() };

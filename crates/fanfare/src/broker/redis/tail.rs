@@ -120,6 +120,11 @@ fn obey(shared: &Shared, item: &Value, orders: &mut String, all: bool) -> Result
                 shared.tail.obey(Order::Disconnect { connection, reason });
             }
         }
+        "replaced" if field("n") == shared.node => {
+            if let (Ok(connection), Ok(before_ms)) = (field("c").parse(), field("s").parse()) {
+                shared.tail.obey(Order::Replaced { connection, before_ms });
+            }
+        }
         "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
     }
@@ -131,6 +136,9 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
     match order {
         Order::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
+        }
+        Order::Replaced { connection, before_ms } => {
+            vec![("k", "replaced".to_owned()), ("c", connection.to_string()), ("s", before_ms.to_string())]
         }
         Order::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]

@@ -1,0 +1,192 @@
+//! Who is connected, in Redis: written in batches behind the clients' backs, so that no connect waits for it.
+
+use super::{
+    keys::Keys,
+    link::{Link, LinkError, read},
+    recovery::ALIVE_MS,
+    scripts::Script,
+    shared::Shared,
+};
+use crate::{broker::BrokerError, registry::Present};
+use fanfare_core::ConnectionId;
+use redis::{Cmd, cmd};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+
+/// How often changes are written.
+const FLUSH: Duration = Duration::from_millis(200);
+
+/// The most changes in one command: it holds Redis up for about 2 ms.
+const BATCH: usize = 250;
+
+/// How long Redis keeps a connection that nobody refreshes, in seconds.
+const TTL_SECS: u64 = 3_600;
+
+/// How often all are written anew, long before they would end.
+const REFRESH: Duration = Duration::from_secs(TTL_SECS / 3);
+
+/// How often it is looked for what dead nodes left.
+const SWEEP: Duration = Duration::from_secs(3);
+
+/// What became of a connection.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    Arrived(Present),
+    Left { user: Arc<str>, since_ms: u64 },
+}
+
+/// Changes that are not written yet, the newest of each connection.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    changes: HashMap<ConnectionId, Change>,
+    /// There is no link, and so no use in collecting: with the next one all are written anew.
+    idle: bool,
+}
+
+impl Pending {
+    pub(super) fn note(&mut self, connection: ConnectionId, change: Change) {
+        if !self.idle {
+            // An older socket that leaves does not take the newer one of its connection with it.
+            let newer = match (&change, self.changes.get(&connection)) {
+                (Change::Left { since_ms, .. }, Some(Change::Arrived(held))) => held.since_ms > *since_ms,
+                _ => false,
+            };
+            if !newer {
+                self.changes.insert(connection, change);
+            }
+        }
+    }
+
+    pub(super) fn set_idle(&mut self, idle: bool) {
+        *self = Self { changes: HashMap::new(), idle };
+    }
+
+    fn take(&mut self) -> HashMap<ConnectionId, Change> {
+        std::mem::take(&mut self.changes)
+    }
+}
+
+/// Writes all who are here, then what changes, until the link ends.
+pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
+    let (mut refresh, mut sweep) = (Instant::now(), Instant::now() + SWEEP);
+    let mut beat = shared.last_beat();
+    loop {
+        let changes = shared.pending().take();
+        write(shared, link, changes.into_iter()).await?;
+        // A node that was silent for long was taken for dead, and what it had written was swept away.
+        let silent = shared.last_beat().saturating_sub(beat) >= ALIVE_MS;
+        beat = shared.last_beat();
+        if Instant::now() >= refresh || silent {
+            refresh = Instant::now() + REFRESH;
+            count_anew(shared, link).await?;
+        }
+        if Instant::now() >= sweep {
+            sweep = Instant::now() + SWEEP;
+            sweep_dead(shared, link).await?;
+        }
+        sleep(FLUSH).await;
+    }
+}
+
+/// Writes every connection of this node, and takes away what is no longer here.
+async fn count_anew(shared: &Shared, link: &Link) -> Result<(), LinkError> {
+    let own = shared.keys.connections_of_node(&shared.node);
+    let old = format!("{own}:old");
+    link.call(cmd("SUNIONSTORE").arg(&old).arg(&old).arg(&own)).await?;
+    link.call(cmd("DEL").arg(&own)).await?;
+    let here = shared.tail.clients(None).await.unwrap_or_default();
+    let changes = here.into_iter().map(|client| (client.connection, Change::Arrived(client)));
+    write(shared, link, changes).await?;
+    while sweep_some(shared, link, &shared.node, &old, &own).await? > 0 {}
+    Ok(())
+}
+
+async fn write(
+    shared: &Shared,
+    link: &Link,
+    mut changes: impl ExactSizeIterator<Item = (ConnectionId, Change)>,
+) -> Result<(), LinkError> {
+    let keys = &shared.keys;
+    let own = keys.connections_of_node(&shared.node);
+    while changes.len() > 0 {
+        let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.control, &own];
+        let mut command = link.script(Script::Register, &names);
+        names_of(command.arg(&shared.node), keys).arg(TTL_SECS);
+        for (connection, change) in changes.by_ref().take(BATCH) {
+            let id = connection.to_string();
+            match change {
+                Change::Arrived(Present { user, since_ms, address, .. }) => {
+                    command.arg("+").arg(id).arg(&*user).arg(since_ms).arg(address.to_string())
+                }
+                Change::Left { user, since_ms } => command.arg("-").arg(id).arg(&*user).arg(since_ms).arg(""),
+            };
+        }
+        match link.call(&command).await {
+            // While Redis takes no writes the list is not what counts; it is written anew in time.
+            Ok(_) | Err(LinkError::Full(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn names_of<'a>(command: &'a mut Cmd, keys: &Keys) -> &'a mut Cmd {
+    command.arg(&keys.connection).arg(&keys.user).arg(Keys::USER_SUFFIX)
+}
+
+/// Takes away what dead nodes left.
+async fn sweep_dead(shared: &Shared, link: &Link) -> Result<(), LinkError> {
+    let keys = &shared.keys;
+    let (secs, micros): (u64, u64) = read(link.call(&cmd("TIME")).await?)?;
+    let long_ago = (secs * 1_000 + micros / 1_000).saturating_sub(ALIVE_MS);
+    let dead = cmd("ZRANGEBYSCORE").arg(&keys.nodes).arg("-inf").arg(format!("({long_ago}")).take();
+    let dead: Vec<String> = read(link.call(&dead).await?)?;
+    for node in dead {
+        let left = keys.connections_of_node(&node);
+        while sweep_some(shared, link, &node, &left, "").await? > 0 {}
+        while sweep_some(shared, link, &node, &format!("{left}:old"), "").await? > 0 {}
+        link.call(cmd("ZREM").arg(&keys.nodes).arg(&node)).await?;
+    }
+    Ok(())
+}
+
+async fn sweep_some(shared: &Shared, link: &Link, node: &str, from: &str, but: &str) -> Result<usize, LinkError> {
+    let keys = &shared.keys;
+    let nobody = format!("{}nobody", keys.node);
+    let but = if but.is_empty() { &*nobody } else { but };
+    let mut command = link.script(Script::Sweep, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, from, but]);
+    names_of(command.arg(node), keys).arg(BATCH);
+    read(link.call(&command).await?)
+}
+
+/// A user's clients on all nodes.
+pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<Present>, BrokerError> {
+    let set = shared.keys.connections_of_user(user);
+    let mut clients = present(shared, &set, None).await?;
+    clients.sort_by_key(|client| (client.since_ms, client.connection));
+    Ok(clients)
+}
+
+/// One client, on whichever node it is.
+pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Option<Present>, BrokerError> {
+    let nothing = format!("{}nobody", shared.keys.node);
+    Ok(present(shared, &nothing, Some(connection)).await?.pop())
+}
+
+async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Result<Vec<Present>, BrokerError> {
+    let (link, keys) = (shared.link()?, &shared.keys);
+    let mut command = link.script(Script::Present, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
+    command.arg(&keys.connection).arg(ALIVE_MS).arg(one.map(|id| id.to_string()));
+    let found: Vec<(String, String, String, u64, String)> = read(link.call(&command).await?)?;
+    let client = |(id, user, node, since_ms, address): (String, String, String, u64, String)| {
+        let address = address.parse::<IpAddr>().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        Some(Present { connection: id.parse().ok()?, user: user.into(), node: node.into(), since_ms, address })
+    };
+    Ok(found.into_iter().filter_map(client).collect())
+}

@@ -1,0 +1,36 @@
+-- Notes who came to a node and who left it.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 control (stream), 5 the node's connections (set)
+-- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, then
+--       '+' or '-', connection, user, since (ms), address for each
+-- Of two nodes that claim a connection the one to which it came later is right; the other is told to let it go.
+
+local node, ttl = ARGV[1], ARGV[5]
+local now = whole(clock())
+for i = 6, #ARGV, 5 do
+  local id, user, since = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local key, users = ARGV[2] .. id, ARGV[3] .. user .. ARGV[4]
+  local held = redis.call('HMGET', key, 'node', 'since')
+  local other = held[1] and held[1] ~= node
+  if ARGV[i] == '+' then
+    if not other or tonumber(held[2] or 0) <= tonumber(since) then
+      redis.call('HSET', key, 'user_id', user, 'node', node, 'since', since, 'last_seen', now, 'address', ARGV[i + 4])
+      redis.call('EXPIRE', key, ttl)
+      redis.call('SADD', users, id)
+      redis.call('EXPIRE', users, ttl)
+      redis.call('SADD', KEYS[5], id)
+      if other then
+        redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'replaced', 'n', held[1], 'c', id, 's', since)
+      end
+    end
+  else
+    local own = held[1] == node and held[2] == since
+    if own then
+      redis.call('DEL', key)
+      redis.call('SREM', users, id)
+    end
+    -- A newer socket of the same connection may be here.
+    if own or held[1] ~= node then redis.call('SREM', KEYS[5], id) end
+  end
+end
+redis.call('EXPIRE', KEYS[5], ttl)
+return #ARGV

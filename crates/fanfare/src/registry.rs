@@ -1,0 +1,35 @@
+//! Who is connected, here and on other nodes. Knows names and places, and not what anyone is sent.
+
+use crate::broker::Answer;
+use fanfare_core::ConnectionId;
+use std::{fmt, net::IpAddr, sync::Arc};
+
+/// A client that is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Present {
+    /// Its name.
+    pub connection: ConnectionId,
+    /// The user of its token.
+    pub user: Arc<str>,
+    /// The node that it is connected to.
+    pub node: Arc<str>,
+    /// Since when, in milliseconds since 1970-01-01T00:00:00Z.
+    pub since_ms: u64,
+    /// Where it comes from.
+    pub address: IpAddr,
+}
+
+/// The list of who is connected.
+pub trait Registry: Send + Sync + fmt::Debug {
+    /// Notes a client that came to this node. Must not block.
+    fn arrived(&self, client: Present);
+
+    /// Notes that a client left this node that came at `since_ms`. Must not block.
+    fn left(&self, connection: ConnectionId, user: &Arc<str>, since_ms: u64);
+
+    /// A user's clients on all nodes, the longest connected first.
+    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>>;
+
+    /// One client, on whichever node it is.
+    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>>;
+}
