@@ -1,0 +1,100 @@
+//! Three masters, each with a replica.
+
+use crate::{RedisServer, process::until};
+use std::process::{Command, Stdio};
+
+/// Servers that form a Cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<RedisServer>,
+}
+
+impl Cluster {
+    /// Starts them, and waits until they serve.
+    pub fn start() -> Self {
+        let node = || {
+            RedisServer::setup()
+                .persistent()
+                .line("cluster-enabled yes")
+                .line("cluster-node-timeout 1500")
+                .line("repl-diskless-sync-delay 0")
+                .start()
+        };
+        let nodes: Vec<_> = (0..6).map(|_| node()).collect();
+        let mut create = Command::new("redis-cli");
+        create.args(["--cluster", "create"]).args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())));
+        create.args(["--cluster-replicas", "1", "--cluster-yes"]).stdout(Stdio::null());
+        assert!(create.status().unwrap().success(), "the Cluster can't be made");
+        let cluster = Self { nodes };
+        cluster.until_settled();
+        cluster
+    }
+
+    /// The URL that names the nodes.
+    pub fn url(&self) -> String {
+        let nodes: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("redis+cluster://{}", nodes.join(","))
+    }
+
+    /// Waits until every running node is in order, and every master has a replica that follows it.
+    pub fn until_settled(&self) {
+        until("the Cluster is in order", || {
+            let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
+            let serves = |node: &&RedisServer| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+            let level = |node: &&RedisServer| {
+                let info = node.cli(&["INFO", "replication"]);
+                info.contains("role:slave") && info.contains("master_link_status:up")
+                    || info.contains("role:master") && info.contains("state=online")
+            };
+            let masters = running.iter().filter(|node| node.cli(&["ROLE"]).starts_with("master")).count();
+            running.iter().all(serves) && (running.len() < 6 || running.iter().all(level)) && masters == 3
+        });
+    }
+
+    /// The node that holds a key.
+    pub fn owner(&mut self, key: &str) -> &mut RedisServer {
+        let port = self.owner_port(key).expect("somebody holds the key");
+        self.node(port)
+    }
+
+    /// The port of the node that holds a key, as the others know it.
+    pub fn owner_port(&self, key: &str) -> Option<u16> {
+        let asked = self.nodes.iter().filter(|node| node.is_running());
+        asked.into_iter().find_map(|node| {
+            let slot: u16 = node.cli(&["CLUSTER", "KEYSLOT", key]).parse().ok()?;
+            let told = node.cli(&["CLUSTER", "NODES"]);
+            let line =
+                told.lines().find(|line| line.contains("master") && !line.contains("fail") && holds(line, slot))?;
+            let address = line.split(' ').nth(1)?.split('@').next()?;
+            address.rsplit(':').next()?.parse().ok()
+        })
+    }
+
+    /// Has the replica of a key's owner take over, as for maintenance.
+    pub fn failover(&mut self, key: &str) {
+        let owner = self.owner_port(key).expect("somebody holds the key");
+        let replica = self.nodes.iter().find(|node| {
+            node.is_running() && node.cli(&["INFO", "replication"]).contains(&format!("master_port:{owner}"))
+        });
+        assert_eq!(replica.expect("it has a replica").cli(&["CLUSTER", "FAILOVER"]), "OK");
+        self.until_owner_is_not(key, owner);
+    }
+
+    /// Waits until another node than the one of this port holds a key.
+    pub fn until_owner_is_not(&self, key: &str, port: u16) {
+        until("a replica takes over", || self.owner_port(key).is_some_and(|owner| owner != port));
+    }
+
+    /// The node of a port.
+    pub fn node(&mut self, port: u16) -> &mut RedisServer {
+        self.nodes.iter_mut().find(|node| node.port() == port).expect("a node of this Cluster")
+    }
+}
+
+/// Whether a line of `CLUSTER NODES` has a slot.
+fn holds(line: &str, slot: u16) -> bool {
+    line.split(' ').skip(8).any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        matches!((first.parse::<u16>(), last.parse::<u16>()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+    })
+}

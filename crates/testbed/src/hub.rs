@@ -1,0 +1,111 @@
+//! The hub's program, as its users run it.
+
+use crate::process::{Process, free_port, until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// A hub on a port of its own.
+#[derive(Debug)]
+pub struct HubProcess {
+    address: SocketAddr,
+    process: Process,
+    home: TempDir,
+}
+
+impl HubProcess {
+    /// Starts `fanfare serve` with further arguments and environment variables, without waiting for it.
+    pub fn launch(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let home = tempfile::Builder::new().prefix("hub-").tempdir().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let log = File::create(home.path().join("log")).unwrap();
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--listen").arg(address.to_string()).args(arguments).current_dir(home.path());
+        command.env_remove("REDIS_URL").env_remove("SECRET_KEY").env("RUST_BACKTRACE", "0");
+        command.envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self { address, process: Process::start(&mut command), home }
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut hub = Self::launch(program, arguments, environment);
+        until("the hub is ready", || {
+            let ended = hub.process.has_ended();
+            assert_eq!(ended, None, "the hub ended: {}", hub.log());
+            hub.is_ready()
+        });
+        hub
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether `/health/ready` says so.
+    pub fn is_ready(&self) -> bool {
+        self.get("/health/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// The whole answer to a request, if there is one within a second.
+    pub fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    /// Where it logs to.
+    pub fn log_path(&self) -> PathBuf {
+        self.home.path().join("log")
+    }
+
+    /// The process that was started.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its children.
+    pub fn workers(&self) -> Vec<u32> {
+        let id = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        children.split_whitespace().map(|id| id.parse().unwrap()).collect()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Sends a signal to one of its children, or to any other process.
+    pub fn signal_to(id: u32, signal: Signal) {
+        let _ = kill(Pid::from_raw(i32::try_from(id).unwrap()), signal);
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}

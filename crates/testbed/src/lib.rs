@@ -1,0 +1,22 @@
+//! Processes that tests start: Redis alone, under Sentinel and as a Cluster, and the hub itself. Each has a free port of
+//! 127.0.0.1 and a directory of its own, and ends with the value that stands for it.
+//!
+//! Everything here panics where it fails: to a test that is the same as a failed assertion.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test ends where something that it relies on fails"
+)]
+
+mod cluster;
+mod hub;
+mod process;
+mod redis;
+mod sentinel;
+
+pub use cluster::Cluster;
+pub use hub::HubProcess;
+pub use process::{free_port, until};
+pub use redis::{RedisServer, RedisSetup};
+pub use sentinel::Sentinels;

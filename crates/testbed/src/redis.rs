@@ -1,0 +1,206 @@
+//! One Redis server.
+
+use crate::process::{Process, free_port, until};
+use nix::sys::signal::Signal;
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+use tempfile::TempDir;
+
+/// How a server is to be.
+#[derive(Debug, Clone, Default)]
+pub struct RedisSetup {
+    lines: Vec<String>,
+    password: Option<String>,
+    tls: bool,
+    port: Option<u16>,
+}
+
+/// A Redis server on a port of its own.
+#[derive(Debug)]
+pub struct RedisServer {
+    setup: RedisSetup,
+    port: u16,
+    home: TempDir,
+    process: Option<Process>,
+}
+
+impl RedisSetup {
+    /// A line of its configuration, such as `appendonly yes`.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.lines.push(line.to_owned());
+        self
+    }
+
+    /// Writes every command to a file before it answers.
+    #[must_use]
+    pub fn persistent(self) -> Self {
+        self.line("appendonly yes").line("appendfsync everysec")
+    }
+
+    /// Asks for a password.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        let line = format!("requirepass {password}");
+        self.line(&line).line(&format!("masterauth {password}"))
+    }
+
+    /// Takes TLS alone, with a certificate for `localhost` by an authority of its own.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Listens on this port.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Starts it, and waits until it answers.
+    pub fn start(self) -> RedisServer {
+        let home = tempfile::Builder::new().prefix("redis-").tempdir().unwrap();
+        let port = self.port.unwrap_or_else(free_port);
+        let mut server = RedisServer { setup: self, port, home, process: None };
+        if server.setup.tls {
+            server.make_certificates();
+        }
+        server.launch();
+        server
+    }
+}
+
+impl RedisServer {
+    /// A server as it comes, without files.
+    pub fn start() -> Self {
+        RedisSetup::default().start()
+    }
+
+    /// Begins a server that is to be otherwise.
+    pub fn setup() -> RedisSetup {
+        RedisSetup::default()
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its URL, with the password.
+    pub fn url(&self) -> String {
+        let password = self.setup.password.as_ref().map_or_else(String::new, |password| format!(":{password}@"));
+        let (scheme, host) = if self.setup.tls { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
+        format!("{scheme}://{password}{host}:{}/0", self.port)
+    }
+
+    /// The file with the certificate of the authority that its own is by.
+    pub fn authority(&self) -> PathBuf {
+        self.home.path().join("ca.pem")
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Halts it: it keeps its connections and answers nobody.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn cont(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Starts it again, on the same port with the same files.
+    pub fn restart(&mut self) {
+        self.process = None;
+        self.launch();
+    }
+
+    /// Throws its files away; it must not be running.
+    pub fn forget(&self) {
+        assert!(self.process.is_none(), "it is running");
+        for entry in fs::read_dir(self.home.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                fs::remove_dir_all(path).unwrap();
+            } else if path.extension().is_some_and(|extension| extension == "rdb") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+
+    /// Whether it is running.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Runs a command, and returns what `redis-cli` prints.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string()]);
+        if let Some(password) = &self.setup.password {
+            command.args(["--no-auth-warning", "-a", password]);
+        }
+        if self.setup.tls {
+            command.args(["--tls", "--cacert"]).arg(self.authority());
+        }
+        let output = command.args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("it is running").signal(signal);
+    }
+
+    fn launch(&mut self) {
+        let port = self.port;
+        let ports = if self.setup.tls {
+            format!(
+                "port 0\ntls-port {port}\ntls-cert-file server.pem\ntls-key-file server.key\ntls-ca-cert-file ca.pem\n\
+                 tls-auth-clients no\n"
+            )
+        } else {
+            format!("port {port}\n")
+        };
+        let common = "bind 127.0.0.1\nsave \"\"\nenable-debug-command yes\nlogfile redis.log\n";
+        let config = self.home.path().join("redis.conf");
+        // A server under Sentinel keeps what it was told in its file.
+        if !config.exists() {
+            fs::write(&config, format!("{ports}{common}{}\n", self.setup.lines.join("\n"))).unwrap();
+        }
+        let mut command = Command::new("redis-server");
+        command.arg(&config).current_dir(self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.process = Some(Process::start(&mut command));
+        until("Redis answers", || {
+            let ended = self.process.as_mut().and_then(Process::has_ended);
+            assert_eq!(ended, None, "Redis ended: {}", fs::read_to_string(self.home.path().join("redis.log")).unwrap());
+            self.cli(&["PING"]) == "PONG"
+        });
+    }
+
+    fn make_certificates(&self) {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        // Of one that has its own name the issuer would be taken for itself.
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
+        let authority = parameters.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::from_params(&parameters, &authority_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let server = names.signed_by(&key, &issuer).unwrap();
+        let write = |name: &str, text: String| fs::write(self.home.path().join(name), text).unwrap();
+        write("ca.pem", authority.pem());
+        write("server.pem", server.pem());
+        write("server.key", key.serialize_pem());
+    }
+}

@@ -1,0 +1,61 @@
+//! The test bed itself: what it starts answers, comes back with its data, and leaves nothing behind.
+
+use std::net::TcpStream;
+use testbed::{Cluster, RedisServer, Sentinels, until};
+
+#[test]
+fn a_server_keeps_its_data_over_a_crash_if_it_is_to() {
+    let mut server = RedisServer::setup().persistent().password("hush").start();
+    assert_eq!(server.cli(&["SET", "a", "1"]), "OK");
+    server.kill();
+    assert!(TcpStream::connect(("127.0.0.1", server.port())).is_err());
+    server.restart();
+    assert_eq!(server.cli(&["GET", "a"]), "1");
+    server.kill();
+    server.forget();
+    server.restart();
+    assert_eq!(server.cli(&["GET", "a"]), "");
+}
+
+#[test]
+fn a_server_ends_with_its_value_even_if_it_is_halted() {
+    let server = RedisServer::start();
+    let port = server.port();
+    server.stop();
+    drop(server);
+    until("nobody listens", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn a_server_speaks_tls() {
+    let server = RedisServer::setup().tls().start();
+    assert_eq!(server.cli(&["PING"]), "PONG");
+    assert!(server.url().starts_with("rediss://localhost:"));
+}
+
+#[test]
+fn sentinels_replace_a_master_that_is_gone() {
+    let mut sentinels = Sentinels::start();
+    let port = sentinels.master().port();
+    assert_eq!(sentinels.master().cli(&["SET", "a", "1"]), "OK");
+    sentinels.master().kill();
+    sentinels.until_master_is_not(port);
+    let old = sentinels.servers().iter_mut().find(|server| server.port() == port).expect("the old master");
+    old.restart();
+    sentinels.until_settled();
+    assert_eq!(sentinels.master().cli(&["GET", "a"]), "1");
+}
+
+#[test]
+fn a_cluster_moves_a_key_to_a_replica() {
+    let mut cluster = Cluster::start();
+    let before = cluster.owner("{ws}:log").port();
+    cluster.failover("{ws}:log");
+    let after = cluster.owner("{ws}:log").port();
+    assert_ne!(before, after);
+    cluster.until_settled();
+    cluster.node(after).kill();
+    cluster.until_owner_is_not("{ws}:log", after);
+    cluster.node(after).restart();
+    cluster.until_settled();
+}
