@@ -169,7 +169,7 @@ impl HubBuilder {
         let secret = self.identity_secret.clone().unwrap_or_else(|| random::<32>().to_vec());
         Node {
             verifier: self.verifier.clone(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::new(Metrics::default()),
             admission: Admission::new(),
             names: Names::new(&secret),
             name: format!("{:016x}", u64::from_be_bytes(random())).into(),

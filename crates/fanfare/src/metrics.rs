@@ -150,11 +150,13 @@ pub struct Metrics {
     counts: [AtomicU64; Counter::ALL.len()],
 }
 
-impl Metrics {
-    pub(crate) fn new() -> Self {
+impl Default for Metrics {
+    fn default() -> Self {
         Self { counts: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
+}
 
+impl Metrics {
     /// How often something was counted since the hub started.
     pub fn get(&self, counter: Counter) -> u64 {
         self.counts[counter as usize].load(Ordering::Relaxed)
@@ -202,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_table_becomes_prometheus_text() {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         metrics.add(Counter::Connects, 3);
         metrics.add(Counter::GapsReset, 2);
         let mut registry = prometheus_client::registry::Registry::default();

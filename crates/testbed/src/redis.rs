@@ -45,8 +45,8 @@ impl RedisSetup {
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
-        let line = format!("requirepass {password}");
-        self.line(&line).line(&format!("masterauth {password}"))
+        let line = format!("requirepass \"{password}\"");
+        self.line(&line).line(&format!("masterauth \"{password}\""))
     }
 
     /// Takes TLS alone, with a certificate for `localhost` by an authority of its own.

@@ -80,7 +80,7 @@ impl From<RedisError> for LinkError {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => return Self::Refused(error.to_string()),
             Some("OOM" | "MISCONF" | "NOREPLICAS") => return Self::Full(text()),
             Some("FENCED") => return Self::Fenced,
-            Some("WRONGTYPE") => return Self::NotOurs(error.to_string()),
+            Some("WRONGTYPE" | "FOREIGN") => return Self::NotOurs(error.to_string()),
             Some(
                 "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "UNBLOCKED" | "TRYAGAIN"
                 | "NOSCRIPT",

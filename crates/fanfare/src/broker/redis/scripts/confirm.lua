@@ -31,7 +31,10 @@ local lineage
 if not meta[2] then
   -- Entries of a log whose lineage is gone can't be told from another log's.
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-  if last[1] then head = tonumber(string.match(last[1][1], '^0%-(%d+)$')) end
+  if last[1] then
+    head = tonumber(string.match(last[1][1], '^0%-(%d+)$'))
+    if not head then return redis.error_reply('FOREIGN the stream ' .. KEYS[1] .. ' holds entries that are not fanfare\'s') end
+  end
   lineage = ARGV[3] .. ':0'
 else
   local mark = missing > 0 and '!' or ''

@@ -1,0 +1,126 @@
+//! A node reduced to what a log needs of it: a window, and a list of what it was ordered.
+
+use fanfare::{
+    Audience, Draft,
+    broker::{
+        Answer, Broker, Order, Record, SharedWindow, Tail,
+        redis::{LinkError, RedisBroker, RedisOptions},
+    },
+    metrics::Metrics,
+    registry::Present,
+};
+use fanfare_core::{
+    Lineage,
+    window::{Bounds, Window},
+};
+use std::{
+    future::ready,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub(crate) const BOUNDS: Bounds = Bounds { events: 5_000, bytes: 8 << 20, age_ms: 3_600_000 };
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) window: SharedWindow,
+    pub(crate) orders: Mutex<Vec<Order>>,
+    pub(crate) clients: Mutex<Vec<Present>>,
+}
+
+impl Tail for Node {
+    fn window(&self) -> &SharedWindow {
+        &self.window
+    }
+
+    fn wake(&self) {}
+
+    fn obey(&self, order: Order) {
+        self.orders.lock().unwrap().push(order);
+    }
+
+    fn connections(&self) -> usize {
+        self.clients.lock().unwrap().len()
+    }
+
+    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+        let mut clients = self.clients.lock().unwrap().clone();
+        clients.retain(|client| of_user.is_none_or(|user| user == &*client.user));
+        Box::pin(ready(Ok(clients)))
+    }
+}
+
+impl Node {
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        Arc::new(Self {
+            name: format!("node-{}", COUNT.fetch_add(1, Ordering::Relaxed)),
+            window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds)),
+            orders: Mutex::default(),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// The ids of all that the window holds.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let window = self.window.read();
+        window.since(window.floor()).map(|entry| entry.event_id.to_string()).collect()
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.window.read().head()
+    }
+}
+
+/// A node that follows the log of a Redis.
+pub(crate) async fn linked(url: &str) -> (Arc<RedisBroker>, Arc<Node>) {
+    linked_with(RedisOptions::new(url.parse().unwrap()), BOUNDS).await.unwrap()
+}
+
+pub(crate) async fn linked_with(
+    options: RedisOptions,
+    bounds: Bounds,
+) -> Result<(Arc<RedisBroker>, Arc<Node>), LinkError> {
+    let node = Node::new(bounds);
+    let metrics = Arc::new(Metrics::default());
+    let broker = RedisBroker::connect(options, bounds, node.name.clone(), node.clone(), metrics).await?;
+    Ok((Arc::new(broker), node))
+}
+
+pub(crate) fn record(id: &str, audience: Audience) -> Record {
+    let draft = Draft::new("note", &serde_json::json!({ "id": id })).unwrap();
+    Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience }
+}
+
+/// Appends events for everyone, each on its own.
+pub(crate) async fn append(broker: &dyn Broker, ids: impl IntoIterator<Item = String>) {
+    for id in ids {
+        broker.append(vec![record(&id, Audience::Everyone)]).await.unwrap();
+    }
+}
+
+/// As a publisher does it: again and again until the log has it.
+pub(crate) async fn append_patiently(broker: &dyn Broker, id: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = broker.append(vec![record(id, Audience::Everyone)]).await {
+        assert!(Instant::now() < deadline, "{id} was never taken: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+pub(crate) fn ids(prefix: &str, range: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    range.map(|n| format!("{prefix}{n}")).collect()
+}
+
+/// Waits until something holds, which must be soon.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,380 @@
+//! What happens to a log in Redis: interruptions, losses, strangers, and servers that are not what they should be.
+
+use crate::{
+    node::{BOUNDS, append, append_patiently, ids, linked, linked_with, record, until},
+    suite::list,
+};
+use fanfare::{
+    Audience, ConnectionId,
+    broker::{
+        Broker, BrokerError,
+        redis::{Durability, LinkError, RedisOptions},
+    },
+    registry::{Present, Registry},
+};
+use fanfare_core::{
+    lineage::Place,
+    window::{Bounds, GapReason},
+};
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{RedisServer, Sentinels};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_is_warmed_from_the_log() {
+    let server = RedisServer::start();
+    let (first, _) = linked(&server.url()).await;
+    append(&*first, ids("e", 1..=1_500)).await;
+    let (_second, node) = linked(&server.url()).await;
+    assert_eq!(node.ids(), ids("e", 1..=1_500));
+    let (_third, node) =
+        linked_with(RedisOptions::new(server.url().parse().unwrap()), Bounds { events: 10, ..BOUNDS }).await.unwrap();
+    assert_eq!(node.ids(), ids("e", 1_491..=1_500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_see_one_order() {
+    let server = RedisServer::start();
+    let (first, one) = linked(&server.url()).await;
+    let (second, other) = linked(&server.url()).await;
+    let both = [first.clone(), second.clone()].map(|broker| {
+        tokio::spawn(async move {
+            let prefix = format!("{:p}-", Arc::as_ptr(&broker));
+            append(&*broker, ids(&prefix, 1..=500)).await;
+        })
+    });
+    for publisher in both {
+        publisher.await.unwrap();
+    }
+    first.catch_up().await.unwrap();
+    second.catch_up().await.unwrap();
+    assert_eq!((one.head(), one.ids()), (1_000, other.ids()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_goes_on_where_it_was_cut() {
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    let (_other, second) = linked(&server.url()).await;
+    for round in 0..5 {
+        append_patiently(&*broker, &format!("a{round}")).await;
+        server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        append_patiently(&*broker, &format!("b{round}")).await;
+    }
+    let expected: Vec<_> = (0..5).flat_map(|round| [format!("a{round}"), format!("b{round}")]).collect();
+    for node in [&node, &second] {
+        until("all events are there", || node.ids() == expected).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
+    let mut server = RedisServer::setup().persistent().start();
+    let (broker, node) = linked(&server.url()).await;
+    let (other, second) = linked(&server.url()).await;
+    append(&*broker, ids("e", 1..=300)).await;
+    other.catch_up().await.unwrap();
+    for forget in [false, true] {
+        let (epoch, head) = (node.window.read().epoch(), node.head());
+        server.kill();
+        until("the node knows", || broker.standing().problem.is_some()).await;
+        let begun = Instant::now();
+        let refused = broker.append(vec![record("refused", Audience::Everyone)]).await.unwrap_err();
+        assert!(matches!(refused, BrokerError::Unavailable(_)), "{refused}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "refused at once");
+        if forget {
+            server.forget();
+        }
+        server.restart();
+        until("both nodes are linked again", || {
+            [&broker, &other].iter().all(|broker| broker.standing().problem.is_none())
+        })
+        .await;
+        {
+            let window = node.window.read();
+            assert_ne!(window.epoch(), epoch, "the log goes on under a new epoch");
+            assert_eq!(window.head(), head, "with all that it had");
+            let place = window.lineage().place(fanfare::Position { epoch, sequence: head }, head);
+            assert_eq!(place, Place::At(head), "and cursors stay good");
+        }
+        append_patiently(&*other, &format!("after-{forget}")).await;
+        broker.catch_up().await.unwrap();
+    }
+    let expected: Vec<_> = ids("e", 1..=300).into_iter().chain(["after-false".into(), "after-true".into()]).collect();
+    assert_eq!(node.ids(), expected);
+    until("the other has all", || second.ids() == expected).await;
+    assert_eq!(broker.range(0, 1_000).await.unwrap().len(), 302, "the log itself has all");
+    let again = broker.append(vec![record("e7", Audience::Everyone)]).await.unwrap();
+    assert!(again[0].duplicate && again[0].position.sequence == 7, "and knows every id");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_gone_for_good_resets_every_cursor() {
+    let mut server = RedisServer::start();
+    let old = {
+        let (broker, node) = linked(&server.url()).await;
+        append(&*broker, ids("e", 1..=10)).await;
+        broker.catch_up().await.unwrap();
+        broker.stop();
+        node.window.read().epoch()
+    };
+    server.kill();
+    server.restart();
+    let (broker, node) = linked(&server.url()).await;
+    append(&*broker, ids("f", 1..=3)).await;
+    broker.catch_up().await.unwrap();
+    let window = node.window.read();
+    for id in [format!("pos-{old:x}-10"), format!("pos-{old:x}-2")] {
+        let gap = window.start(Some(&id)).gap.unwrap();
+        assert_eq!(gap.reason, GapReason::Reset, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_not_heard_of_makes_a_restart_doubtful() {
+    let mut server = RedisServer::setup().persistent().start();
+    let (broker, node) = linked(&server.url()).await;
+    append(&*broker, ids("e", 1..=10)).await;
+    broker.catch_up().await.unwrap();
+    // Another node that lived just now, and may have acknowledged what no other has seen.
+    let now: f64 = server.cli(&["ZSCORE", "ws:nodes", &node.name]).parse().unwrap();
+    server.cli(&["ZADD", "ws:nodes", &format!("{now:.0}"), "gone"]);
+    let epoch = node.window.read().epoch();
+    server.restart();
+    until("the node is linked again", || node.window.read().epoch() != epoch).await;
+    until("all is well", || broker.standing().problem.is_none()).await;
+    let window = node.window.read();
+    assert_eq!(window.head(), 10);
+    let start = window.start(Some(&format!("pos-{epoch:x}-10")));
+    assert_eq!((start.cursor, start.gap.unwrap().reason), (10, GapReason::Reset), "what could be lost is told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_is_noticed_and_comes_back() {
+    let server = RedisServer::start();
+    let options =
+        RedisOptions { lag_limit: Duration::from_secs(2), ..RedisOptions::new(server.url().parse().unwrap()) };
+    let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
+    append(&*broker, ids("e", 1..=3)).await;
+    server.stop();
+    until("the node notices", || broker.standing().problem.is_some()).await;
+    assert!(!broker.standing().connected);
+    assert!(broker.append(vec![record("x", Audience::Everyone)]).await.is_err());
+    server.cont();
+    until("the node recovers", || broker.standing().problem.is_none()).await;
+    append_patiently(&*broker, "e4").await;
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.ids(), ids("e", 1..=4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_is_silently_dead_is_found_and_mended() {
+    let server = RedisServer::start();
+    let options =
+        RedisOptions { lag_limit: Duration::from_secs(2), ..RedisOptions::new(server.url().parse().unwrap()) };
+    let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
+    let (_other, second) = linked(&server.url()).await;
+    // Everything answers, only that what a reader waits for never comes: its stream is another one now.
+    append(&*broker, ids("e", 1..=3)).await;
+    server.cli(&["RENAME", "ws:control", "ws:elsewhere"]);
+    server.cli(&["XADD", "ws:control", "99999999999999-0", "k", "odd"]);
+    append_patiently(&*broker, "e4").await;
+    server.cli(&["DEL", "ws:log", "ws:epoch", "ws:ids"]);
+    append_patiently(&*broker, "e5").await;
+    for node in [&node, &second] {
+        until("all events are there", || node.ids() == ids("e", 1..=5)).await;
+    }
+    until("all is well", || broker.standing().problem.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_references_publishers_publish_is_kept_once() {
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    let (_other, second) = linked(&server.url()).await;
+    let id = ConnectionId(7);
+    for (channel, text) in [
+        ("ws:broadcast", r#"{"type":"note","event_id":"b1","timestamp":"2026-01-01T00:00:00","data":{"n":1}}"#),
+        ("ws:user:ann", r#"{"type":"note","event_id":"u1","data":{}}"#),
+        (&*format!("ws:connection:{id}"), r#"{"type":"note","event_id":"c1"}"#),
+        ("ws:broadcast", "no json"),
+        ("ws:broadcast", r#"{"type":"ping","event_id":"p1"}"#),
+        ("ws:connection:7", r#"{"type":"note","event_id":"c2"}"#),
+        ("ws:broadcast", r#"{"type":"note","data":{"without":"an id"}}"#),
+        ("ws:broadcast", r#"{"type":"note","event_id":"b1","data":{"n":2}}"#),
+        ("ws:user:ann", r#"{"type":"note","event_id":"u2"}"#),
+    ] {
+        assert_eq!(server.cli(&["PUBLISH", channel, text]), "2", "both nodes listen");
+    }
+    until("the last one is there", || node.ids().last().is_some_and(|id| id == "u2")).await;
+    let heard: Vec<_> = node.ids();
+    assert_eq!(heard.len(), 5, "{heard:?}");
+    assert!(heard[3].starts_with("heard-"), "{heard:?}");
+    assert_eq!((&heard[..3], &*heard[4]), (&["b1".to_owned(), "u1".to_owned(), "c1".to_owned()][..], "u2"));
+    until("the other node has the same", || second.ids() == heard).await;
+    let window = node.window.read();
+    let audiences: Vec<_> = window.since(0).take(3).map(|entry| entry.audience.clone()).collect();
+    assert_eq!(audiences, [Audience::Everyone, Audience::User("ann".into()), Audience::Connection(id)]);
+    let kept: serde_json::Value = serde_json::from_slice(window.since(0).next().unwrap().json()).unwrap();
+    assert_eq!((&kept["timestamp"], &kept["data"]["n"]), (&"2026-01-01T00:00:00".into(), &1.into()));
+    drop(window);
+    assert_eq!(broker.standing().problem, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_waited_for() {
+    let master = RedisServer::start();
+    let options = RedisOptions { durability: Durability::Replica, ..RedisOptions::new(master.url().parse().unwrap()) };
+    let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
+    let refused = broker.append(vec![record("e1", Audience::Everyone)]).await;
+    assert_eq!(refused, Err(BrokerError::NotReplicated { replicas: 0, wanted: 1 }));
+    let replica = RedisServer::setup()
+        .line(&format!("replicaof 127.0.0.1 {}", master.port()))
+        .line("repl-diskless-sync-delay 0")
+        .start();
+    testbed::until("the replica follows", || replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+    // The same event again: it is in the log already, and must be waited for all the same.
+    let taken = broker.append(vec![record("e1", Audience::Everyone)]).await.unwrap();
+    assert!(taken[0].duplicate);
+    assert_eq!(replica.cli(&["XLEN", "ws:log"]), "1");
+    replica.stop();
+    let refused = broker.append(vec![record("e1", Audience::Everyone)]).await;
+    assert_eq!(refused, Err(BrokerError::NotReplicated { replicas: 0, wanted: 1 }));
+    replica.cont();
+    append_patiently(&*broker, "e2").await;
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.ids(), ids("e", 1..=2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_loses_the_newest_is_mended_by_those_who_saw_them() {
+    let mut sentinels = Sentinels::start();
+    let (broker, node) = linked(&sentinels.url()).await;
+    let (other, second) = linked(&sentinels.url()).await;
+    append(&*broker, ids("e", 1..=50)).await;
+    let master = sentinels.master().port();
+    // The replicas get nothing more, so whatever comes now is the master's alone.
+    for server in sentinels.servers().iter().filter(|server| server.port() != master) {
+        server.stop();
+    }
+    append(&*broker, ids("e", 51..=60)).await;
+    other.catch_up().await.unwrap();
+    let epoch = node.window.read().epoch();
+    sentinels.master().kill();
+    for server in sentinels.servers().iter().filter(|server| server.port() != master) {
+        server.cont();
+    }
+    sentinels.until_master_is_not(master);
+    append_patiently(&*broker, "e61").await;
+    for node in [&node, &second] {
+        until("all events are there, in order", || node.ids() == ids("e", 1..=61)).await;
+        let window = node.window.read();
+        let place = window.lineage().place(fanfare::Position { epoch, sequence: 60 }, 61);
+        assert_eq!(place, Place::At(60), "no client notices");
+    }
+    assert_eq!(broker.range(0, 100).await.unwrap().len(), 61, "the new master has them all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_leaves_no_ghosts() {
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    let client = Present {
+        connection: ConnectionId(1),
+        user: "ann".into(),
+        node: node.name.as_str().into(),
+        since_ms: 1,
+        address: [127, 0, 0, 1].into(),
+    };
+    node.clients.lock().unwrap().push(client.clone());
+    broker.arrived(client.clone());
+    list(&*broker, "ann", &[client]).await;
+    let ttl: i64 = server.cli(&["TTL", &format!("ws:connection:{}", ConnectionId(1))]).parse().unwrap();
+    assert!((3_500..=3_600).contains(&ttl), "{ttl}");
+    let (other, _node) = linked(&server.url()).await;
+    until("the other knows of both", || other.standing().cluster == Some((1, 2))).await;
+    broker.stop();
+    // As after a crash: nothing was taken back.
+    server.cli(&["ZADD", "ws:nodes", "1000", &node.name]);
+    list(&*other, "ann", &[]).await;
+    let gone = || server.cli(&["EXISTS", &format!("ws:connection:{}", ConnectionId(1)), "ws:user:ann:connections"]);
+    until("the keys are gone", || gone() == "0").await;
+    until("the node is forgotten", || server.cli(&["ZCARD", "ws:nodes"]) == "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_refuses_events_and_nothing_else() {
+    let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
+    let (broker, node) = linked(&server.url()).await;
+    append(&*broker, ids("e", 1..=3)).await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    let refused = broker.append(vec![record("e4", Audience::Everyone)]).await.unwrap_err();
+    assert!(refused.to_string().contains("takes no writes"), "{refused}");
+    let problem = broker.standing().problem.unwrap();
+    assert!(problem.contains("maxmemory"), "{problem}");
+    assert!(broker.standing().connected);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    append_patiently(&*broker, "e4").await;
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.ids(), ids("e", 1..=4));
+    assert_eq!(broker.standing().problem, None);
+}
+
+async fn refused(url: &str) -> LinkError {
+    linked_with(RedisOptions::new(url.parse().unwrap()), BOUNDS).await.expect_err("it can't be used")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_cannot_hold_the_log_are_named_with_what_to_do() {
+    let server = RedisServer::setup().password("hush").start();
+    for url in [format!("redis://:wrong@127.0.0.1:{}", server.port()), format!("redis://127.0.0.1:{}", server.port())] {
+        let error = refused(&url).await;
+        assert!(matches!(error, LinkError::Refused(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("REDIS_URL") && !text.contains("wrong"), "{text}");
+    }
+    server.cli(&["SET", "ws:log", "mine"]);
+    let error = refused(&server.url()).await;
+    assert!(matches!(&error, LinkError::NotOurs(why) if why.contains("ws:log holds a string")), "{error:?}");
+    server.cli(&["DEL", "ws:log"]);
+    server.cli(&["XADD", "ws:log", "*", "somebody", "elses"]);
+    let error = refused(&server.url()).await;
+    assert!(matches!(&error, LinkError::NotOurs(_)), "{error:?}");
+    assert!(error.to_string().contains("redis_namespace"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_too_old_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                match line.unwrap_or_default().as_str() {
+                    "INFO" => {
+                        let info = "redis_version:5.0.14\r\nrole:master\r\nrun_id:x\r\n";
+                        write!(stream, "${}\r\n{info}\r\n", info.len()).unwrap();
+                    }
+                    // Whatever the client introduces itself with.
+                    "SETINFO" => write!(stream, "+OK\r\n").unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    });
+    let error = refused(&format!("redis://127.0.0.1:{port}")).await;
+    assert!(matches!(&error, LinkError::TooOld { found, .. } if found == "5.0.14"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_named_after_a_while() {
+    let error = refused(&format!("redis://127.0.0.1:{}", testbed::free_port())).await;
+    assert!(matches!(&error, LinkError::Unreachable(why) if why.contains("can't be reached")), "{error:?}");
+}

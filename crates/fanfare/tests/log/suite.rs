@@ -1,0 +1,193 @@
+//! What every log does, wherever it lives.
+
+use crate::node::{BOUNDS, Node, append, ids, linked, linked_with, record, until};
+use fanfare::{
+    Audience, ConnectionId,
+    broker::{Broker, MemoryBroker, Order, redis::RedisOptions},
+    registry::{Present, Registry},
+};
+use fanfare_core::window::Bounds;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use testbed::{Cluster, RedisServer, Sentinels};
+
+async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>) {
+    appends_in_order_and_each_id_once(&*broker, &node).await;
+    keeps_audiences(&*broker, &node).await;
+    gives_ranges(&*broker).await;
+    hands_orders_on(&*broker, &node).await;
+    takes_many_publishers_at_once(&broker, &node).await;
+    knows_who_is_connected(&*broker, &node).await;
+    assert_eq!(broker.standing().problem, None);
+}
+
+async fn appends_in_order_and_each_id_once(broker: &dyn Broker, node: &Node) {
+    let everyone = |id: &str| record(id, Audience::Everyone);
+    let first = broker.append(vec![everyone("a"), everyone("b"), everyone("a")]).await.unwrap();
+    let places: Vec<_> = first.iter().map(|appended| (appended.position.sequence, appended.duplicate)).collect();
+    assert_eq!(places, [(1, false), (2, false), (1, true)]);
+    let again = broker.append(vec![everyone("b"), everyone("c")]).await.unwrap();
+    let places: Vec<_> = again.iter().map(|appended| (appended.position.sequence, appended.duplicate)).collect();
+    assert_eq!(places, [(2, true), (3, false)]);
+    assert_eq!(broker.append(Vec::new()).await, Ok(Vec::new()));
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.ids(), ["a", "b", "c"]);
+    assert_eq!(node.window.read().epoch(), first[0].position.epoch);
+}
+
+async fn keeps_audiences(broker: &dyn Broker, node: &Node) {
+    let audiences = [
+        Audience::Everyone,
+        Audience::User("ann:1".into()),
+        Audience::Connection(ConnectionId(7)),
+        Audience::Topic("project:7".into()),
+    ];
+    let records = audiences.iter().enumerate().map(|(i, audience)| record(&format!("to-{i}"), audience.clone()));
+    broker.append(records.collect()).await.unwrap();
+    broker.catch_up().await.unwrap();
+    let window = node.window.read();
+    let seen: Vec<_> = window.since(3).map(|entry| entry.audience.clone()).collect();
+    assert_eq!(seen, audiences);
+    let json: serde_json::Value = serde_json::from_slice(window.since(3).next().unwrap().json()).unwrap();
+    assert_eq!((&json["event_id"], &json["data"]["id"]), (&"to-0".into(), &"to-0".into()));
+}
+
+async fn gives_ranges(broker: &dyn Broker) {
+    let range = broker.range(1, 2).await.unwrap();
+    let range: Vec<_> = range.iter().map(|entry| (entry.sequence, &*entry.event_id)).collect();
+    assert_eq!(range, [(2, "b"), (3, "c")]);
+    assert_eq!(broker.range(7, 10).await.unwrap().len(), 0);
+}
+
+async fn hands_orders_on(broker: &dyn Broker, node: &Node) {
+    let orders = [
+        Order::Disconnect { connection: ConnectionId(9), reason: "bye".to_owned() },
+        Order::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
+    ];
+    for order in &orders {
+        broker.order(order.clone()).await.unwrap();
+    }
+    until("the orders arrive", || node.orders.lock().unwrap().len() == orders.len()).await;
+    assert_eq!(*node.orders.lock().unwrap(), orders);
+}
+
+async fn takes_many_publishers_at_once<B: Broker>(broker: &Arc<B>, node: &Node) {
+    const PUBLISHERS: u64 = 8;
+    const EVENTS: u64 = 200;
+    let before = node.head();
+    let publishers: Vec<_> = (0..PUBLISHERS)
+        .map(|p| {
+            let broker = broker.clone();
+            tokio::spawn(async move { append(&*broker, ids(&format!("p{p}-"), 1..=EVENTS)).await })
+        })
+        .collect();
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.head(), before + PUBLISHERS * EVENTS);
+    let seen: Vec<String> = node.ids().split_off(usize::try_from(before).unwrap());
+    for p in 0..PUBLISHERS {
+        let prefix = format!("p{p}-");
+        let own: Vec<_> = seen.iter().filter(|id| id.starts_with(&prefix)).cloned().collect();
+        assert_eq!(own, ids(&prefix, 1..=EVENTS), "each publisher's events are in its order");
+    }
+    assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len());
+}
+
+async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
+    let client = |n: u128, user: &str| Present {
+        connection: ConnectionId(n),
+        user: user.into(),
+        node: node.name.as_str().into(),
+        since_ms: u64::try_from(n).unwrap(),
+        address: [127, 0, 0, 1].into(),
+    };
+    let all = [client(1, "ann"), client(2, "bob"), client(3, "ann")];
+    for client in &all {
+        node.clients.lock().unwrap().push(client.clone());
+        broker.arrived(client.clone());
+    }
+    list(broker, "ann", &[all[0].clone(), all[2].clone()]).await;
+    assert_eq!(broker.find(ConnectionId(2)).await.unwrap(), Some(all[1].clone()));
+    assert_eq!(broker.find(ConnectionId(4)).await.unwrap(), None);
+    node.clients.lock().unwrap().remove(0);
+    broker.left(ConnectionId(1), &"ann".into(), 1);
+    list(broker, "ann", &[all[2].clone()]).await;
+    list(broker, "nobody", &[]).await;
+}
+
+/// Waits until the list is as it should be.
+pub(crate) async fn list<B: Registry>(broker: &B, user: &str, expected: &[Present]) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let found = broker.of_user(user).await.unwrap();
+        if found == expected {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found:?} is not {expected:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn in_memory() {
+    let node = Node::new(BOUNDS);
+    let broker = Arc::new(MemoryBroker::new(7, BOUNDS));
+    broker.follow(node.clone());
+    suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_redis_with_a_password() {
+    let server = RedisServer::setup().password("p@ss word:/").start();
+    let url = format!("redis://:p%40ss%20word%3A%2F@127.0.0.1:{}/3", server.port());
+    let (broker, node) = linked(&url).await;
+    suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_redis_as_a_user_of_its_own() {
+    let server = RedisServer::setup()
+        .line("user hub on >hush ~ws:* &ws:broadcast &ws:user:* &ws:connection:* &ws:node:* +@all")
+        .line("user default on nopass ~* &* +ping")
+        .start();
+    let (broker, node) = linked(&format!("redis://hub:hush@127.0.0.1:{}", server.port())).await;
+    suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_sentinel() {
+    let sentinels = Sentinels::start();
+    let (broker, node) = linked(&sentinels.url()).await;
+    suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster() {
+    let cluster = Cluster::start();
+    let (broker, node) = linked(&cluster.url()).await;
+    suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_bounded_by_events_bytes_and_age() {
+    let server = RedisServer::start();
+    for (namespace, bounds, most) in [
+        ("events", Bounds { events: 100, ..BOUNDS }, 164),
+        ("bytes", Bounds { bytes: 20_000, ..BOUNDS }, 200),
+        ("age", Bounds { age_ms: 1, ..BOUNDS }, 64),
+    ] {
+        let options =
+            RedisOptions { namespace: namespace.to_owned(), ..RedisOptions::new(server.url().parse().unwrap()) };
+        let (broker, _node) = linked_with(options, bounds).await.unwrap();
+        append(&*broker, ids("e", 1..=640)).await;
+        let held: usize = server.cli(&["XLEN", &format!("{namespace}:log")]).parse().unwrap();
+        assert!((1..=most).contains(&held), "{namespace}: {held}");
+        let known: usize = server.cli(&["HLEN", &format!("{namespace}:ids")]).parse().unwrap();
+        assert_eq!(known, held, "the ids go with their events");
+        let bytes: usize = server.cli(&["HGET", &format!("{namespace}:epoch"), "bytes"]).parse().unwrap();
+        assert!(bytes > 0 && bytes < 400 * held, "{namespace}: {bytes}");
+        let last = broker.range(639, 10).await.unwrap();
+        assert_eq!(&*last[0].event_id, "e640", "the newest is there");
+    }
+}
