@@ -5,6 +5,8 @@
 mod banner;
 mod listener;
 mod page;
+mod supervisor;
+mod worker;
 
 use crate::{
     logging,
@@ -14,6 +16,7 @@ use anyhow::Context;
 use aws_lc_rs::rand;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use banner::Banner;
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use fanfare::{
     Hub, Verifier,
     auth::weakness,
@@ -23,6 +26,7 @@ use fanfare::{
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{io, net::SocketAddr, pin::pin, process, sync::Arc, time::Duration};
+use supervisor::Supervisor;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
@@ -30,9 +34,13 @@ use tokio::{
     sync::watch,
 };
 use tower::ServiceExt;
+use worker::Worker;
 
-/// How long clients and requests may take to leave.
+/// How long requests may take to be answered at the end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// What is logged when the end begins.
+const ENDING: &str = "ending: clients are told to come back; once more, and it ends at once";
 
 /// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
 const MAX_HTTP_BUFFER: usize = 32 << 10;
@@ -40,11 +48,43 @@ const MAX_HTTP_BUFFER: usize = 32 << 10;
 /// How long to wait after the system gave no connection, for example because it has no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until SIGINT or SIGTERM.
+/// Serves until SIGINT or SIGTERM: in this process, or in several that it starts and looks after.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     logging::start(settings);
+    let worker = Worker::of_this_process()?;
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
     let files = raise_file_limit();
-    runtime().context("the system gives no threads")?.block_on(serve(settings, files))
+    if workers > 1 && worker.is_none() {
+        let runtime = Builder::new_current_thread().enable_all().build().context("the system gives no event loop")?;
+        return runtime.block_on(supervise(settings, workers, files));
+    }
+    runtime().context("the system gives no threads")?.block_on(serve(settings, worker, files))
+}
+
+/// Serves in several processes.
+async fn supervise(settings: &Settings, workers: usize, files: Option<u64>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let (secret, made_for_this_run) = secret(settings)?;
+    let inherited = made_for_this_run.then(|| String::from_utf8_lossy(&secret).into_owned());
+    let mut supervisor = Supervisor::new(settings, workers, inherited)?;
+    warn(settings, files, made_for_this_run);
+    supervisor.start(&mut signals).await?;
+    announce(settings, supervisor.address(), made_for_this_run.then_some(&secret))?;
+    let result = supervisor.run(&mut signals).await;
+    tracing::info!("{ENDING}");
+    supervisor.end(&mut signals).await;
+    result
+}
+
+fn announce(settings: &Settings, address: SocketAddr, secret: Option<&Vec<u8>>) -> anyhow::Result<()> {
+    match settings.log_format {
+        LogFormat::Text => Banner { address, settings, secret: secret.map(Vec::as_slice) }.print()?,
+        LogFormat::Json => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
+    }
+    Ok(())
 }
 
 /// Half the cores take HTTP requests, as the other half take connections. Where that is one, it is this thread: no
@@ -56,37 +96,48 @@ fn runtime() -> io::Result<Runtime> {
     }
 }
 
-async fn serve(settings: &Settings, files: Option<u64>) -> anyhow::Result<()> {
+async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let listener = listener::bind(settings.listen)?;
+    let listener = match worker {
+        Some(_) => Worker::listener()?,
+        None => listener::bind(settings.listen)?,
+    };
     let address = listener.local_addr().context("the listener has no address")?;
     let (secret, made_for_this_run) = secret(settings)?;
     let hub = start_hub(settings, &secret).await?;
     let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
 
-    warn(settings, files, made_for_this_run);
-    let banner = Banner { address, settings, secret: made_for_this_run.then_some(secret.as_slice()) };
-    match settings.log_format {
-        LogFormat::Text => banner.print()?,
-        LogFormat::Json => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
+    match worker {
+        Some(_) => Worker::say_ready(),
+        None => {
+            warn(settings, files, made_for_this_run);
+            announce(settings, address, made_for_this_run.then_some(&secret))?;
+        }
     }
     let (end, requests) = watch::channel(());
     tokio::select! {
         () = accept(listener, &app, &hub, requests) => {}
-        () = signals.next() => {}
+        () = signals.end_of(worker) => {}
     }
 
-    tracing::info!("ending: clients are told to come back; once more, and it ends at once");
+    match worker {
+        Some(Worker { index }) => tracing::info!(worker = index, "ending: clients are told to come back"),
+        None => tracing::info!("{ENDING}"),
+    }
     tokio::spawn(async move {
-        signals.next().await;
+        signals.end_of(worker).await;
         process::exit(1);
     });
     end.send_replace(());
     // Each HTTP connection holds a receiver until it is done.
     let requests = tokio::time::timeout(GRACE, end.closed());
-    let (requests, ()) = tokio::join!(requests, hub.shutdown(GRACE));
+    let (requests, ()) = tokio::join!(requests, hub.shutdown(settings.drain_timeout));
     if requests.is_err() {
         tracing::warn!("requests were cut off after {} s", GRACE.as_secs());
+    }
+    let left = hub.stats().local;
+    if left > 0 {
+        tracing::warn!(clients = left, "clients were cut off at the end of drain_timeout");
     }
     Ok(())
 }
@@ -111,9 +162,10 @@ fn secret(settings: &Settings) -> anyhow::Result<(Vec<u8>, bool)> {
     if let Some(secret) = &settings.secret_key {
         return Ok((secret.bytes().to_vec(), false));
     }
-    let mut secret = vec![0; 64];
+    let mut secret = [0; 48];
     rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness for a secret"))?;
-    Ok((secret, true))
+    // As text, because workers inherit it in their environment.
+    Ok((BASE64.encode(secret).into_bytes(), true))
 }
 
 fn warn(settings: &Settings, files: Option<u64>, made_for_this_run: bool) {
@@ -193,22 +245,58 @@ async fn serve_connection(
     }
 }
 
-/// What ends the server: Ctrl-C and what service managers send.
+/// What a server is told from outside.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
+}
+
+/// What a supervisor is told.
+enum Told {
+    Stop,
+    Replace,
 }
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
         let signal = |kind| signal(kind).context("signals can't be listened to");
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn next(&mut self) {
+    /// Ctrl-C, and what service managers send.
+    async fn stop(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// What a supervisor is told.
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Replace,
+        }
+    }
+
+    /// What ends a process that serves. A terminal's signals go to a supervisor and its workers alike, and it is the
+    /// supervisor that says what they mean.
+    async fn end_of(&mut self, worker: Option<Worker>) {
+        match worker {
+            Some(_) => {
+                self.terminate.recv().await;
+            }
+            None => tokio::select! {
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+                _ = self.hangup.recv() => {}
+            },
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct Config {
     pub max_event_bytes: usize,
     /// The most events in one batch.
     pub max_batch_events: usize,
+    /// Clients a second that are told to go when the hub ends. 0: all at once.
+    pub drain_rate: u32,
     /// How many events the window keeps.
     pub window_events: usize,
     /// How many bytes of events the window keeps.
@@ -58,6 +60,7 @@ impl Default for Config {
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,
             max_batch_events: 1_000,
+            drain_rate: 1_000,
             window_events: 100_000,
             window_bytes: 64 << 20,
             window_age: Duration::from_secs(3_600),

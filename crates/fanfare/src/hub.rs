@@ -9,6 +9,7 @@ use crate::{
     },
     clock,
     config::Config,
+    drain::{Pace, WAVE_MS, share_out},
     identity::{Names, fresh_event_id, random},
     metrics::{Counter, Metrics},
     node::Node,
@@ -22,6 +23,7 @@ use fanfare_core::{
     ws,
 };
 use std::{
+    convert::Infallible,
     fmt, io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -30,6 +32,7 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
+use tokio::time::MissedTickBehavior;
 
 /// A running hub: publish, look at it, mount it, end it. Cheap to clone.
 #[derive(Clone)]
@@ -389,22 +392,44 @@ impl Hub {
         self.inner.broker.order(Order::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
     }
 
-    /// Ends the hub: it is no longer ready, tells every client to come back, closes them with
-    /// [`CloseCode::Restart`], and returns once they have left, after `grace` at the latest.
-    pub async fn shutdown(&self, grace: Duration) {
+    /// Ends the hub: it is no longer ready and takes nobody in, tells its clients to come back, in waves of
+    /// [`Config::drain_rate`], closes each with [`CloseCode::Restart`](fanfare_core::CloseCode::Restart), and returns
+    /// once they have left, after `limit` at the latest. Those who have not been told yet go on being served.
+    pub async fn shutdown(&self, limit: Duration) {
         self.inner.node.ready.store(false, Ordering::Relaxed);
-        let until_ms = clock::now().mono_ms + clock::millis(grace);
+        let until_ms = clock::now().mono_ms + clock::millis(limit);
         for shard in self.inner.node.shards() {
             shard.send(Command::Drain { reason: "shutdown".to_owned(), until_ms });
         }
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
-        if !matches!(joined.await, Ok(Ok(()))) {
-            tracing::error!("a shard ended by a panic");
+        tokio::select! {
+            joined = joined => {
+                if !matches!(joined, Ok(Ok(()))) {
+                    tracing::error!("a shard ended by a panic");
+                }
+            }
+            never = self.see_off() => match never {},
         }
         let broker = self.inner.broker.clone();
         // Only a panic would be an error, and that was told.
         let _ = tokio::task::spawn_blocking(move || broker.stop()).await;
+    }
+
+    /// Sends the shards their share of each wave.
+    async fn see_off(&self) -> Infallible {
+        let mut pace = Pace::new(self.config().drain_rate);
+        let mut waves = tokio::time::interval(Duration::from_millis(WAVE_MS));
+        // A wave that is late must not be followed by another at once.
+        waves.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            waves.tick().await;
+            let shards = self.inner.node.shards();
+            let waiting = shards.iter().map(|shard| shard.leaving.load(Ordering::Relaxed));
+            for (shard, share) in shards.iter().zip(share_out(pace.wave(), waiting)) {
+                shard.send(Command::SeeOff(share));
+            }
+        }
     }
 }
 

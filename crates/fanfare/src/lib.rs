@@ -9,6 +9,7 @@ pub mod auth;
 pub mod broker;
 mod clock;
 pub mod config;
+mod drain;
 mod http;
 pub mod hub;
 mod identity;

@@ -55,6 +55,8 @@ pub(crate) struct ShardHandle {
     awake: AtomicBool,
     pub(crate) open: AtomicUsize,
     pub(crate) overdue: AtomicUsize,
+    /// Clients that are still to be told to go.
+    pub(crate) leaving: AtomicUsize,
 }
 
 /// What a shard is asked to do.
@@ -70,8 +72,10 @@ pub(crate) enum Command {
     List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
     /// End every connection of a user.
     CloseUser(Arc<str>, CloseCode, String),
-    /// Tell everyone to come back elsewhere, and end once they have left or at a time.
+    /// Take nobody in any more, and end once all have left or at a time.
     Drain { reason: String, until_ms: u64 },
+    /// Tell so many clients to come back elsewhere; what an earlier wave left is void.
+    SeeOff(usize),
 }
 
 /// A client's socket on its way to its shard.
@@ -145,6 +149,8 @@ struct Draining {
     /// Who has still to be told; not before it was served up to here, so that nobody leaves without what was published.
     leaving: Vec<Slot>,
     head: u64,
+    /// How many may be told now.
+    wave: usize,
 }
 
 impl ShardHandle {
@@ -172,6 +178,7 @@ impl Shard {
             awake: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             overdue: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
         });
         Ok(Self {
             node,
@@ -282,6 +289,11 @@ impl Shard {
                     self.roster.close_user(&user, code, &reason, now);
                 }
                 Command::Drain { reason, until_ms } => self.drain(reason, until_ms),
+                Command::SeeOff(wave) => {
+                    if let Some(draining) = &mut self.draining {
+                        draining.wave = wave;
+                    }
+                }
             }
         }
     }
@@ -375,22 +387,35 @@ impl Shard {
 
     fn drain(&mut self, reason: String, until_ms: u64) {
         let leaving = self.roster.slots().collect();
-        self.draining = Some(Draining { until_ms, reason, leaving, head: self.roster.head() });
+        self.draining = Some(Draining { until_ms, reason, leaving, head: self.roster.head(), wave: 0 });
+        self.count_leaving();
     }
 
-    /// Tells those to go who have what was published before the end.
+    /// Tells those of this wave to go who have what was published before the end.
     fn see_off(&mut self, now: Now) {
         let Some(draining) = &mut self.draining else { return };
-        let roster = &mut self.roster;
+        if draining.wave == 0 {
+            return;
+        }
+        let (roster, wave) = (&mut self.roster, &mut draining.wave);
         draining.leaving.retain(|&slot| {
-            let served = roster.session(slot).is_none_or(|s| s.behind().is_none_or(|cursor| cursor >= draining.head));
-            if served {
-                // Spread over two seconds, so that who comes next is not met by all at once.
-                let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
-                roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, &draining.reason, now);
+            let Some(session) = roster.session(slot).filter(|session| session.is_open()) else { return false };
+            let served = session.behind().is_none_or(|cursor| cursor >= draining.head);
+            if *wave == 0 || !served {
+                return true;
             }
-            !served
+            *wave -= 1;
+            // Spread over two seconds, so that who comes next is not met by all at once.
+            let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
+            roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, &draining.reason, now);
+            false
         });
+        self.count_leaving();
+    }
+
+    fn count_leaving(&self) {
+        let leaving = self.draining.as_ref().map_or(0, |draining| draining.leaving.len());
+        self.handle.leaving.store(leaving, Ordering::Relaxed);
     }
 
     fn react(&mut self, event: &Event, now: Now) {

@@ -12,22 +12,31 @@ const BACKLOG: i32 = 4096;
 
 /// Listens at an address. The error says what is in the way, and what to do.
 pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    open(address).map_err(|error| {
-        let advice = advice(address, &error);
-        anyhow::Error::new(error).context(advice)
-    })
+    let listener = open(address, false).and_then(|socket| TcpListener::from_std(socket.into()));
+    listener.map_err(|error| explain(address, error))
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+/// Opens a socket that listens at an address beside others of this user's.
+pub(super) fn open_shared(address: SocketAddr) -> anyhow::Result<Socket> {
+    open(address, true).map_err(|error| explain(address, error))
+}
+
+fn explain(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    let advice = advice(address, &error);
+    anyhow::Error::new(error).context(advice)
+}
+
+fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of a server that just ended must not keep the next one from its port.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     // Accepted sockets inherit it: an event is one write, and must not wait for the answer to the one before.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 fn advice(address: SocketAddr, error: &io::Error) -> String {

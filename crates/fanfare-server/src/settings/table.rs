@@ -14,6 +14,7 @@ use std::{
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
+    pub(crate) workers: usize,
     pub(crate) secret_key: Option<Secret>,
     pub(crate) algorithm: Algorithm,
     pub(crate) access_token_expire_minutes: u64,
@@ -21,6 +22,7 @@ pub(crate) struct Settings {
     pub(crate) redis_namespace: String,
     pub(crate) durability: Durability,
     pub(crate) bus_lag_limit: Duration,
+    pub(crate) drain_timeout: Duration,
     pub(crate) log_level: String,
     pub(crate) log_format: LogFormat,
     pub(crate) hub: Config,
@@ -30,6 +32,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            workers: 1,
             secret_key: None,
             algorithm: Algorithm::Hs256,
             access_token_expire_minutes: 30,
@@ -37,6 +40,7 @@ impl Default for Settings {
             redis_namespace: "ws".to_owned(),
             durability: Durability::Log,
             bus_lag_limit: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(60),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             hub: Config::default(),
@@ -103,6 +107,8 @@ macro_rules! settings {
 settings! {
     /// Where to listen.
     listen: address;
+    /// Processes that share the port, which a supervisor keeps alive; more than one need a Redis. 0: one for every core.
+    workers: count;
     /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
     secret_key: secret, alias = "SECRET_KEY", hidden = true;
     /// How tokens are signed. A token that says otherwise is refused.
@@ -149,6 +155,10 @@ settings! {
     max_event_bytes: size(hub);
     /// The most events in one batch.
     max_batch_events: positive_count(hub);
+    /// Clients a second that are told to go when a process ends or is replaced. 0: all at once.
+    drain_rate: rate(hub);
+    /// How long a process that ends waits for its clients to have gone.
+    drain_timeout: duration;
     /// How many events are kept for clients that come back.
     window_events: positive_count(hub);
     /// How many bytes of events are kept for clients that come back.
@@ -168,6 +178,12 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
              only listening is closed before it can answer a ping"
         );
         return Some(("heartbeat_timeout", text));
+    }
+    if settings.workers != 1 && settings.redis_url.is_none() {
+        let text = "several workers need a log that they share, or each would have events that the others' clients never see: \
+            set redis_url (REDIS_URL), or leave it at one worker"
+            .to_owned();
+        return Some(("workers", text));
     }
     None
 }

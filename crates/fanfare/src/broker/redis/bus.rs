@@ -104,7 +104,7 @@ impl Bus {
     }
 
     fn note_down(&mut self, error: &LinkError) {
-        if self.shared.down(&error.to_string()) {
+        if self.shared.down(&error.to_string()) && !*self.stop.borrow() {
             tracing::warn!(%error, "no link to Redis; trying again until there is one");
         }
         let mut batch = Vec::new();
