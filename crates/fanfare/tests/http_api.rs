@@ -531,10 +531,12 @@ async fn the_description_is_complete() {
         }
     }
     let expected = [
+        "DELETE /connections/{connection_id}",
         "GET /health",
         "GET /health/live",
         "GET /health/ready",
         "GET /metrics",
+        "GET /users/{user_id}/connections",
         "GET /ws",
         "GET /ws/health",
         "POST /agents/{agent_id}/activity",
@@ -543,6 +545,7 @@ async fn the_description_is_complete() {
         "POST /events/batch",
         "POST /tasks/{task_id}/broadcast-update",
         "POST /tasks/{task_id}/update",
+        "POST /users/{user_id}/disconnect",
         "POST /users/{user_id}/notify",
         "POST /users/{user_id}/send-notification",
     ];

@@ -1,0 +1,183 @@
+//! What a client should have read, and what it did read. Knows numbers of events, and nothing of how they came.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What went wrong.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// Events that never came.
+    pub(crate) lost: u64,
+    /// Events that came again.
+    pub(crate) doubled: u64,
+    /// Events that came after a later one of the same publisher.
+    pub(crate) reordered: u64,
+}
+
+/// What one client has read.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    publishers: BTreeMap<usize, Numbers>,
+    /// Events read, whatever they were.
+    pub(crate) delivered: u64,
+    wrong: Wrong,
+}
+
+/// One publisher's numbers, as one client read them.
+#[derive(Debug)]
+struct Numbers {
+    /// The number that comes next; none where anything may come, because a gap was told.
+    next: Option<u64>,
+    /// The greatest number read.
+    newest: u64,
+    /// Skipped, and not read since.
+    missing: BTreeSet<u64>,
+    /// Whether what is missing counts: of a publisher without acknowledgement it can't.
+    strict: bool,
+}
+
+impl Ledger {
+    /// Expects a publisher's numbers, from `next` on.
+    pub(crate) fn expect(&mut self, publisher: usize, next: u64, strict: bool) {
+        let numbers = Numbers { next: Some(next), newest: next - 1, missing: BTreeSet::new(), strict };
+        self.publishers.insert(publisher, numbers);
+    }
+
+    /// Notes an event.
+    pub(crate) fn read(&mut self, publisher: usize, number: u64) {
+        self.delivered += 1;
+        let Some(numbers) = self.publishers.get_mut(&publisher) else {
+            // It was not for this client; that is a fault of its own, and as bad as one too many.
+            self.wrong.doubled += 1;
+            return;
+        };
+        match numbers.next {
+            None => {}
+            Some(next) if number >= next => numbers.missing.extend(next..number),
+            Some(_) if numbers.missing.remove(&number) => {
+                self.wrong.reordered += 1;
+                return;
+            }
+            Some(_) => {
+                self.wrong.doubled += 1;
+                return;
+            }
+        }
+        numbers.next = Some(number + 1);
+        numbers.newest = numbers.newest.max(number);
+    }
+
+    /// The client was told that history is gone: it reads its state anew, and what follows may repeat or skip.
+    pub(crate) fn gap(&mut self) {
+        for numbers in self.publishers.values_mut() {
+            numbers.next = None;
+            numbers.missing.clear();
+        }
+    }
+
+    /// The greatest number read of a publisher.
+    pub(crate) fn newest(&self, publisher: usize) -> u64 {
+        self.publishers.get(&publisher).map_or(0, |numbers| numbers.newest)
+    }
+
+    /// The publishers whose events this client gets.
+    pub(crate) fn publishers(&self) -> impl Iterator<Item = (usize, bool)> {
+        self.publishers.iter().map(|(publisher, numbers)| (*publisher, numbers.strict))
+    }
+
+    /// Takes what was wrong since the last time. What is missing is lost by now.
+    pub(crate) fn settle(&mut self) -> Wrong {
+        for numbers in self.publishers.values_mut() {
+            let missing = std::mem::take(&mut numbers.missing);
+            if numbers.strict {
+                self.wrong.lost += missing.len() as u64;
+            }
+        }
+        std::mem::take(&mut self.wrong)
+    }
+
+    /// Counts what a client that never became level lacks, and goes on behind it.
+    pub(crate) fn give_up(&mut self, publisher: usize, target: u64) {
+        if let Some(numbers) = self.publishers.get_mut(&publisher)
+            && numbers.strict
+        {
+            self.wrong.lost += target.saturating_sub(numbers.newest);
+            numbers.newest = target;
+            numbers.next = None;
+        }
+    }
+}
+
+impl std::ops::AddAssign for Wrong {
+    fn add_assign(&mut self, other: Self) {
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.reordered += other.reordered;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(lost: u64, doubled: u64, reordered: u64) -> Wrong {
+        Wrong { lost, doubled, reordered }
+    }
+
+    fn judge(numbers: &[u64]) -> Wrong {
+        let mut ledger = Ledger::default();
+        ledger.expect(0, 1, true);
+        numbers.iter().for_each(|&number| ledger.read(0, number));
+        ledger.settle()
+    }
+
+    #[test]
+    fn what_is_in_order_is_right() {
+        assert_eq!(judge(&[1, 2, 3]), Wrong::default());
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        assert_eq!(judge(&[1, 3]), wrong(1, 0, 0));
+        assert_eq!(judge(&[2, 3]), wrong(1, 0, 0));
+        assert_eq!(judge(&[1, 2, 2, 3]), wrong(0, 1, 0));
+        assert_eq!(judge(&[1, 2, 1]), wrong(0, 1, 0));
+        assert_eq!(judge(&[1, 3, 2, 4]), wrong(0, 0, 1));
+        assert_eq!(judge(&[1, 3, 2, 2, 6]), wrong(2, 1, 1));
+    }
+
+    #[test]
+    fn what_is_for_others_is_wrong() {
+        let mut ledger = Ledger::default();
+        ledger.expect(0, 1, true);
+        ledger.read(1, 1);
+        assert_eq!(ledger.settle(), wrong(0, 1, 0));
+    }
+
+    #[test]
+    fn a_gap_forgives_what_lies_around_it_and_nothing_later() {
+        let mut ledger = Ledger::default();
+        ledger.expect(0, 1, true);
+        [1, 2, 5].iter().for_each(|&number| ledger.read(0, number));
+        ledger.gap();
+        [4, 5, 6, 8, 8].iter().for_each(|&number| ledger.read(0, number));
+        assert_eq!(ledger.settle(), wrong(1, 1, 0));
+        assert_eq!(ledger.newest(0), 8);
+    }
+
+    #[test]
+    fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
+        let mut ledger = Ledger::default();
+        ledger.expect(0, 1, false);
+        [1, 4, 4, 3].iter().for_each(|&number| ledger.read(0, number));
+        assert_eq!(ledger.settle(), wrong(0, 1, 1));
+    }
+
+    #[test]
+    fn a_client_that_stays_behind_has_lost() {
+        let mut ledger = Ledger::default();
+        ledger.expect(0, 1, true);
+        ledger.read(0, 1);
+        ledger.give_up(0, 5);
+        assert_eq!(ledger.settle(), wrong(4, 0, 0));
+    }
+}
