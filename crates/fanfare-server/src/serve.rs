@@ -75,7 +75,7 @@ async fn supervise(settings: &Settings, workers: usize, files: Option<u64>) -> a
     announce(settings, supervisor.address(), made_for_this_run.then_some(&secret))?;
     let result = supervisor.run(&mut signals).await;
     tracing::info!("{ENDING}");
-    supervisor.end(&mut signals).await;
+    supervisor.end(&mut signals).await?;
     result
 }
 

@@ -167,6 +167,7 @@ fn wrong_settings_stop_every_command() {
             &["serve"],
             "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval (30s)",
         ),
+        (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a log that they share"),
         (("REDIS_URL", "http://:hush@h"), &["serve"], "redis_url can't be what is written there; expected redis://"),
     ] {
         let run = Program::at(&home).env(environment.0, environment.1).args(arguments).run();

@@ -99,7 +99,7 @@ impl<'a> Supervisor<'a> {
                 () = signals.stop() => bail!("ended while the workers started"),
             };
             if let Err(status) = started {
-                self.end(signals).await;
+                self.end(signals).await?;
                 bail!("worker {index} {} before it was ready; it said why", describe(status));
             }
         }
@@ -272,8 +272,9 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Ends all workers. A second signal ends them at once.
-    pub(super) async fn end(&mut self, signals: &mut Signals) {
+    /// Ends all workers. A second signal ends them at once, which is an error.
+    pub(super) async fn end(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
+        let mut forced = false;
         let tell = |seats: &[Seat], signal| {
             seats.iter().filter_map(|seat| seat.running.as_ref()).for_each(|running| running.tell(signal));
         };
@@ -286,7 +287,7 @@ impl<'a> Supervisor<'a> {
                     tracing::info!(worker = index, "it {}", describe(status));
                 }
                 () = signals.stop() => {
-                    tracing::warn!("ending at once");
+                    forced = true;
                     tell(&self.seats, Signal::KILL);
                 }
                 () = sleep_until(deadline) => {
@@ -296,6 +297,8 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
+        anyhow::ensure!(!forced, "ended at once, as a second signal asked");
+        Ok(())
     }
 }
 

@@ -1,0 +1,276 @@
+//! Several workers on one log: the program as it is deployed, with a Redis of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use futures_util::StreamExt;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+use testbed::{HubProcess, RedisServer, until};
+use tokio::{task::block_in_place, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+fn start(redis: &RedisServer, arguments: &[&str]) -> HubProcess {
+    let url = redis.url();
+    let all = [&["--redis-url", &url][..], arguments].concat();
+    block_in_place(|| HubProcess::start(program(), &all, &[("SECRET_KEY", SECRET)]))
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+fn token(user: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let claims = Claims { sub: user.to_owned(), publish: true, exp: Some(now + 600), ..Claims::default() };
+    Minter::from_secret(SECRET).unwrap().mint(&claims)
+}
+
+/// A client and its `ack`.
+async fn connect(hub: &HubProcess, user: &str, query: &str) -> (Socket, Value) {
+    let url = format!("ws://{}/ws?token={}{query}", hub.address(), token(user));
+    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+    let ack = next(&mut socket).await;
+    assert_eq!(ack["type"], "ack");
+    (socket, ack)
+}
+
+async fn next(socket: &mut Socket) -> Value {
+    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
+        other => panic!("expected a text message, got {other:?}"),
+    }
+}
+
+/// The code that the hub closes the connection with.
+async fn close_code(socket: &mut Socket) -> u16 {
+    loop {
+        match timeout(PATIENCE, socket.next()).await.expect("a close in time") {
+            Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
+            Some(Ok(_)) => {}
+            other => panic!("expected a close frame, got {other:?}"),
+        }
+    }
+}
+
+/// The answer to publishing an event.
+fn publish(hub: &HubProcess, n: u64) -> String {
+    let body = json!({ "type": "note", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
+    block_in_place(|| {
+        let mut stream = TcpStream::connect(hub.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            token("backend"),
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
+}
+
+fn until_there_are(hub: &HubProcess, workers: usize) -> Vec<u32> {
+    block_in_place(|| until("all workers are there", || hub.workers().len() == workers));
+    hub.workers()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_worker_is_started_again_and_its_clients_lose_nothing() {
+    let redis = block_in_place(RedisServer::start);
+    let hub = start(&redis, &["--workers", "3"]);
+    let before = until_there_are(&hub, 3);
+    let mut clients = Vec::new();
+    for i in 0..12 {
+        clients.push((connect(&hub, &format!("user-{i}"), "").await.0, String::new()));
+    }
+    assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
+    for (socket, last) in &mut clients {
+        *last = next(socket).await["event_id"].as_str().unwrap().to_owned();
+    }
+    HubProcess::signal_to(before[0], Signal::SIGKILL);
+    block_in_place(|| until("it is started again", || hub.log().contains("was killed by signal 9; starting it again")));
+    assert!(publish(&hub, 2).starts_with("HTTP/1.1 201"));
+    let mut cut = 0;
+    for (i, (socket, last)) in clients.iter_mut().enumerate() {
+        let message = match timeout(PATIENCE, socket.next()).await.unwrap() {
+            Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
+            _ => {
+                cut += 1;
+                let query = format!("&last_event_id={last}");
+                let (mut again, ack) = connect(&hub, &format!("user-{i}"), &query).await;
+                assert_eq!(ack["resumed"], true, "{ack}");
+                next(&mut again).await
+            }
+        };
+        assert_eq!(message["data"]["n"], 2, "{message}");
+    }
+    assert!((1..12).contains(&cut), "the clients were spread over the workers; {cut} lost theirs");
+    block_in_place(|| until("three workers again", || hub.workers().len() == 3 && hub.workers() != before));
+    assert_eq!(hub.workers().iter().filter(|worker| before.contains(worker)).count(), 2, "the others were left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_worker_outlives_its_supervisor() {
+    let redis = block_in_place(RedisServer::start);
+    let mut hub = start(&redis, &["--workers", "2"]);
+    let workers = until_there_are(&hub, 2);
+    let (mut client, _) = connect(&hub, "ann", "").await;
+    hub.kill();
+    assert_eq!(next(&mut client).await["type"], "goaway", "even then clients are told");
+    let gone = |id: &u32| !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(*id);
+    block_in_place(|| until("the workers have ended", || workers.iter().all(gone)));
+}
+
+/// A process that has ended and that nobody has asked about.
+fn is_zombie(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_tells_every_client_to_go_and_ends_well() {
+    let redis = block_in_place(RedisServer::start);
+    let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "200"]);
+    until_there_are(&hub, 2);
+    let mut clients = Vec::new();
+    for i in 0..40 {
+        clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
+    }
+    hub.signal(Signal::SIGTERM);
+    let mut pauses = BTreeSet::new();
+    for socket in &mut clients {
+        let goaway = next(socket).await;
+        assert_eq!(goaway["type"], "goaway");
+        pauses.insert(goaway["reconnect_after_ms"].as_u64().unwrap());
+        assert_eq!(close_code(socket).await, 1012);
+    }
+    assert!(pauses.len() > 10 && *pauses.last().unwrap() < 2_000, "each has its own time: {pauses:?}");
+    drop(clients);
+    assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
+    assert_eq!(redis.cli(&["ZCARD", "ws:nodes"]), "0", "the nodes have taken their leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once() {
+    let redis = block_in_place(RedisServer::start);
+    // At this pace it would take a minute.
+    let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "1"]);
+    until_there_are(&hub, 2);
+    let mut clients = Vec::new();
+    for i in 0..60 {
+        clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
+    }
+    hub.signal(Signal::SIGTERM);
+    block_in_place(|| until("it ends", || hub.log().contains("once more, and it ends at once")));
+    hub.signal(Signal::SIGINT);
+    assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_replaces_the_workers_and_no_connect_fails() {
+    let redis = block_in_place(RedisServer::start);
+    let hub = start(&redis, &["--workers", "3", "--connects-per-second-per-address", "0"]);
+    let before = until_there_are(&hub, 3);
+    let (mut client, ack) = connect(&hub, "ann", "").await;
+    let name = ack["connection_id"].clone();
+    hub.signal(Signal::SIGHUP);
+    let mut connects = 0;
+    while !hub.log().contains("all workers are replaced") {
+        connect(&hub, "passer-by", "").await;
+        connects += 1;
+    }
+    assert!(connects > 3, "{connects}");
+    let after = until_there_are(&hub, 3);
+    assert!(after.iter().all(|worker| !before.contains(worker)), "{before:?} {after:?}");
+    assert_eq!(close_code(&mut client).await, 1012);
+    assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
+    let query =
+        format!("&connection_id={}&last_event_id={}", name.as_str().unwrap(), ack["event_id"].as_str().unwrap());
+    let (mut again, back) = connect(&hub, "ann", &query).await;
+    assert_eq!((&back["connection_id"], &back["resumed"]), (&name, &json!(true)));
+    assert_eq!(next(&mut again).await["data"]["n"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_clients_stay_and_come_and_publishers_are_told() {
+    let mut redis = block_in_place(|| RedisServer::setup().persistent().start());
+    let hub = start(&redis, &[]);
+    let (mut client, _) = connect(&hub, "ann", "").await;
+    for n in 1..=3 {
+        assert!(publish(&hub, n).starts_with("HTTP/1.1 201"));
+        assert_eq!(next(&mut client).await["data"]["n"], n);
+    }
+    redis.kill();
+    block_in_place(|| until("the hub is not ready", || !hub.is_ready()));
+    let refused = publish(&hub, 4);
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
+    let health = hub.get("/ws/health").unwrap();
+    assert!(health.starts_with("HTTP/1.1 503") && health.contains(r#""status":"unhealthy","problem":""#), "{health}");
+    assert!(health.contains(r#""redis":{"connected":false,"pubsub_connected":false}"#), "{health}");
+
+    let (mut other, ack) = connect(&hub, "bob", "&last_event_id=e1").await;
+    assert_eq!((&ack["resumed"], &ack["replayed"]), (&json!(true), &json!(2)));
+    assert_eq!(
+        (next(&mut other).await["data"]["n"].as_u64(), next(&mut other).await["data"]["n"].as_u64()),
+        (Some(2), Some(3))
+    );
+
+    block_in_place(|| redis.restart());
+    block_in_place(|| until("the hub is ready again", || hub.is_ready()));
+    assert!(publish(&hub, 4).starts_with("HTTP/1.1 201"));
+    for socket in [&mut client, &mut other] {
+        assert_eq!(next(socket).await["data"]["n"], 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_reached_over_tls() {
+    let redis = block_in_place(|| RedisServer::setup().tls().password("hush").start());
+    let (url, authority) = (redis.url(), redis.authority());
+    let environment = [("SECRET_KEY", SECRET), ("SSL_CERT_FILE", authority.to_str().unwrap())];
+    let hub = block_in_place(|| HubProcess::start(program(), &["--redis-url", &url, "--workers", "2"], &environment));
+    let (mut client, _) = connect(&hub, "ann", "").await;
+    assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
+    assert_eq!(next(&mut client).await["data"]["n"], 1);
+    assert!(!hub.log().contains("hush"), "{}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_of_no_use_stops_the_start_with_what_to_do() {
+    let redis = block_in_place(|| RedisServer::setup().password("hush").start());
+    let closed = testbed::free_port();
+    for (url, workers, says) in [
+        (format!("redis://:wrong@127.0.0.1:{}", redis.port()), "1", "check user and password in redis_url (REDIS_URL)"),
+        (format!("redis://:wrong@127.0.0.1:{}", redis.port()), "2", "check user and password in redis_url (REDIS_URL)"),
+        (format!("redis://127.0.0.1:{closed}"), "1", "can't be reached: Connection refused"),
+    ] {
+        let arguments = ["--redis-url", &url, "--workers", workers];
+        let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
+        assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
+        assert!(hub.log().contains(says) && !hub.log().contains("wrong@"), "{}", hub.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_policy_that_could_eat_the_log_is_warned_of() {
+    let redis = block_in_place(|| RedisServer::setup().line("maxmemory-policy allkeys-lru").start());
+    let hub = start(&redis, &[]);
+    assert!(hub.log().contains("maxmemory-policy is allkeys-lru"), "{}", hub.log());
+    assert!(hub.log().contains("set maxmemory-policy noeviction"), "{}", hub.log());
+}
