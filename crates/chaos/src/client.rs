@@ -45,7 +45,8 @@ struct Place {
 }
 
 async fn connection(load: &Load, reader: &Reader, place: &mut Place) -> Result<(), Box<Error>> {
-    let mut url = format!("ws://{}/ws?token={}&topics=chaos", load.address, reader.token);
+    let address = load.address();
+    let mut url = format!("ws://{address}/ws?token={}&topics=chaos", reader.token);
     if let Some(last) = &place.last_event_id {
         url += &format!("&last_event_id={last}");
     }
@@ -56,7 +57,7 @@ async fn connection(load: &Load, reader: &Reader, place: &mut Place) -> Result<(
         let socket = TcpSocket::new_v4()?;
         // Who stops reading is to be noticed soon.
         socket.set_recv_buffer_size(64 << 10)?;
-        let stream = socket.connect(load.address).await?;
+        let stream = socket.connect(address).await?;
         client_async(url, stream).await
     };
     let (mut socket, _) = timeout(FIRST, open).await.map_err(|_| timed_out())??;

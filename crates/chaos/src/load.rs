@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 pub(crate) struct Load {
     /// Begins every event's id, so that no two runs share one.
     pub(crate) run: String,
-    pub(crate) address: SocketAddr,
+    /// Where the hub is.
+    address: Mutex<SocketAddr>,
     pub(crate) publisher_token: String,
     /// Events a second of each publisher.
     pub(crate) rate: u32,
@@ -101,7 +102,7 @@ impl Load {
     pub(crate) fn new(run: String, address: SocketAddr, publisher_token: String, rate: u32) -> Self {
         Self {
             run,
-            address,
+            address: Mutex::new(address),
             publisher_token,
             rate,
             published: Vec::new(),
@@ -112,6 +113,19 @@ impl Load {
             ended: AtomicBool::new(false),
             figures: Mutex::default(),
         }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        *lock(&self.address)
+    }
+
+    /// Sends everyone elsewhere, from their next connection on.
+    pub(crate) fn move_to(&self, address: SocketAddr) {
+        *lock(&self.address) = address;
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.readers.iter().filter(|reader| reader.live.load(Ordering::Relaxed)).count()
     }
 
     pub(crate) fn ended(&self) -> bool {

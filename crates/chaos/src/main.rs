@@ -5,6 +5,7 @@ mod load;
 mod oracle;
 mod publisher;
 mod report;
+mod storm;
 mod world;
 
 use anyhow::{Context, bail};
@@ -66,6 +67,9 @@ struct Options {
     /// Writes the figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Instead of faults: so many clients resume at once on another node, for each number given.
+    #[arg(long, value_delimiter = ',')]
+    storm: Vec<usize>,
     /// Shows all faults.
     #[arg(long)]
     list: bool,
@@ -78,6 +82,9 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("{:<18} {}", fault.word(), fault.help());
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if !options.storm.is_empty() {
+        return storm::run(&options);
     }
     if options.short {
         (options.clients, options.rate) = (options.clients.min(60), options.rate.min(20));
@@ -126,6 +133,18 @@ fn run(options: &Options, faults: &[Fault], random: &mut fastrand::Rng) -> anyho
     }
 }
 
+/// The hub's program.
+fn program(options: &Options) -> anyhow::Result<PathBuf> {
+    let program = match &options.bin {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("fanfare"),
+    };
+    if !program.exists() {
+        bail!("there is no {}: build it with cargo build --release, or name it with --bin", program.display());
+    }
+    Ok(program)
+}
+
 /// Runs faults against one topology.
 fn stage(
     options: &Options,
@@ -135,13 +154,7 @@ fn stage(
     begun: Instant,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let program = match &options.bin {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("fanfare"),
-    };
-    if !program.exists() {
-        bail!("there is no {}: build it with cargo build --release, or name it with --bin", program.display());
-    }
+    let program = program(options)?;
     let mut world = World::start(topology, &program, options.workers, SECRET);
     let runtime = Runtime::new()?;
     let load = begin(options, &mut world, &runtime)?;
@@ -158,13 +171,15 @@ fn stage(
     Ok(())
 }
 
+/// A token that outlives the run.
+fn mint(sub: String, publish: bool) -> anyhow::Result<String> {
+    let expires = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 7 * 86_400;
+    let claims = Claims { sub, publish, topics: vec!["*".to_owned()], exp: Some(expires), ..Claims::default() };
+    Ok(Minter::from_secret(SECRET)?.mint(&claims))
+}
+
 /// Starts clients and publishers, and waits until the first events are everywhere.
 fn begin(options: &Options, world: &mut World, runtime: &Runtime) -> anyhow::Result<Arc<Load>> {
-    let mint = |sub: String, publish: bool| -> anyhow::Result<String> {
-        let expires = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 7 * 86_400;
-        let claims = Claims { sub, publish, topics: vec!["*".to_owned()], exp: Some(expires), ..Claims::default() };
-        Ok(Minter::from_secret(SECRET)?.mint(&claims))
-    };
     let run = format!("{:08x}", fastrand::u32(..));
     let mut load = Load::new(run, world.hub.address(), mint("publisher".to_owned(), true)?, options.rate);
     load.published.resize_with(6, Default::default);

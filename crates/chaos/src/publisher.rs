@@ -88,7 +88,7 @@ async fn until_taken(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, bod
 
 /// Publishes once. Returns whether the log had it already.
 async fn post(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, body: &str) -> anyhow::Result<bool> {
-    let request = Request::post(format!("http://{}/events", load.address))
+    let request = Request::post(format!("http://{}/events", load.address()))
         .header(header::AUTHORIZATION, format!("Bearer {}", load.publisher_token))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::from(body.to_owned()))?;

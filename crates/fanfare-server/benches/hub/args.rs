@@ -8,12 +8,12 @@ Measures the hub against the floor: a bare epoll loop that writes the same frame
 
   cargo bench -p fanfare-server -- [--only NAME]... [--json FILE] [--self-check]
 
-  --only NAME  measure only this: quiet, saturated, fairness, connect, publish
+  --only NAME  measure only this: quiet, saturated, fairness, connect, publish, redis
   --json FILE  also write the figures there, as JSON
   --self-check put the floor in the hub's place: how far its ratios are from 1 is the error of all ratios";
 
 /// The names that `--only` takes.
-pub(crate) const NAMES: &[&str] = &["quiet", "saturated", "fairness", "connect", "publish"];
+pub(crate) const NAMES: &[&str] = &["quiet", "saturated", "fairness", "connect", "publish", "redis"];
 
 /// What a person asked for.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -8,11 +8,12 @@ use crate::{
     token,
 };
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     net::SocketAddr,
     process::{Command, Stdio},
 };
+use testbed::RedisServer;
 
 /// Measures what was asked for.
 pub(crate) fn all(options: &Options) -> Result<Vec<Row>> {
@@ -27,6 +28,9 @@ pub(crate) fn all(options: &Options) -> Result<Vec<Row>> {
     }
     if options.wants("publish") {
         rows.extend(publish()?);
+    }
+    if options.wants("redis") {
+        rows.extend(redis()?);
     }
     Ok(rows)
 }
@@ -66,6 +70,63 @@ fn broadcast(measure: &str, self_check: bool) -> Result<Vec<Row>> {
         rows.push(Row::single(format!("connect to ack in a storm, p50 of {joins}"), "ms", p50? / 1e3, None));
         let target = Some(Target::AtMost(1_000.0));
         rows.push(Row::single(format!("connect to ack in a storm, worst of {joins}"), "ms", max? / 1e3, target));
+    }
+    Ok(rows)
+}
+
+/// The same hub twice: with its log in memory in the floor's place, and with its log in Redis.
+fn redis() -> Result<Vec<Row>> {
+    let server = RedisServer::setup().persistent().start();
+    let (memory, redis) = (hub()?, hub_with(Some(&server.url()))?);
+    let report = load(
+        "broadcast",
+        &[
+            "measure=quiet,saturated".to_owned(),
+            "connections=5000".to_owned(),
+            "rounds=4".to_owned(),
+            "ticks=40".to_owned(),
+            "interval_ms=60".to_owned(),
+            "saturated_ms=3000".to_owned(),
+            format!("floor={}", memory.address),
+            format!("floor_pid={}", memory.pid()),
+            format!("hub={}", redis.address),
+            format!("hub_pid={}", redis.pid()),
+        ],
+    )?;
+    let of = |name: &str| report.get(name).with_context(|| format!("no {name}"));
+    let mut rows = vec![
+        against_floor("log in Redis: CPU a delivery, quiet", "us", of("quiet")?, "cpu_us_a_delivery", None)?,
+        against_floor(
+            "log in Redis: deliveries a second, saturated",
+            "thousand",
+            of("saturated")?,
+            "thousand_deliveries_a_second",
+            None,
+        )?,
+    ];
+    drop((memory, redis));
+    let mut latencies: [Vec<Value>; 2] = [vec![], vec![]];
+    for round in 1..=3 {
+        for (url, reports) in [None, Some(server.url())].iter().zip(&mut latencies) {
+            eprintln!("publish with the log in {}, round {round} of 3", url.as_ref().map_or("memory", |_| "Redis"));
+            let hub = hub_with(url.as_deref())?;
+            reports.push(load(
+                "publish",
+                &[
+                    "connections=100".to_owned(),
+                    "events=150".to_owned(),
+                    "interval_ms=25".to_owned(),
+                    "inside=false".to_owned(),
+                    "to_one=false".to_owned(),
+                    format!("hub={}", hub.address),
+                ],
+            )?);
+        }
+    }
+    let [memory, redis] = latencies;
+    for (name, key) in [("p50", "p50_us"), ("p99", "p99_us")] {
+        let figures = json!({ "floor": memory, "hub": redis });
+        rows.push(against_floor(&format!("log in Redis: publish to receipt, {name}"), "us", &figures, key, None)?);
     }
     Ok(rows)
 }
@@ -166,10 +227,16 @@ fn floor() -> Result<Listening> {
 
 /// The released program, with every limit off that one load on one address would hit.
 fn hub() -> Result<Listening> {
+    hub_with(None)
+}
+
+/// The same, with its log in a Redis if one is named.
+fn hub_with(redis: Option<&str>) -> Result<Listening> {
     Listening::start("hub", |address| {
         let listen = address.to_string();
         let mut command = child::guarded(env!("CARGO_BIN_EXE_fanfare"), ["serve", "--listen", &listen])?;
         command.env_clear().current_dir(child::scratch()).env("SECRET_KEY", token::SECRET);
+        command.envs(redis.map(|url| ("REDIS_URL", url)));
         for limit in [
             "MAX_CONNECTIONS",
             "MAX_CONNECTIONS_PER_USER",

@@ -23,7 +23,18 @@ const GAUGES: &[Figure] = &[
     ("fanfare_connections", "Connections on this node.", |stats| stats.local),
     ("fanfare_window_events", "Events that this node can replay.", |stats| stats.window_events),
     ("fanfare_window_bytes", "Bytes of the events that this node can replay.", |stats| stats.window_bytes),
+    ("fanfare_healthy", "1 where the log takes and gives events in time, else 0.", |stats| {
+        usize::from(stats.log.problem.is_none())
+    }),
+    ("fanfare_redis_connected", "1 where the log is in Redis and Redis answers.", |stats| {
+        usize::from(stats.log.connected)
+    }),
+    ("fanfare_nodes", "Nodes that share the log.", |stats| stats.log.cluster.map_or(1, |(_, nodes)| nodes)),
+    ("fanfare_cluster_connections", "Connections on all nodes, as of the last beat.", |stats| stats.connections),
 ];
+
+const LAG: (&str, &str) =
+    ("fanfare_log_lag_seconds", "How long the newest probe took through the log, or is under way.");
 
 #[derive(Debug)]
 struct Gauges(Stats);
@@ -33,6 +44,10 @@ impl Collector for Gauges {
         for (name, help, figure) in GAUGES {
             let gauge = ConstGauge::new(i64::try_from(figure(&self.0)).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        if let Some(lag) = self.0.log.lag {
+            let gauge = ConstGauge::new(lag.as_secs_f64());
+            gauge.encode(encoder.encode_descriptor(LAG.0, LAG.1, None, MetricType::Gauge)?)?;
         }
         Ok(())
     }
