@@ -16,6 +16,7 @@ use std::{
     env,
     net::SocketAddr,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -46,6 +47,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 pub(super) struct Supervisor<'a> {
     settings: &'a Settings,
     address: SocketAddr,
+    /// Where the program is: what stands there when a worker is started is what it runs.
+    program: PathBuf,
     /// The secret of this run, if one was made for it.
     secret: Option<String>,
     seats: Vec<Seat>,
@@ -84,7 +87,9 @@ impl<'a> Supervisor<'a> {
             // With port 0 the others share the one that the first was given.
             seats.push(Seat::new(index, listener::open_shared(address)?));
         }
-        Ok(Self { settings, address, secret, seats })
+        // Asked later, the system would name the file that this process was started from, even if it is gone.
+        let program = env::current_exe().context("the program does not find itself")?;
+        Ok(Self { settings, address, program, secret, seats })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -181,7 +186,7 @@ impl<'a> Supervisor<'a> {
             Some(socket) => socket.try_clone()?,
             None => seat.socket.insert(listener::open_shared(address)?).try_clone()?,
         };
-        let mut command = Command::new(env::current_exe().context("the program does not find itself")?);
+        let mut command = Command::new(&self.program);
         command.args(env::args_os().skip(1));
         command.env(WORKER, format!("{index}/{}", std::process::id()));
         if let Some(secret) = &self.secret {
