@@ -64,6 +64,8 @@ pub(crate) struct Figures {
     pub(crate) largest_wave: usize,
     /// What should not happen, and how often it did.
     pub(crate) odd: BTreeMap<String, u64>,
+    /// What went wrong, and to how many clients.
+    pub(crate) examples: BTreeMap<String, u64>,
     pub(crate) longest_wait: Duration,
     pub(crate) goaways: Vec<Instant>,
 }
@@ -170,6 +172,9 @@ impl Load {
         for reader in &self.readers {
             let mut ledger = reader.ledger();
             figures.wrong += ledger.settle();
+            for example in ledger.take_examples() {
+                *figures.examples.entry(example).or_default() += 1;
+            }
             figures.delivered += std::mem::take(&mut ledger.delivered);
         }
         figures

@@ -163,6 +163,9 @@ fn stage(
         inject(fault, &mut world, &load, random)?;
         let figures = settle(&load, &world);
         println!("{:>7.1} s  {}", begun.elapsed().as_secs_f64(), report::line(fault, &figures));
+        for (example, clients) in figures.examples.iter().take(5) {
+            println!("           {clients} clients: {example}");
+        }
         report.add(fault, figures);
         load.redis_port.store(world.redis_port(), Ordering::Relaxed);
     }

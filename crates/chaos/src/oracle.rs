@@ -11,6 +11,8 @@ pub(crate) struct Wrong {
     pub(crate) doubled: u64,
     /// Events that came after a later one of the same publisher.
     pub(crate) reordered: u64,
+    /// The same, of a publisher that nobody acknowledges: nodes whose connections were cut heard different parts.
+    pub(crate) late: u64,
 }
 
 /// What one client has read.
@@ -20,7 +22,12 @@ pub(crate) struct Ledger {
     /// Events read, whatever they were.
     pub(crate) delivered: u64,
     wrong: Wrong,
+    /// The first things that went wrong, in words.
+    examples: Vec<String>,
 }
+
+/// How many examples are kept.
+const EXAMPLES: usize = 3;
 
 /// One publisher's numbers, as one client read them.
 #[derive(Debug)]
@@ -53,17 +60,30 @@ impl Ledger {
         match numbers.next {
             None => {}
             Some(next) if number >= next => numbers.missing.extend(next..number),
-            Some(_) if numbers.missing.remove(&number) => {
-                self.wrong.reordered += 1;
+            Some(next) if numbers.missing.remove(&number) => {
+                *(if numbers.strict { &mut self.wrong.reordered } else { &mut self.wrong.late }) += 1;
+                self.note(format!("publisher {publisher}: {number} came after {}", next - 1));
                 return;
             }
-            Some(_) => {
+            Some(next) => {
                 self.wrong.doubled += 1;
+                self.note(format!("publisher {publisher}: {number} came again, after {}", next - 1));
                 return;
             }
         }
         numbers.next = Some(number + 1);
         numbers.newest = numbers.newest.max(number);
+    }
+
+    fn note(&mut self, example: String) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example);
+        }
+    }
+
+    /// Takes the examples of what went wrong since the last time.
+    pub(crate) fn take_examples(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.examples)
     }
 
     /// The client was told that history is gone: it reads its state anew, and what follows may repeat or skip.
@@ -86,10 +106,13 @@ impl Ledger {
 
     /// Takes what was wrong since the last time. What is missing is lost by now.
     pub(crate) fn settle(&mut self) -> Wrong {
-        for numbers in self.publishers.values_mut() {
+        for (publisher, numbers) in &mut self.publishers {
             let missing = std::mem::take(&mut numbers.missing);
-            if numbers.strict {
+            if numbers.strict
+                && let Some(first) = missing.first()
+            {
                 self.wrong.lost += missing.len() as u64;
+                self.examples.push(format!("publisher {publisher}: {} never came, the first {first}", missing.len()));
             }
         }
         std::mem::take(&mut self.wrong)
@@ -112,6 +135,7 @@ impl std::ops::AddAssign for Wrong {
         self.lost += other.lost;
         self.doubled += other.doubled;
         self.reordered += other.reordered;
+        self.late += other.late;
     }
 }
 
@@ -120,7 +144,7 @@ mod tests {
     use super::*;
 
     fn wrong(lost: u64, doubled: u64, reordered: u64) -> Wrong {
-        Wrong { lost, doubled, reordered }
+        Wrong { lost, doubled, reordered, late: 0 }
     }
 
     fn judge(numbers: &[u64]) -> Wrong {
@@ -169,7 +193,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.expect(0, 1, false);
         [1, 4, 4, 3].iter().for_each(|&number| ledger.read(0, number));
-        assert_eq!(ledger.settle(), wrong(0, 1, 1));
+        assert_eq!(ledger.settle(), Wrong { late: 1, ..wrong(0, 1, 0) });
     }
 
     #[test]

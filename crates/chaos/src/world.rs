@@ -55,6 +55,12 @@ macro_rules! faults {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
             }
 
+            /// Whether it cuts connections to Redis, so that what is published on its channels is heard by some nodes
+            /// and not by others.
+            pub(crate) const fn cuts_channels(self) -> bool {
+                !matches!(self, Self::KillWorker | Self::StopWorker | Self::Roll | Self::Cut | Self::Halt)
+            }
+
             pub(crate) const fn topology(self) -> Topology {
                 match self { $(Self::$name => Topology::$topology),+ }
             }

@@ -120,7 +120,7 @@ impl RedisBroker {
         let (started, warm) = oneshot::channel();
         let bus = Bus::new(shared.clone(), jobs_in, waiters_in, heard, stopped);
         let thread = bus
-            .spawn(ears::forward(heard_in, jobs.clone()), started)
+            .spawn(ears::forward(shared.clone(), heard_in, jobs.clone()), started)
             .map_err(|error| LinkError::Unreachable(format!("the system gives no thread: {error}")))?;
         match warm.await {
             Ok(result) => result?,

@@ -128,7 +128,8 @@ impl Bus {
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
         let mut ears = link.ears(url).await?;
         ears::listen(&shared, &mut ears).await?;
-        let head = recovery::settle(&shared, &link, self.fresh).await?;
+        let since = link.clock_ms().await?;
+        let head = recovery::settle(&shared, &link, since, self.fresh).await?;
         let mut orders = self.place_of_orders(&link).await?;
         tail::catch_up(&shared, &link, head).await?;
         if std::mem::take(&mut self.fresh) {
@@ -147,7 +148,7 @@ impl Bus {
             appender::run(&shared, &link, &mut self.jobs),
             tail::run(&shared, tail_connection, &mut orders),
             ears::run(&shared, ears, &self.heard),
-            pulse::run(&shared, &link, &mut self.beats),
+            pulse::run(&shared, &link, since, &mut self.beats),
             registry::run(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters),
         );
@@ -176,7 +177,9 @@ impl Bus {
         let keys = &self.shared.keys;
         let leave = async {
             let (link, _) = Link::open(&self.shared.options.url, keys).await?;
-            link.call(cmd("ZREM").arg(&keys.nodes).arg(&self.shared.node)).await?;
+            for list in [&keys.nodes, &keys.ears] {
+                link.call(cmd("ZREM").arg(list).arg(&self.shared.node)).await?;
+            }
             link.call(cmd("DEL").arg(format!("{}{}", keys.node, self.shared.node))).await
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {

@@ -1,4 +1,5 @@
-//! Hears what the reference's publishers `PUBLISH`, and puts it into the log. Every node does; the log keeps one.
+//! Hears what the reference's publishers `PUBLISH`, and puts it into the log. Every node hears; the one that has done so
+//! for longest appends at once, and the others what has not come by the log after a while. The log keeps one of each.
 
 use super::{
     link::LinkError,
@@ -13,8 +14,16 @@ use aws_lc_rs::digest;
 use fanfare_core::Draft;
 use futures_util::StreamExt;
 use redis::{Msg, aio::PubSub};
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 /// How many messages wait while the log can't be reached; more are lost.
 const MAX_WAITING: usize = 10_000;
@@ -24,6 +33,12 @@ const BATCH: usize = 256;
 
 /// How long to wait before something that Redis did not take is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a node that is not the foremost leaves a message to that one.
+const HOLD: Duration = Duration::from_millis(700);
+
+/// How often a node looks whether what it heard has come by the log.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Listens on the channels of a new link.
 pub(super) async fn listen(shared: &Shared, ears: &mut PubSub) -> Result<(), LinkError> {
@@ -67,29 +82,52 @@ pub(super) fn queue() -> (mpsc::Sender<Record>, mpsc::Receiver<Record>) {
 }
 
 /// Puts what was heard into the log, in order, however long that takes.
-pub(super) async fn forward(mut heard: mpsc::Receiver<Record>, jobs: mpsc::Sender<Job>) {
-    let mut waiting = VecDeque::new();
+pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Record>, jobs: mpsc::Sender<Job>) {
+    let mut waiting: VecDeque<(Instant, Record)> = VecDeque::new();
     loop {
         if waiting.is_empty() {
             match heard.recv().await {
-                Some(record) => waiting.push_back(record),
+                Some(record) => waiting.push_back((Instant::now(), record)),
                 None => return,
             }
         }
-        while waiting.len() < BATCH
+        while waiting.len() < MAX_WAITING
             && let Ok(record) = heard.try_recv()
         {
-            waiting.push_back(record);
+            waiting.push_back((Instant::now(), record));
+        }
+        forget_known(&shared, &mut waiting);
+        let due = due(&shared, &waiting);
+        if due == 0 {
+            sleep(LOOK).await;
+            continue;
         }
         let (reply, answer) = oneshot::channel();
-        if jobs.send(Job { records: waiting.iter().cloned().collect(), reply }).await.is_err() {
+        let records = waiting.iter().take(due).map(|(_, record)| record.clone()).collect();
+        if jobs.send(Job { records, reply }).await.is_err() {
             return;
         }
         match answer.await {
-            Ok(Ok(_) | Err(BrokerError::NotReplicated { .. })) => waiting.clear(),
-            Ok(Err(BrokerError::Unavailable(_))) | Err(_) => tokio::time::sleep(AGAIN).await,
+            Ok(Ok(_) | Err(BrokerError::NotReplicated { .. })) => drop(waiting.drain(..due)),
+            Ok(Err(BrokerError::Unavailable(_))) | Err(_) => sleep(AGAIN).await,
         }
     }
+}
+
+/// Forgets what has come by the log meanwhile.
+fn forget_known(shared: &Shared, waiting: &mut VecDeque<(Instant, Record)>) {
+    let window = shared.tail.window().read();
+    waiting.retain(|(_, record)| window.find(record.event.event_id()).is_none());
+}
+
+/// How many of those that wait are to be appended now.
+fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
+    let Some(up) = shared.up_since() else { return 0 };
+    if shared.foremost.load(Ordering::Relaxed) {
+        return waiting.len().min(BATCH);
+    }
+    let held = waiting.iter().take_while(|(heard, _)| up.max(*heard).elapsed() >= HOLD);
+    held.count().min(BATCH)
 }
 
 fn record(shared: &Shared, message: &Msg) -> Result<Record, String> {

@@ -11,6 +11,7 @@ pub(super) struct Keys {
     pub(super) ids: String,
     pub(super) nodes: String,
     pub(super) recovery: String,
+    pub(super) ears: String,
     pub(super) control: String,
     /// What a node's key begins with.
     pub(super) node: String,
@@ -35,6 +36,7 @@ impl Keys {
             ids: key("ids"),
             nodes: key("nodes"),
             recovery: key("recovery"),
+            ears: key("ears"),
             control: key("control"),
             node: key("node:"),
             connection: key("connection:"),

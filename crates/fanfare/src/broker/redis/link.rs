@@ -179,6 +179,12 @@ impl Link {
         command
     }
 
+    /// The server's time, in milliseconds.
+    pub(super) async fn clock_ms(&self) -> Result<u64, LinkError> {
+        let (secs, micros): (u64, u64) = read(self.call(&cmd("TIME")).await?)?;
+        Ok(secs * 1_000 + micros / 1_000)
+    }
+
     /// Sends a command and waits for its answer.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, LinkError> {
         call(&mut self.commands.clone(), command).await

@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 /// How often a node says that it lives.
@@ -17,13 +17,13 @@ const BEAT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Beats until the link ends, or until news no longer come.
-pub(super) async fn run(shared: &Shared, link: &Link, number: &mut u64) -> Result<Infallible, LinkError> {
+pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u64) -> Result<Infallible, LinkError> {
     let mut next = Instant::now();
     loop {
         if Instant::now() >= next {
             *number += 1;
             next = Instant::now() + BEAT;
-            beat(shared, link, *number).await?;
+            beat(shared, link, since, *number).await?;
         }
         let (tail, ears) = shared.overdue();
         let limit = shared.options.lag_limit;
@@ -39,18 +39,19 @@ pub(super) async fn run(shared: &Shared, link: &Link, number: &mut u64) -> Resul
     }
 }
 
-async fn beat(shared: &Shared, link: &Link, number: u64) -> Result<(), LinkError> {
+async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let own = format!("{}{}", keys.node, shared.node);
-    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own];
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own, &keys.ears];
     let mut command = link.script(Script::Beat, &names);
     command.arg(&link.server).arg(&shared.node).arg(number).arg(shared.tail.connections()).arg(ALIVE_MS);
-    command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms);
+    command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms).arg(since);
     let before = *shared.head.borrow();
     shared.probe_sent(number);
     match link.call(&command).await {
         Ok(answer) => {
-            let (head, nodes, connections): (u64, usize, usize) = read(answer)?;
+            let (head, nodes, connections, first): (u64, usize, usize, bool) = read(answer)?;
+            shared.foremost.store(first, Ordering::Relaxed);
             shared.note_beat();
             shared.set_cluster(connections, nodes);
             if head < before {

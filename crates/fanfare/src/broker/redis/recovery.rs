@@ -21,6 +21,10 @@ const GRACE_MS: u64 = 5_000;
 /// How long a node that says nothing counts as there, in milliseconds.
 pub(super) const ALIVE_MS: u64 = 10_000;
 
+/// A node is waited for that was heard of so long before the last beat of any, in milliseconds: what one acknowledged
+/// that ended earlier, the others had read by then.
+const RECENT_MS: u64 = 5_000;
+
 /// How often it is asked whether all others are done.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -37,8 +41,9 @@ struct Found {
     head: u64,
 }
 
-/// Makes the window the tail of the server's log, as far as they agree, and returns the log's head.
-pub(super) async fn settle(shared: &Shared, link: &Link, fresh: bool) -> Result<u64, LinkError> {
+/// Makes the window the tail of the server's log, as far as they agree, and returns the log's head. `since`: when this
+/// node began to hear the server's channels, in milliseconds of its clock.
+pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: bool) -> Result<u64, LinkError> {
     loop {
         let found = look(shared, link).await?;
         match &found.lineage {
@@ -51,7 +56,7 @@ pub(super) async fn settle(shared: &Shared, link: &Link, fresh: bool) -> Result<
         if !fresh {
             put_back(shared, link, &found).await?;
         }
-        if !confirm(shared, link).await? {
+        if !confirm(shared, link, since).await? {
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -124,11 +129,12 @@ fn what_is_lost(shared: &Shared, found: &Found) -> (Lineage, Vec<Arc<Entry>>) {
 }
 
 /// Says that this node is done. Returns whether the server is confirmed.
-async fn confirm(shared: &Shared, link: &Link) -> Result<bool, LinkError> {
+async fn confirm(shared: &Shared, link: &Link, since: u64) -> Result<bool, LinkError> {
     let keys = &shared.keys;
-    let mut command = link.script(Script::Confirm, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.recovery]);
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.recovery, &keys.ears];
+    let mut command = link.script(Script::Confirm, &names);
     let epoch = format!("{:x}", u64::from_be_bytes(random()));
-    command.arg(&link.server).arg(&shared.node).arg(epoch).arg(SETTLE_MS).arg(GRACE_MS).arg(ALIVE_MS);
+    command.arg(&link.server).arg(&shared.node).arg(epoch).arg(SETTLE_MS).arg(GRACE_MS).arg(RECENT_MS).arg(since);
     Ok(!matches!(link.call(&command).await?, Value::Int(_)))
 }
 

@@ -143,8 +143,7 @@ fn names_of<'a>(command: &'a mut Cmd, keys: &Keys) -> &'a mut Cmd {
 /// Takes away what dead nodes left.
 async fn sweep_dead(shared: &Shared, link: &Link) -> Result<(), LinkError> {
     let keys = &shared.keys;
-    let (secs, micros): (u64, u64) = read(link.call(&cmd("TIME")).await?)?;
-    let long_ago = (secs * 1_000 + micros / 1_000).saturating_sub(ALIVE_MS);
+    let long_ago = link.clock_ms().await?.saturating_sub(ALIVE_MS);
     let dead = cmd("ZRANGEBYSCORE").arg(&keys.nodes).arg("-inf").arg(format!("({long_ago}")).take();
     let dead: Vec<String> = read(link.call(&dead).await?)?;
     for node in dead {

@@ -11,7 +11,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pending: Mutex<Pending>,
     /// When the last beat was answered, on the monotonic clock.
     last_beat_ms: AtomicU64,
+    /// This node has heard the channels for longest, and puts what it hears into the log at once.
+    pub(super) foremost: AtomicBool,
     /// The window's head.
     pub(super) head: watch::Sender<u64>,
 }
@@ -46,6 +48,8 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct State {
     link: Option<Link>,
+    /// Since when there is one.
+    since: Option<Instant>,
     /// Why there is no link.
     down: Option<String>,
     /// Why Redis takes no writes, though there is one.
@@ -80,6 +84,7 @@ impl Shared {
             unseen: Mutex::default(),
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
+            foremost: AtomicBool::new(false),
             head: watch::channel(0).0,
         }
     }
@@ -112,15 +117,27 @@ impl Shared {
         state.link.clone().ok_or_else(|| BrokerError::Unavailable(why()))
     }
 
+    /// Since when there is a link, if there is one.
+    pub(super) fn up_since(&self) -> Option<Instant> {
+        self.state().since
+    }
+
     pub(super) fn up(&self, link: Link) {
         self.pending().set_idle(false);
         self.note_beat();
         let mut state = self.state();
-        *state = State { link: Some(link), listening: true, cluster: state.cluster, ..State::default() };
+        *state = State {
+            link: Some(link),
+            since: Some(Instant::now()),
+            listening: true,
+            cluster: state.cluster,
+            ..State::default()
+        };
     }
 
     /// Returns whether that is news.
     pub(super) fn down(&self, why: &str) -> bool {
+        self.foremost.store(false, Ordering::Relaxed);
         self.pending().set_idle(true);
         let mut state = self.state();
         let news = state.link.is_some() || state.down.as_deref() != Some(why);

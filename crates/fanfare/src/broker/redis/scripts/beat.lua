@@ -1,8 +1,8 @@
 -- A node's beat: says that it lives and what it has, and sends a probe through both ways that news takes.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash)
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set)
 -- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
---       7 channel of the probe, 8 longest age of an event in ms
--- Returns the log's head, the nodes alive and their connections.
+--       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms
+-- Returns the log's head, the nodes alive, their connections, and 1 if this node is the one that has heard for longest.
 
 local meta = redis.call('HMGET', KEYS[2], 'server', 'head', 'bytes')
 if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not the one that holds the log') end
@@ -22,10 +22,20 @@ for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], whole(now - tonumber(
     connections = connections + tonumber(count)
   end
 end
+-- Whoever has heard for longest has heard most, and puts what it hears into the log at once.
+redis.call('ZADD', KEYS[7], ARGV[9], ARGV[2])
+local first = 0
+for _, node in ipairs(redis.call('ZRANGE', KEYS[7], 0, -1)) do
+  if tonumber(redis.call('ZSCORE', KEYS[4], node) or 0) >= now - tonumber(ARGV[5]) / 2 then
+    if node == ARGV[2] then first = 1 end
+    break
+  end
+  redis.call('ZREM', KEYS[7], node)
+end
 -- Time alone lets events go too, where nobody publishes.
 if tonumber(ARGV[3]) % 32 == 0 then
   local bytes = tonumber(meta[3] or 0)
   local left = trim(bytes, now, math.huge, math.huge, tonumber(ARGV[8]))
   if left ~= bytes then redis.call('HSET', KEYS[2], 'bytes', whole(left)) end
 end
-return {head, nodes, connections}
+return {head, nodes, connections, first}

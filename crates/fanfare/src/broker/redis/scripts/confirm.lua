@@ -1,6 +1,8 @@
 -- Reports that a node has put back what it can, and confirms this server once every node has that can be waited for.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set: node -> last beat in ms), 5 recovery (set of nodes)
--- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 settle ms, 5 grace ms, 6 how long a node counts as alive ms
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set: node -> last beat in ms), 5 recovery (set of nodes),
+--       6 ears (sorted set: node -> since when it hears the channels of this server, in ms)
+-- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 settle ms, 5 grace ms, 6 how long before the last beat
+--       a node must have been heard of to be waited for ms, 7 since when this node hears ms
 -- Returns the lineage if the server is confirmed, else the number of nodes that are waited for.
 
 local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'beat', 'recovering', 'since')
@@ -8,11 +10,12 @@ if meta[1] == ARGV[1] then return meta[2] end
 local now = clock()
 local since = tonumber(meta[6] or now)
 if meta[5] ~= ARGV[1] then
-  redis.call('DEL', KEYS[5])
+  redis.call('DEL', KEYS[5], KEYS[6])
   redis.call('HSET', KEYS[2], 'recovering', ARGV[1], 'since', whole(now))
   since = now
 end
 redis.call('SADD', KEYS[5], ARGV[2])
+redis.call('ZADD', KEYS[6], ARGV[7], ARGV[2])
 redis.call('PEXPIRE', KEYS[5], 600000)
 
 local missing = 0
