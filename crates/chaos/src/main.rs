@@ -142,7 +142,8 @@ fn program(options: &Options) -> anyhow::Result<PathBuf> {
     if !program.exists() {
         bail!("there is no {}: build it with cargo build --release, or name it with --bin", program.display());
     }
-    Ok(program)
+    // The hub is started in a directory of its own.
+    Ok(program.canonicalize()?)
 }
 
 /// Runs faults against one topology.
