@@ -1,6 +1,7 @@
 //! Faults under load: real processes, real servers, and an oracle that compares what was published with what was read.
 
 mod client;
+mod hold;
 mod load;
 mod oracle;
 mod publisher;
@@ -17,6 +18,7 @@ use publisher::Way;
 use report::Report;
 use serde_json::json;
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::Ordering},
@@ -70,6 +72,14 @@ struct Options {
     /// Instead of faults: so many clients resume at once on another node, for each number given.
     #[arg(long, value_delimiter = ',')]
     storm: Vec<usize>,
+    /// Instead of faults: so many connections at once, all of which get every event.
+    #[arg(long)]
+    hold: Option<usize>,
+    /// For --hold's own use: clients of one process.
+    #[arg(long, hide = true, requires = "address")]
+    hold_part: Option<usize>,
+    #[arg(long, hide = true)]
+    address: Option<SocketAddr>,
     /// Shows all faults.
     #[arg(long)]
     list: bool,
@@ -82,6 +92,12 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("{:<18} {}", fault.word(), fault.help());
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if let (Some(count), Some(address)) = (options.hold_part, options.address) {
+        return hold::part(count, options.rate, address);
+    }
+    if let Some(connections) = options.hold {
+        return hold::run(&options, connections);
     }
     if !options.storm.is_empty() {
         return storm::run(&options);

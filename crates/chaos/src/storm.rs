@@ -127,7 +127,7 @@ fn commands(redis: &RedisServer) -> BTreeMap<String, u64> {
 }
 
 /// Memory that is a process's own (RssAnon).
-fn user_memory_kib(id: u32) -> anyhow::Result<i64> {
+pub(crate) fn user_memory_kib(id: u32) -> anyhow::Result<i64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("the system tells no RssAnon")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
