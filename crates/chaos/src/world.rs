@@ -12,7 +12,7 @@ use testbed::{Cluster, HubProcess, RedisServer, Sentinels, until};
 const LOG: &str = "{ws}:log";
 
 /// How clients a second may be told to go, for each worker.
-pub(crate) const DRAIN_RATE: usize = 100;
+pub(crate) const DRAIN_RATE: usize = 10;
 
 /// How Redis is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
