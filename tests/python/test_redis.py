@@ -1,0 +1,120 @@
+"""The reference's Python publishers, unchanged: redis-py, its channels, its messages."""
+
+import asyncio
+import json
+import uuid
+from datetime import datetime
+
+import pytest
+import redis
+import redis.asyncio
+from hub import Hub, token, until
+from redis_server import RedisServer
+
+ADMIN = token("root", admin=True)
+
+
+def message(kind: str, data: dict) -> dict:
+    """As the reference's WSMessage writes itself: a fresh id, and UTC without an offset."""
+    now = datetime(2026, 11, 23, 9, 30, 0, 125000).isoformat()
+    return {"type": kind, "event_id": str(uuid.uuid4()), "timestamp": now, "data": data}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
+def nodes(server, tmp_path_factory):
+    """Two hubs on one log."""
+    environment = {"REDIS_URL": server.url, "FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS": "0"}
+    running = [Hub(tmp_path_factory.mktemp("node"), **environment) for _ in range(2)]
+    yield running
+    for hub in running:
+        hub.kill()
+
+
+def test_what_the_reference_publishes_reaches_those_it_is_for_on_every_node(server, nodes):
+    first, second = nodes
+    publisher = redis.Redis.from_url(server.url)
+    with first.client("ann") as ann, second.client("bob") as bob, second.client("ann") as again:
+        task = message("task_status_update", {"task_id": "t1", "status": "running", "progress": 40})
+        assert publisher.publish("ws:broadcast", json.dumps(task)) == 2
+        note = message("agent_activity_update", {"agent_id": "a1", "activity": "note"})
+        publisher.publish("ws:user:ann", json.dumps(note))
+        event = message("calendar_event_created", {"event_id": "c1", "title": "t", "start_time": "2026-12-01"})
+        publisher.publish(f"ws:connection:{bob.id}", json.dumps(event))
+        last = message("done", {})
+        publisher.publish("ws:broadcast", json.dumps(last))
+        for client, expected in ((ann, [task, note]), (again, [task, note]), (bob, [task, event])):
+            got = client.until_event(last["event_id"])
+            events = [frame for frame in got if frame["type"] not in ("ack", "ping")]
+            assert events == [*expected, last], "as they were published, in order, once"
+
+
+def test_it_can_be_replayed_from_the_other_node(server, nodes):
+    first, second = nodes
+    publisher = redis.Redis.from_url(server.url)
+    with first.client("carl") as client:
+        name, mark = client.id, client.ack["event_id"]
+    missed = [message("note", {"n": n}) for n in range(3)]
+    for each in missed:
+        publisher.publish("ws:user:carl", json.dumps(each))
+    with second.client("carl", connection_id=name, last_event_id=mark) as client:
+        assert client.id == name
+        assert client.ids_until(missed[-1]["event_id"]) == [each["event_id"] for each in missed]
+
+
+def test_an_asynchronous_publisher_works_too(server, nodes):
+    async def publish(events):
+        client = redis.asyncio.from_url(server.url)
+        for event in events:
+            await client.publish("ws:broadcast", json.dumps(event))
+        await client.aclose()
+
+    events = [message("note", {"n": n}) for n in range(200)]
+    with nodes[0].client("dora") as client:
+        asyncio.run(publish(events))
+        assert client.ids_until(events[-1]["event_id"]) == [event["event_id"] for event in events]
+
+
+def test_malformed_messages_disturb_nothing(server, nodes):
+    publisher = redis.Redis.from_url(server.url)
+    with nodes[0].client("eve") as client:
+        for text in ("", "{", "[]", "7", '{"type":"ping"}', '{"data":{}}', b"\xff\xfe", '{"type":"note","data":7}'):
+            publisher.publish("ws:broadcast", text)
+        good = message("note", {})
+        publisher.publish("ws:broadcast", json.dumps(good))
+        assert client.ids_until(good["event_id"]) == [good["event_id"]]
+    assert nodes[0].get("/ws/health").json()["status"] == "healthy"
+
+
+def test_both_nodes_know_who_is_connected(server, nodes):
+    first, second = nodes
+    store = redis.Redis.from_url(server.url, decode_responses=True)
+    with first.client("fay") as here, second.client("fay") as there:
+        ids = {here.id, there.id}
+        until(lambda: store.smembers("ws:user:fay:connections") == ids, "both are on the list")
+        held = store.hgetall(f"ws:connection:{here.id}")
+        assert held["user_id"] == "fay" and 3_500 < store.ttl(f"ws:connection:{here.id}") <= 3_600
+        total = lambda hub: hub.get("/ws/health").json()["connections"]["total"]  # noqa: E731
+        until(lambda: total(first) >= 2 and total(second) >= 2, "each node counts both")
+        listed = second.get("/users/fay/connections", bearer=ADMIN).json()["connections"]
+        assert {each["connection_id"] for each in listed} == ids
+        told = first.request("POST", "/users/fay/disconnect", bearer=ADMIN).json()
+        assert told == {"disconnected": 2}
+        assert here.closed()[0] == there.closed()[0] == 4003
+    until(lambda: not store.exists("ws:user:fay:connections"), "nothing is left of them")
+
+
+def test_a_newer_socket_on_another_node_closes_the_older_one(nodes):
+    first, second = nodes
+    with first.client("gus") as old:
+        with second.client("gus", connection_id=old.id) as new:
+            assert new.id == old.id
+            assert old.closed()[0] == 4001
+            second.publish("for-gus", {"connection": new.id})
+            assert new.until_event("for-gus")
