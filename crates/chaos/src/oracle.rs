@@ -26,6 +26,9 @@ pub(crate) struct Ledger {
     examples: Vec<String>,
 }
 
+/// How many numbers of a publisher without acknowledgement are remembered.
+const RECENT: usize = 10_000;
+
 /// How many examples are kept.
 const EXAMPLES: usize = 3;
 
@@ -40,12 +43,15 @@ struct Numbers {
     missing: BTreeSet<u64>,
     /// Whether what is missing counts: of a publisher without acknowledgement it can't.
     strict: bool,
+    /// Of such a publisher, what was read last: something that is not among it came late, and not again.
+    recent: BTreeSet<u64>,
 }
 
 impl Ledger {
     /// Expects a publisher's numbers, from `next` on.
     pub(crate) fn expect(&mut self, publisher: usize, next: u64, strict: bool) {
-        let numbers = Numbers { next: Some(next), newest: next - 1, missing: BTreeSet::new(), strict };
+        let (missing, recent) = (BTreeSet::new(), BTreeSet::new());
+        let numbers = Numbers { next: Some(next), newest: next - 1, missing, strict, recent };
         self.publishers.insert(publisher, numbers);
     }
 
@@ -57,11 +63,15 @@ impl Ledger {
             self.wrong.doubled += 1;
             return;
         };
+        if !numbers.strict && numbers.remember(number) {
+            self.wrong.late += 1;
+            return;
+        }
         match numbers.next {
             None => {}
             Some(next) if number >= next => numbers.missing.extend(next..number),
             Some(next) if numbers.missing.remove(&number) => {
-                *(if numbers.strict { &mut self.wrong.reordered } else { &mut self.wrong.late }) += 1;
+                self.wrong.reordered += 1;
                 self.note(format!("publisher {publisher}: {number} came after {}", next - 1));
                 return;
             }
@@ -91,6 +101,7 @@ impl Ledger {
         for numbers in self.publishers.values_mut() {
             numbers.next = None;
             numbers.missing.clear();
+            numbers.recent.clear();
         }
     }
 
@@ -127,6 +138,19 @@ impl Ledger {
             numbers.newest = target;
             numbers.next = None;
         }
+    }
+}
+
+impl Numbers {
+    /// Notes a number that nobody acknowledges. Returns whether it came late.
+    fn remember(&mut self, number: u64) -> bool {
+        let late = self.next.is_some_and(|next| number < next) && self.recent.insert(number);
+        self.recent.insert(number);
+        self.missing.remove(&number);
+        if self.recent.len() > RECENT {
+            self.recent.pop_first();
+        }
+        late
     }
 }
 
@@ -192,7 +216,10 @@ mod tests {
     fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
         let mut ledger = Ledger::default();
         ledger.expect(0, 1, false);
-        [1, 4, 4, 3].iter().for_each(|&number| ledger.read(0, number));
+        [1, 4, 4, 3, 3].iter().for_each(|&number| ledger.read(0, number));
+        assert_eq!(ledger.settle(), Wrong { late: 1, ..wrong(0, 2, 0) });
+        ledger.gap();
+        [8, 6, 6].iter().for_each(|&number| ledger.read(0, number));
         assert_eq!(ledger.settle(), Wrong { late: 1, ..wrong(0, 1, 0) });
     }
 

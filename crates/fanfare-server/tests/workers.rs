@@ -274,3 +274,21 @@ async fn an_eviction_policy_that_could_eat_the_log_is_warned_of() {
     assert!(hub.log().contains("maxmemory-policy is allkeys-lru"), "{}", hub.log());
     assert!(hub.log().contains("set maxmemory-policy noeviction"), "{}", hub.log());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_roll_and_everything_with_it() {
+    let redis = block_in_place(RedisServer::start);
+    let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "1", "--drain-timeout", "4s"]);
+    let before = until_there_are(&hub, 2);
+    let mut clients = Vec::new();
+    for i in 0..30 {
+        clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
+    }
+    hub.signal(Signal::SIGHUP);
+    // The replacement is there while the old one still drains.
+    let during = until_there_are(&hub, 3);
+    hub.signal(Signal::SIGTERM);
+    assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
+    let gone = |id: &u32| !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(*id);
+    assert!(before.iter().chain(&during).all(gone), "nobody is left");
+}

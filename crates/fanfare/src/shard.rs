@@ -253,6 +253,10 @@ impl Shard {
             let window = self.node.window.read();
             if window.epoch() != self.roster.epoch() {
                 self.roster.adopt(&window, now);
+                if let Some(draining) = &mut self.draining {
+                    // What the log lost is not waited for.
+                    draining.head = draining.head.min(self.roster.head());
+                }
             }
             let lost = self.roster.head() < window.floor();
             if !lost {

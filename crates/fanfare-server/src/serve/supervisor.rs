@@ -52,6 +52,8 @@ pub(super) struct Supervisor<'a> {
     /// The secret of this run, if one was made for it.
     secret: Option<String>,
     seats: Vec<Seat>,
+    /// Workers that drain, and whose seat another has.
+    leaving: Vec<Running>,
 }
 
 /// One of the workers, and the socket that stays while it is replaced.
@@ -89,7 +91,7 @@ impl<'a> Supervisor<'a> {
         }
         // Asked later, the system would name the file that this process was started from, even if it is gone.
         let program = env::current_exe().context("the program does not find itself")?;
-        Ok(Self { settings, address, program, secret, seats })
+        Ok(Self { settings, address, program, secret, seats, leaving: Vec::new() })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -245,8 +247,10 @@ impl<'a> Supervisor<'a> {
                     return Ok(true);
                 }
             }
-            if let Some(old) = old {
-                self.see_off(index, old).await;
+            if let Some(old) = old
+                && !self.see_off(index, old, signals).await
+            {
+                return Ok(false);
             }
             self.seats[index].failures = 0;
         }
@@ -265,16 +269,25 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    async fn see_off(&self, index: usize, mut old: Running) {
+    /// Waits until a worker's clients have gone. Returns whether to go on.
+    async fn see_off(&mut self, index: usize, mut old: Running, signals: &mut Signals) -> bool {
         old.tell(Signal::TERM);
         let limit = self.settings.drain_timeout + MARGIN;
-        match timeout(limit, old.child.wait()).await {
+        let ended = select! {
+            ended = timeout(limit, old.child.wait()) => ended,
+            () = signals.stop() => {
+                self.leaving.push(old);
+                return false;
+            }
+        };
+        match ended {
             Ok(_) => tracing::info!(worker = index, pid = old.pid.as_raw_pid(), "drained"),
             Err(_) => {
                 tracing::warn!(worker = index, pid = old.pid.as_raw_pid(), "it did not end in time, and is killed");
                 let _ = old.child.kill().await;
             }
         }
+        true
     }
 
     /// Ends all workers. A second signal ends them at once, which is an error.
@@ -283,7 +296,18 @@ impl<'a> Supervisor<'a> {
         let tell = |seats: &[Seat], signal| {
             seats.iter().filter_map(|seat| seat.running.as_ref()).for_each(|running| running.tell(signal));
         };
+        // Those that drain already would take another signal for impatience.
         tell(&self.seats, Signal::TERM);
+        let next_seat = self.seats.len();
+        for (i, running) in self.leaving.drain(..).enumerate() {
+            self.seats.push(Seat {
+                index: next_seat + i,
+                socket: None,
+                running: Some(running),
+                failures: 0,
+                due: None,
+            });
+        }
         let mut deadline = Instant::now() + self.settings.drain_timeout + MARGIN;
         while self.seats.iter().any(|seat| seat.running.is_some()) {
             select! {

@@ -350,6 +350,18 @@ async fn servers_that_cannot_hold_the_log_are_named_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_url_of_another_topology_is_refused_with_the_right_one() {
+    let server = RedisServer::start();
+    let error = refused(&format!("redis+cluster://127.0.0.1:{}", server.port())).await;
+    assert!(error.to_string().contains("cluster support disabled"), "{error}");
+    let error = refused(&format!("redis+sentinel://127.0.0.1:{}/hub", server.port())).await;
+    assert!(error.to_string().to_lowercase().contains("sentinel"), "{error}");
+    let lone = RedisServer::setup().line("cluster-enabled yes").start();
+    let error = refused(&lone.url()).await;
+    assert!(error.to_string().ends_with("is part of a Cluster: use redis+cluster://"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_too_old_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -48,6 +48,16 @@ pub enum LinkError {
         /// Where it is.
         address: String,
     },
+    /// A server of another kind than the URL says.
+    #[error("{address} is {kind}: use {scheme}://")]
+    OtherKind {
+        /// Where it is.
+        address: String,
+        /// What it is.
+        kind: &'static str,
+        /// What its URL begins with.
+        scheme: &'static str,
+    },
     /// A key is in use for something else.
     #[error("{0}; delete it, or keep fanfare's keys apart with another redis_namespace (FANFARE_REDIS_NAMESPACE)")]
     NotOurs(String),
@@ -62,7 +72,7 @@ pub enum LinkError {
 impl LinkError {
     /// Trying again can't help: somebody has to change something.
     pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::TooOld { .. } | Self::NotOurs(_))
+        matches!(self, Self::Refused(_) | Self::TooOld { .. } | Self::OtherKind { .. } | Self::NotOurs(_))
     }
 
     pub(super) fn connecting(at: &Address, error: RedisError) -> Self {
@@ -126,6 +136,8 @@ pub(super) struct Facts {
     pub(super) version: String,
     pub(super) eviction: String,
     role: String,
+    /// `standalone`, `cluster` or `sentinel`.
+    mode: String,
 }
 
 impl Link {
@@ -134,13 +146,18 @@ impl Link {
         let address = url.locate(&keys.log).await?;
         let client = url.client(&address, url.credentials())?;
         let mut commands = connect(&client, &address, ANSWER).await?;
-        let info: String = read(call(&mut commands, cmd("INFO").arg("everything")).await?)?;
+        let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
         let field = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.unwrap_or_default().trim().to_owned()
         };
-        let facts = Facts { version: field("redis_version"), eviction: field("maxmemory_policy"), role: field("role") };
-        check(&facts, &address)?;
+        let facts = Facts {
+            version: field("redis_version"),
+            eviction: field("maxmemory_policy"),
+            role: field("role"),
+            mode: field("redis_mode"),
+        };
+        check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
         Ok((Self { address, server: field("run_id"), commands, scripts }, facts))
     }
@@ -191,11 +208,17 @@ impl Link {
     }
 }
 
-fn check(facts: &Facts, address: &Address) -> Result<(), LinkError> {
+fn check(facts: &Facts, address: &Address, cluster: bool) -> Result<(), LinkError> {
     let mut numbers = facts.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < OLDEST {
         return Err(LinkError::TooOld { found: facts.version.clone(), address: address.to_string() });
+    }
+    let other = |kind, scheme| Err(LinkError::OtherKind { address: address.to_string(), kind, scheme });
+    match &*facts.mode {
+        "sentinel" => return other("a sentinel", "redis+sentinel"),
+        "cluster" if !cluster => return other("part of a Cluster", "redis+cluster"),
+        _ => {}
     }
     match &*facts.role {
         "master" => Ok(()),
@@ -214,12 +237,21 @@ mod tests {
             version: version.to_owned(),
             eviction: "noeviction".to_owned(),
             role: role.to_owned(),
+            mode: "standalone".to_owned(),
         };
+        let check = |facts: &Facts, address| check(facts, address, false);
         assert_eq!(check(&facts("6.2.0", "master"), &address), Ok(()));
         assert_eq!(check(&facts("7.0.15", "master"), &address), Ok(()));
         let old = check(&facts("5.0.14", "master"), &address).unwrap_err();
         assert_eq!(old.to_string(), "Redis 5.0.14 at h:1 is too old: fanfare needs 6.2 or later");
         assert!(old.is_final());
         assert!(matches!(check(&facts("7.0.0", "slave"), &address), Err(LinkError::NotMaster(_))));
+        for (mode, says) in
+            [("cluster", "h:1 is part of a Cluster: use redis+cluster://"), ("sentinel", "h:1 is a sentinel")]
+        {
+            let facts = Facts { mode: mode.to_owned(), ..facts("7.0.0", "master") };
+            let error = check(&facts, &address).unwrap_err();
+            assert!(error.is_final() && error.to_string().starts_with(says), "{error}");
+        }
     }
 }
