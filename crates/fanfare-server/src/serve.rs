@@ -42,6 +42,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What is logged when the end begins.
 const ENDING: &str = "ending: clients are told to come back; once more, and it ends at once";
 
+/// How long a client that was just accepted may take to send its request once the end has begun.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
 /// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
 const MAX_HTTP_BUFFER: usize = 32 << 10;
 
@@ -223,14 +226,21 @@ async fn serve_connection(
     metrics: Arc<Metrics>,
     mut end: watch::Receiver<()>,
 ) {
+    let (asked, mut first_request) = watch::channel(false);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        asked.send_replace(true);
         request.extensions_mut().insert(ConnectInfo(peer));
         app.clone().oneshot(request.map(Body::new))
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        _ = end.changed() => {
+        // Whoever was let in in the last moment is still answered.
+        () = async {
+            // An error means that the end has come, or the connection's.
+            let _ = end.changed().await;
+            let _ = tokio::time::timeout(LAST_MOMENT, first_request.wait_for(|asked| *asked)).await;
+        } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
