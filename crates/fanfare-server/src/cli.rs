@@ -32,10 +32,11 @@ Examples:
   SECRET_KEY=... fanfare serve --listen 0.0.0.0:8000 --log-format json
   fanfare serve --config fanfare.toml    from a file: listen = \"0.0.0.0:8000\"
   FANFARE_WINDOW_AGE=2h fanfare serve    from the environment, or from .env
+  REDIS_URL=redis://127.0.0.1 fanfare serve --workers 4    four processes on one port
 
 A flag is stronger than the environment, that than .env, and that than the file.
 SIGINT (Ctrl-C) or SIGTERM ends it: clients are told to come back later; a second
-one ends it at once.";
+one ends it at once. With several workers SIGHUP replaces them, one at a time.";
 
 const SETTINGS_EXAMPLES: &str = "\
 Examples:

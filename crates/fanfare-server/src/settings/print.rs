@@ -121,8 +121,8 @@ mod tests {
     fn json_has_every_setting() {
         let rows: Vec<serde_json::Value> = serde_json::from_str(&json(&loaded()).unwrap()).unwrap();
         assert_eq!(rows.len(), TABLE.len());
-        assert_eq!(rows[1]["value"], "set");
-        assert_eq!(rows[1]["reference_name"], "SECRET_KEY");
+        let secret = rows.iter().find(|row| row["reference_name"] == "SECRET_KEY").unwrap();
+        assert_eq!((secret["key"].as_str(), secret["value"].as_str()), (Some("secret_key"), Some("set")));
     }
 
     #[test]
