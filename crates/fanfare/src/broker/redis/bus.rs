@@ -75,14 +75,13 @@ impl Bus {
         let mut stop = self.stop.clone();
         let mut pause = SOON;
         loop {
-            let was_up = self.fresh;
             let ended = tokio::select! {
                 ended = self.live(&mut started) => ended,
                 // An error means that nobody is left who could stop it.
                 _ = stop.wait_for(|stop| *stop) => return self.leave().await,
             };
             let Err(error) = ended;
-            if was_up != self.fresh {
+            if self.shared.up_since().is_some() {
                 pause = SOON;
             }
             self.note_down(&error);
