@@ -114,10 +114,6 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     let report = run(&options, &faults, &mut fastrand::Rng::with_seed(seed))?;
     println!("\n{}", report.table());
-    if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report.json())?)
-            .with_context(|| format!("{} can't be written", path.display()))?;
-    }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -184,6 +180,11 @@ fn stage(
             println!("           {clients} clients: {example}");
         }
         report.add(fault, figures);
+        if let Some(path) = &options.json {
+            // Each time, so that a run that is broken off leaves what it has.
+            std::fs::write(path, serde_json::to_string_pretty(&report.json())?)
+                .with_context(|| format!("{} can't be written", path.display()))?;
+        }
         load.redis_port.store(world.redis_port(), Ordering::Relaxed);
     }
     load.ended.store(true, Ordering::Relaxed);

@@ -79,6 +79,7 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
 async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<(), LinkError> {
     let (lineage, mut lost) = what_is_lost(shared, found);
     let (lineage, mut before) = (lineage.to_string(), found.text.clone());
+    let mut restored = 0;
     while !lost.is_empty() {
         let mut bytes = 0;
         let fits = lost.iter().take(MAX_ENTRIES).take_while(|entry| {
@@ -93,12 +94,15 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<(), Lin
             command.arg(entry.appended_ms).arg(&*entry.event_id).arg(audience_text(&entry.audience)).arg(entry.json());
         }
         if read::<i64>(link.call(&command).await?)? < 0 {
-            return Ok(());
+            break;
         }
-        tracing::warn!(from = first, events = lost.len(), "the log had lost events; they were put back");
-        shared.metrics.add(Counter::EventsRestored, lost.len() as u64);
+        restored += lost.len() as u64;
         before.clone_from(&lineage);
         lost = rest;
+    }
+    if restored > 0 {
+        tracing::warn!(events = restored, "the log had lost events; they were put back");
+        shared.metrics.add(Counter::EventsRestored, restored);
     }
     Ok(())
 }
