@@ -132,7 +132,8 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         process::exit(1);
     });
     end.send_replace(());
-    // Each HTTP connection holds a receiver until it is done.
+    // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
+    let _ = tokio::time::timeout(2 * LAST_MOMENT, end.closed()).await;
     let requests = tokio::time::timeout(GRACE, end.closed());
     let (requests, ()) = tokio::join!(requests, hub.shutdown(settings.drain_timeout));
     if requests.is_err() {

@@ -41,6 +41,9 @@ const READS_IN_A_ROW: usize = 4;
 const TURNS_PER_LOOK: usize = 32;
 /// How long a sweep may take before it yields to reads.
 const SWEEP: Duration = Duration::from_millis(2);
+/// How long a shard without clients stays for those whose upgrade was under way when the drain began, so that they are
+/// told where to go instead of cut off.
+const LINGER_MS: u64 = 250;
 /// How often what is too old is let go.
 const HOUSEKEEPING_MS: u64 = 1_000;
 
@@ -144,6 +147,8 @@ pub(crate) struct Shard {
 /// How a shard ends.
 #[derive(Debug)]
 struct Draining {
+    /// Not before this.
+    from_ms: u64,
     until_ms: u64,
     reason: String,
     /// Who has still to be told; not before it was served up to here, so that nobody leaves without what was published.
@@ -237,12 +242,19 @@ impl Shard {
         }
         let due = self.roster.next_due().unwrap_or(u64::MAX);
         let due = if self.housekeeping.is_some() { due.min(self.housekeeping_due) } else { due };
-        let due = due.min(self.draining.as_ref().map_or(u64::MAX, |draining| draining.until_ms));
+        let end = |draining: &Draining| {
+            let empty = self.roster.seats() == 0;
+            if empty { draining.from_ms.min(draining.until_ms) } else { draining.until_ms }
+        };
+        let due = due.min(self.draining.as_ref().map_or(u64::MAX, end));
         (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(clock::now().mono_ms)))
     }
 
     fn is_drained(&self) -> bool {
-        let over = |draining: &Draining| self.roster.seats() == 0 || clock::now().mono_ms >= draining.until_ms;
+        let over = |draining: &Draining| {
+            let now = clock::now().mono_ms;
+            now >= draining.until_ms || (now >= draining.from_ms && self.roster.seats() == 0)
+        };
         self.draining.as_ref().is_some_and(over)
     }
 
@@ -292,7 +304,7 @@ impl Shard {
                 Command::CloseUser(user, code, reason) => {
                     self.roster.close_user(&user, code, &reason, now);
                 }
-                Command::Drain { reason, until_ms } => self.drain(reason, until_ms),
+                Command::Drain { reason, until_ms } => self.drain(reason, until_ms, now),
                 Command::SeeOff(wave) => {
                     if let Some(draining) = &mut self.draining {
                         draining.wave = wave;
@@ -389,9 +401,10 @@ impl Shard {
         self.roster.connect(arrival, start, replayed, now)
     }
 
-    fn drain(&mut self, reason: String, until_ms: u64) {
+    fn drain(&mut self, reason: String, until_ms: u64, now: Now) {
         let leaving = self.roster.slots().collect();
-        self.draining = Some(Draining { until_ms, reason, leaving, head: self.roster.head(), wave: 0 });
+        let from_ms = now.mono_ms + LINGER_MS;
+        self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.roster.head(), wave: 0 });
         self.count_leaving();
     }
 
