@@ -6,6 +6,7 @@ use nix::{
     unistd::Pid,
 };
 use std::{
+    env,
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -31,6 +32,10 @@ impl HubProcess {
         let log = File::create(home.path().join("log")).unwrap();
         let mut command = Command::new(program);
         command.arg("serve").arg("--listen").arg(address.to_string()).args(arguments).current_dir(home.path());
+        // What is set for the test is not meant for the hub.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFARE_")) {
+            command.env_remove(name);
+        }
         command.env_remove("REDIS_URL").env_remove("SECRET_KEY").env("RUST_BACKTRACE", "0");
         command.envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
         Self { address, process: Process::start(&mut command), home }
