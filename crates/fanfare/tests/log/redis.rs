@@ -115,6 +115,57 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
+    const EVENTS: u64 = 3_000;
+    let mut server = RedisServer::start();
+    let bounds = Bounds { events: 10_000, bytes: 64 << 20, ..BOUNDS };
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(linked_with(RedisOptions::new(server.url().parse().unwrap()), bounds).await.unwrap());
+    }
+    let pad = "x".repeat(10_000);
+    for n in 1..=EVENTS / 100 {
+        let batch = ((n - 1) * 100 + 1..=n * 100).map(|i| {
+            let draft = fanfare::Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
+            let event = draft.finish(0, || format!("e{i}")).unwrap();
+            fanfare::broker::Record { event, audience: Audience::Everyone }
+        });
+        nodes[0].0.append(batch.collect()).await.unwrap();
+    }
+    for (broker, _) in &nodes {
+        broker.catch_up().await.unwrap();
+    }
+    let epoch = nodes[0].1.window.read().epoch();
+    // Nothing was ever written to a file.
+    server.restart();
+    for (broker, node) in &nodes {
+        until("the node is linked again", || node.window.read().epoch() != epoch).await;
+        until("all is well", || broker.standing().problem.is_none()).await;
+        let window = node.window.read();
+        assert_eq!((window.head(), window.len() as u64), (EVENTS, EVENTS));
+        let place = window.lineage().place(fanfare::Position { epoch, sequence: EVENTS }, EVENTS);
+        assert_eq!(place, Place::At(EVENTS), "no client notices");
+    }
+    assert_eq!(server.cli(&["XLEN", "ws:log"]), EVENTS.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_lineage_is_gone_is_another_log() {
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    append(&*broker, ids("e", 1..=5)).await;
+    broker.catch_up().await.unwrap();
+    let epoch = node.window.read().epoch();
+    server.cli(&["DEL", "ws:epoch"]);
+    append_patiently(&*broker, "e6").await;
+    broker.catch_up().await.unwrap();
+    let window = node.window.read();
+    assert_eq!(window.head(), 6);
+    assert_ne!(window.epoch(), epoch);
+    assert_eq!(window.start(Some(&format!("pos-{epoch:x}-3"))).gap.unwrap().reason, GapReason::Reset);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_gone_for_good_resets_every_cursor() {
     let mut server = RedisServer::start();
     let old = {

@@ -39,6 +39,8 @@ struct Found {
     /// The lineage as it is written there.
     text: String,
     head: u64,
+    /// There is no log at all.
+    empty: bool,
 }
 
 /// Makes the window the tail of the server's log, as far as they agree, and returns the log's head. `since`: when this
@@ -53,10 +55,9 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: bool
             }
             _ => {}
         }
-        if !fresh {
-            put_back(shared, link, &found).await?;
-        }
-        if !confirm(shared, link, since).await? {
+        // After anything was put back it is looked again: another node may have been at it too.
+        let done = fresh || put_back(shared, link, &found).await?;
+        if done && !confirm(shared, link, since).await? {
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -72,14 +73,17 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
             LinkError::NotOurs(format!("the key {} has a lineage that can't be read: {text:?}", shared.keys.epoch))
         })?),
     };
-    Ok(Found { confirmed: server.as_deref() == Some(&link.server), lineage, text, head: head.unwrap_or(0) })
+    let entries: u64 = read(link.call(cmd("EXISTS").arg(&shared.keys.log)).await?)?;
+    let empty = lineage.is_none() && entries == 0;
+    let confirmed = server.as_deref() == Some(&link.server);
+    Ok(Found { confirmed, lineage, text, head: head.unwrap_or(0), empty })
 }
 
-/// Puts back what the log lost, as long as nobody else changes it.
-async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<(), LinkError> {
+/// Puts back what the log lost, as long as nobody else changes it. Returns whether there was nothing.
+async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<bool, LinkError> {
     let (lineage, mut lost) = what_is_lost(shared, found);
     let (lineage, mut before) = (lineage.to_string(), found.text.clone());
-    let mut restored = 0;
+    let (mut restored, nothing) = (0, lost.is_empty());
     while !lost.is_empty() {
         let mut bytes = 0;
         let fits = lost.iter().take(MAX_ENTRIES).take_while(|entry| {
@@ -88,8 +92,8 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<(), Lin
         });
         let rest = lost.split_off(fits.count().max(1).min(lost.len()));
         let (keys, first) = (&shared.keys, lost[0].sequence);
-        let mut command = link.script(Script::Restore, &[&keys.log, &keys.epoch, &keys.ids]);
-        command.arg(&link.server).arg(&lineage).arg(&before).arg(first);
+        let mut command = link.script(Script::Restore, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes]);
+        command.arg(&link.server).arg(&lineage).arg(&before).arg(first).arg(&shared.node);
         for entry in &lost {
             command.arg(entry.appended_ms).arg(&*entry.event_id).arg(audience_text(&entry.audience)).arg(entry.json());
         }
@@ -104,7 +108,7 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<(), Lin
         tracing::warn!(events = restored, "the log had lost events; they were put back");
         shared.metrics.add(Counter::EventsRestored, restored);
     }
-    Ok(())
+    Ok(nothing)
 }
 
 /// The entries that this node holds behind the log's head, if they are what came next.
@@ -114,7 +118,7 @@ fn what_is_lost(shared: &Shared, found: &Found) -> (Lineage, Vec<Arc<Entry>>) {
     let unseen = shared.unseen();
     let head = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     let after = match &found.lineage {
-        None if found.head == 0 => Some(window.floor()),
+        None if found.empty => Some(window.floor()),
         Some(theirs) if ours.extends(theirs) => ours.shared_with(head, theirs, found.head),
         _ => None,
     };
