@@ -44,7 +44,6 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
         arguments.extend([limit, "0"]);
     }
     let hub = HubProcess::start(&program(options)?, &arguments, &[("SECRET_KEY", SECRET)]);
-    until("all workers are there", || options.workers == 1 || hub.workers().len() == options.workers);
     let memory = || -> anyhow::Result<i64> {
         let processes = if options.workers == 1 { vec![hub.id()] } else { hub.workers() };
         processes.into_iter().map(user_memory_kib).sum()

@@ -25,7 +25,15 @@ use fanfare::{
 };
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{io, net::SocketAddr, pin::pin, process, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    process,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use supervisor::Supervisor;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -34,7 +42,7 @@ use tokio::{
     sync::watch,
 };
 use tower::ServiceExt;
-use worker::Worker;
+use worker::{EVERYTHING_ENDS, Word, Worker};
 
 /// How long requests may take to be answered at the end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -44,6 +52,9 @@ const ENDING: &str = "ending: clients are told to come back; once more, and it e
 
 /// How long a client that was just accepted may take to send its request once the end has begun.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// How long requests take at the end, all in all.
+const LONGEST_REQUESTS: Duration = Duration::from_secs(2 * LAST_MOMENT.as_secs() + GRACE.as_secs());
 
 /// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
 const MAX_HTTP_BUFFER: usize = 32 << 10;
@@ -74,12 +85,12 @@ async fn supervise(settings: &Settings, workers: usize, files: Option<u64>) -> a
     let inherited = made_for_this_run.then(|| String::from_utf8_lossy(&secret).into_owned());
     let mut supervisor = Supervisor::new(settings, workers, inherited)?;
     warn(settings, files, made_for_this_run);
-    supervisor.start(&mut signals).await?;
-    announce(settings, supervisor.address(), made_for_this_run.then_some(&secret))?;
-    let result = supervisor.run(&mut signals).await;
+    if supervisor.start(&mut signals).await? {
+        announce(settings, supervisor.address(), made_for_this_run.then_some(&secret))?;
+        supervisor.run(&mut signals).await;
+    }
     tracing::info!("{ENDING}");
-    supervisor.end(&mut signals).await?;
-    result
+    supervisor.end(&mut signals).await
 }
 
 fn announce(settings: &Settings, address: SocketAddr, secret: Option<&Vec<u8>>) -> anyhow::Result<()> {
@@ -101,41 +112,54 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let listener = match worker {
-        Some(_) => Worker::listener()?,
-        None => listener::bind(settings.listen)?,
+    let bound = match worker {
+        Some(_) => None,
+        None => Some(listener::bind(settings.listen)?),
     };
-    let address = listener.local_addr().context("the listener has no address")?;
     let (secret, made_for_this_run) = secret(settings)?;
     let hub = start_hub(settings, &secret).await?;
-    let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
+    let listener = match bound {
+        Some(listener) => listener,
+        // Not before: clients are given to a worker as soon as it listens, and must not wait for one that fails.
+        None => Worker::listener()?,
+    };
+    let address = listener.local_addr().context("the listener has no address")?;
 
     match worker {
-        Some(_) => Worker::say_ready(),
+        Some(_) => Worker::say(Word::Ready { patience: settings.drain_timeout.max(LONGEST_REQUESTS) }),
         None => {
             warn(settings, files, made_for_this_run);
             announce(settings, address, made_for_this_run.then_some(&secret))?;
         }
     }
     let (end, requests) = watch::channel(());
-    tokio::select! {
-        () = accept(listener, &app, &hub, requests) => {}
-        () = signals.end_of(worker) => {}
-    }
+    let door = Door::new(&hub, requests);
+    let ending = tokio::select! {
+        never = door.keep_open(&listener) => match never {},
+        ending = signals.end_of(worker) => ending,
+    };
 
+    let begun = Instant::now();
     match worker {
-        Some(Worker { index }) => tracing::info!(worker = index, "ending: clients are told to come back"),
-        None => tracing::info!("{ENDING}"),
+        Some(Worker { index }) => {
+            Worker::say(Word::Ending);
+            tracing::info!(worker = index, "ending: clients are told to come back");
+        }
+        None => {
+            tracing::info!("{ENDING}");
+            tokio::spawn(async move {
+                signals.end_of(None).await;
+                process::exit(1);
+            });
+        }
     }
-    tokio::spawn(async move {
-        signals.end_of(worker).await;
-        process::exit(1);
-    });
+    door.close(listener, ending);
     end.send_replace(());
     // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
     let _ = tokio::time::timeout(2 * LAST_MOMENT, end.closed()).await;
     let requests = tokio::time::timeout(GRACE, end.closed());
-    let (requests, ()) = tokio::join!(requests, hub.shutdown(settings.drain_timeout));
+    let clients = hub.shutdown(settings.drain_timeout.saturating_sub(begun.elapsed()));
+    let (requests, ()) = tokio::join!(requests, clients);
     if requests.is_err() {
         tracing::warn!("requests were cut off after {} s", GRACE.as_secs());
     }
@@ -195,26 +219,57 @@ fn raise_file_limit() -> Option<u64> {
     rlimit::increase_nofile_limit(u64::MAX).ok()
 }
 
-/// Takes connections for ever. Each ends what it is doing when `end` changes.
-async fn accept(listener: TcpListener, app: &Router, hub: &Hub, end: watch::Receiver<()>) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
-    let mut failing = false;
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                failing = false;
-                let metrics = hub.metrics().clone();
-                tokio::spawn(serve_connection(stream, peer, app.clone(), http.clone(), metrics, end.clone()));
-            }
-            Err(error) if listener::is_of_one_connection(&error) => {}
-            Err(error) => {
-                // Once is enough: it may go on for a while.
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(%error, "the system gives no more connections; waiting for some to end");
+/// Where connections come in.
+struct Door {
+    app: Router,
+    http: http1::Builder,
+    metrics: Arc<Metrics>,
+    /// Each connection has one, and ends what it is doing when it changes.
+    end: watch::Receiver<()>,
+}
+
+impl Door {
+    fn new(hub: &Hub, end: watch::Receiver<()>) -> Self {
+        let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
+        Self { app, http, metrics: hub.metrics().clone(), end }
+    }
+
+    /// Takes connections for ever.
+    async fn keep_open(&self, listener: &TcpListener) -> Infallible {
+        let mut failing = false;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    self.let_in(stream, peer);
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                Err(error) if listener::is_of_one_connection(&error) => {}
+                Err(error) => {
+                    // Once is enough: it may go on for a while.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "the system gives no more connections; waiting for some to end");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
+        }
+    }
+
+    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
+        let (app, http, metrics, end) = (self.app.clone(), self.http.clone(), self.metrics.clone(), self.end.clone());
+        tokio::spawn(serve_connection(stream, peer, app, http, metrics, end));
+    }
+
+    /// Takes nobody in any more, except those who wait already and whom nobody else would take.
+    fn close(self, listener: TcpListener, ending: Ending) {
+        if ending == Ending::Replaced {
+            return;
+        }
+        match listener::those_who_wait(listener) {
+            Ok(waiting) => waiting.into_iter().for_each(|(stream, peer)| self.let_in(stream, peer)),
+            Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
         }
     }
 }
@@ -261,6 +316,16 @@ struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    everything_ends: Signal,
+}
+
+/// Who takes the clients that wait at the listening socket of a process that ends.
+#[derive(Clone, Copy, PartialEq)]
+enum Ending {
+    /// It does itself.
+    Alone,
+    /// Another, which has the same socket.
+    Replaced,
 }
 
 /// What a supervisor is told.
@@ -276,15 +341,8 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            everything_ends: signal(SignalKind::from_raw(EVERYTHING_ENDS.as_raw()))?,
         })
-    }
-
-    /// Ctrl-C, and what service managers send.
-    async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 
     /// What a supervisor is told.
@@ -296,17 +354,18 @@ impl Signals {
         }
     }
 
-    /// What ends a process that serves. A terminal's signals go to a supervisor and its workers alike, and it is the
-    /// supervisor that says what they mean.
-    async fn end_of(&mut self, worker: Option<Worker>) {
+    /// What ends a process that serves. A terminal's and a service manager's signals may go to a supervisor and its workers
+    /// alike, and it is the supervisor that says what they mean.
+    async fn end_of(&mut self, worker: Option<Worker>) -> Ending {
         match worker {
-            Some(_) => {
-                self.terminate.recv().await;
-            }
+            Some(_) => tokio::select! {
+                _ = self.terminate.recv() => Ending::Replaced,
+                _ = self.everything_ends.recv() => Ending::Alone,
+            },
             None => tokio::select! {
-                _ = self.interrupt.recv() => {}
-                _ = self.terminate.recv() => {}
-                _ = self.hangup.recv() => {}
+                _ = self.interrupt.recv() => Ending::Alone,
+                _ = self.terminate.recv() => Ending::Alone,
+                _ = self.hangup.recv() => Ending::Alone,
             },
         }
     }

@@ -133,8 +133,11 @@ async fn no_worker_outlives_its_supervisor() {
     let (mut client, _) = connect(&hub, "ann", "").await;
     hub.kill();
     assert_eq!(next(&mut client).await["type"], "goaway", "even then clients are told");
-    let gone = |id: &u32| !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(*id);
-    block_in_place(|| until("the workers have ended", || workers.iter().all(gone)));
+    block_in_place(|| until("the workers have ended", || workers.iter().all(|&id| has_ended(id))));
+}
+
+fn has_ended(id: u32) -> bool {
+    !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(id)
 }
 
 /// A process that has ended and that nobody has asked about.
@@ -300,6 +303,90 @@ async fn a_signal_ends_a_roll_and_everything_with_it() {
     let during = until_there_are(&hub, 3);
     hub.signal(Signal::SIGTERM);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
-    let gone = |id: &u32| !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(*id);
-    assert!(before.iter().chain(&during).all(gone), "nobody is left");
+    assert!(before.iter().chain(&during).all(|&id| has_ended(id)), "nobody is left");
+}
+
+/// Hubs that take a minute to see off the clients that are returned with them.
+async fn slow_to_end(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Socket>) {
+    let hub = start(redis, &["--workers", workers, "--drain-rate", "1"]);
+    let mut clients = Vec::new();
+    for i in 0..60 {
+        clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
+    }
+    (hub, clients)
+}
+
+/// Waits until connects are refused, rather than left to wait.
+fn until_connects_are_refused(hub: &HubProcess) {
+    let refused = || {
+        let second = Duration::from_secs(1);
+        TcpStream::connect_timeout(&hub.address(), second)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    block_in_place(|| until("connects are refused", refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_ends_refuses_connects() {
+    let redis = block_in_place(RedisServer::start);
+    for workers in ["1", "2"] {
+        let (hub, clients) = slow_to_end(&redis, workers).await;
+        hub.signal(Signal::SIGTERM);
+        until_connects_are_refused(&hub);
+        assert!(!hub.log().contains("ended with"), "its clients are still being told: {}", hub.log());
+        drop((hub, clients));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_without_a_supervisor_take_no_connects_from_the_next() {
+    let redis = block_in_place(RedisServer::start);
+    let (mut hub, clients) = slow_to_end(&redis, "2").await;
+    let workers = hub.workers();
+    hub.kill();
+    until_connects_are_refused(&hub);
+    assert!(workers.iter().all(|&id| !has_ended(id)), "they still see their clients off");
+    drop(clients);
+    workers.iter().for_each(|&id| HubProcess::signal_to(id, Signal::SIGKILL));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_during_a_roll_is_started_again_at_once() {
+    let redis = block_in_place(RedisServer::start);
+    let (hub, _clients) = slow_to_end(&redis, "2").await;
+    let before = until_there_are(&hub, 2);
+    hub.signal(Signal::SIGHUP);
+    until_there_are(&hub, 3);
+    HubProcess::signal_to(before[1], Signal::SIGKILL);
+    let again = || starts_of(&hub, 1) == 2;
+    block_in_place(|| until("it is started again", again));
+    assert!(!hub.log().contains("drained"), "the roll has not gone on: {}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_twice_to_end_still_sees_its_clients_off() {
+    let redis = block_in_place(RedisServer::start);
+    let hub = start(&redis, &["--workers", "2", "--drain-rate", "20"]);
+    let mut clients = Vec::new();
+    for i in 0..40 {
+        clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
+    }
+    let before = until_there_are(&hub, 2);
+    let told = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
+    told(before[0]);
+    block_in_place(|| until("it ends, and another takes its place", || hub.log().contains("it was told to end")));
+    told(before[0]);
+    block_in_place(|| until("it has ended", || hub.log().contains("drained: it ended with exit code 0")));
+    told(before[1]);
+    for socket in &mut clients {
+        assert_eq!(next(socket).await["type"], "goaway");
+        assert_eq!(close_code(socket).await, 1012);
+    }
+    block_in_place(|| until("both have others in their places", || starts_of(&hub, 0) == 2 && starts_of(&hub, 1) == 2));
+}
+
+/// How often a worker was started.
+fn starts_of(hub: &HubProcess, worker: usize) -> usize {
+    let name = format!("worker={worker} ");
+    hub.log().lines().filter(|line| line.contains("started") && line.contains(&name)).count()
 }

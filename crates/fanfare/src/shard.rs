@@ -58,7 +58,7 @@ pub(crate) struct ShardHandle {
     awake: AtomicBool,
     pub(crate) open: AtomicUsize,
     pub(crate) overdue: AtomicUsize,
-    /// Clients that are still to be told to go.
+    /// Clients that could be told to go by the next wave.
     pub(crate) leaving: AtomicUsize,
 }
 
@@ -154,8 +154,8 @@ struct Draining {
     /// Who has still to be told; not before it was served up to here, so that nobody leaves without what was published.
     leaving: Vec<Slot>,
     head: u64,
-    /// How many may be told now.
-    wave: usize,
+    /// How many may be told now, until it is known that no more can be.
+    wave: Option<usize>,
 }
 
 impl ShardHandle {
@@ -307,7 +307,7 @@ impl Shard {
                 Command::Drain { reason, until_ms } => self.drain(reason, until_ms, now),
                 Command::SeeOff(wave) => {
                     if let Some(draining) = &mut self.draining {
-                        draining.wave = wave;
+                        draining.wave = Some(wave);
                     }
                 }
             }
@@ -402,37 +402,35 @@ impl Shard {
     }
 
     fn drain(&mut self, reason: String, until_ms: u64, now: Now) {
-        let leaving = self.roster.slots().collect();
+        let leaving: Vec<_> = self.roster.slots().collect();
+        self.handle.leaving.store(leaving.len(), Ordering::Relaxed);
         let from_ms = now.mono_ms + LINGER_MS;
-        self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.roster.head(), wave: 0 });
-        self.count_leaving();
+        self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.roster.head(), wave: None });
     }
 
-    /// Tells those of this wave to go who have what was published before the end.
+    /// Tells those of this wave to go who have what was published before the end, and counts who else could be told.
     fn see_off(&mut self, now: Now) {
-        let Some(draining) = &mut self.draining else { return };
-        if draining.wave == 0 {
-            return;
-        }
-        let (roster, wave) = (&mut self.roster, &mut draining.wave);
-        draining.leaving.retain(|&slot| {
+        let Some(Draining { wave, leaving, head, reason, .. }) = &mut self.draining else { return };
+        let Some(mut left) = *wave else { return };
+        let (roster, mut waiting) = (&mut self.roster, 0);
+        leaving.retain(|&slot| {
             let Some(session) = roster.session(slot).filter(|session| session.is_open()) else { return false };
-            let served = session.behind().is_none_or(|cursor| cursor >= draining.head);
-            if *wave == 0 || !served {
+            if session.behind().is_some_and(|cursor| cursor < *head) {
                 return true;
             }
-            *wave -= 1;
+            if left == 0 {
+                waiting += 1;
+                return true;
+            }
+            left -= 1;
             // Spread over two seconds, so that who comes next is not met by all at once.
             let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
-            roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, &draining.reason, now);
+            roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
             false
         });
-        self.count_leaving();
-    }
-
-    fn count_leaving(&self) {
-        let leaving = self.draining.as_ref().map_or(0, |draining| draining.leaving.len());
-        self.handle.leaving.store(leaving, Ordering::Relaxed);
+        *wave = (left > 0).then_some(left);
+        // Whoever can't be told yet must not take the other shards' share of a wave.
+        self.handle.leaving.store(waiting, Ordering::Relaxed);
     }
 
     fn react(&mut self, event: &Event, now: Now) {

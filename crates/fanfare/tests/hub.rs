@@ -266,6 +266,32 @@ async fn shutdown_tells_everyone_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_that_read_slowly_do_not_keep_others_from_being_told_to_go() {
+    let server = serve(Config { shards: 2, drain_rate: 10, ..Config::default() }).await;
+    let mut slow = [server.connect_narrowly("slow").await, server.connect_narrowly("slow").await];
+    // Each shard has one of either kind.
+    let mut quick = [server.connect("quick", "").await.0, server.connect("quick", "").await.0];
+    for n in 1..=4_000 {
+        server.publish(n, 4_000, Audience::User("slow".into())).await;
+    }
+    let hub = server.hub.clone();
+    let ending = tokio::spawn(async move { hub.shutdown(PATIENCE).await });
+    for socket in &mut quick {
+        assert_eq!(next(socket).await["type"], "goaway");
+        assert_eq!(u16::from(close(socket).await.code), CloseCode::Restart.number());
+    }
+    for socket in &mut slow {
+        for n in 1..=4_000 {
+            assert_eq!(next(socket).await["data"]["n"], n, "nobody leaves without what was published");
+        }
+        assert_eq!(next(socket).await["type"], "goaway");
+        assert_eq!(u16::from(close(socket).await.code), CloseCode::Restart.number());
+    }
+    drop((slow, quick));
+    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the hub ends once all have left").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_can_be_disconnected() {
     let server = serve(Config::default()).await;
     let (mut ann, _) = server.connect("ann", "").await;

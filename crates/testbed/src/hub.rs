@@ -41,13 +41,14 @@ impl HubProcess {
         Self { address, process: Process::start(&mut command), home }
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts it, and waits until it is ready, with all of its workers.
     pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut hub = Self::launch(program, arguments, environment);
+        let several = arguments.windows(2).any(|pair| pair[0] == "--workers" && pair[1] != "1");
         until("the hub is ready", || {
             let ended = hub.process.has_ended();
             assert_eq!(ended, None, "the hub ended: {}", hub.log());
-            hub.is_ready()
+            hub.is_ready() && (!several || hub.log().contains("all workers are ready"))
         });
         hub
     }

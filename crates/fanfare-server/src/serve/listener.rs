@@ -5,18 +5,17 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Clients that come all at once, as after a restart, wait here for their turn. The kernel may allow fewer.
 const BACKLOG: i32 = 4096;
 
 /// Listens at an address. The error says what is in the way, and what to do.
 pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = open(address, false).and_then(|socket| TcpListener::from_std(socket.into()));
-    listener.map_err(|error| explain(address, error))
+    open(address, false).and_then(listen).map_err(|error| explain(address, error))
 }
 
-/// Opens a socket that listens at an address beside others of this user's.
+/// Opens a socket for an address that others of this user's may share. Until it listens, it gets no clients.
 pub(super) fn open_shared(address: SocketAddr) -> anyhow::Result<Socket> {
     open(address, true).map_err(|error| explain(address, error))
 }
@@ -35,8 +34,31 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// Takes clients at a socket, whether it listened before or not.
+pub(super) fn listen(socket: Socket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Whoever waits at a listening socket that is about to be closed.
+pub(super) fn those_who_wait(listener: TcpListener) -> io::Result<Vec<(TcpStream, SocketAddr)>> {
+    let listener = listener.into_std()?;
+    let mut waiting = Vec::new();
+    for _ in 0..BACKLOG {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                waiting.push((TcpStream::from_std(stream)?, peer));
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            // Nobody, or the system gives no more.
+            Err(_) => break,
+        }
+    }
+    Ok(waiting)
 }
 
 fn advice(address: SocketAddr, error: &io::Error) -> String {

@@ -2,14 +2,14 @@
 //!
 //! Each worker has a listening socket of its own (SO_REUSEPORT), which the supervisor opened and keeps: clients that wait
 //! in its queue outlive the worker, and its replacement takes them. A worker that fails again and again has its socket
-//! closed until it is started again, so that the kernel gives its share of the clients to the others meanwhile.
+//! closed until it is ready again, so that the kernel gives its share of the clients to the others meanwhile.
 
 use super::{
-    Signals, Told, listener,
-    worker::{READY, WORKER},
+    LONGEST_REQUESTS, Signals, Told, listener,
+    worker::{EVERYTHING_ENDS, WORKER, Word},
 };
 use crate::settings::Settings;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::Socket;
 use std::{
@@ -24,7 +24,8 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     select,
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// How long to wait before a worker that died is started again: at first, and at most.
@@ -40,10 +41,10 @@ const FAILURES: u32 = 3;
 /// How long a worker may take to be ready.
 const READINESS: Duration = Duration::from_secs(60);
 
-/// How much longer than it may drain a worker may take to end.
+/// How much longer than it said a worker may take to end.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// What a worker's process inherits beside the environment.
+/// The workers' processes and sockets.
 pub(super) struct Supervisor<'a> {
     settings: &'a Settings,
     address: SocketAddr,
@@ -52,136 +53,164 @@ pub(super) struct Supervisor<'a> {
     /// The secret of this run, if one was made for it.
     secret: Option<String>,
     seats: Vec<Seat>,
-    /// Workers that drain, and whose seat another has.
-    leaving: Vec<Running>,
+    processes: Vec<Process>,
+    /// Processes started so far: the name of the next one.
+    started: u64,
+    roll: Option<Roll>,
+    /// Another roll was asked for during this one.
+    again: bool,
+    /// All workers have been ready once.
+    complete: bool,
+    tell: UnboundedSender<(u64, Word)>,
+    words: UnboundedReceiver<(u64, Word)>,
 }
 
-/// One of the workers, and the socket that stays while it is replaced.
+/// The place of one worker, which stays while its processes come and go.
 struct Seat {
-    index: usize,
     socket: Option<Socket>,
-    running: Option<Running>,
     failures: u32,
-    /// When it is to be started again.
+    /// When a process is to be started for it.
     due: Option<Instant>,
 }
 
-struct Running {
+/// A worker's process.
+struct Process {
+    id: u64,
+    seat: usize,
     child: Child,
     pid: Pid,
+    state: State,
     since: Instant,
+    /// When it is killed, if nothing changes before.
+    limit: Option<Instant>,
+    /// How long it takes at most to end by itself.
+    patience: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Starting,
+    Ready,
+    Leaving,
+}
+
+/// The replacement of all workers, one at a time.
+struct Roll {
+    seat: usize,
+    /// The seat's new process. Those before it have to go once it is ready.
+    id: u64,
+    ready: bool,
 }
 
 /// What the supervisor has to see to next.
 enum Event {
+    /// A process, by its place in the list.
     Ended(usize, ExitStatus),
+    Overdue(usize),
+    Said(u64, Word),
+    /// A seat.
     Due(usize),
-    Stop,
-    Replace,
+    Told(Told),
 }
 
 impl<'a> Supervisor<'a> {
     pub(super) fn new(settings: &'a Settings, workers: usize, secret: Option<String>) -> anyhow::Result<Self> {
         let first = listener::open_shared(settings.listen)?;
         let address = first.local_addr()?.as_socket().context("the listener has no address")?;
-        let mut seats = vec![Seat::new(0, first)];
-        for index in 1..workers {
+        let mut seats = vec![Seat::new(first)];
+        for _ in 1..workers {
             // With port 0 the others share the one that the first was given.
-            seats.push(Seat::new(index, listener::open_shared(address)?));
+            seats.push(Seat::new(listener::open_shared(address)?));
         }
         // Asked later, the system would name the file that this process was started from, even if it is gone.
         let program = env::current_exe().context("the program does not find itself")?;
-        Ok(Self { settings, address, program, secret, seats, leaving: Vec::new() })
+        let (tell, words) = unbounded_channel();
+        Ok(Self {
+            settings,
+            address,
+            program,
+            secret,
+            seats,
+            processes: Vec::new(),
+            started: 0,
+            roll: None,
+            again: false,
+            complete: false,
+            tell,
+            words,
+        })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Starts the workers; says how the first one fails, if it does, because the others would too.
-    pub(super) async fn start(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
-        for index in 0..self.seats.len() {
-            let started = select! {
-                started = self.bring_up(index) => started?,
-                () = signals.stop() => bail!("ended while the workers started"),
-            };
-            if let Err(status) = started {
-                self.end(signals).await?;
-                bail!("worker {index} {} before it was ready; it said why", describe(status));
-            }
-        }
-        tracing::info!(workers = self.seats.len(), "all workers are ready");
-        Ok(())
-    }
-
-    /// Keeps them alive until a signal.
-    pub(super) async fn run(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
+    /// Starts the first worker and waits until it is ready. Returns whether to go on.
+    ///
+    /// # Errors
+    /// If it ends instead, because the others would too.
+    pub(super) async fn start(&mut self, signals: &mut Signals) -> anyhow::Result<bool> {
+        self.launch(0)?;
         loop {
             match self.next(signals).await {
-                Event::Ended(index, status) => self.note_end(index, status),
-                Event::Due(index) => {
-                    self.seats[index].due = None;
-                    if let Err(error) = self.launch(index) {
-                        tracing::error!(worker = index, "it can't be started: {error:#}");
-                        self.seats[index].fail();
-                    }
+                Event::Ended(place, status) => {
+                    self.processes.remove(place);
+                    bail!("worker 0 {} before it was ready; it said why", describe(status));
                 }
-                Event::Replace => {
-                    if !self.replace_all(signals).await? {
-                        return Ok(());
-                    }
+                Event::Said(id, Word::Ready { patience }) => {
+                    self.note_ready(id, patience);
+                    return Ok(true);
                 }
-                Event::Stop => return Ok(()),
+                Event::Overdue(place) => self.processes[place].kill_overdue(),
+                Event::Told(Told::Stop) => return Ok(false),
+                Event::Said(_, Word::Ending) | Event::Due(_) | Event::Told(Told::Replace) => {}
+            }
+        }
+    }
+
+    /// Starts the other workers, and keeps all alive until a signal.
+    pub(super) async fn run(&mut self, signals: &mut Signals) {
+        for seat in 1..self.seats.len() {
+            self.launch_or_retry(seat);
+        }
+        loop {
+            match self.next(signals).await {
+                Event::Ended(place, status) => self.note_end(place, status),
+                Event::Overdue(place) => self.processes[place].kill_overdue(),
+                Event::Said(id, Word::Ready { patience }) => self.note_ready(id, patience),
+                Event::Said(id, Word::Ending) => self.note_ending(id),
+                Event::Due(seat) => self.launch_or_retry(seat),
+                Event::Told(Told::Replace) => self.replace_all(),
+                Event::Told(Told::Stop) => return,
             }
         }
     }
 
     async fn next(&mut self, signals: &mut Signals) -> Event {
-        let due = self.seats.iter().filter_map(|seat| Some((seat.due?, seat.index))).min();
-        let wait = async {
-            match due {
-                Some((at, index)) => {
+        let seats = self.seats.iter().enumerate().filter_map(|(i, seat)| Some((seat.due?, Event::Due(i))));
+        let limits = self.processes.iter().enumerate();
+        let limits = limits.filter_map(|(i, process)| Some((process.limit?, Event::Overdue(i))));
+        let first = seats.chain(limits).min_by_key(|&(at, _)| at);
+        let timer = async {
+            match first {
+                Some((at, event)) => {
                     sleep_until(at).await;
-                    index
+                    event
                 }
                 None => std::future::pending().await,
             }
         };
         select! {
-            (index, status) = any_end(&mut self.seats) => Event::Ended(index, status),
-            index = wait => Event::Due(index),
-            told = signals.next() => match told {
-                Told::Stop => Event::Stop,
-                Told::Replace => Event::Replace,
-            },
+            (place, status) = any_end(&mut self.processes) => Event::Ended(place, status),
+            event = timer => event,
+            // There is always a sender: our own.
+            Some((id, word)) = self.words.recv() => Event::Said(id, word),
+            told = signals.next() => Event::Told(told),
         }
     }
 
-    fn note_end(&mut self, index: usize, status: ExitStatus) {
-        let seat = &mut self.seats[index];
-        let lived = seat.running.take().map_or(Duration::ZERO, |running| running.since.elapsed());
-        if lived >= PROVEN {
-            seat.failures = 0;
-        }
-        let pause = seat.fail();
-        tracing::error!(worker = index, "it {}; starting it again in {} ms", describe(status), pause.as_millis());
-    }
-
-    /// Starts a worker and waits until it is ready, or has ended.
-    async fn bring_up(&mut self, index: usize) -> anyhow::Result<Result<(), ExitStatus>> {
-        let ready = self.launch(index)?;
-        let running = self.seats[index].running.as_mut().context("it was just started")?;
-        select! {
-            () = ready => Ok(Ok(())),
-            status = running.child.wait() => {
-                self.seats[index].running = None;
-                Ok(Err(status?))
-            }
-        }
-    }
-
-    /// Starts a worker's process. What is returned ends once it is ready, and says so.
-    fn launch(&mut self, index: usize) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    /// Starts a seat's process. What it says is heard by [`Self::next`].
+    fn launch(&mut self, index: usize) -> anyhow::Result<u64> {
         let address = self.address;
         let seat = &mut self.seats[index];
         let socket = match &seat.socket {
@@ -196,144 +225,186 @@ impl<'a> Supervisor<'a> {
         }
         command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::piped());
         let mut child = command.spawn().context("the system starts no process")?;
-        let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("it has no process id")?;
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("it has no process id")?;
         let said = child.stdout.take().context("its output is not there")?;
-        seat.running = Some(Running { child, pid: id, since: Instant::now() });
-        tracing::info!(worker = index, pid = id.as_raw_pid(), "started");
-        let (ready, heard) = tokio::sync::oneshot::channel();
+        tracing::info!(worker = index, pid = pid.as_raw_pid(), "started");
+        let (id, now) = (self.started, Instant::now());
+        self.started += 1;
+        self.processes.push(Process {
+            id,
+            seat: index,
+            child,
+            pid,
+            state: State::Starting,
+            since: now,
+            limit: Some(now + READINESS),
+            patience: self.settings.drain_timeout.max(LONGEST_REQUESTS),
+        });
+        let tell = self.tell.clone();
         tokio::spawn(async move {
             let mut lines = BufReader::new(said).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                if line == READY {
-                    tracing::info!(worker = index, pid = id.as_raw_pid(), "ready");
-                    // Who started it may not be waiting.
-                    let _ = ready.send(());
-                    break;
+                if let Some(word) = Word::read(&line) {
+                    // A supervisor that ends does not listen any more.
+                    let _ = tell.send((id, word));
                 }
             }
         });
-        Ok(async move {
-            if heard.await.is_err() {
-                // It ended instead, which is seen elsewhere.
-                std::future::pending::<()>().await;
-            }
-        })
+        Ok(id)
     }
 
-    /// Replaces the workers one at a time: the next one's replacement is started once the last one's clients have gone.
-    /// Returns whether to go on.
-    async fn replace_all(&mut self, signals: &mut Signals) -> anyhow::Result<bool> {
-        tracing::info!("replacing the workers, one at a time");
-        for index in 0..self.seats.len() {
-            let old = self.seats[index].running.take();
-            self.seats[index].due = None;
-            let started = select! {
-                started = timeout(READINESS, self.bring_up(index)) => started,
-                () = signals.stop() => {
-                    self.leave_to(index, old).await;
-                    return Ok(false);
-                }
-            };
-            match started {
-                Ok(Ok(Ok(()))) => {}
-                failed => {
-                    let why = match failed {
-                        Ok(Ok(Err(status))) => describe(status),
-                        Ok(Err(error)) => format!("can't be started: {error:#}"),
-                        _ => format!("was not ready within {} s", READINESS.as_secs()),
-                    };
-                    tracing::error!(worker = index, "its replacement {why}; the workers stay as they are");
-                    self.leave_to(index, old).await;
-                    return Ok(true);
-                }
-            }
-            if let Some(old) = old
-                && !self.see_off(index, old, signals).await
-            {
-                return Ok(false);
-            }
-            self.seats[index].failures = 0;
-        }
-        tracing::info!("all workers are replaced");
-        Ok(true)
-    }
-
-    /// Gives a seat back to the one that was to be replaced.
-    async fn leave_to(&mut self, index: usize, old: Option<Running>) {
-        if let Some(mut new) = std::mem::replace(&mut self.seats[index].running, old) {
-            // One that has ended already is what was wanted.
-            let _ = new.child.kill().await;
-        }
-        if self.seats[index].running.is_none() {
+    fn launch_or_retry(&mut self, index: usize) {
+        self.seats[index].due = None;
+        if let Err(error) = self.launch(index) {
+            tracing::error!(worker = index, "it can't be started: {error:#}");
             self.seats[index].fail();
         }
     }
 
-    /// Waits until a worker's clients have gone. Returns whether to go on.
-    async fn see_off(&mut self, index: usize, mut old: Running, signals: &mut Signals) -> bool {
-        old.tell(Signal::TERM);
-        let limit = self.settings.drain_timeout + MARGIN;
-        let ended = select! {
-            ended = timeout(limit, old.child.wait()) => ended,
-            () = signals.stop() => {
-                self.leaving.push(old);
-                return false;
+    fn note_ready(&mut self, id: u64, patience: Duration) {
+        let Some(process) = self.processes.iter_mut().find(|process| process.id == id) else { return };
+        if process.state != State::Starting {
+            return;
+        }
+        (process.state, process.limit, process.patience) = (State::Ready, None, patience);
+        tracing::info!(worker = process.seat, pid = process.pid.as_raw_pid(), "ready");
+        let ready = self.processes.iter().filter(|process| process.state == State::Ready).count();
+        if ready == self.seats.len() && !std::mem::replace(&mut self.complete, true) {
+            tracing::info!(workers = ready, "all workers are ready");
+        }
+        if let Some(roll) = self.roll.as_mut().filter(|roll| roll.id == id) {
+            roll.ready = true;
+            let seat = roll.seat;
+            self.seats[seat].failures = 0;
+            for old in self.processes.iter_mut().filter(|process| process.seat == seat && process.id < id) {
+                old.leave(Signal::TERM);
             }
-        };
-        match ended {
-            Ok(_) => tracing::info!(worker = index, pid = old.pid.as_raw_pid(), "drained"),
-            Err(_) => {
-                tracing::warn!(worker = index, pid = old.pid.as_raw_pid(), "it did not end in time, and is killed");
-                let _ = old.child.kill().await;
+            self.go_on_with_roll();
+        }
+    }
+
+    /// Starts another in the place of one that somebody else told to end: it takes nobody in any more.
+    fn note_ending(&mut self, id: u64) {
+        let Some(process) = self.processes.iter_mut().find(|process| process.id == id) else { return };
+        if process.state == State::Leaving {
+            return;
+        }
+        (process.state, process.limit) = (State::Leaving, Some(Instant::now() + process.patience + MARGIN));
+        let (seat, pid) = (process.seat, process.pid.as_raw_pid());
+        if !self.is_taken(seat) {
+            tracing::info!(worker = seat, pid, "it was told to end; starting another");
+            self.seats[seat].due = Some(Instant::now() + SOON);
+        }
+    }
+
+    fn note_end(&mut self, place: usize, status: ExitStatus) {
+        let process = self.processes.remove(place);
+        let (index, pid, how) = (process.seat, process.pid.as_raw_pid(), describe(status));
+        let taken = self.is_taken(index);
+        let seat = &mut self.seats[index];
+        if self.roll.as_ref().is_some_and(|roll| roll.id == process.id && !roll.ready) {
+            tracing::error!(worker = index, pid, "its replacement {how}; the workers stay as they are");
+            self.stop_roll();
+        } else if process.state == State::Leaving {
+            tracing::info!(worker = index, pid, "drained: it {how}");
+        } else if taken {
+            tracing::error!(worker = index, pid, "it {how}; its replacement takes its place");
+        } else {
+            if process.since.elapsed() >= PROVEN {
+                seat.failures = 0;
+            }
+            let pause = seat.fail();
+            tracing::error!(worker = index, pid, "it {how}; starting it again in {} ms", pause.as_millis());
+        }
+        self.go_on_with_roll();
+    }
+
+    /// Replaces the workers one at a time: the next one's replacement is started once the last one's clients have gone.
+    fn replace_all(&mut self) {
+        if self.roll.is_some() {
+            tracing::info!("the workers are being replaced; that is done once more afterwards");
+            self.again = true;
+            return;
+        }
+        tracing::info!("replacing the workers, one at a time");
+        self.replace(0);
+    }
+
+    fn replace(&mut self, seat: usize) {
+        self.seats[seat].due = None;
+        match self.launch(seat) {
+            Ok(id) => self.roll = Some(Roll { seat, id, ready: false }),
+            Err(error) => {
+                tracing::error!(
+                    worker = seat,
+                    "its replacement can't be started: {error:#}; the workers stay as they are"
+                );
+                self.roll = Some(Roll { seat, id: self.started, ready: false });
+                self.stop_roll();
             }
         }
-        true
+    }
+
+    fn stop_roll(&mut self) {
+        self.again = false;
+        if let Some(Roll { seat, .. }) = self.roll.take()
+            && !self.is_taken(seat)
+        {
+            self.seats[seat].fail();
+        }
+    }
+
+    /// Turns to the next worker once the last one's clients have gone.
+    fn go_on_with_roll(&mut self) {
+        let Some(Roll { seat, id, ready }) = self.roll else { return };
+        if !ready || self.processes.iter().any(|process| process.seat == seat && process.id < id) {
+            return;
+        }
+        self.roll = None;
+        if seat + 1 < self.seats.len() {
+            return self.replace(seat + 1);
+        }
+        tracing::info!("all workers are replaced");
+        if std::mem::take(&mut self.again) {
+            self.replace_all();
+        }
+    }
+
+    /// Whether a process has the seat, and stays.
+    fn is_taken(&self, seat: usize) -> bool {
+        self.processes.iter().any(|process| process.seat == seat && process.state != State::Leaving)
     }
 
     /// Ends all workers. A second signal ends them at once, which is an error.
     pub(super) async fn end(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
-        let mut forced = false;
-        let tell = |seats: &[Seat], signal| {
-            seats.iter().filter_map(|seat| seat.running.as_ref()).for_each(|running| running.tell(signal));
-        };
-        // Those that drain already would take another signal for impatience.
-        tell(&self.seats, Signal::TERM);
-        let next_seat = self.seats.len();
-        for (i, running) in self.leaving.drain(..).enumerate() {
-            self.seats.push(Seat {
-                index: next_seat + i,
-                socket: None,
-                running: Some(running),
-                failures: 0,
-                due: None,
-            });
+        // Whoever comes now is refused at once, once the workers have closed theirs too.
+        self.seats.clear();
+        for process in &mut self.processes {
+            process.leave(EVERYTHING_ENDS);
         }
-        let mut deadline = Instant::now() + self.settings.drain_timeout + MARGIN;
-        while self.seats.iter().any(|seat| seat.running.is_some()) {
-            select! {
-                (index, status) = any_end(&mut self.seats) => {
-                    self.seats[index].running = None;
-                    tracing::info!(worker = index, "it {}", describe(status));
+        let mut forced = false;
+        while !self.processes.is_empty() {
+            match self.next(signals).await {
+                Event::Ended(place, status) => {
+                    let process = self.processes.remove(place);
+                    tracing::info!(worker = process.seat, pid = process.pid.as_raw_pid(), "it {}", describe(status));
                 }
-                () = signals.stop() => {
+                Event::Overdue(place) => self.processes[place].kill_overdue(),
+                Event::Told(Told::Stop) => {
                     forced = true;
-                    tell(&self.seats, Signal::KILL);
+                    self.processes.iter().for_each(|process| process.tell(Signal::KILL));
                 }
-                () = sleep_until(deadline) => {
-                    tracing::warn!("some workers did not end in time, and are killed");
-                    tell(&self.seats, Signal::KILL);
-                    deadline += MARGIN;
-                }
+                Event::Said(..) | Event::Due(_) | Event::Told(Told::Replace) => {}
             }
         }
-        anyhow::ensure!(!forced, "ended at once, as a second signal asked");
+        ensure!(!forced, "ended at once, as a second signal asked");
         Ok(())
     }
 }
 
 impl Seat {
-    fn new(index: usize, socket: Socket) -> Self {
-        Self { index, socket: Some(socket), running: None, failures: 0, due: None }
+    fn new(socket: Socket) -> Self {
+        Self { socket: Some(socket), failures: 0, due: None }
     }
 
     /// Notes a failure, and when to try again. Returns how long that is.
@@ -348,28 +419,45 @@ impl Seat {
     }
 }
 
-impl Running {
+impl Process {
     fn tell(&self, signal: Signal) {
         // One that has ended already needs no telling.
         let _ = kill_process(self.pid, signal);
     }
+
+    /// Tells it to end by itself.
+    fn leave(&mut self, signal: Signal) {
+        self.tell(signal);
+        if self.state != State::Leaving {
+            (self.state, self.limit) = (State::Leaving, Some(Instant::now() + self.patience + MARGIN));
+        }
+    }
+
+    fn kill_overdue(&mut self) {
+        let late = match self.state {
+            State::Starting => format!("was not ready within {} s", READINESS.as_secs()),
+            State::Ready | State::Leaving => "did not end in time".to_owned(),
+        };
+        tracing::error!(worker = self.seat, pid = self.pid.as_raw_pid(), "it {late}, and is killed");
+        self.limit = None;
+        self.tell(Signal::KILL);
+    }
 }
 
-/// Waits for the end of any worker.
-async fn any_end(seats: &mut [Seat]) -> (usize, ExitStatus) {
-    let ends = seats.iter_mut().filter_map(|seat| {
-        let (index, running) = (seat.index, seat.running.as_mut()?);
-        Some(Box::pin(async move {
+/// Waits for the end of any process.
+async fn any_end(processes: &mut [Process]) -> (usize, ExitStatus) {
+    let ends = processes.iter_mut().enumerate().map(|(place, process)| {
+        Box::pin(async move {
             loop {
-                match running.child.wait().await {
-                    Ok(status) => return (index, status),
+                match process.child.wait().await {
+                    Ok(status) => return (place, status),
                     Err(error) => {
-                        tracing::error!(worker = index, %error, "its end can't be waited for");
+                        tracing::error!(worker = process.seat, %error, "its end can't be waited for");
                         sleep(LATER).await;
                     }
                 }
             }
-        }))
+        })
     });
     let ends: Vec<_> = ends.collect();
     if ends.is_empty() {

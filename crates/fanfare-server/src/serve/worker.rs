@@ -1,20 +1,35 @@
-//! A worker's side of the supervisor: what it is given, and how it says that it is ready.
+//! A worker's side of the supervisor: what it is given, and what it says.
 
+use super::listener;
 use anyhow::Context;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-use socket2::Socket;
+use rustix::{
+    process::{Pid, Signal, getppid, set_parent_process_death_signal},
+    stdio::dup2_stdin,
+};
 use std::{
     env,
+    fs::File,
     io::{self, Write},
     os::fd::AsFd,
+    time::Duration,
 };
 use tokio::net::TcpListener;
 
 /// Says which worker a process is, and whose.
 pub(super) const WORKER: &str = "_FANFARE_WORKER";
 
-/// What a ready worker writes to its standard output.
-pub(super) const READY: &str = "ready";
+/// Tells a worker to end when no other takes the clients that wait at its socket: all end, or the supervisor has. SIGTERM
+/// tells one that is replaced.
+pub(super) const EVERYTHING_ENDS: Signal = Signal::USR1;
+
+/// What a worker says to its supervisor: lines of its standard output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Word {
+    /// It serves. Told to end, it takes no longer than this.
+    Ready { patience: Duration },
+    /// It takes nobody in any more.
+    Ending,
+}
 
 /// A process that a supervisor started. Its standard input is its listening socket.
 #[derive(Debug, Clone, Copy)]
@@ -28,22 +43,56 @@ impl Worker {
         let Some(text) = env::var(WORKER).ok() else { return Ok(None) };
         let parsed = text.split_once('/').and_then(|(index, parent)| Some((index.parse().ok()?, parent.parse().ok()?)));
         let (index, parent) = parsed.with_context(|| format!("{WORKER} is for the program's own use"))?;
-        set_parent_process_death_signal(Some(Signal::TERM)).context("the supervisor's end can't be watched")?;
+        set_parent_process_death_signal(Some(EVERYTHING_ENDS)).context("the supervisor's end can't be watched")?;
         // It may have ended before that was in place.
         anyhow::ensure!(getppid() == Pid::from_raw(parent), "the supervisor has ended");
         Ok(Some(Self { index }))
     }
 
-    /// The socket that the supervisor opened. It stays open there, so nobody who waits in its queue is lost with this
-    /// process.
+    /// Listens on the socket that the supervisor opened. It stays open there, so nobody who waits in its queue is lost with
+    /// this process. May be called once.
     pub(super) fn listener() -> anyhow::Result<TcpListener> {
         let socket = io::stdin().as_fd().try_clone_to_owned().context("the listening socket is not there")?;
-        Ok(TcpListener::from_std(Socket::from(socket).into())?)
+        // As the standard input it would stay open until the process has ended, and clients would wait for nobody.
+        dup2_stdin(File::open("/dev/null")?).context("the standard input can't be let go")?;
+        listener::listen(socket.into()).context("the listening socket can't be used")
     }
 
-    /// Tells the supervisor that this worker serves.
-    pub(super) fn say_ready() {
-        // A supervisor that is gone needs no word; its end is noticed otherwise.
-        let _ = writeln!(io::stdout(), "{READY}");
+    /// A supervisor that is gone needs no word; its end is noticed otherwise.
+    pub(super) fn say(word: Word) {
+        let mut out = io::stdout();
+        let _ = writeln!(out, "{}", word.line()).and_then(|()| out.flush());
+    }
+}
+
+impl Word {
+    fn line(self) -> String {
+        match self {
+            Self::Ready { patience } => format!("ready {}", patience.as_millis()),
+            Self::Ending => "ending".to_owned(),
+        }
+    }
+
+    pub(super) fn read(line: &str) -> Option<Self> {
+        match line.split_once(' ') {
+            Some(("ready", ms)) => Some(Self::Ready { patience: Duration::from_millis(ms.parse().ok()?) }),
+            None if line == "ending" => Some(Self::Ending),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_says_is_understood() {
+        for word in [Word::Ready { patience: Duration::from_millis(60_000) }, Word::Ending] {
+            assert_eq!(Word::read(&word.line()), Some(word));
+        }
+        for line in ["", "ready", "ready soon", "ready -1", "ending soon", "hello"] {
+            assert_eq!(Word::read(line), None, "{line}");
+        }
     }
 }
