@@ -108,7 +108,7 @@ fn take(load: &Load, reader: &Reader, place: &mut Place, message: &Value) {
             }
         }
         "gap" => {
-            reader.ledger().gap();
+            reader.ledger().gap(|publisher| load.published[publisher].load(Ordering::Relaxed));
             load.note_gap(message["reason"] == "reset");
         }
         "goaway" => {

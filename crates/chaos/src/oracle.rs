@@ -37,6 +37,8 @@ const EXAMPLES: usize = 3;
 struct Numbers {
     /// The number that comes next; none where anything may come, because a gap was told.
     next: Option<u64>,
+    /// After a gap: the first number that was not asked for yet when it was told. From there on everything has to come.
+    after_gap: u64,
     /// The greatest number read.
     newest: u64,
     /// Skipped, and not read since.
@@ -51,7 +53,7 @@ impl Ledger {
     /// Expects a publisher's numbers, from `next` on.
     pub(crate) fn expect(&mut self, publisher: usize, next: u64, strict: bool) {
         let (missing, recent) = (BTreeSet::new(), BTreeSet::new());
-        let numbers = Numbers { next: Some(next), newest: next - 1, missing, strict, recent };
+        let numbers = Numbers { next: Some(next), after_gap: next, newest: next - 1, missing, strict, recent };
         self.publishers.insert(publisher, numbers);
     }
 
@@ -68,7 +70,7 @@ impl Ledger {
             return;
         }
         match numbers.next {
-            None => {}
+            None => numbers.missing.extend(numbers.after_gap..number),
             Some(next) if number >= next => numbers.missing.extend(next..number),
             Some(next) if numbers.missing.remove(&number) => {
                 self.wrong.reordered += 1;
@@ -96,10 +98,13 @@ impl Ledger {
         std::mem::take(&mut self.examples)
     }
 
-    /// The client was told that history is gone: it reads its state anew, and what follows may repeat or skip.
-    pub(crate) fn gap(&mut self) {
-        for numbers in self.publishers.values_mut() {
+    /// The client was told that history is gone: it reads its state anew, and what follows may repeat or skip what was
+    /// published before; `published` tells how far each publisher had come.
+    pub(crate) fn gap(&mut self, published: impl Fn(usize) -> u64) {
+        for (&publisher, numbers) in &mut self.publishers {
             numbers.next = None;
+            // The next one is under way.
+            numbers.after_gap = published(publisher) + 2;
             numbers.missing.clear();
             numbers.recent.clear();
         }
@@ -206,10 +211,13 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.expect(0, 1, true);
         [1, 2, 5].iter().for_each(|&number| ledger.read(0, number));
-        ledger.gap();
+        ledger.gap(|_| 5);
         [4, 5, 6, 8, 8].iter().for_each(|&number| ledger.read(0, number));
         assert_eq!(ledger.settle(), wrong(1, 1, 0));
         assert_eq!(ledger.newest(0), 8);
+        ledger.gap(|_| 10);
+        [15, 16].iter().for_each(|&number| ledger.read(0, number));
+        assert_eq!(ledger.settle(), wrong(3, 0, 0), "12 to 14 were published after it");
     }
 
     #[test]
@@ -218,7 +226,7 @@ mod tests {
         ledger.expect(0, 1, false);
         [1, 4, 4, 3, 3].iter().for_each(|&number| ledger.read(0, number));
         assert_eq!(ledger.settle(), Wrong { late: 1, ..wrong(0, 2, 0) });
-        ledger.gap();
+        ledger.gap(|_| 8);
         [8, 6, 6].iter().for_each(|&number| ledger.read(0, number));
         assert_eq!(ledger.settle(), Wrong { late: 1, ..wrong(0, 1, 0) });
     }
