@@ -92,6 +92,7 @@ impl World {
             limits: LIMITS,
             frames_per_second,
             max_topics: 2,
+            warn_ms: 5_000,
             echo: false,
         };
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };

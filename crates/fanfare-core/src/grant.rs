@@ -16,6 +16,10 @@ pub struct Grant {
     pub admin: bool,
     /// When the token ends, in seconds since 1970-01-01T00:00:00Z, from the claim `exp`.
     pub expires_at: Option<u64>,
+    /// When the token was issued, in seconds since 1970-01-01T00:00:00Z, from the claim `iat`.
+    pub issued_at: Option<u64>,
+    /// The token's own id, from the claim `jti`: the first 64 bits of its SHA-256.
+    pub token: Option<u64>,
 }
 
 impl Grant {

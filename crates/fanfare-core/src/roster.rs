@@ -4,7 +4,7 @@
 //! that are ready; every session is served by the same walk, whether it is live, slow or comes back.
 
 use crate::{
-    Audience, CloseCode, ConnectionId, Grant, Position,
+    Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
     session::{Arrival, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, Tally},
     time::Now,
     window::{Entry, Start, Viewer, Window},
@@ -273,6 +273,21 @@ impl Roster {
         let slots: Vec<Slot> = self.users.get(user).map_or_else(Vec::new, |members| members.iter().collect());
         for &slot in &slots {
             self.close(slot, code, reason, now);
+        }
+        slots.len()
+    }
+
+    /// Closes every connection whose token is no longer believed. Returns how many there were.
+    pub fn revoke(&mut self, revocation: &Revocation, reason: &str, now: Now) -> usize {
+        let concerned = |slot: &Slot| {
+            self.session(*slot).is_some_and(|session| session.is_open() && session.is_concerned_by(revocation))
+        };
+        let slots: Vec<Slot> = match revocation {
+            Revocation::User { user, .. } => self.slots_of(user).filter(concerned).collect(),
+            Revocation::Token { .. } | Revocation::Everyone { .. } => self.slots().filter(concerned).collect(),
+        };
+        for &slot in &slots {
+            self.close(slot, CloseCode::Policy, reason, now);
         }
         slots.len()
     }

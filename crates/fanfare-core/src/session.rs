@@ -4,7 +4,7 @@
 //! that says how many it took.
 
 use crate::{
-    CloseCode, ConnectionId, Grant, Position,
+    CloseCode, ConnectionId, Grant, Position, Revocation,
     audience::{MAX_TOPIC_BYTES, TopicError, check_topic},
     time::Now,
     window::{Entry, Start, Viewer},
@@ -41,6 +41,8 @@ pub struct Settings {
     pub frames_per_second: u32,
     /// How many topics a client may hold.
     pub max_topics: usize,
+    /// How many milliseconds before its token ends a client is told; half of what is left, if that is less.
+    pub warn_ms: u64,
     /// For conformance tests: sends each text or binary message back instead of reading it.
     pub echo: bool,
 }
@@ -72,6 +74,10 @@ pub struct Tally {
     pub limit_bytes: u64,
     /// Topics or tokens refused.
     pub forbidden: u64,
+    /// Clients told that their token ends soon.
+    pub tokens_expiring: u64,
+    /// Clients closed because their token had ended.
+    pub tokens_expired: u64,
 }
 
 /// Why a token shown in band was refused.
@@ -215,6 +221,7 @@ pub struct Session {
     due_ms: u64,
     /// When the client's frames so far would have been all right at its rate, in microseconds.
     pace_us: u64,
+    token: Token,
     state: State,
     ended: Option<CloseCode>,
     behind: bool,
@@ -230,6 +237,16 @@ enum State {
     Deaf,
     /// Nothing more will be read; what waits is still to be sent.
     Closed,
+}
+
+/// What is kept of the token that a session was last shown. Times are in the monotonic milliseconds of [`Now`].
+#[derive(Debug)]
+struct Token {
+    id: Option<u64>,
+    issued_at: Option<u64>,
+    /// When something is to be done about its end: to tell the client, and then to close.
+    due_ms: u64,
+    ends_ms: u64,
 }
 
 #[derive(Debug)]
@@ -290,6 +307,7 @@ impl Session {
             heard_ms: ctx.now.mono_ms,
             due_ms: ctx.now.mono_ms + ctx.settings.heartbeat_ms,
             pace_us: 0,
+            token: Token::of(grant, ctx),
             state: State::Open,
             ended: None,
             behind: false,
@@ -315,6 +333,11 @@ impl Session {
     /// What it may see.
     pub fn viewer(&self) -> Viewer<'_> {
         Viewer { user: &self.user, connection: self.connection(), topics: self.topics() }
+    }
+
+    /// Whether a revocation concerns the token that it was last shown.
+    pub fn is_concerned_by(&self, revocation: &Revocation) -> bool {
+        revocation.covers(&self.user, self.token.id, self.token.issued_at)
     }
 
     /// Whether it takes events.
@@ -471,7 +494,10 @@ impl Session {
             Ok((Incoming::Ping, _)) => self.say(Outgoing::Pong, ctx),
             Ok((Incoming::Subscribe { topic }, id)) => effects.extend(self.subscribe(&topic, id.as_deref(), ctx)),
             Ok((Incoming::Unsubscribe { topic }, id)) => effects.extend(self.unsubscribe(&topic, id.as_deref(), ctx)),
-            Ok((Incoming::Auth { token }, id)) => self.authenticate(&token, id.as_deref(), ctx),
+            Ok((Incoming::Auth { token }, id)) => {
+                let lost = self.authenticate(&token, id.as_deref(), ctx);
+                effects.extend(lost.into_iter().map(Effect::Unsubscribed));
+            }
             Err(error) => {
                 ctx.tally.bad_messages += 1;
                 self.say(Outgoing::Error { error: error.code(), message: &error.to_string() }, ctx);
@@ -511,12 +537,14 @@ impl Session {
         Some(Effect::Unsubscribed(topic))
     }
 
-    /// A newer token of the same user takes the place of the old one; topics already held stay.
-    fn authenticate(&mut self, token: &str, id: Option<&str>, ctx: &mut Context<'_>) {
+    /// A newer token of the same user takes the place of the old one. Returns the topics that it does not allow any more.
+    fn authenticate(&mut self, token: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
         match (ctx.verify)(token) {
             Ok(grant) if grant.user == self.user => {
                 self.rights = Rights::of(&grant);
+                self.token = Token::of(&grant, ctx);
                 self.acknowledge(id.unwrap_or("auth"), None, ctx);
+                return self.drop_forbidden_topics(ctx);
             }
             Ok(_) => {
                 ctx.tally.forbidden += 1;
@@ -527,6 +555,18 @@ impl Session {
                 self.say(Outgoing::Error { error: code, message: &message }, ctx);
             }
         }
+        Vec::new()
+    }
+
+    fn drop_forbidden_topics(&mut self, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
+        let Some(mut topics) = self.topics.take() else { return Vec::new() };
+        let allowed = |topic: &Arc<str>| self.rights.as_ref().is_some_and(|rights| rights.allow(topic));
+        let lost: Vec<_> = topics.extract_if(.., |topic| !allowed(topic)).collect();
+        self.topics = (!topics.is_empty()).then_some(topics);
+        for topic in &lost {
+            self.refuse_topic(&TopicRefused::Forbidden(topic.to_string()), ctx);
+        }
+        lost
     }
 
     fn acknowledge(&mut self, ack_event_id: &str, topic: Option<&str>, ctx: &mut Context<'_>) {
@@ -567,7 +607,7 @@ impl Session {
     /// that is finished.
     pub fn due_ms(&self, settings: &Settings) -> u64 {
         match self.state {
-            State::Open => self.due_ms.min(self.heard_ms + settings.timeout_ms),
+            State::Open => self.due_ms.min(self.heard_ms + settings.timeout_ms).min(self.token.due_ms),
             State::Closing | State::Deaf => self.due_ms,
             State::Closed if self.out.is_some() => self.due_ms,
             State::Closed => u64::MAX,
@@ -582,12 +622,26 @@ impl Session {
                 let reason = format!("silent for {} s: answer pings", ctx.settings.timeout_ms.div_ceil(1_000));
                 self.close(CloseCode::HeartbeatTimeout, &reason, ctx);
             }
+            State::Open if now >= self.token.due_ms => self.token_due(ctx),
             State::Open if now >= self.due_ms => self.ping(ctx),
             State::Closing | State::Deaf | State::Closed if now >= self.due_ms => {
                 self.state = State::Closed;
                 self.out = None;
             }
             _ => {}
+        }
+    }
+
+    /// Tells the client that its token ends soon, or closes because it has.
+    fn token_due(&mut self, ctx: &mut Context<'_>) {
+        let left_ms = self.token.ends_ms.saturating_sub(ctx.now.mono_ms);
+        self.token.due_ms = self.token.ends_ms;
+        if left_ms > 0 {
+            ctx.tally.tokens_expiring += 1;
+            self.say(Outgoing::AuthExpiring { expires_in_ms: left_ms }, ctx);
+        } else {
+            ctx.tally.tokens_expired += 1;
+            self.close(CloseCode::Policy, "token_expired: the token has ended; get a new one", ctx);
         }
     }
 
@@ -665,6 +719,16 @@ impl Session {
 impl Outbox {
     fn rest(&self) -> &[u8] {
         &self.bytes[self.sent..]
+    }
+}
+
+impl Token {
+    fn of(grant: &Grant, ctx: &Context<'_>) -> Self {
+        let left_ms = |ends: u64| ends.saturating_mul(1_000).saturating_sub(ctx.now.unix_ms);
+        let left_ms = grant.expires_at.map_or(u64::MAX, left_ms);
+        let ends_ms = ctx.now.mono_ms.saturating_add(left_ms);
+        let due_ms = ends_ms.saturating_sub(ctx.settings.warn_ms.min(left_ms / 2));
+        Self { id: grant.token, issued_at: grant.issued_at, due_ms, ends_ms }
     }
 }
 

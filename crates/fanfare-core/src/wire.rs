@@ -23,6 +23,11 @@ pub enum Outgoing<'a> {
     },
     /// History for this cursor is gone.
     Gap(Gap),
+    /// The connection's token ends soon: show a newer one.
+    AuthExpiring {
+        /// When, in milliseconds from now; written in seconds.
+        expires_in_ms: u64,
+    },
     /// The node drains.
     Goaway {
         /// When to come back, in milliseconds from now.
@@ -90,6 +95,11 @@ struct GapBody {
 }
 
 #[derive(Serialize)]
+struct ExpiringBody {
+    expires_in: serde_json::Value,
+}
+
+#[derive(Serialize)]
 struct GoawayBody<'a> {
     reconnect_after_ms: u64,
     reason: &'a str,
@@ -109,6 +119,9 @@ impl Outgoing<'_> {
             }
             Self::Gap(gap) => {
                 json("gap", event_id, timestamp, GapBody { reason: gap.reason.as_str(), missed: gap.missed })
+            }
+            Self::AuthExpiring { expires_in_ms } => {
+                json("auth_expiring", event_id, timestamp, ExpiringBody { expires_in: seconds(expires_in_ms) })
             }
             Self::Goaway { reconnect_after_ms, reason } => {
                 json("goaway", event_id, timestamp, GoawayBody { reconnect_after_ms, reason })

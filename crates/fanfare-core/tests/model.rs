@@ -131,6 +131,7 @@ impl World {
             limits: ws::Limits { max_frame_bytes: 1_000, max_message_bytes: 1_000 },
             frames_per_second: 0,
             max_topics: TOPICS.len(),
+            warn_ms: 5_000,
             echo: false,
         };
         let clients = (0..CLIENTS).map(|i| Client::new(USERS[i % USERS.len()], i)).collect();

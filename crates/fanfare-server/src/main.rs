@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod keyring;
 mod logging;
 mod serve;
 mod settings;

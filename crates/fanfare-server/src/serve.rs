@@ -3,23 +3,22 @@
 //! Knows sockets, signals and files. What is sent to whom is the hub's business.
 
 mod banner;
+mod jwks;
 mod listener;
 mod page;
 mod supervisor;
 mod worker;
 
 use crate::{
+    keyring::Keyring,
     logging,
-    settings::{Settings, kind::LogFormat},
+    settings::{Settings, SettingsError, kind::LogFormat},
 };
 use anyhow::Context;
-use aws_lc_rs::rand;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use banner::Banner;
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use fanfare::{
-    Hub, Verifier,
-    auth::weakness,
+    Hub,
     broker::redis::RedisOptions,
     metrics::{Counter, Metrics},
 };
@@ -81,21 +80,38 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
 /// Serves in several processes.
 async fn supervise(settings: &Settings, workers: usize, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let (secret, made_for_this_run) = secret(settings)?;
-    let inherited = made_for_this_run.then(|| String::from_utf8_lossy(&secret).into_owned());
-    let mut supervisor = Supervisor::new(settings, workers, inherited)?;
-    warn(settings, files, made_for_this_run);
+    let keyring = keyring(settings)?;
+    let mut supervisor = Supervisor::new(settings, workers, keyring.made.clone())?;
+    warn(settings, files, &keyring);
     if supervisor.start(&mut signals).await? {
-        announce(settings, supervisor.address(), made_for_this_run.then_some(&secret))?;
+        announce(settings, supervisor.address(), &keyring)?;
         supervisor.run(&mut signals).await;
     }
     tracing::info!("{ENDING}");
     supervisor.end(&mut signals).await
 }
 
-fn announce(settings: &Settings, address: SocketAddr, secret: Option<&Vec<u8>>) -> anyhow::Result<()> {
+/// The keys. A secret that was made for this run is for trying things out, which nobody does for strangers.
+fn keyring(settings: &Settings) -> anyhow::Result<Keyring> {
+    let keyring = Keyring::load_or_make(settings)?;
+    if keyring.made.is_some() && !settings.listen.ip().is_loopback() {
+        return Err(SettingsError::key(
+            "secret_key",
+            "",
+            format!(
+                "there is none, and without one the hub is for trying it out, on 127.0.0.1 alone: to listen on {}, set SECRET_KEY \
+                 (make one with: openssl rand -hex 32)",
+                settings.listen
+            ),
+        )
+        .into());
+    }
+    Ok(keyring)
+}
+
+fn announce(settings: &Settings, address: SocketAddr, keyring: &Keyring) -> anyhow::Result<()> {
     match settings.log_format {
-        LogFormat::Text => Banner { address, settings, secret: secret.map(Vec::as_slice) }.print()?,
+        LogFormat::Text => Banner { address, settings, keyring }.print()?,
         LogFormat::Json => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
     }
     Ok(())
@@ -116,8 +132,8 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         Some(_) => None,
         None => Some(listener::bind(settings.listen)?),
     };
-    let (secret, made_for_this_run) = secret(settings)?;
-    let hub = start_hub(settings, &secret).await?;
+    let keyring = keyring(settings)?;
+    let hub = start_hub(settings, &keyring).await?;
     let listener = match bound {
         Some(listener) => listener,
         // Not before: clients are given to a worker as soon as it listens, and must not wait for one that fails.
@@ -128,8 +144,8 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
     match worker {
         Some(_) => Worker::say(Word::Ready { patience: settings.drain_timeout.max(LONGEST_REQUESTS) }),
         None => {
-            warn(settings, files, made_for_this_run);
-            announce(settings, address, made_for_this_run.then_some(&secret))?;
+            warn(settings, files, &keyring);
+            announce(settings, address, &keyring)?;
         }
     }
     let (end, requests) = watch::channel(());
@@ -170,9 +186,17 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
     Ok(())
 }
 
-async fn start_hub(settings: &Settings, secret: &[u8]) -> anyhow::Result<Hub> {
-    let verifier = Verifier::new(settings.algorithm, secret, 0)?;
-    let builder = Hub::builder(verifier).config(settings.hub.clone()).identity_secret(secret);
+async fn start_hub(settings: &Settings, keyring: &Keyring) -> anyhow::Result<Hub> {
+    let mut verifier = keyring.verifier(settings);
+    if let Some(url) = &settings.jwks_url {
+        let (with_source, source) = verifier.with_source();
+        verifier = with_source;
+        jwks::follow(url, settings.algorithm, settings.jwks_refresh, source).await?;
+    }
+    let mut builder = Hub::builder(verifier).config(settings.hub.clone());
+    if let Some(identity) = &keyring.identity {
+        builder = builder.identity_secret(identity.clone());
+    }
     let Some(url) = &settings.redis_url else { return Ok(builder.start()?) };
     let options = RedisOptions {
         namespace: settings.redis_namespace.clone(),
@@ -185,22 +209,8 @@ async fn start_hub(settings: &Settings, secret: &[u8]) -> anyhow::Result<Hub> {
     builder.start_with_redis(options).await.with_context(context)
 }
 
-/// The configured secret, or a random one, and which of the two it is.
-fn secret(settings: &Settings) -> anyhow::Result<(Vec<u8>, bool)> {
-    if let Some(secret) = &settings.secret_key {
-        return Ok((secret.bytes().to_vec(), false));
-    }
-    let mut secret = [0; 48];
-    rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness for a secret"))?;
-    // As text, because workers inherit it in their environment.
-    Ok((BASE64.encode(secret).into_bytes(), true))
-}
-
-fn warn(settings: &Settings, files: Option<u64>, made_for_this_run: bool) {
-    if let Some(warning) = settings.secret_key.as_ref().and_then(|secret| weakness(secret.bytes())) {
-        tracing::warn!("{warning}; make one with: openssl rand -hex 32");
-    }
-    if made_for_this_run && settings.log_format == LogFormat::Json {
+fn warn(settings: &Settings, files: Option<u64>, keyring: &Keyring) {
+    if keyring.made.is_some() && settings.log_format == LogFormat::Json {
         tracing::warn!(
             "there is no SECRET_KEY: a random secret was made for this run, and nobody else can make tokens"
         );

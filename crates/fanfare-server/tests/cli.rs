@@ -3,11 +3,15 @@
 mod common;
 
 use common::{Program, Running, fanfare, home};
-use fanfare::{AuthError, Verifier, auth::Flaw};
+use fanfare::{
+    AuthError, Verifier,
+    auth::{Flaw, Keys},
+};
 use serde_json::Value;
 use std::{fs, net::TcpListener, time::SystemTime};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const OTHER: &str = "fedcba9876543210fedcba9876543210";
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -56,11 +60,11 @@ fn a_token_goes_round() {
     assert!(grant.may_subscribe("project:7") && grant.may_subscribe("news") && grant.may_subscribe("b"));
     let left = grant.expires_at.unwrap() - now();
     assert!((100..=120).contains(&left), "{left}");
-    assert_eq!(Verifier::from_secret("x").unwrap().verify(token, now()), Err(AuthError::Invalid(Flaw::Signature)));
+    assert_eq!(Verifier::from_secret(OTHER).unwrap().verify(token, now()), Err(AuthError::Invalid(Flaw::Signature)));
 
     let explained = program().args(&["token", "--explain", "-"]).input(&minted.stdout).run();
     assert!(explained.stdout.contains("verdict     the hub takes it"), "{}", explained.stdout);
-    let wrong = Program::new("token").env("SECRET_KEY", "x").args(&["token", "--explain", token]).run();
+    let wrong = Program::new("token").env("SECRET_KEY", OTHER).args(&["token", "--explain", token]).run();
     assert!(wrong.stdout.contains("signature   wrong"), "{}", wrong.stdout);
     let unknown = Program::new("token").args(&["token", "--explain", token]).run();
     assert!(unknown.stdout.contains("topics      project:*, news, b"), "{}", unknown.stdout);
@@ -68,9 +72,10 @@ fn a_token_goes_round() {
 
 #[test]
 fn a_token_lives_as_long_as_the_settings_say() {
-    let program = Program::new("expire").env("SECRET_KEY", SECRET).env("ACCESS_TOKEN_EXPIRE_MINUTES", "3");
+    let secret = SECRET.repeat(2);
+    let program = Program::new("expire").env("SECRET_KEY", &secret).env("ACCESS_TOKEN_EXPIRE_MINUTES", "3");
     let minted = program.env("ALGORITHM", "HS512").args(&["token", "--sub", "a", "--admin"]).run();
-    let verifier = Verifier::new(fanfare::Algorithm::Hs512, SECRET.as_bytes(), 0).unwrap();
+    let verifier = Verifier::new(Keys::from_secret(fanfare::Algorithm::Hs512, secret.as_bytes()).unwrap());
     let grant = verifier.verify(minted.stdout.trim(), now()).unwrap();
     let left = grant.expires_at.unwrap() - now();
     assert!((160..=180).contains(&left) && grant.admin, "{left}");
@@ -93,7 +98,11 @@ fn what_can_be_no_token_is_refused() {
         assert!(run.stderr.contains(says) && !run.stderr.contains(SECRET), "{arguments:?}: {}", run.stderr);
     }
     let weak = Program::new("no-token").env("SECRET_KEY", "short").args(&["token", "--sub", "a"]).run();
-    assert!(weak.code == 0 && weak.stderr.contains("5 bytes"), "{}", weak.stderr);
+    assert!(
+        weak.code == 2 && weak.stderr.contains("5 bytes") && weak.stderr.contains("openssl rand -hex 32"),
+        "{}",
+        weak.stderr
+    );
 }
 
 #[test]
@@ -229,11 +238,30 @@ fn a_configured_secret_puts_no_token_into_the_log() {
     assert!(printed.contains("fanfare token --sub demo") && !printed.contains("eyJ"), "{printed}");
     server.signal("TERM");
     assert_eq!(server.end().0, 0);
-    let mut server =
-        Running::serve(Program::new("configured").env("SECRET_KEY", "short").args(&["--log-format", "json"]));
-    assert!(server.earlier.iter().any(|line| line.contains("has 5 bytes")), "{:?}", server.earlier);
-    server.signal("TERM");
-    assert_eq!(server.end().0, 0);
+}
+
+#[test]
+fn what_would_not_be_safe_does_not_start() {
+    for (program, says) in [
+        (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes, and can be found by trying"),
+        (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "on 127.0.0.1 alone: to listen on 0.0.0.0:0, set SECRET_KEY"),
+        (
+            Program::new("unsafe").args(&["--listen", "0.0.0.0:0", "--workers", "2", "--redis-url", "redis://127.0.0.1:1"]),
+            "set SECRET_KEY",
+        ),
+        (Program::new("unsafe").args(&["--algorithm", "RS256"]), "RS256 needs keys: set private_key_file"),
+        (
+            Program::new("unsafe").env("SECRET_KEY", SECRET).args(&["--jwks-url", "https://idp.example/keys"]),
+            "HS256 signs with a secret, and jwks_url names a key",
+        ),
+        (
+            Program::new("unsafe").env("SECRET_KEY", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----"),
+            "a public key is no secret",
+        ),
+    ] {
+        let run = program.args(&["--log-format", "json"]).run();
+        assert!(run.code == 2 && run.stderr.contains(says), "{says}: {} {}", run.code, run.stderr);
+    }
 }
 
 #[test]
@@ -294,7 +322,7 @@ fn refusals_end_the_client_commands() {
     for (run, says) in [
         (program().args(&["publish", "--type", "a", "--url", &url, "--token", "abc"]).run(), "(token_invalid)"),
         (program().args(&["tail", "--url", &url, "--token", "abc"]).run(), "(1008): token_invalid"),
-        (program().env("SECRET_KEY", "other").args(&["tail", "--url", &url]).run(), "is this the hub's secret?"),
+        (program().env("SECRET_KEY", OTHER).args(&["tail", "--url", &url]).run(), "is this the hub's secret?"),
         (
             program().env("SECRET_KEY", SECRET).args(&["publish", "--type", "ping", "--url", &url]).run(),
             "belongs to the protocol",

@@ -4,99 +4,49 @@
 //! A hub verifies with one algorithm, which its own settings name: what a token's header says is compared with it and
 //! never chooses (RFC 8725 section 3.1).
 
+mod access_keys;
+mod algorithm;
+mod claims;
+mod keys;
+mod mint;
+mod source;
+
+pub use access_keys::{AccessKey, AccessKeys, NewAccessKey};
+pub use algorithm::{Algorithm, Family, NotAnAlgorithm};
+pub use claims::{Claims, token_id};
+pub use keys::{KeyError, Keys};
+pub use mint::Minter;
+pub use source::KeySource;
+
+use algorithm::known_name;
+use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use fanfare_core::{Grant, audience::MAX_USER_BYTES, time::iso_8601};
-use jsonwebtoken::{DecodingKey, EncodingKey, crypto};
-use serde::{Deserialize, Serialize, de::IgnoredAny};
-use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
+use claims::RawClaims;
+use fanfare_core::{Grant, time::iso_8601};
+use serde::{Deserialize, de::IgnoredAny};
+use source::Source;
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// The longest token, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// The shortest secret that can't be found by trying, in bytes (RFC 7518 section 3.2, for HS256).
-pub const MIN_SECRET_BYTES: usize = 32;
-
-macro_rules! algorithms {
-    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $jwt:ident;)+) => {
-        /// How tokens are signed (RFC 7518 section 3.1).
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Algorithm { $($(#[doc = $doc])+ $name,)+ }
-
-        impl Algorithm {
-            /// Every algorithm there is here.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The name in a token's header and in settings.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),+ }
-            }
-
-            const fn jwt(self) -> jsonwebtoken::Algorithm {
-                match self { $(Self::$name => jsonwebtoken::Algorithm::$jwt),+ }
-            }
-        }
-    };
-}
-
-algorithms! {
-    /// HMAC with SHA-256.
-    Hs256 = "HS256", HS256;
-    /// HMAC with SHA-384.
-    Hs384 = "HS384", HS384;
-    /// HMAC with SHA-512.
-    Hs512 = "HS512", HS512;
-}
-
-/// Verifies tokens. Cheap to clone.
+/// Verifies tokens. Cheap to clone; clones share their keys.
 #[derive(Clone)]
 pub struct Verifier {
-    key: Arc<DecodingKey>,
     algorithm: Algorithm,
+    keys: Arc<ArcSwap<Keys>>,
+    access_keys: Arc<ArcSwap<AccessKeys>>,
+    source: Option<Arc<Source>>,
+    expected: Expected,
+}
+
+/// What tokens must say.
+#[derive(Debug, Clone, Default)]
+struct Expected {
     leeway_secs: u64,
+    issuer: Option<Arc<str>>,
+    audience: Option<Arc<str>>,
 }
-
-/// Signs tokens.
-#[derive(Clone)]
-pub struct Minter {
-    key: EncodingKey,
-    algorithm: Algorithm,
-}
-
-/// What a token says. Times are in seconds since 1970-01-01T00:00:00Z.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Claims {
-    /// The user; 1 to [`MAX_USER_BYTES`] bytes.
-    pub sub: String,
-    /// When the token ends. None: never.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exp: Option<u64>,
-    /// When it was made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub iat: Option<u64>,
-    /// The token's own id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub jti: Option<String>,
-    /// The bearer may publish.
-    pub publish: bool,
-    /// The bearer may do everything.
-    pub admin: bool,
-    /// Patterns of the topics that the bearer may subscribe to; `*` stands for any run of characters.
-    pub topics: Vec<String>,
-}
-
-/// Why a key can't be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// Anybody could sign with it.
-    #[error("the secret that signs tokens is empty; use at least {MIN_SECRET_BYTES} random bytes")]
-    Empty,
-}
-
-/// The text names no algorithm of [`Algorithm::ALL`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an algorithm that signs tokens here: expected {}", names(", "))]
-pub struct NotAnAlgorithm;
 
 /// Why somebody was not let in. No message contains any part of the token, and each fits into a close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +69,12 @@ pub enum AuthError {
     /// The token can't be believed.
     #[error("the token is not valid: {0}")]
     Invalid(#[from] Flaw),
+    /// The token was valid, and is no longer believed.
+    #[error("the token was revoked; get a new one")]
+    Revoked,
+    /// Nobody knows whether the token is valid.
+    #[error("the keys that tokens are verified with can't be had now; try again later")]
+    KeysUnavailable,
     /// A connection was shown the token of another user.
     #[error("the token is another user's; connect anew to change the user")]
     WrongUser,
@@ -157,8 +113,14 @@ pub enum Flaw {
     #[error("its header has `crit`, which the hub does not support")]
     Critical,
     /// Signed with another key, or changed.
-    #[error("its signature is wrong: it was changed, or signed with another secret")]
+    #[error("its signature is wrong: it was changed, or signed with another key")]
     Signature,
+    /// Signed with a key that the hub does not have.
+    #[error("it names a key (`kid`) that the hub does not have")]
+    UnknownKey,
+    /// An access key that the hub does not have.
+    #[error("this access key is not known, or was revoked")]
+    AccessKey,
     /// The second part can't be read.
     #[error("its claims are not a JSON object in base64url, each claim once")]
     Claims,
@@ -170,29 +132,94 @@ pub enum Flaw {
         /// What it must be, as the rest of a sentence.
         expected: &'static str,
     },
+    /// The token was made by somebody else (RFC 7519 section 4.1.1).
+    #[error("its issuer (`iss`) is not the one that the hub takes tokens of")]
+    Issuer,
     /// The token is for somebody else (RFC 7519 section 4.1.3).
-    #[error("it is made out to an audience (`aud`), and the hub has none")]
+    #[error("its audience (`aud`) is not the hub's")]
     Audience,
 }
 
 impl Verifier {
-    /// A verifier for tokens that are signed with `secret`.
-    ///
-    /// `leeway_secs` is how far the clock of whoever makes the tokens may differ, in seconds.
-    ///
-    /// # Errors
-    /// If the secret is empty.
-    pub fn new(algorithm: Algorithm, secret: &[u8], leeway_secs: u64) -> Result<Self, KeyError> {
-        check_secret(secret)?;
-        Ok(Self { key: Arc::new(DecodingKey::from_secret(secret)), algorithm, leeway_secs })
+    /// A verifier for tokens that one of `keys` has signed.
+    pub fn new(keys: Keys) -> Self {
+        let algorithm = keys.algorithm();
+        Self {
+            algorithm,
+            keys: Arc::new(ArcSwap::from_pointee(keys)),
+            access_keys: Arc::default(),
+            source: None,
+            expected: Expected::default(),
+        }
     }
 
-    /// A verifier for HS256 without leeway.
+    /// A verifier for HS256.
     ///
     /// # Errors
-    /// If the secret is empty.
+    /// If it can't be a secret for HS256.
     pub fn from_secret(secret: &str) -> Result<Self, KeyError> {
-        Self::new(Algorithm::Hs256, secret.as_bytes(), 0)
+        Ok(Self::new(Keys::from_secret(Algorithm::Hs256, secret.as_bytes())?))
+    }
+
+    /// Allows the clock of whoever makes the tokens to differ by so many seconds.
+    #[must_use]
+    pub fn leeway(mut self, secs: u64) -> Self {
+        self.expected.leeway_secs = secs;
+        self
+    }
+
+    /// Takes only tokens whose claim `iss` is this.
+    #[must_use]
+    pub fn issuer(mut self, issuer: &str) -> Self {
+        self.expected.issuer = Some(issuer.into());
+        self
+    }
+
+    /// Takes only tokens whose claim `aud` is or contains this. Without it, only those that have no `aud`.
+    #[must_use]
+    pub fn audience(mut self, audience: &str) -> Self {
+        self.expected.audience = Some(audience.into());
+        self
+    }
+
+    /// Takes further keys from a source, which the caller feeds.
+    #[must_use]
+    pub fn with_source(mut self) -> (Self, KeySource) {
+        let source = Arc::new(Source::default());
+        self.source = Some(source.clone());
+        let handle = KeySource::new(source, self.keys.clone());
+        (self, handle)
+    }
+
+    /// How tokens are signed.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The public keys that tokens are verified with, as a JWKS.
+    pub fn to_jwks(&self) -> serde_json::Value {
+        self.keys.load().to_jwks()
+    }
+
+    /// Replaces the access keys that are believed beside tokens.
+    pub fn replace_access_keys(&self, keys: AccessKeys) {
+        self.access_keys.store(Arc::new(keys));
+    }
+
+    /// What a token allows at `unix_secs`, as [`verify`](Self::verify); if it names a key that is not known, the source of
+    /// keys is asked first.
+    ///
+    /// # Errors
+    /// If it allows nothing.
+    pub async fn verify_or_refresh(&self, token: &str, unix_secs: u64) -> Result<Grant, AuthError> {
+        let result = self.verify(token, unix_secs);
+        match (&self.source, &result) {
+            (Some(source), Err(AuthError::KeysUnavailable | AuthError::Invalid(Flaw::UnknownKey))) => {
+                source.refresh().await;
+                self.verify(token, unix_secs)
+            }
+            _ => result,
+        }
     }
 
     /// What a token allows at `unix_secs`, in seconds since 1970-01-01T00:00:00Z.
@@ -206,90 +233,73 @@ impl Verifier {
         if token.is_empty() {
             return Err(AuthError::Missing);
         }
+        if token.starts_with(AccessKeys::PREFIX) {
+            return self.access_keys.load().grant(token).ok_or(Flaw::AccessKey.into());
+        }
         let payload = self.signed_payload(token)?;
         let claims: RawClaims<'_> = serde_json::from_slice(&payload).map_err(|_| Flaw::Claims)?;
-        let (grant, valid_from) = claims.read()?;
+        let (grant, valid_from) = claims.read(&self.expected)?;
         self.check_time(grant, valid_from, unix_secs)
     }
 
     /// The decoded claims of a token whose signature is right.
-    fn signed_payload(&self, token: &str) -> Result<Vec<u8>, Flaw> {
+    fn signed_payload(&self, token: &str) -> Result<Vec<u8>, AuthError> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(Flaw::TooLong { bytes: token.len() });
+            return Err(Flaw::TooLong { bytes: token.len() }.into());
         }
         let (message, signature) = token.rsplit_once('.').ok_or(Flaw::Parts)?;
         let (header, payload) = message.split_once('.').ok_or(Flaw::Parts)?;
         if payload.contains('.') {
-            return Err(Flaw::Parts);
+            return Err(Flaw::Parts.into());
         }
-        self.check_header(header)?;
-        match crypto::verify(signature, message.as_bytes(), &self.key, self.algorithm.jwt()) {
-            Ok(true) => URL_SAFE_NO_PAD.decode(payload).map_err(|_| Flaw::Claims),
-            Ok(false) | Err(_) => Err(Flaw::Signature),
+        let id = self.check_header(header)?;
+        match self.keys.load().verify(message, signature, id.as_deref()) {
+            Err(Flaw::UnknownKey) if self.source.as_ref().is_some_and(|source| source.is_down()) => {
+                return Err(AuthError::KeysUnavailable);
+            }
+            result => result?,
         }
+        Ok(URL_SAFE_NO_PAD.decode(payload).map_err(|_| Flaw::Claims)?)
     }
 
-    fn check_header(&self, header: &str) -> Result<(), Flaw> {
+    /// Returns the name of the key that the token was signed with, if it has one. What else a header may say of keys (`jku`,
+    /// `jwk`, `x5u`, `x5c`) comes from whoever made the token and is not looked at (RFC 8725 section 3.10).
+    fn check_header(&self, header: &str) -> Result<Option<String>, Flaw> {
         let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Flaw::Header)?;
         let header: RawHeader<'_> = serde_json::from_slice(&header).map_err(|_| Flaw::Header)?;
         let expected = self.algorithm.name();
         if header.alg != expected {
             return Err(Flaw::Algorithm { found: known_name(&header.alg), expected });
         }
-        if header.crit.is_some() { Err(Flaw::Critical) } else { Ok(()) }
+        if header.crit.is_some() { Err(Flaw::Critical) } else { Ok(header.kid.map(Cow::into_owned)) }
     }
 
     fn check_time(&self, mut grant: Grant, valid_from: u64, unix_secs: u64) -> Result<Grant, AuthError> {
         if let Some(expired_at) = grant.expires_at {
-            let end = expired_at.saturating_add(self.leeway_secs);
+            let end = expired_at.saturating_add(self.expected.leeway_secs);
             if unix_secs >= end {
                 return Err(AuthError::Expired { expired_at });
             }
             grant.expires_at = Some(end);
         }
-        if unix_secs.saturating_add(self.leeway_secs) < valid_from {
+        if unix_secs.saturating_add(self.expected.leeway_secs) < valid_from {
             return Err(AuthError::NotYetValid { valid_from });
         }
         Ok(grant)
     }
 }
 
-impl Minter {
-    /// A minter that signs with `secret`.
-    ///
-    /// # Errors
-    /// If the secret is empty.
-    pub fn new(algorithm: Algorithm, secret: &[u8]) -> Result<Self, KeyError> {
-        check_secret(secret)?;
-        Ok(Self { key: EncodingKey::from_secret(secret), algorithm })
-    }
-
-    /// A minter for HS256.
-    ///
-    /// # Errors
-    /// If the secret is empty.
-    pub fn from_secret(secret: &str) -> Result<Self, KeyError> {
-        Self::new(Algorithm::Hs256, secret.as_bytes())
-    }
-
-    /// The token that says `claims`.
-    pub fn mint(&self, claims: &Claims) -> String {
-        let header = format!(r#"{{"alg":"{}","typ":"JWT"}}"#, self.algorithm.name());
-        // Strings, numbers and booleans always have a JSON text, and an HMAC can be made of any text.
-        let claims = serde_json::to_string(claims).expect("claims have a JSON text");
-        let mut token = URL_SAFE_NO_PAD.encode(header);
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signature = crypto::sign(token.as_bytes(), &self.key, self.algorithm.jwt()).expect("an HMAC");
-        token.push('.');
-        token.push_str(&signature);
-        token
-    }
-}
-
 impl AuthError {
     /// Every word that [`AuthError::code`] can be.
-    pub const CODES: &[&str] = &["token_missing", "token_expired", "token_not_yet_valid", "token_invalid", "forbidden"];
+    pub const CODES: &[&str] = &[
+        "token_missing",
+        "token_expired",
+        "token_not_yet_valid",
+        "token_invalid",
+        "token_revoked",
+        "keys_unavailable",
+        "forbidden",
+    ];
 
     /// What went wrong, for programs.
     pub const fn code(&self) -> &'static str {
@@ -298,20 +308,11 @@ impl AuthError {
             Self::Expired { .. } => "token_expired",
             Self::NotYetValid { .. } => "token_not_yet_valid",
             Self::Invalid(_) => "token_invalid",
+            Self::Revoked => "token_revoked",
+            Self::KeysUnavailable => "keys_unavailable",
             Self::WrongUser | Self::Forbidden { .. } => "forbidden",
         }
     }
-}
-
-/// Says what is wrong with a secret that works and is too short to withstand guessing.
-pub fn weakness(secret: &[u8]) -> Option<String> {
-    let bytes = secret.len();
-    (bytes < MIN_SECRET_BYTES).then(|| {
-        format!(
-            "the secret that signs tokens has {bytes} bytes, and can be found by trying; use at least \
-             {MIN_SECRET_BYTES} random bytes"
-        )
-    })
 }
 
 #[derive(Deserialize)]
@@ -319,155 +320,23 @@ struct RawHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     crit: Option<IgnoredAny>,
-}
-
-/// The claims that the hub reads, not looked at yet. A claim that is null counts as left out.
-#[derive(Deserialize)]
-struct RawClaims<'a> {
     #[serde(borrow)]
-    sub: Option<&'a RawValue>,
-    #[serde(borrow)]
-    exp: Option<&'a RawValue>,
-    #[serde(borrow)]
-    nbf: Option<&'a RawValue>,
-    #[serde(borrow)]
-    iat: Option<&'a RawValue>,
-    #[serde(borrow)]
-    jti: Option<&'a RawValue>,
-    #[serde(borrow)]
-    aud: Option<&'a RawValue>,
-    #[serde(borrow)]
-    publish: Option<&'a RawValue>,
-    #[serde(borrow)]
-    admin: Option<&'a RawValue>,
-    #[serde(borrow)]
-    topics: Option<&'a RawValue>,
-}
-
-/// A name: some publishers number their users.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Name {
-    Text(String),
-    Number(i64),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Patterns {
-    One(Box<str>),
-    Many(Vec<Box<str>>),
-}
-
-impl RawClaims<'_> {
-    /// What the claims grant, and from when on.
-    fn read(&self) -> Result<(Grant, u64), Flaw> {
-        if self.aud.is_some() {
-            return Err(Flaw::Audience);
-        }
-        claim::<String>("jti", self.jti, "a string")?;
-        instant("iat", self.iat, f64::floor)?;
-        let grant = Grant {
-            user: self.user()?.into(),
-            topics: self.topics()?,
-            publish: claim("publish", self.publish, "true or false")?.unwrap_or(false),
-            admin: claim("admin", self.admin, "true or false")?.unwrap_or(false),
-            expires_at: instant("exp", self.exp, f64::floor)?,
-        };
-        Ok((grant, instant("nbf", self.nbf, f64::ceil)?.unwrap_or(0)))
-    }
-
-    fn user(&self) -> Result<String, Flaw> {
-        const EXPECTED: &str = "the user's id, a string of 1 to 256 bytes";
-        let user = match claim("sub", self.sub, EXPECTED)? {
-            Some(Name::Text(text)) => text,
-            Some(Name::Number(number)) => number.to_string(),
-            None => String::new(),
-        };
-        if user.is_empty() || user.len() > MAX_USER_BYTES {
-            return Err(Flaw::Claim { name: "sub", expected: EXPECTED });
-        }
-        Ok(user)
-    }
-
-    fn topics(&self) -> Result<Vec<Box<str>>, Flaw> {
-        Ok(match claim("topics", self.topics, "a list of patterns, or one pattern")? {
-            Some(Patterns::One(pattern)) => vec![pattern],
-            Some(Patterns::Many(patterns)) => patterns,
-            None => Vec::new(),
-        })
-    }
-}
-
-/// The value of a claim, if it is there.
-fn claim<'a, T: Deserialize<'a>>(
-    name: &'static str,
-    raw: Option<&'a RawValue>,
-    expected: &'static str,
-) -> Result<Option<T>, Flaw> {
-    raw.map(|raw| serde_json::from_str(raw.get()).map_err(|_| Flaw::Claim { name, expected })).transpose()
-}
-
-/// A `NumericDate` in whole seconds: the RFC allows fractions, which `round` cuts in the safe direction. Before 1970
-/// is 1970.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-fn instant(name: &'static str, raw: Option<&RawValue>, round: fn(f64) -> f64) -> Result<Option<u64>, Flaw> {
-    if let Some(secs) = raw.and_then(|raw| raw.get().parse().ok()) {
-        return Ok(Some(secs));
-    }
-    Ok(claim::<f64>(name, raw, "a number of seconds since 1970")?.map(|secs| round(secs) as u64))
-}
-
-fn check_secret(secret: &[u8]) -> Result<(), KeyError> {
-    if secret.is_empty() { Err(KeyError::Empty) } else { Ok(()) }
-}
-
-fn names(separator: &str) -> String {
-    Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>().join(separator)
-}
-
-/// The name of an algorithm, as text of our own: what a stranger wrote is not repeated.
-fn known_name(alg: &str) -> &'static str {
-    const KNOWN: &[&str] = &[
-        "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
-        "EdDSA",
-    ];
-    let found = KNOWN.iter().find(|name| **name == alg);
-    found.copied().unwrap_or(if alg.eq_ignore_ascii_case("none") { "nothing (alg: none)" } else { "something unknown" })
-}
-
-impl FromStr for Algorithm {
-    type Err = NotAnAlgorithm;
-
-    fn from_str(text: &str) -> Result<Self, NotAnAlgorithm> {
-        Self::ALL.iter().find(|algorithm| algorithm.name() == text).copied().ok_or(NotAnAlgorithm)
-    }
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
+    kid: Option<Cow<'a, str>>,
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier")
-            .field("algorithm", &self.algorithm)
-            .field("leeway_secs", &self.leeway_secs)
+            .field("keys", &self.keys.load())
+            .field("expected", &self.expected)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Minter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Minter").field("algorithm", &self.algorithm).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jsonwebtoken::{DecodingKey, EncodingKey, crypto};
     use serde_json::{Value, json};
 
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -497,15 +366,18 @@ mod tests {
             iat: Some(NOW),
             jti: Some("j".to_owned()),
             publish: true,
-            admin: false,
             topics: vec!["project:*".to_owned(), "news".to_owned()],
+            ..Claims::default()
         };
-        for &algorithm in Algorithm::ALL {
-            let token = Minter::new(algorithm, SECRET.as_bytes()).unwrap().mint(&claims);
-            let grant = Verifier::new(algorithm, SECRET.as_bytes(), 0).unwrap().verify(&token, NOW).unwrap();
+        for algorithm in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
+            let secret = SECRET.repeat(2);
+            let token = Minter::new(algorithm, secret.as_bytes()).unwrap().mint(&claims);
+            let keys = Keys::from_secret(algorithm, secret.as_bytes()).unwrap();
+            let grant = Verifier::new(keys).verify(&token, NOW).unwrap();
             assert_eq!((&*grant.user, grant.publish, grant.admin), ("ann", true, false));
             assert_eq!(grant.topics, ["project:*", "news"].map(Box::<str>::from));
-            assert_eq!(grant.expires_at, Some(NOW + 60));
+            assert_eq!((grant.expires_at, grant.issued_at), (Some(NOW + 60), Some(NOW)));
+            assert_eq!(grant.token, Some(token_id("j")));
         }
     }
 
@@ -581,7 +453,9 @@ mod tests {
             (claims(json!({"sub": "a", "nbf": true})), "token_invalid", "`nbf` must be a number"),
             (claims(json!({"sub": "a", "iat": {}})), "token_invalid", "`iat` must be a number"),
             (claims(json!({"sub": "a", "jti": 1})), "token_invalid", "`jti` must be a string"),
-            (claims(json!({"sub": "a", "aud": "x"})), "token_invalid", "audience"),
+            (claims(json!({"sub": "a", "aud": "x"})), "token_invalid", "`aud`"),
+            (claims(json!({"sub": "a", "aud": {}})), "token_invalid", "`aud` must be a string"),
+            ("ffk_unknown".to_owned(), "token_invalid", "access key is not known"),
             (claims(json!({"sub": "a", "publish": "yes"})), "token_invalid", "`publish` must be true or false"),
             (claims(json!({"sub": "a", "admin": 1})), "token_invalid", "`admin` must be true or false"),
             (claims(json!({"sub": "a", "topics": [1]})), "token_invalid", "`topics` must be a list"),
@@ -604,13 +478,13 @@ mod tests {
             let changed = String::from_utf8(bytes).unwrap();
             assert_eq!(verify(&changed).map_err(|error| error.code()), Err("token_invalid"), "byte {at}");
         }
-        let other = Verifier::from_secret("another secret").unwrap();
+        let other = Verifier::from_secret(&SECRET.replace('0', "x")).unwrap();
         assert_eq!(other.verify(&good, NOW), Err(Flaw::Signature.into()));
     }
 
     #[test]
     fn leeway_bridges_clocks() {
-        let verifier = Verifier::new(Algorithm::Hs256, SECRET.as_bytes(), 10).unwrap();
+        let verifier = Verifier::from_secret(SECRET).unwrap().leeway(10);
         let (late, early) = (json!({"sub": "a", "exp": NOW - 9}), json!({"sub": "a", "nbf": NOW + 10}));
         assert_eq!(verifier.verify(&with_claims(&late), NOW).unwrap().expires_at, Some(NOW + 1));
         assert!(verifier.verify(&with_claims(&early), NOW).is_ok());
@@ -628,20 +502,59 @@ mod tests {
 
     #[test]
     fn secrets_are_checked_and_never_shown() {
-        assert_eq!(Verifier::from_secret("").map(drop), Err(KeyError::Empty));
-        assert_eq!(Minter::from_secret("").map(drop), Err(KeyError::Empty));
-        assert!(weakness(b"short").is_some_and(|text| text.contains("5 bytes")));
-        assert_eq!(weakness(SECRET.as_bytes()), None);
+        for (algorithm, bytes, enough) in [
+            (Algorithm::Hs256, 0, false),
+            (Algorithm::Hs256, 31, false),
+            (Algorithm::Hs256, 32, true),
+            (Algorithm::Hs384, 47, false),
+            (Algorithm::Hs384, 48, true),
+            (Algorithm::Hs512, 63, false),
+            (Algorithm::Hs512, 64, true),
+        ] {
+            let (secret, needed) = ("x".repeat(bytes), algorithm.min_secret_bytes());
+            let expected = if enough { Ok(()) } else { Err(KeyError::Short { bytes, needed, algorithm }) };
+            assert_eq!(Keys::from_secret(algorithm, secret.as_bytes()).map(drop), expected);
+            assert_eq!(Minter::new(algorithm, secret.as_bytes()).map(drop), expected);
+        }
         let shown = format!("{:?} {:?}", Verifier::from_secret(SECRET), Minter::from_secret(SECRET));
         assert!(!shown.contains("0123") && !shown.contains("48, 49") && shown.contains("Hs256"), "{shown}");
     }
 
     #[test]
-    fn algorithms_have_names() {
-        for &algorithm in Algorithm::ALL {
-            assert_eq!(algorithm.to_string().parse(), Ok(algorithm));
+    fn issuer_and_audience_are_checked() {
+        let strict = Verifier::from_secret(SECRET).unwrap().issuer("us").audience("hub");
+        let token = |claims: Value| with_claims(&claims);
+        for (claims, says) in [
+            (json!({"sub": "a", "iss": "us", "aud": "hub"}), Ok(())),
+            (json!({"sub": "a", "iss": "us", "aud": ["other", "hub"]}), Ok(())),
+            (json!({"sub": "a", "aud": "hub"}), Err(Flaw::Issuer)),
+            (json!({"sub": "a", "iss": "them", "aud": "hub"}), Err(Flaw::Issuer)),
+            (json!({"sub": "a", "iss": "US", "aud": "hub"}), Err(Flaw::Issuer)),
+            (json!({"sub": "a", "iss": "us"}), Err(Flaw::Audience)),
+            (json!({"sub": "a", "iss": "us", "aud": []}), Err(Flaw::Audience)),
+            (json!({"sub": "a", "iss": "us", "aud": "hub2"}), Err(Flaw::Audience)),
+        ] {
+            let result = strict.verify(&token(claims.clone()), NOW).map(drop);
+            assert_eq!(result, says.map_err(AuthError::from), "{claims}");
         }
-        let error = "none".parse::<Algorithm>().expect_err("none");
-        assert!(error.to_string().contains("HS256, HS384, HS512"), "{error}");
+        let lax = Verifier::from_secret(SECRET).unwrap();
+        assert!(lax.verify(&token(json!({"sub": "a", "iss": "anybody"})), NOW).is_ok());
+    }
+
+    #[test]
+    fn an_access_key_is_believed_until_it_is_taken_away() {
+        let verifier = Verifier::from_secret(SECRET).unwrap();
+        let key = AccessKeys::generate().unwrap();
+        let kept = AccessKey { digest: key.digest, name: "ci".to_owned(), publish: true, admin: false };
+        verifier.replace_access_keys([kept].into_iter().collect());
+        let grant = verifier.verify(&key.text, NOW).unwrap();
+        assert_eq!((&*grant.user, grant.publish, grant.admin), ("key:ci", true, false));
+        let changed = format!("{}x", key.text);
+        for wrong in [&changed, "ffk_", &key.text[..key.text.len() - 1]] {
+            assert_eq!(verifier.verify(wrong, NOW), Err(Flaw::AccessKey.into()));
+        }
+        verifier.replace_access_keys(AccessKeys::default());
+        assert_eq!(verifier.verify(&key.text, NOW), Err(Flaw::AccessKey.into()));
+        assert!(!format!("{key:?}{verifier:?}").contains(&key.text[8..]));
     }
 }

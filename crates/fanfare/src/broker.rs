@@ -8,7 +8,7 @@ pub use memory::MemoryBroker;
 pub use window::SharedWindow;
 
 use crate::registry::Present;
-use fanfare_core::{Audience, ConnectionId, Event, Position, window::Entry};
+use fanfare_core::{Audience, ConnectionId, Event, Position, Revocation, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 /// A future that a broker answers with.
@@ -67,6 +67,8 @@ pub enum Order {
         /// When it came to the other node, in milliseconds since 1970-01-01T00:00:00Z.
         before_ms: u64,
     },
+    /// Believe some tokens no longer, and end the connections that they opened.
+    Revoke(Revocation),
     /// End every connection of a user.
     DisconnectUser {
         /// Whose.
@@ -101,6 +103,9 @@ pub trait Tail: Send + Sync + fmt::Debug {
 
     /// Carries out what a node ordered. Must not block.
     fn obey(&self, order: Order);
+
+    /// The tokens that the node believes no longer.
+    fn revocations(&self) -> Vec<Revocation>;
 
     /// How many clients the node has.
     fn connections(&self) -> usize;

@@ -27,6 +27,8 @@ pub struct Config {
     pub max_connections_per_address: usize,
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     pub connects_per_second_per_address: u32,
+    /// How long before its token ends a client is told; half of what is left, if that is less.
+    pub token_warning: Duration,
     /// Topics that one connection may hold.
     pub max_topics_per_connection: usize,
     /// The largest event that may be published, in bytes of JSON.
@@ -57,6 +59,7 @@ impl Default for Config {
             max_connections_per_user: 100,
             max_connections_per_address: 1_000,
             connects_per_second_per_address: 100,
+            token_warning: Duration::from_secs(60),
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,
             max_batch_events: 1_000,

@@ -2,9 +2,9 @@
 
 use crate::{
     admission::Admission,
-    auth::Verifier,
+    auth::{AuthError, Verifier},
     broker::{
-        Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
+        Answer, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     clock,
@@ -17,7 +17,7 @@ use crate::{
     shard::{Command, Shard},
 };
 use fanfare_core::{
-    Audience, ConnectionId, Draft, Event, EventError, Lineage, Position,
+    Audience, ConnectionId, Draft, Event, EventError, Grant, Lineage, Position, Revocation, Revocations,
     session::Settings,
     window::{Bounds, Window},
     ws,
@@ -26,7 +26,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -44,6 +44,7 @@ struct Inner {
     node: Arc<Node>,
     broker: Arc<dyn Broker>,
     registry: Arc<dyn Registry>,
+    keeper: Option<Arc<dyn RevocationStore>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -53,7 +54,15 @@ pub struct HubBuilder {
     verifier: Verifier,
     config: Config,
     identity_secret: Option<Vec<u8>>,
+    revocations: Revocations,
+    keeper: Option<Arc<dyn RevocationStore>>,
     echo: bool,
+}
+
+/// Keeps revocations where a restart finds them.
+pub trait RevocationStore: Send + Sync + fmt::Debug + 'static {
+    /// Writes one down. It takes effect only if that works.
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()>;
 }
 
 /// An event that stands in the log.
@@ -136,6 +145,22 @@ impl HubBuilder {
         self
     }
 
+    /// Believes some tokens no longer from the start: those that [`Hub::revoke`] named in an earlier run.
+    #[must_use]
+    pub fn revocations(mut self, revocations: impl IntoIterator<Item = Revocation>) -> Self {
+        for revocation in revocations {
+            self.revocations.add(revocation);
+        }
+        self
+    }
+
+    /// Sets where [`Hub::revoke`] writes down what it does. A log in Redis keeps it too.
+    #[must_use]
+    pub fn keep_revocations(mut self, store: Arc<dyn RevocationStore>) -> Self {
+        self.keeper = Some(store);
+        self
+    }
+
     /// Sends each message back instead of reading it: for conformance tests of the WebSocket layer.
     #[doc(hidden)]
     #[must_use]
@@ -172,6 +197,7 @@ impl HubBuilder {
         let secret = self.identity_secret.clone().unwrap_or_else(|| random::<32>().to_vec());
         Node {
             verifier: self.verifier.clone(),
+            revocations: RwLock::new(self.revocations.clone()),
             metrics: Arc::new(Metrics::default()),
             admission: Admission::new(),
             names: Names::new(&secret),
@@ -195,7 +221,8 @@ impl HubBuilder {
         let _ = node.broker.set(Arc::downgrade(&broker));
         let _ = node.registry.set(Arc::downgrade(&registry));
         let threads = Self::spawn(shards, &node, &broker)?;
-        Ok(Hub { inner: Arc::new(Inner { node, broker, registry, threads: Mutex::new(threads) }) })
+        let keeper = self.keeper;
+        Ok(Hub { inner: Arc::new(Inner { node, broker, registry, keeper, threads: Mutex::new(threads) }) })
     }
 
     fn shards(&self, node: &Arc<Node>) -> io::Result<Vec<Shard>> {
@@ -256,6 +283,7 @@ fn settings(config: &Config, echo: bool) -> Settings {
         limits: ws::Limits { max_frame_bytes: config.max_frame_bytes, max_message_bytes: config.max_message_bytes },
         frames_per_second: config.max_messages_per_second,
         max_topics: config.max_topics_per_connection,
+        warn_ms: clock::millis(config.token_warning),
         echo,
     }
 }
@@ -263,7 +291,14 @@ fn settings(config: &Config, echo: bool) -> Settings {
 impl Hub {
     /// Begins a hub whose clients and publishers show tokens that `verifier` knows.
     pub fn builder(verifier: Verifier) -> HubBuilder {
-        HubBuilder { verifier, config: Config::default(), identity_secret: None, echo: false }
+        HubBuilder {
+            verifier,
+            config: Config::default(),
+            identity_secret: None,
+            revocations: Revocations::default(),
+            keeper: None,
+            echo: false,
+        }
     }
 
     /// Publishes an event: completes and checks it, and appends it to the log.
@@ -390,6 +425,30 @@ impl Hub {
     /// If the other nodes can't be told.
     pub async fn disconnect_user(&self, user: &str, reason: &str) -> Result<(), BrokerError> {
         self.inner.broker.order(Order::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
+    }
+
+    /// What a token allows.
+    ///
+    /// # Errors
+    /// If it allows nothing.
+    pub async fn authenticate(&self, token: &str) -> Result<Grant, AuthError> {
+        self.inner.node.authenticate(Some(token)).await
+    }
+
+    /// Believes some tokens no longer, on all nodes, and ends the connections that they opened.
+    ///
+    /// # Errors
+    /// If it can't be kept, or the other nodes can't be told.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<(), BrokerError> {
+        if let Some(keeper) = &self.inner.keeper {
+            keeper.keep(&revocation).await?;
+        }
+        self.inner.broker.order(Order::Revoke(revocation)).await
+    }
+
+    /// From which time of issue on new tokens of a user are believed, in seconds since 1970-01-01T00:00:00Z; 0: any.
+    pub fn believed_from(&self, user: &str) -> u64 {
+        self.inner.node.revoked().believed_from(user)
     }
 
     /// Ends the hub: it is no longer ready and takes nobody in, tells its clients to come back, in waves of

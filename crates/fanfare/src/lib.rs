@@ -23,8 +23,8 @@ pub use auth::{Algorithm, AuthError, Minter, Verifier};
 pub use broker::{Broker, BrokerError};
 pub use config::Config;
 pub use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect,
+    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect, Revocation,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
 };
 pub use http::not_found;
-pub use hub::{Hub, HubBuilder, PublishError, Published, StartError, Stats};
+pub use hub::{Hub, HubBuilder, PublishError, Published, RevocationStore, StartError, Stats};

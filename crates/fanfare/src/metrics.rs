@@ -81,8 +81,18 @@ counters! {
     AuthNotYetValid = "fanfare_auth_failures", "reason" = "token_not_yet_valid";
     /// Refused: the token is not valid.
     AuthInvalid = "fanfare_auth_failures", "reason" = "token_invalid";
+    /// Refused: the token was revoked.
+    AuthRevoked = "fanfare_auth_failures", "reason" = "token_revoked";
+    /// Refused: the keys that tokens are verified with could not be had.
+    AuthUnavailable = "fanfare_auth_failures", "reason" = "keys_unavailable";
     /// Refused: the token does not allow it.
     AuthForbidden = "fanfare_auth_failures", "reason" = "forbidden";
+    /// Clients told that their token ends soon.
+    TokensExpiring = "fanfare_expiring_tokens";
+    /// Clients closed because their token had ended.
+    TokensExpired = "fanfare_expired_tokens";
+    /// Clients closed because their token was revoked.
+    TokensRevoked = "fanfare_revoked_tokens";
     /// Refused: too many connections in all.
     LimitConnections = "fanfare_refusals", "limit" = "max_connections";
     /// Refused: too many connections of one user.

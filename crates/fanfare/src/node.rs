@@ -13,9 +13,9 @@ use crate::{
     registry::{Present, Registry},
     shard::{Command, ShardHandle},
 };
-use fanfare_core::{CloseCode, ConnectionId, Grant, session::Denied};
+use fanfare_core::{CloseCode, ConnectionId, Grant, Revocation, Revocations, session::Denied};
 use std::sync::{
-    Arc, OnceLock, Weak,
+    Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) verifier: Verifier,
+    pub(crate) revocations: RwLock<Revocations>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
     pub(crate) names: Names,
@@ -62,12 +63,23 @@ impl Tail for Node {
                     shard.send(Command::LetGo(connection, before_ms));
                 }
             }
+            Order::Revoke(revocation) => {
+                let news = self.revocations.write().unwrap_or_else(PoisonError::into_inner).add(revocation.clone());
+                // After that, so that whoever is let in meanwhile is looked at by either.
+                for shard in self.shards().iter().filter(|_| news) {
+                    shard.send(Command::Revoke(revocation.clone()));
+                }
+            }
             Order::DisconnectUser { user, reason } => {
                 for shard in self.shards() {
                     shard.send(Command::CloseUser(user.clone(), CloseCode::Disconnected, reason.clone()));
                 }
             }
         }
+    }
+
+    fn revocations(&self) -> Vec<Revocation> {
+        self.revoked().iter().collect()
     }
 
     fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
@@ -106,19 +118,32 @@ impl Node {
         shards.get(usize::try_from(at).unwrap_or(0))
     }
 
-    /// Verifies a token, and counts it if it is refused.
-    pub(crate) fn verify(&self, token: Option<&str>) -> Result<Grant, AuthError> {
-        let unix_secs = clock::now().unix_ms / 1_000;
-        let result = token.ok_or(AuthError::Missing).and_then(|token| self.verifier.verify(token, unix_secs));
-        if let Err(error) = &result {
-            self.metrics.add(auth_counter(error), 1);
-        }
-        result
+    /// The tokens that are no longer believed.
+    pub(crate) fn revoked(&self) -> RwLockReadGuard<'_, Revocations> {
+        self.revocations.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Verifies a token that a connected client shows.
+    pub(crate) fn is_revoked(&self, grant: &Grant) -> bool {
+        self.revoked().concern(grant)
+    }
+
+    /// What a token allows, which may have to wait until a key was fetched.
+    pub(crate) async fn authenticate(&self, token: Option<&str>) -> Result<Grant, AuthError> {
+        let token = token.filter(|token| !token.is_empty()).ok_or(AuthError::Missing)?;
+        self.believe(self.verifier.verify_or_refresh(token, clock::now().unix_ms / 1_000).await)
+    }
+
+    fn believe(&self, result: Result<Grant, AuthError>) -> Result<Grant, AuthError> {
+        result.and_then(|grant| if self.is_revoked(&grant) { Err(AuthError::Revoked) } else { Ok(grant) })
+    }
+
+    /// Verifies a token that a connected client shows, and counts it if it is refused.
     pub(crate) fn verify_in_band(&self, token: &str) -> Result<Grant, Denied> {
-        self.verify(Some(token)).map_err(|error| Denied { code: error.code(), message: error.to_string() })
+        let result = self.believe(self.verifier.verify(token, clock::now().unix_ms / 1_000));
+        result.map_err(|error| {
+            self.metrics.add(auth_counter(&error), 1);
+            Denied { code: error.code(), message: error.to_string() }
+        })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -132,6 +157,8 @@ pub(crate) fn auth_counter(error: &AuthError) -> Counter {
         "token_missing" => Counter::AuthMissing,
         "token_expired" => Counter::AuthExpired,
         "token_not_yet_valid" => Counter::AuthNotYetValid,
+        "token_revoked" => Counter::AuthRevoked,
+        "keys_unavailable" => Counter::AuthUnavailable,
         "forbidden" => Counter::AuthForbidden,
         _ => Counter::AuthInvalid,
     }

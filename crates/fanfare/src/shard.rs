@@ -10,7 +10,7 @@ use crate::{
     registry::Present,
 };
 use fanfare_core::{
-    CloseCode, ConnectionId, Position,
+    CloseCode, ConnectionId, Position, Revocation,
     roster::{Roster, Served, Slot},
     session::{Arrival, Settings, Tally},
     time::Now,
@@ -41,6 +41,9 @@ const READS_IN_A_ROW: usize = 4;
 const TURNS_PER_LOOK: usize = 32;
 /// How long a sweep may take before it yields to reads.
 const SWEEP: Duration = Duration::from_millis(2);
+/// What a client reads whose token was revoked.
+const REVOKED: &str = "token_revoked: the token was revoked; get a new one";
+
 /// How long a shard without clients stays for those whose upgrade was under way when the drain began, so that they are
 /// told where to go instead of cut off.
 const LINGER_MS: u64 = 250;
@@ -66,13 +69,15 @@ pub(crate) struct ShardHandle {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Take a client's socket over.
-    Adopt(Adoption),
+    Adopt(Box<Adoption>),
     /// End a connection.
     Close(ConnectionId, CloseCode, String),
     /// End a connection that came before a time, because it is on another node since.
     LetGo(ConnectionId, u64),
     /// Tell who is connected, or who of one user is.
     List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
+    /// End the connections whose tokens are no longer believed.
+    Revoke(Revocation),
     /// End every connection of a user.
     CloseUser(Arc<str>, CloseCode, String),
     /// Take nobody in any more, and end once all have left or at a time.
@@ -301,6 +306,10 @@ impl Shard {
                     // Who asked may have gone.
                     let _ = reply.send(self.list(user.as_deref()));
                 }
+                Command::Revoke(revocation) => {
+                    let ended = self.roster.revoke(&revocation, REVOKED, now);
+                    self.node.metrics.add(Counter::TokensRevoked, ended as u64);
+                }
                 Command::CloseUser(user, code, reason) => {
                     self.roster.close_user(&user, code, &reason, now);
                 }
@@ -341,8 +350,8 @@ impl Shard {
         })
     }
 
-    fn adopt(&mut self, adoption: Adoption, now: Now) {
-        let Adoption { socket, mut leftover, address, client } = adoption;
+    fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
+        let Adoption { socket, mut leftover, address, client } = *adoption;
         let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
             Ok(arrival) => (self.connect(arrival, now), Some(address)),
             Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
@@ -369,6 +378,10 @@ impl Shard {
     fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<Arrival, TurnedAway> {
         if self.draining.is_some() {
             return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
+        }
+        if self.node.is_revoked(&arrival.grant) {
+            // It was, since the handshake.
+            return Err(TurnedAway { code: CloseCode::Policy, reason: REVOKED.to_owned() });
         }
         let older = self.roster.holder(arrival.connection).and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
         let replaced = older.as_ref().and_then(|conn| conn.counted);
@@ -572,6 +585,8 @@ fn add_tally(metrics: &Metrics, tally: &Tally) {
         (Counter::LimitMessages, tally.limit_frames),
         (Counter::LimitMessageBytes, tally.limit_bytes),
         (Counter::AuthForbidden, tally.forbidden),
+        (Counter::TokensExpiring, tally.tokens_expiring),
+        (Counter::TokensExpired, tally.tokens_expired),
     ] {
         if n > 0 {
             metrics.add(counter, n);

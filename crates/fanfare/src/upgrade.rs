@@ -7,7 +7,7 @@ use crate::{
     clock,
     http::problem,
     metrics::Counter,
-    node::Node,
+    node::{Node, auth_counter},
     shard::{Adoption, Command, Socket, TurnedAway},
 };
 use aws_lc_rs::digest;
@@ -77,7 +77,7 @@ enum BadUpgrade {
 /// Whoever speaks WebSocket is upgraded, and then let in or turned away with a close code and a reason: a browser
 /// shows no other answer to its page.
 pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request) -> Response {
-    match begin(&node, &mut request) {
+    match begin(&node, &mut request).await {
         Ok(response) => response,
         Err(error) => {
             node.metrics.add(Counter::BadUpgrades, 1);
@@ -100,14 +100,14 @@ fn refuse(error: BadUpgrade) -> Response {
     response
 }
 
-fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
+async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
     let headers = request.headers();
     let accept = check_handshake(request.method(), headers)?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
     let (offered, selected) = subprotocols(headers);
     let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
-    let client = identify(node, token.as_deref(), &parameters);
+    let client = identify(node, token.as_deref(), &parameters).await;
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -177,8 +177,11 @@ fn subprotocols(headers: &HeaderMap) -> (Option<&str>, Option<HeaderValue>) {
 }
 
 /// Who it is and what it wants, or why it is turned away.
-fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> Result<Arrival, TurnedAway> {
-    let grant = node.verify(token).map_err(|error| turned_away(&error))?;
+async fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> Result<Arrival, TurnedAway> {
+    let grant = node.authenticate(token).await.map_err(|error| {
+        node.metrics.add(auth_counter(&error), 1);
+        turned_away(&error)
+    })?;
     let connection = returning(node, parameters, &grant).unwrap_or_else(|| node.names.issue(&grant.user));
     let wanted = parameters.topics.as_deref().unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
@@ -193,7 +196,11 @@ fn returning(node: &Node, parameters: &Parameters, grant: &Grant) -> Option<Conn
 }
 
 fn turned_away(error: &AuthError) -> TurnedAway {
-    TurnedAway { code: CloseCode::Policy, reason: format!("{}: {error}", error.code()) }
+    let code = match error {
+        AuthError::KeysUnavailable => CloseCode::TryAgainLater,
+        _ => CloseCode::Policy,
+    };
+    TurnedAway { code, reason: format!("{}: {error}", error.code()) }
 }
 
 /// Waits for the socket to leave the HTTP server, and gives it to its shard.
@@ -241,7 +248,7 @@ fn assign(node: &Node, mut adoption: Adoption) {
     let connection =
         adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |arrival| arrival.connection);
     if let Some(shard) = node.shard_of(connection) {
-        shard.send(Command::Adopt(adoption));
+        shard.send(Command::Adopt(Box::new(adoption)));
     }
 }
 

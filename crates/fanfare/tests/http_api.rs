@@ -532,6 +532,7 @@ async fn the_description_is_complete() {
     }
     let expected = [
         "DELETE /connections/{connection_id}",
+        "GET /.well-known/jwks.json",
         "GET /health",
         "GET /health/live",
         "GET /health/ready",
@@ -545,6 +546,7 @@ async fn the_description_is_complete() {
         "POST /events/batch",
         "POST /tasks/{task_id}/broadcast-update",
         "POST /tasks/{task_id}/update",
+        "POST /tokens/revoke",
         "POST /users/{user_id}/disconnect",
         "POST /users/{user_id}/notify",
         "POST /users/{user_id}/send-notification",
@@ -607,4 +609,110 @@ async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
     let answer = send(&app, request("GET", "/nowhere", NOBODY, "", "")).await;
     assert_eq!(answer.status, 404);
     assert_eq!(answer.json(), json!({"detail": "there is nothing at /nowhere", "code": "not_found"}));
+}
+
+/// A token of a user with further claims.
+fn token_with(user: &str, more: &Value) -> String {
+    let mut claims = json!({"sub": user, "topics": ["*"]});
+    claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+}
+
+async fn connect_with(address: SocketAddr, token: &str) -> WebSocketStream<MaybeTlsStream<TcpStream>> {
+    tokio_tungstenite::connect_async(format!("ws://{address}/ws?token={token}")).await.unwrap().0
+}
+
+/// The type of the next message, or the code and reason of a close.
+async fn heard(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>) -> String {
+    match tokio::time::timeout(DEADLINE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => {
+            serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
+        }
+        Some(Ok(Message::Close(Some(frame)))) => format!("{} {}", u16::from(frame.code), frame.reason.as_str()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_tokens_open_nothing_and_hold_nothing() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for (input, token, later) in [
+        (
+            json!({"user": "ann"}),
+            token_with("ann", &json!({"iat": now - 5})),
+            token_with("ann", &json!({"iat": now + 2})),
+        ),
+        (json!({"user": "ann"}), token_with("ann", &json!({})), token_with("bob", &json!({}))),
+        (
+            json!({"user": "ann", "issued_before": now - 10}),
+            token_with("ann", &json!({"iat": now - 11})),
+            token_with("ann", &json!({"iat": now - 10})),
+        ),
+        (json!({"jti": "j1"}), token_with("ann", &json!({"jti": "j1"})), token_with("ann", &json!({"jti": "j2"}))),
+        (
+            json!({"issued_before": now - 10}),
+            token_with("bob", &json!({"iat": now - 11})),
+            token_with("bob", &json!({"iat": now - 10})),
+        ),
+    ] {
+        let hub = hub(Config::default());
+        let app = hub.router();
+        let address = serve(&app).await;
+        let (mut ended, mut stays) = (connect_with(address, &token).await, connect_with(address, &later).await);
+        assert_eq!((heard(&mut ended).await.as_str(), heard(&mut stays).await.as_str()), ("ack", "ack"));
+        // An administrator's own, so that it outlives what is revoked here.
+        let admin = token_with("root", &json!({"admin": true, "iat": now + 2, "jti": "root"}));
+        let revoke = || {
+            Request::builder()
+                .method("POST")
+                .uri("/tokens/revoke")
+                .header(header::AUTHORIZATION, format!("Bearer {admin}"))
+                .header(header::CONTENT_TYPE, JSON)
+                .body(Body::from(input.to_string()))
+                .unwrap()
+        };
+        for _ in 0..2 {
+            let answer = call(&app, revoke()).await;
+            assert_eq!((answer.status, answer.json()), (200, json!({"status": "revoked"})), "{input}");
+        }
+        assert!(heard(&mut ended).await.starts_with("1008 token_revoked: "), "{input}");
+        let mut again = connect_with(address, &token).await;
+        assert!(heard(&mut again).await.starts_with("1008 token_revoked: "), "{input}");
+        let mut other = connect_with(address, &later).await;
+        assert_eq!(heard(&mut other).await, "ack", "{input}");
+        assert_eq!(hub.metrics().get(Counter::TokensRevoked), 1);
+        assert_eq!(hub.stats().local, 2, "{input}");
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_revoked_is_refused() {
+    let hub = hub(Config::default());
+    let app = hub.router();
+    for (who, body, status, says) in [
+        (NOBODY, json!({"user": "ann"}), 401, "a token is needed"),
+        (PUBLISHER, json!({"user": "ann"}), 403, "administrator"),
+        (ADMIN, json!({}), 422, "name a `user`"),
+        (ADMIN, json!({"user": "ann", "jti": "j"}), 422, "name a `user`"),
+        (ADMIN, json!({"user": ""}), 422, "`user` must be"),
+        (ADMIN, json!({"user": "x".repeat(257)}), 422, "`user` must be"),
+        (ADMIN, json!({"jti": ""}), 422, "`jti` must be"),
+        (ADMIN, json!({"jti": 7}), 422, "expected a string"),
+        (ADMIN, json!({"issued_before": 99_999_999_999_u64}), 422, "future"),
+        (ADMIN, json!({"issued_before": -1}), 422, "expected u64"),
+        (ADMIN, json!({"users": "ann"}), 422, "unknown field"),
+    ] {
+        let answer = call(&app, request("POST", "/tokens/revoke", who, JSON, body.to_string())).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.text);
+        assert!(answer.json()["detail"].as_str().unwrap().contains(says), "{body}: {}", answer.text);
+    }
+    let answer = call(&app, request("POST", "/tokens/revoke", ADMIN, JSON, "{")).await;
+    assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("not_json")));
+}
+
+#[tokio::test]
+async fn a_hub_with_a_secret_serves_no_keys() {
+    let answer = get(&hub(Config::default()).router(), "/.well-known/jwks.json").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"keys": []})));
+    assert_eq!(answer.header("cache-control"), "public, max-age=300");
 }

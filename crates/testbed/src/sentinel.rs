@@ -74,6 +74,14 @@ impl Sentinels {
         ask(self.sentinels[0].0, &["SENTINEL", "FAILOVER", NAME]) == "OK"
     }
 
+    /// Has every sentinel name another server as the master, which none of the servers hears of.
+    pub fn name_another(&self, port: u16) {
+        for (sentinel, ..) in &self.sentinels {
+            ask(*sentinel, &["SENTINEL", "REMOVE", NAME]);
+            assert_eq!(ask(*sentinel, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &port.to_string(), "2"]), "OK");
+        }
+    }
+
     /// Waits until another server than the one of this port is the master.
     pub fn until_master_is_not(&self, port: u16) {
         until("a replica becomes the master", || {

@@ -1,10 +1,13 @@
 //! Tokens for the commands: given, or made with the configured secret.
 
 use super::Usage;
-use crate::settings::Settings;
+use crate::{keyring::Keyring, settings::Settings};
 use aws_lc_rs::rand;
 use clap::ArgMatches;
-use fanfare::{ConnectionId, Minter, auth::Claims};
+use fanfare::{
+    ConnectionId, Minter,
+    auth::{Claims, Family},
+};
 use std::{
     fmt,
     time::{Duration, SystemTime},
@@ -14,11 +17,15 @@ use std::{
 pub(crate) enum Access {
     Given(String),
     /// Made anew for each use, so that none expires in the middle.
-    Made {
-        minter: Minter,
-        claims: Claims,
-        ttl: Duration,
-    },
+    Made(Box<Maker>),
+}
+
+/// Makes tokens that all say the same.
+pub(crate) struct Maker {
+    minter: Minter,
+    claims: Claims,
+    ttl: Duration,
+    settings: Settings,
 }
 
 impl Access {
@@ -28,13 +35,17 @@ impl Access {
             return Ok(Self::Given(token.trim().to_owned()));
         }
         let ttl = Duration::from_secs(settings.access_token_expire_minutes.saturating_mul(60));
-        Ok(Self::Made { minter: minter(settings, "give --token, set FANFARE_TOKEN, or")?, claims, ttl })
+        let minter = minter(settings, "give --token, set FANFARE_TOKEN, or")?;
+        Ok(Self::Made(Box::new(Maker { minter, claims, ttl, settings: settings.clone() })))
     }
 
     pub(crate) fn token(&self) -> anyhow::Result<String> {
         match self {
             Self::Given(token) => Ok(token.clone()),
-            Self::Made { minter, claims, ttl } => Ok(minter.mint(&dated(claims.clone(), *ttl)?)),
+            Self::Made(maker) => {
+                let Maker { minter, claims, ttl, settings } = &**maker;
+                Ok(minter.mint(&dated(claims.clone(), *ttl, settings)?))
+            }
         }
     }
 }
@@ -45,22 +56,24 @@ impl fmt::Debug for Access {
     }
 }
 
-/// A minter with the configured secret. `otherwise` begins the sentence that says what to do without one.
+/// A minter with the configured key. `otherwise` begins the sentence that says what to do without one.
 pub(crate) fn minter(settings: &Settings, otherwise: &str) -> anyhow::Result<Minter> {
-    let Some(secret) = &settings.secret_key else {
-        let text = format!(
+    let missing = || match settings.algorithm.family() {
+        Family::Secret => Usage(format!(
             "there is no secret to sign a token with: {otherwise} set SECRET_KEY to the hub's secret \
              (in the environment, in .env, or as secret_key in fanfare.toml)"
-        );
-        return Err(Usage(text.trim_start().to_owned()).into());
+        )),
+        _ => Usage(format!("there is no key to sign a token with: {otherwise} set private_key_file")),
     };
-    Ok(Minter::new(settings.algorithm, secret.bytes())?)
+    Ok(Keyring::load(settings)?.minter.ok_or_else(missing)?)
 }
 
-/// The claims with a beginning, an end and an id of their own.
-pub(crate) fn dated(claims: Claims, ttl: Duration) -> anyhow::Result<Claims> {
+/// The claims with a beginning, an end and an id of their own, for the hub of these settings.
+pub(crate) fn dated(claims: Claims, ttl: Duration, settings: &Settings) -> anyhow::Result<Claims> {
     let now = unix_secs();
     Ok(Claims {
+        iss: settings.token_issuer.clone(),
+        aud: settings.token_audience.clone(),
         exp: Some(now.saturating_add(ttl.as_secs().max(1))),
         iat: Some(now),
         jti: Some(random_id()?),

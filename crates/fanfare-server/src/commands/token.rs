@@ -5,13 +5,16 @@ use super::{
     access::{dated, minter, unix_secs},
     print,
 };
-use crate::settings::{Settings, kind};
+use crate::{
+    keyring::Keyring,
+    settings::{Settings, kind},
+};
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::ArgMatches;
 use fanfare::{
-    AuthError, Verifier,
-    auth::{Claims, Flaw, weakness},
+    AuthError,
+    auth::{Claims, Flaw},
 };
 use serde_json::Value;
 use std::{fmt::Write as _, io::Read, time::Duration};
@@ -41,12 +44,9 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
         topics,
         ..Claims::default()
     };
-    let token = minter.mint(&dated(claims, ttl(matches, settings)?)?);
+    let token = minter.mint(&dated(claims, ttl(matches, settings)?, settings)?);
     if token.len() > fanfare::auth::MAX_TOKEN_BYTES {
         return Err(Usage(format!("the token would have {} bytes, too many: give fewer topics", token.len())).into());
-    }
-    if let Some(warning) = settings.secret_key.as_ref().and_then(|secret| weakness(secret.bytes())) {
-        super::say(&warning);
     }
     print(&format!("{token}\n"))
 }
@@ -119,21 +119,26 @@ fn explanation(token: &str, header: &Value, claims: &Value, settings: &Settings,
 }
 
 fn verdict(token: &str, settings: &Settings, now: u64) -> (String, String) {
-    let Some(secret) = &settings.secret_key else {
-        let signature = "not checked: there is no secret; set SECRET_KEY to the hub's".to_owned();
-        return (signature, "unknown: what stands above is only what the token claims".to_owned());
-    };
-    let verifier = match Verifier::new(settings.algorithm, secret.bytes(), 0) {
-        Ok(verifier) => verifier,
+    let keyring = match Keyring::load(settings) {
+        Ok(keyring) if keyring.is_empty() => {
+            let signature = "not checked: there is no secret; set SECRET_KEY to the hub's".to_owned();
+            return (signature, "unknown: what stands above is only what the token claims".to_owned());
+        }
+        Ok(keyring) => keyring,
         Err(error) => return ("not checked".to_owned(), error.to_string()),
     };
-    match verifier.verify(token, now) {
+    match keyring.verifier(settings).verify(token, now) {
         Ok(_) => ("right".to_owned(), "the hub takes it".to_owned()),
         Err(error) => {
             let signature = match error {
                 AuthError::Invalid(Flaw::Signature) => "wrong",
                 AuthError::Invalid(
-                    Flaw::TooLong { .. } | Flaw::Parts | Flaw::Header | Flaw::Algorithm { .. } | Flaw::Critical,
+                    Flaw::TooLong { .. }
+                    | Flaw::Parts
+                    | Flaw::Header
+                    | Flaw::Algorithm { .. }
+                    | Flaw::Critical
+                    | Flaw::UnknownKey,
                 ) => "not checked",
                 _ => "right",
             };
@@ -207,8 +212,9 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     fn explained(claims: &Claims, secret: Option<&str>) -> String {
-        let token = Minter::from_secret("right").unwrap().mint(claims);
-        let settings = Settings { secret_key: secret.map(Secret::new), ..Settings::default() };
+        let token = Minter::from_secret(&"right".repeat(8)).unwrap().mint(claims);
+        let settings =
+            Settings { secret_key: secret.map(|secret| Secret::new(&secret.repeat(8))), ..Settings::default() };
         let (header, claims) = parts(&token).unwrap();
         explanation(&token, &header, &claims, &settings, NOW)
     }

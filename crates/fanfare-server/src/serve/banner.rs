@@ -4,8 +4,8 @@
 //! log.
 
 use super::listener::reachable;
-use crate::{commands::access::dated, settings::Settings};
-use fanfare::{Minter, auth::Claims};
+use crate::{commands::access::dated, keyring::Keyring, settings::Settings};
+use fanfare::auth::Claims;
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
@@ -21,8 +21,7 @@ const SAMPLE: &str = r#"{"type":"task_status_update","data":{"task_id":"t1","sta
 pub(super) struct Banner<'a> {
     pub(super) address: SocketAddr,
     pub(super) settings: &'a Settings,
-    /// The secret, if it was made for this run.
-    pub(super) secret: Option<&'a [u8]>,
+    pub(super) keyring: &'a Keyring,
 }
 
 impl Banner<'_> {
@@ -39,14 +38,13 @@ impl Banner<'_> {
         let log = self.settings.redis_url.as_ref().map_or_else(|| "memory".to_owned(), |url| format!("Redis at {url}"));
         let mut text = format!("fanfare {version} listens on {}. The log is in {log}.\n\n", self.address);
         // Writing to a string can't fail.
-        let _ = match self.secret {
-            Some(secret) => {
-                let minter = Minter::new(self.settings.algorithm, secret)?;
+        let _ = match (&self.keyring.made, &self.keyring.minter) {
+            (Some(_), Some(minter)) => {
                 let all = vec!["*".to_owned()];
                 let page = Claims { sub: "demo".to_owned(), publish: true, topics: all, ..Claims::default() };
                 let curl = Claims { sub: "curl".to_owned(), publish: true, ..Claims::default() };
-                let page = minter.mint(&dated(page, TRIAL)?);
-                let curl = minter.mint(&dated(curl, TRIAL)?);
+                let page = minter.mint(&dated(page, TRIAL, self.settings)?);
+                let curl = minter.mint(&dated(curl, TRIAL, self.settings)?);
                 write!(
                     text,
                     "Open the live page:\n\n  {url}/#token={page}\n\n\
@@ -56,10 +54,11 @@ impl Banner<'_> {
                     curl_line(&url, &curl)
                 )
             }
-            None => write!(
+            (_, None) => write!(text, "Tokens are made elsewhere, and verified with the configured public keys.\n\n"),
+            (None, Some(_)) => write!(
                 text,
-                "Tokens are signed with the configured secret (secret_key). Make one for the live page at {url}/\n\
-                 and for publishing, with the same SECRET_KEY:\n\n  \
+                "Tokens are signed with the configured key. Make one for the live page at {url}/\n\
+                 and for publishing, with the same settings:\n\n  \
                  TOKEN=$(fanfare token --sub demo --publish --topics '*')\n  \
                  echo \"{url}/#token=$TOKEN\"\n  {}\n\n",
                 curl_line(&url, "'\"$TOKEN\"'")
@@ -84,7 +83,8 @@ mod tests {
     #[test]
     fn a_secret_of_this_run_gives_tokens() {
         let (address, settings) = ("0.0.0.0:8000".parse().unwrap(), Settings::default());
-        let text = Banner { address, settings: &settings, secret: Some(b"secret") }.text().unwrap();
+        let keyring = Keyring::load_or_make(&settings).unwrap();
+        let text = Banner { address, settings: &settings, keyring: &keyring }.text().unwrap();
         assert!(text.contains("http://127.0.0.1:8000/#token=ey"), "{text}");
         assert!(text.contains("curl -X POST http://127.0.0.1:8000/events -H 'Authorization: Bearer ey"), "{text}");
         assert!(text.contains("random secret was made for this run"), "{text}");
@@ -92,9 +92,10 @@ mod tests {
 
     #[test]
     fn a_configured_secret_gives_none() {
-        let settings = Settings { secret_key: Some(Secret::new("hush")), ..Settings::default() };
+        let settings = Settings { secret_key: Some(Secret::new(&"hush".repeat(8))), ..Settings::default() };
         let address = "127.0.0.1:8000".parse().unwrap();
-        let text = Banner { address, settings: &settings, secret: None }.text().unwrap();
+        let keyring = Keyring::load_or_make(&settings).unwrap();
+        let text = Banner { address, settings: &settings, keyring: &keyring }.text().unwrap();
         assert!(!text.contains("ey") || !text.contains("=ey") && !text.contains("Bearer ey"), "{text}");
         assert!(!text.contains("hush") && text.contains("fanfare token --sub demo"), "{text}");
     }

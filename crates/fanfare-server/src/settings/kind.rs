@@ -4,7 +4,7 @@ use fanfare::{
     Algorithm,
     broker::redis::{Durability, RedisUrl},
 };
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// A text that is not to be shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -23,8 +23,8 @@ impl Secret {
         Self(text.to_owned())
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+    pub(crate) fn text(&self) -> &str {
+        &self.0
     }
 }
 
@@ -138,6 +138,30 @@ kind!(
     }
     .to_owned()
 );
+kind!(
+    file,
+    "FILE",
+    "the path of a file",
+    Option<PathBuf>,
+    |text: &str| (!text.is_empty()).then(|| Some(PathBuf::from(text))),
+    |value: &Option<PathBuf>| value.as_ref().map_or_else(not_set, |path| path.display().to_string())
+);
+kind!(
+    web_url,
+    "URL",
+    "a URL that begins with https:// or http://",
+    Option<String>,
+    |text: &str| text.parse::<hyper::Uri>().is_ok_and(|url| is_web(&url)).then(|| Some(text.to_owned())),
+    |value: &Option<String>| value.clone().unwrap_or_else(not_set)
+);
+kind!(
+    text,
+    "TEXT",
+    "a text that is not empty",
+    Option<String>,
+    |text: &str| (!text.is_empty()).then(|| Some(text.to_owned())),
+    |value: &Option<String>| value.clone().unwrap_or_else(not_set)
+);
 kind!(minutes, "MINUTES", "a whole number of minutes, 1 or more", u64, positive, u64::to_string);
 kind!(count, "N", "a whole number, 0 or more", usize, whole, usize::to_string);
 kind!(rate, "N", "a whole number, 0 or more", u32, whole, u32::to_string);
@@ -151,6 +175,14 @@ kind!(
     |value: &Duration| show_duration(*value)
 );
 kind!(
+    span,
+    "DURATION",
+    "a duration such as 500ms, 30s, 5m, 1h or a number of seconds",
+    Duration,
+    |text: &str| parse_duration(text),
+    |value: &Duration| show_duration(*value)
+);
+kind!(
     size,
     "SIZE",
     "a size above 0 such as 64KiB, 64MB or a number of bytes",
@@ -158,6 +190,14 @@ kind!(
     |text: &str| parse_size(text).filter(|&bytes| bytes > 0),
     |value: &usize| show_size(*value)
 );
+
+fn not_set() -> String {
+    "not set".to_owned()
+}
+
+fn is_web(url: &hyper::Uri) -> bool {
+    matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
+}
 
 /// Digits may be set apart by underscores, as in TOML.
 fn whole<T: FromStr>(text: &str) -> Option<T> {

@@ -4,7 +4,7 @@ use super::{
     sources::{Entry, Origin, Sources},
     table::{Setting, Settings, TABLE, contradiction},
 };
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 /// Settings, and where each came from.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) enum SettingsError {
     BadValue { origin: Origin, key: &'static str, value: String, expected: String },
     #[error("{origin}: {text}")]
     Contradiction { origin: Origin, text: String },
+    #[error("{setting}: {place}{error}")]
+    Key { setting: &'static str, place: String, error: String },
     #[error("{} can't be read: {error}; mend the file or its permissions, or name another with --config", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
@@ -68,6 +70,13 @@ fn unknown(key: &str, origin: &Origin) -> SettingsError {
 }
 
 impl SettingsError {
+    /// What is wrong with what a setting names, which the error says without repeating it.
+    pub(crate) fn key(setting: &'static str, place: impl fmt::Display, error: impl fmt::Display) -> Self {
+        let place = place.to_string();
+        let place = if place.is_empty() { place } else { place + ": " };
+        Self::Key { setting, place, error: error.to_string() }
+    }
+
     /// The error for a TOML value that is neither text nor number.
     pub(super) fn unknown_or_bad(key: &str, type_name: &str, origin: &Origin) -> Self {
         match TABLE.iter().find(|setting| setting.key == key) {

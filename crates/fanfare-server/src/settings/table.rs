@@ -3,10 +3,12 @@
 use super::kind::{self, LogFormat, Secret};
 use fanfare::{
     Algorithm, Config,
+    auth::Family,
     broker::redis::{Durability, RedisUrl},
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -16,7 +18,16 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) workers: usize,
     pub(crate) secret_key: Option<Secret>,
+    pub(crate) secret_key_file: Option<PathBuf>,
+    pub(crate) previous_secret_key: Option<Secret>,
     pub(crate) algorithm: Algorithm,
+    pub(crate) private_key_file: Option<PathBuf>,
+    pub(crate) public_key_file: Option<PathBuf>,
+    pub(crate) jwks_url: Option<String>,
+    pub(crate) jwks_refresh: Duration,
+    pub(crate) token_issuer: Option<String>,
+    pub(crate) token_audience: Option<String>,
+    pub(crate) leeway: Duration,
     pub(crate) access_token_expire_minutes: u64,
     pub(crate) redis_url: Option<RedisUrl>,
     pub(crate) redis_namespace: String,
@@ -34,7 +45,16 @@ impl Default for Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             workers: 1,
             secret_key: None,
+            secret_key_file: None,
+            previous_secret_key: None,
             algorithm: Algorithm::Hs256,
+            private_key_file: None,
+            public_key_file: None,
+            jwks_url: None,
+            jwks_refresh: Duration::from_secs(600),
+            token_issuer: None,
+            token_audience: None,
+            leeway: Duration::ZERO,
             access_token_expire_minutes: 30,
             redis_url: None,
             redis_namespace: "ws".to_owned(),
@@ -111,9 +131,29 @@ settings! {
     workers: count;
     /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
     secret_key: secret, alias = "SECRET_KEY", hidden = true;
+    /// A file with the secret, instead of the secret itself. Further lines are secrets that are still believed, while it is being replaced.
+    secret_key_file: file;
+    /// A secret that is still believed while secret_key replaces it.
+    previous_secret_key: secret, hidden = true;
     /// How tokens are signed. A token that says otherwise is refused.
     algorithm: algorithm, alias = "ALGORITHM";
-    /// How long a token of `fanfare token` is valid, in minutes.
+    /// A private key as PEM, for an algorithm with public keys: what our own tokens are signed with. Its public half is served at /.well-known/jwks.json.
+    private_key_file: file;
+    /// Public keys as PEM, JWK or JWKS, for an algorithm with public keys: what tokens are verified with, beside private_key_file's.
+    public_key_file: file;
+    /// Where an identity provider serves its public keys as JWKS; they are fetched again when a token names a new one.
+    jwks_url: web_url;
+    /// How often the keys at jwks_url are fetched again.
+    jwks_refresh: duration;
+    /// The issuer (iss) that tokens must have; ours get it.
+    token_issuer: text;
+    /// The audience (aud) that tokens must have; ours get it. Without it, tokens with an audience are refused.
+    token_audience: text;
+    /// How far the clock of whoever makes tokens may differ from ours.
+    leeway: span;
+    /// How long before its token ends a client is told (auth_expiring).
+    token_warning: duration(hub);
+    /// How long our own tokens are valid, those of a login and of `fanfare token`, in minutes.
     access_token_expire_minutes: minutes, alias = "ACCESS_TOKEN_EXPIRE_MINUTES";
     /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;
@@ -179,6 +219,49 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
         );
         return Some(("heartbeat_timeout", text));
     }
+    keys_contradiction(settings).or_else(|| workers_contradiction(settings))
+}
+
+fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+    let algorithm = settings.algorithm;
+    let key_settings = [
+        ("private_key_file", settings.private_key_file.is_some()),
+        ("public_key_file", settings.public_key_file.is_some()),
+        ("jwks_url", settings.jwks_url.is_some()),
+    ];
+    let named = key_settings.iter().find(|(_, set)| *set).map(|(key, _)| *key);
+    let secret = settings.algorithm.family() == Family::Secret;
+    match named {
+        Some(key) if secret => {
+            let text = format!(
+                "{algorithm} signs with a secret, and {key} names a key: set algorithm to what the key is for, such as RS256, \
+                 or remove {key}"
+            );
+            return Some((key, text));
+        }
+        None if !secret => {
+            let text = format!(
+                "{algorithm} needs keys: set private_key_file to sign tokens here, or public_key_file or jwks_url to verify \
+                 those of others"
+            );
+            return Some(("algorithm", text));
+        }
+        _ => {}
+    }
+    if settings.secret_key.is_some() && settings.secret_key_file.is_some() {
+        let text = "secret_key and secret_key_file both name the secret: remove one of them".to_owned();
+        return Some(("secret_key_file", text));
+    }
+    if settings.redis_url.is_some() && !secret && settings.private_key_file.is_none() && settings.secret_key.is_none() {
+        let text = "several nodes know each other's clients by names that are made with a secret, which a public key is not: set \
+            secret_key too (SECRET_KEY), the same on all of them"
+            .to_owned();
+        return Some(("secret_key", text));
+    }
+    None
+}
+
+fn workers_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     if settings.workers != 1 && settings.redis_url.is_none() {
         let text = "several workers need a log that they share, or each would have events that the others' clients never see: \
             set redis_url (REDIS_URL), or leave it at one worker"

@@ -9,6 +9,7 @@ mod pulse;
 mod record;
 mod recovery;
 mod registry;
+mod revoked;
 mod scripts;
 mod shared;
 mod tail;
@@ -146,6 +147,9 @@ impl RedisBroker {
 
     async fn order_now(&self, order: Order) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
+        if let Order::Revoke(revocation) = &order {
+            revoked::keep(&link, &self.shared.keys.revoked, std::slice::from_ref(revocation)).await?;
+        }
         let mut command = cmd("XADD");
         command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");
         for (name, value) in tail::order_fields(&order) {

@@ -62,6 +62,8 @@ error_codes! {
     TokenNotYetValid = 401, "token_not_yet_valid", AuthNotYetValid;
     /// The token is not valid.
     TokenInvalid = 401, "token_invalid", AuthInvalid;
+    /// The token was revoked.
+    TokenRevoked = 401, "token_revoked", AuthRevoked;
     /// The token does not allow this.
     Forbidden = 403, "forbidden", AuthForbidden;
     /// There is nothing under this path.
@@ -78,6 +80,8 @@ error_codes! {
     UnsupportedMediaType = 415, "unsupported_media_type", BadEvents;
     /// A field is missing or has a value that it can't have; `detail` names it.
     Invalid = 422, "invalid", BadEvents;
+    /// The keys that tokens are verified with can't be had now; try again.
+    KeysUnavailable = 503, "keys_unavailable", AuthUnavailable;
     /// The log can't be reached, and nothing was published; try again.
     LogUnavailable = 503, "log_unavailable";
     /// The event is in the log, and no replica has it yet (`durability`); publish it again under the same `event_id`.
@@ -104,6 +108,13 @@ pub(super) struct ErrorBody {
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
+}
+
+impl ErrorCode {
+    /// The same request may go well a moment later: `Retry-After` says when.
+    pub(super) const fn is_for_later(self) -> bool {
+        matches!(self, Self::LogUnavailable | Self::NotReplicated | Self::KeysUnavailable)
+    }
 }
 
 impl ApiError {
@@ -166,6 +177,8 @@ impl From<AuthError> for ApiError {
             "token_missing" => ErrorCode::TokenMissing,
             "token_expired" => ErrorCode::TokenExpired,
             "token_not_yet_valid" => ErrorCode::TokenNotYetValid,
+            "token_revoked" => ErrorCode::TokenRevoked,
+            "keys_unavailable" => ErrorCode::KeysUnavailable,
             "forbidden" => ErrorCode::Forbidden,
             _ => ErrorCode::TokenInvalid,
         };
@@ -193,7 +206,7 @@ impl IntoResponse for ApiError {
         if let Some(challenge) = challenge(self.code) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if matches!(self.code, ErrorCode::LogUnavailable | ErrorCode::NotReplicated) {
+        if self.code.is_for_later() {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECS.into());
         }
         if !self.counted {

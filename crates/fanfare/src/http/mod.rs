@@ -13,6 +13,7 @@ mod health;
 mod metrics;
 mod reference;
 mod responses;
+mod tokens;
 
 pub use error::not_found;
 pub(crate) use error::problem;
@@ -35,6 +36,8 @@ pub(crate) fn router(hub: Hub) -> Router {
         .routes(routes!(connections::of_user))
         .routes(routes!(connections::disconnect_user))
         .routes(routes!(connections::disconnect))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::jwks))
         .routes(routes!(health::connections))
         .routes(routes!(health::service))
         .routes(routes!(health::live))

@@ -16,6 +16,9 @@ pub(super) struct RegistryErrors;
 /// What can go wrong with one connection of it.
 pub(super) struct ConnectionErrors;
 
+/// What can go wrong with revoking tokens.
+pub(super) struct RevokeErrors;
+
 /// What can go wrong with publishing.
 pub(super) struct PublishErrors;
 
@@ -27,7 +30,9 @@ const ADMIN: &[ErrorCode] = &[
     ErrorCode::TokenExpired,
     ErrorCode::TokenNotYetValid,
     ErrorCode::TokenInvalid,
+    ErrorCode::TokenRevoked,
     ErrorCode::Forbidden,
+    ErrorCode::KeysUnavailable,
 ];
 
 const PUBLISH: &[ErrorCode] = &[
@@ -39,6 +44,15 @@ const PUBLISH: &[ErrorCode] = &[
     ErrorCode::Invalid,
     ErrorCode::LogUnavailable,
     ErrorCode::NotReplicated,
+];
+
+const REVOKE: &[ErrorCode] = &[
+    ErrorCode::NotJson,
+    ErrorCode::BadRequest,
+    ErrorCode::BodyTooLarge,
+    ErrorCode::UnsupportedMediaType,
+    ErrorCode::Invalid,
+    ErrorCode::LogUnavailable,
 ];
 
 const REGISTRY: &[ErrorCode] = &[ErrorCode::BadRequest, ErrorCode::Invalid, ErrorCode::LogUnavailable];
@@ -60,6 +74,12 @@ impl IntoResponses for RegistryErrors {
 impl IntoResponses for ConnectionErrors {
     fn responses() -> Responses {
         responses(&[ADMIN, REGISTRY, &[ErrorCode::NotFound]].concat())
+    }
+}
+
+impl IntoResponses for RevokeErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, REVOKE].concat())
     }
 }
 
@@ -96,7 +116,7 @@ fn response(codes: &[ErrorCode]) -> utoipa::openapi::response::Response {
     if codes.iter().any(|&code| challenge(code).is_some()) {
         response = response.header("WWW-Authenticate", Header::new(String::schema()));
     }
-    if codes.contains(&ErrorCode::LogUnavailable) {
+    if codes.iter().any(|code| code.is_for_later()) {
         response = response.header("Retry-After", Header::new(u32::schema()));
     }
     response.build()

@@ -10,7 +10,7 @@ use fanfare::{
     registry::Present,
 };
 use fanfare_core::{
-    Lineage,
+    Lineage, Revocation,
     window::{Bounds, Window},
 };
 use std::{
@@ -41,6 +41,15 @@ impl Tail for Node {
 
     fn obey(&self, order: Order) {
         self.orders.lock().unwrap().push(order);
+    }
+
+    fn revocations(&self) -> Vec<Revocation> {
+        let orders = self.orders.lock().unwrap();
+        let revocations = orders.iter().filter_map(|order| match order {
+            Order::Revoke(revocation) => Some(revocation.clone()),
+            _ => None,
+        });
+        revocations.collect()
     }
 
     fn connections(&self) -> usize {

@@ -1,18 +1,19 @@
 //! What happens to a log in Redis: interruptions, losses, strangers, and servers that are not what they should be.
 
 use crate::{
-    node::{BOUNDS, append, append_patiently, ids, linked, linked_with, record, until},
+    node::{BOUNDS, Node, append, append_patiently, ids, linked, linked_with, record, until},
     suite::list,
 };
 use fanfare::{
     Audience, ConnectionId,
     broker::{
-        Broker, BrokerError,
+        Broker, BrokerError, Order, Tail,
         redis::{Durability, LinkError, RedisOptions},
     },
     registry::{Present, Registry},
 };
 use fanfare_core::{
+    Revocation, Revocations,
     lineage::Place,
     window::{Bounds, GapReason},
 };
@@ -330,6 +331,51 @@ async fn a_failover_that_loses_the_newest_is_mended_by_those_who_saw_them() {
         assert_eq!(place, Place::At(60), "no client notices");
     }
     assert_eq!(broker.range(0, 100).await.unwrap().len(), 61, "the new master has them all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_forgot() {
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    let revocations = [
+        Revocation::User { user: "ann".into(), before: 200 },
+        Revocation::Token { token: 7 },
+        Revocation::Everyone { before: 100 },
+    ];
+    for revocation in &revocations {
+        broker.order(Order::Revoke(revocation.clone())).await.unwrap();
+    }
+    // An earlier time takes nothing back.
+    broker.order(Order::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
+    until("the orders arrive", || node.revocations().len() == 4).await;
+    let known = |node: &Node| {
+        let mut all = Revocations::default();
+        for revocation in node.revocations() {
+            all.add(revocation);
+        }
+        revocations.iter().all(|revocation| !all.add(revocation.clone()))
+    };
+    let (_later, second) = linked(&server.url()).await;
+    assert!(known(&second));
+    server.cli(&["FLUSHALL"]);
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    until("Redis has them again", || server.cli(&["ZCARD", "ws:revoked"]) == "3").await;
+    let (_last, third) = linked(&server.url()).await;
+    assert!(known(&third));
+}
+
+/// As after a halt of the old master: it goes on, and does not know yet that it is none any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_sentinel_no_longer_names_is_left() {
+    let sentinels = Sentinels::start();
+    let next = RedisServer::start();
+    let (broker, node) = linked(&sentinels.url()).await;
+    append(&*broker, ids("e", 1..=5)).await;
+    sentinels.name_another(next.port());
+    until("the log is on the master that Sentinel names", || next.cli(&["XLEN", "ws:log"]) == "5").await;
+    append_patiently(&*broker, "e6").await;
+    until("all events are there, in order", || node.ids() == ids("e", 1..=6)).await;
+    assert_eq!(next.cli(&["XLEN", "ws:log"]), "6");
 }
 
 #[tokio::test(flavor = "multi_thread")]

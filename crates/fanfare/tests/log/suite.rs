@@ -6,7 +6,7 @@ use fanfare::{
     broker::{Broker, MemoryBroker, Order, redis::RedisOptions},
     registry::{Present, Registry},
 };
-use fanfare_core::window::Bounds;
+use fanfare_core::{Revocation, window::Bounds};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use testbed::{Cluster, RedisServer, Sentinels};
 
@@ -60,6 +60,9 @@ async fn gives_ranges(broker: &dyn Broker) {
 
 async fn hands_orders_on(broker: &dyn Broker, node: &Node) {
     let orders = [
+        Order::Revoke(Revocation::User { user: "ann".into(), before: 1_800_000_000 }),
+        Order::Revoke(Revocation::Token { token: 7 }),
+        Order::Revoke(Revocation::Everyone { before: 1_700_000_000 }),
         Order::Disconnect { connection: ConnectionId(9), reason: "bye".to_owned() },
         Order::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
     ];

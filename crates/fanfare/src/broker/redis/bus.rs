@@ -4,7 +4,7 @@
 use super::{
     appender, ears,
     link::{ANSWER, BLOCK, Facts, Link, LinkError},
-    pulse, recovery, registry,
+    pulse, recovery, registry, revoked,
     shared::{Job, Shared},
     tail,
 };
@@ -23,6 +23,10 @@ const LATER: Duration = Duration::from_secs(1);
 
 /// How long Redis may be out of reach at the start.
 const START: Duration = Duration::from_secs(10);
+
+/// How often Sentinel is asked. Well below the time that nodes which are on the new master wait for the others, so that
+/// what went to the old one meanwhile can still be put back.
+const ASK_SENTINEL: Duration = Duration::from_secs(1);
 
 /// How long taking leave may take.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -130,6 +134,7 @@ impl Bus {
         let since = link.clock_ms().await?;
         let head = recovery::settle(&shared, &link, since, self.fresh).await?;
         let mut orders = self.place_of_orders(&link).await?;
+        revoked::level(&shared, &link).await?;
         tail::catch_up(&shared, &link, head).await?;
         if std::mem::take(&mut self.fresh) {
             warn(&facts);
@@ -149,6 +154,7 @@ impl Bus {
             ears::run(&shared, ears, &self.heard),
             pulse::run(&shared, &link, since, &mut self.beats),
             registry::run(&shared, &link),
+            watch_master(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters),
         );
         self.orders = Some(orders);
@@ -183,6 +189,28 @@ impl Bus {
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {
             tracing::debug!("Redis was not told that this node leaves; it notices by itself");
+        }
+    }
+}
+
+/// Asks Sentinel again and again who the master is, until it is another one than this link leads to. A master that was
+/// away and has not been told yet that it is none any more would take events that nobody else gets.
+async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
+    let url = &shared.options.url;
+    if !url.is_sentinel() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(ASK_SENTINEL).await;
+        match url.locate(&shared.keys.log).await {
+            Ok(master) if master != link.address => {
+                return Err(LinkError::NotMaster(format!(
+                    "Sentinel names {master}, and not {} any more",
+                    link.address
+                )));
+            }
+            // Without Sentinel the link goes on as it is.
+            Ok(_) | Err(_) => {}
         }
     }
 }

@@ -13,6 +13,7 @@ pub(super) struct Keys {
     pub(super) recovery: String,
     pub(super) ears: String,
     pub(super) control: String,
+    pub(super) revoked: String,
     /// What a node's key begins with.
     pub(super) node: String,
     /// What a connection's key begins with.
@@ -38,6 +39,7 @@ impl Keys {
             recovery: key("recovery"),
             ears: key("ears"),
             control: key("control"),
+            revoked: key("revoked"),
             node: key("node:"),
             connection: key("connection:"),
             user: key("user:"),

@@ -3,6 +3,7 @@
 use super::{
     link::{BLOCK, Link, LinkError},
     record::{self, stream_id, text},
+    revoked,
     shared::Shared,
 };
 use crate::{broker::Order, clock};
@@ -125,6 +126,11 @@ fn obey(shared: &Shared, item: &Value, orders: &mut String, all: bool) -> Result
                 shared.tail.obey(Order::Replaced { connection, before_ms });
             }
         }
+        "revoke" => {
+            if let Some(revocation) = revoked::read(field("w"), field("s").parse().unwrap_or(0)) {
+                shared.tail.obey(Order::Revoke(revocation));
+            }
+        }
         "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
     }
@@ -139,6 +145,10 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
         }
         Order::Replaced { connection, before_ms } => {
             vec![("k", "replaced".to_owned()), ("c", connection.to_string()), ("s", before_ms.to_string())]
+        }
+        Order::Revoke(revocation) => {
+            let (which, before) = revoked::text(revocation);
+            vec![("k", "revoke".to_owned()), ("w", which), ("s", before.to_string())]
         }
         Order::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]

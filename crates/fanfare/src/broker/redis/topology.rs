@@ -16,6 +16,11 @@ impl RedisUrl {
         matches!(self.topology, Topology::Cluster(_))
     }
 
+    /// Whether Sentinel says who the master is.
+    pub(super) fn is_sentinel(&self) -> bool {
+        matches!(self.topology, Topology::Sentinel { .. })
+    }
+
     /// The server that holds `key`, as far as is known now.
     pub(super) async fn locate(&self, key: &str) -> Result<Address, LinkError> {
         match &self.topology {

@@ -1,0 +1,143 @@
+//! Tokens that are no longer believed, though their signature is right. Knows neither clocks nor how tokens are verified.
+
+use crate::Grant;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+/// Which tokens are no longer believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revocation {
+    /// Those of a user that were issued before a time. One that does not say when it was issued counts as the oldest.
+    User {
+        /// Whose, by the claim `sub`.
+        user: Arc<str>,
+        /// The time, in seconds since 1970-01-01T00:00:00Z.
+        before: u64,
+    },
+    /// One token.
+    Token {
+        /// Which, as [`Grant::token`] has it.
+        token: u64,
+    },
+    /// Everybody's that were issued before a time.
+    Everyone {
+        /// The time, in seconds since 1970-01-01T00:00:00Z.
+        before: u64,
+    },
+}
+
+/// All tokens that are no longer believed.
+#[derive(Debug, Clone, Default)]
+pub struct Revocations {
+    /// By user, in seconds since 1970-01-01T00:00:00Z.
+    users: HashMap<Arc<str>, u64>,
+    tokens: HashSet<u64>,
+    everyone: u64,
+}
+
+impl Revocation {
+    /// Whether it concerns a token that allows `grant`.
+    pub fn concerns(&self, grant: &Grant) -> bool {
+        self.covers(&grant.user, grant.token, grant.issued_at)
+    }
+
+    /// Whether it concerns a token of `user` with its own id and its time of issue, in seconds since
+    /// 1970-01-01T00:00:00Z, if it has them.
+    pub fn covers(&self, user: &str, token: Option<u64>, issued_at: Option<u64>) -> bool {
+        let issued_at = issued_at.unwrap_or(0);
+        match self {
+            Self::User { user: whose, before } => **whose == *user && issued_at < *before,
+            Self::Token { token: which } => token == Some(*which),
+            Self::Everyone { before } => issued_at < *before,
+        }
+    }
+}
+
+impl Revocations {
+    /// Adds one. Returns whether that is news.
+    pub fn add(&mut self, revocation: Revocation) -> bool {
+        match revocation {
+            Revocation::User { user, before } => {
+                let held = self.users.entry(user).or_insert(0);
+                raise(held, before)
+            }
+            Revocation::Token { token } => self.tokens.insert(token),
+            Revocation::Everyone { before } => raise(&mut self.everyone, before),
+        }
+    }
+
+    /// Whether a token that allows `grant` is no longer believed.
+    pub fn concern(&self, grant: &Grant) -> bool {
+        let issued_at = grant.issued_at.unwrap_or(0);
+        issued_at < self.everyone
+            || self.users.get(&grant.user).is_some_and(|before| issued_at < *before)
+            || grant.token.is_some_and(|token| self.tokens.contains(&token))
+    }
+
+    /// The earliest time of issue at which a new token of `user` is believed, in seconds since 1970-01-01T00:00:00Z.
+    pub fn believed_from(&self, user: &str) -> u64 {
+        self.users.get(user).copied().unwrap_or(0).max(self.everyone)
+    }
+
+    /// Every one of them.
+    pub fn iter(&self) -> impl Iterator<Item = Revocation> {
+        let users = self.users.iter().map(|(user, &before)| Revocation::User { user: user.clone(), before });
+        let tokens = self.tokens.iter().map(|&token| Revocation::Token { token });
+        let everyone = (self.everyone > 0).then_some(Revocation::Everyone { before: self.everyone });
+        users.chain(tokens).chain(everyone)
+    }
+}
+
+/// Moves a time on, never back. Returns whether it moved.
+fn raise(held: &mut u64, to: u64) -> bool {
+    let later = to > *held;
+    *held = to.max(*held);
+    later
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(user: &str, token: Option<u64>, issued_at: Option<u64>) -> Grant {
+        Grant { user: user.into(), token, issued_at, ..Grant::default() }
+    }
+
+    #[test]
+    fn each_kind_concerns_its_own() {
+        let ann = Revocation::User { user: "ann".into(), before: 100 };
+        let one = Revocation::Token { token: 7 };
+        let all = Revocation::Everyone { before: 50 };
+        for (grant, concerned) in [
+            (grant("ann", None, Some(99)), [true, false, false]),
+            (grant("ann", None, Some(100)), [false, false, false]),
+            (grant("ann", Some(7), Some(100)), [false, true, false]),
+            (grant("bob", Some(8), Some(49)), [false, false, true]),
+            (grant("bob", None, Some(50)), [false, false, false]),
+            (grant("bob", None, None), [false, false, true]),
+            (grant("ann", None, None), [true, false, true]),
+        ] {
+            let mut together = Revocations::default();
+            for (revocation, concerned) in [&ann, &one, &all].into_iter().zip(concerned) {
+                assert_eq!(revocation.concerns(&grant), concerned, "{revocation:?} {grant:?}");
+                let mut alone = Revocations::default();
+                assert!(alone.add(revocation.clone()) && !alone.add(revocation.clone()), "news only once");
+                assert_eq!(alone.concern(&grant), concerned, "{revocation:?} {grant:?}");
+                assert!(alone.iter().eq([revocation.clone()]));
+                together.add(revocation.clone());
+            }
+            assert_eq!(together.concern(&grant), concerned.contains(&true), "{grant:?}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_time_takes_nothing_back() {
+        let mut revocations = Revocations::default();
+        assert!(revocations.add(Revocation::User { user: "ann".into(), before: 100 }));
+        assert!(!revocations.add(Revocation::User { user: "ann".into(), before: 90 }));
+        assert!(revocations.concern(&grant("ann", None, Some(99))));
+        assert_eq!((revocations.believed_from("ann"), revocations.believed_from("bob")), (100, 0));
+    }
+}

@@ -1,0 +1,227 @@
+//! What becomes of a client whose token ends, is renewed, or is revoked: a roster under virtual time.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare_core::{
+    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Revocation,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Denied, Settings},
+    time::Now,
+    window::{Bounds, Entry, Window},
+    ws,
+};
+use serde_json::Value;
+use std::{ops::ControlFlow, sync::Arc};
+
+const UNIX_SECS: u64 = 1_800_000_000;
+
+/// A hub of one client, and what the client has read.
+struct World {
+    window: Window,
+    roster: Roster,
+    now: Now,
+    slot: Slot,
+    decoder: ws::Decoder,
+    messages: Vec<Value>,
+    closed: Option<(u16, String)>,
+}
+
+fn grant(secs: u64) -> Grant {
+    Grant {
+        user: "ann".into(),
+        topics: vec!["a".into(), "b".into()],
+        expires_at: Some(UNIX_SECS + secs),
+        issued_at: Some(UNIX_SECS),
+        token: Some(7),
+        ..Grant::default()
+    }
+}
+
+impl World {
+    fn new(grant: Grant) -> Self {
+        let settings = Settings {
+            heartbeat_ms: 3_600_000,
+            timeout_ms: 7_200_000,
+            close_ms: 1_000,
+            limits: ws::Limits { max_frame_bytes: 1_000, max_message_bytes: 1_000 },
+            frames_per_second: 0,
+            max_topics: 10,
+            warn_ms: 60_000,
+            echo: false,
+        };
+        let now = Now { mono_ms: 5_000, unix_ms: UNIX_SECS * 1_000 };
+        let bounds = Bounds { events: 10, bytes: 10_000, age_ms: 60_000 };
+        let window = Window::new(Lineage::new(1), 0, bounds);
+        let mut roster = Roster::new(settings, 1, 0);
+        let arrival = Arrival::new(grant, ConnectionId(1), None, ["a", "b"].into_iter(), 10);
+        let slot = roster.connect(arrival, window.start(None), 0, now);
+        let mut world =
+            Self { window, roster, now, slot, decoder: ws::Decoder::default(), messages: Vec::new(), closed: None };
+        world.serve();
+        world
+    }
+
+    /// Lets `secs` pass, doing what is due when it is.
+    fn pass(&mut self, secs: u64) {
+        let end = self.now.mono_ms + secs * 1_000;
+        while let Some(due) = self.roster.next_due().filter(|due| *due <= end) {
+            self.to(due.max(self.now.mono_ms));
+            self.roster.timeouts(self.now);
+            self.serve();
+        }
+        self.to(end);
+    }
+
+    fn to(&mut self, mono_ms: u64) {
+        self.now.unix_ms += mono_ms - self.now.mono_ms;
+        self.now.mono_ms = mono_ms;
+    }
+
+    fn serve(&mut self) {
+        let mut bytes = Vec::new();
+        while let Some(slot) = self.roster.next_ready() {
+            let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+                slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+                slices.iter().map(|slice| slice.len()).sum()
+            });
+            assert_ne!(served, Served::Blocked);
+        }
+        let limits = ws::Limits { max_frame_bytes: 10_000, max_message_bytes: 10_000 };
+        let (messages, closed) = (&mut self.messages, &mut self.closed);
+        mask(&mut bytes);
+        let read = self.decoder.feed(&mut bytes, &limits, &mut |incoming| {
+            match incoming {
+                ws::Incoming::Text(text) => messages.push(serde_json::from_str(text).unwrap()),
+                ws::Incoming::Close(close) => *closed = close.map(|(code, reason)| (code, reason.to_owned())),
+                other => panic!("{other:?}"),
+            }
+            ControlFlow::Continue(())
+        });
+        read.unwrap();
+    }
+
+    fn say(&mut self, text: &str, answer: &Grant) {
+        let mut frame = Vec::new();
+        ws::push_frame(&mut frame, ws::Opcode::Text, text.as_bytes());
+        mask(&mut frame);
+        let verify = |token: &str| match token {
+            "good" => Ok(answer.clone()),
+            _ => Err(Denied { code: "token_invalid", message: "no".to_owned() }),
+        };
+        self.roster.input(self.slot, &mut frame, self.now, &verify);
+        self.serve();
+    }
+
+    fn kinds(&self) -> Vec<&str> {
+        self.messages.iter().map(|message| message["type"].as_str().unwrap()).collect()
+    }
+}
+
+/// Makes a server's frames, which are short here, such as a client sends: with a mask, of zeros.
+fn mask(bytes: &mut Vec<u8>) {
+    let (mut masked, mut rest) = (Vec::new(), &bytes[..]);
+    while let [first, second, ..] = *rest {
+        let (header, length) = match second {
+            126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+            short => (2, usize::from(short)),
+        };
+        masked.extend([first, second | 0x80]);
+        masked.extend_from_slice(&rest[2..header]);
+        masked.extend([0; 4]);
+        masked.extend_from_slice(&rest[header..header + length]);
+        rest = &rest[header + length..];
+    }
+    *bytes = masked;
+}
+
+#[test]
+fn a_client_is_told_before_its_token_ends_and_closed_when_it_does() {
+    let mut world = World::new(grant(300));
+    world.pass(239);
+    assert_eq!(world.kinds(), ["ack"]);
+    world.pass(1);
+    assert_eq!(world.kinds(), ["ack", "auth_expiring"]);
+    assert_eq!(world.messages[1]["expires_in"], 60);
+    world.pass(59);
+    assert_eq!((world.kinds().len(), &world.closed), (2, &None));
+    world.pass(1);
+    let (code, reason) = world.closed.clone().expect("closed");
+    assert_eq!(code, CloseCode::Policy.number());
+    assert!(reason.starts_with("token_expired: "), "{reason}");
+    let tally = world.roster.take_tally();
+    assert_eq!((tally.tokens_expiring, tally.tokens_expired), (1, 1));
+}
+
+#[test]
+fn a_short_token_is_told_of_at_half_its_time() {
+    let mut world = World::new(grant(10));
+    world.pass(4);
+    assert_eq!(world.kinds(), ["ack"]);
+    world.pass(1);
+    assert_eq!(world.messages[1]["expires_in"], 5);
+}
+
+#[test]
+fn a_newer_token_keeps_the_client() {
+    let mut world = World::new(grant(100));
+    world.pass(50);
+    assert_eq!(world.kinds(), ["ack", "auth_expiring"]);
+    world.say(r#"{"type":"auth","token":"bad"}"#, &grant(0));
+    world.say(r#"{"type":"auth","token":"good"}"#, &grant(400));
+    assert_eq!(world.kinds(), ["ack", "auth_expiring", "error", "ack"]);
+    world.pass(289);
+    assert_eq!(world.messages.len(), 4);
+    world.pass(1);
+    assert_eq!(world.kinds().last(), Some(&"auth_expiring"));
+    assert_eq!(world.closed, None);
+    world.pass(60);
+    assert!(world.closed.is_some());
+}
+
+#[test]
+fn another_users_token_keeps_nobody() {
+    let mut world = World::new(grant(100));
+    world.say(r#"{"type":"auth","token":"good"}"#, &Grant { user: "bob".into(), ..grant(400) });
+    assert_eq!(world.messages[1]["error"], "wrong_user");
+    world.pass(100);
+    assert!(world.closed.is_some());
+}
+
+#[test]
+fn a_newer_token_that_allows_less_takes_topics_away() {
+    let mut world = World::new(grant(100));
+    world.say(r#"{"type":"auth","token":"good"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
+    assert_eq!(world.kinds(), ["ack", "ack", "error"]);
+    assert_eq!(world.messages[2]["error"], "forbidden");
+    let topics: Vec<_> = world.roster.session(world.slot).unwrap().topics().iter().map(|topic| &**topic).collect();
+    assert_eq!(topics, ["b"]);
+    for (n, topic) in (1..).zip(["a", "b"]) {
+        let draft = Draft::new("note", &serde_json::json!({ "topic": topic })).unwrap();
+        let event = draft.finish(world.now.unix_ms, || format!("e{n}")).unwrap();
+        let entry = Arc::new(Entry::new(n, world.now.unix_ms, Audience::Topic(topic.into()), &event));
+        world.window.push(entry.clone());
+        world.roster.advance(&[entry]);
+        world.serve();
+    }
+    let events: Vec<_> = world.messages.iter().filter(|message| message["type"] == "note").collect();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["data"]["topic"], "b");
+}
+
+#[test]
+fn whoever_a_revocation_concerns_is_closed() {
+    for (revocation, concerned) in [
+        (Revocation::User { user: "ann".into(), before: UNIX_SECS + 1 }, true),
+        (Revocation::User { user: "ann".into(), before: UNIX_SECS }, false),
+        (Revocation::User { user: "bob".into(), before: UNIX_SECS + 1 }, false),
+        (Revocation::Token { token: 7 }, true),
+        (Revocation::Token { token: 8 }, false),
+        (Revocation::Everyone { before: UNIX_SECS + 1 }, true),
+    ] {
+        let mut world = World::new(grant(100));
+        assert_eq!(world.roster.revoke(&revocation, "token_revoked: gone", world.now), usize::from(concerned));
+        world.serve();
+        let closed = concerned.then(|| (CloseCode::Policy.number(), "token_revoked: gone".to_owned()));
+        assert_eq!(world.closed, closed, "{revocation:?}");
+    }
+}

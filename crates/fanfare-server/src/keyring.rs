@@ -1,0 +1,212 @@
+//! The keys that the settings name, read and checked: what tokens are verified with, and what ours are signed with.
+
+use crate::settings::{Settings, SettingsError};
+use aws_lc_rs::rand;
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use fanfare::{
+    Minter, Verifier,
+    auth::{Family, KeyError, Keys},
+};
+use std::{fmt, fs, path::Path};
+
+/// The keys of a hub.
+pub(crate) struct Keyring {
+    /// What tokens are verified with, beside what comes from a JWKS URL.
+    keys: Keys,
+    /// What signs tokens; `None` where others make them all.
+    pub(crate) minter: Option<Minter>,
+    /// What connection ids are made with.
+    pub(crate) identity: Option<Vec<u8>>,
+    /// The secret, if it was made for this run.
+    pub(crate) made: Option<String>,
+}
+
+impl Keyring {
+    /// The configured keys. Without any there is nothing to sign with, and no token is believed.
+    pub(crate) fn load(settings: &Settings) -> Result<Self, SettingsError> {
+        match settings.algorithm.family() {
+            Family::Secret => Self::of_secrets(settings),
+            _ => Self::of_key_files(settings),
+        }
+    }
+
+    /// The configured keys, or a secret for this run alone.
+    pub(crate) fn load_or_make(settings: &Settings) -> anyhow::Result<Self> {
+        let configured = Self::load(settings)?;
+        if settings.algorithm.family() != Family::Secret || !configured.keys.is_empty() {
+            return Ok(configured);
+        }
+        let mut secret = [0; 48];
+        rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness for a secret"))?;
+        // As text, because workers inherit it in their environment.
+        let secret = BASE64.encode(secret);
+        let made = Self::of_texts(settings, &[("secret_key", secret.clone())])?;
+        Ok(Self { made: Some(secret), ..made })
+    }
+
+    fn of_secrets(settings: &Settings) -> Result<Self, SettingsError> {
+        let mut secrets = Vec::new();
+        if let Some(secret) = &settings.secret_key {
+            secrets.push(("secret_key", secret.text().to_owned()));
+        }
+        if let Some(path) = &settings.secret_key_file {
+            let text = read("secret_key_file", path)?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            secrets.extend(lines.map(|line| ("secret_key_file", line.to_owned())));
+            if secrets.is_empty() {
+                return Err(SettingsError::key("secret_key_file", path.display(), "the file is empty"));
+            }
+        }
+        if let Some(secret) = &settings.previous_secret_key {
+            secrets.push(("previous_secret_key", secret.text().to_owned()));
+        }
+        Self::of_texts(settings, &secrets)
+    }
+
+    /// The first of the secrets signs, and all of them verify.
+    fn of_texts(settings: &Settings, secrets: &[(&'static str, String)]) -> Result<Self, SettingsError> {
+        let algorithm = settings.algorithm;
+        let mut keys = Keys::none(algorithm);
+        for (setting, secret) in secrets {
+            let own = Keys::from_secret(algorithm, secret.as_bytes());
+            keys = keys.and(own.map_err(|error| SettingsError::key(setting, "", error))?);
+        }
+        let first = secrets.first().filter(|(setting, _)| *setting != "previous_secret_key");
+        let minter = first.map(|(setting, secret)| {
+            Minter::new(algorithm, secret.as_bytes()).map_err(|error| SettingsError::key(setting, "", error))
+        });
+        let identity = first.map(|(_, secret)| secret.clone().into_bytes());
+        Ok(Self { keys, minter: minter.transpose()?, identity, made: None })
+    }
+
+    fn of_key_files(settings: &Settings) -> Result<Self, SettingsError> {
+        let algorithm = settings.algorithm;
+        let (mut keys, mut minter) = (Keys::none(algorithm), None);
+        let mut identity = settings.secret_key.as_ref().map(|secret| secret.text().as_bytes().to_vec());
+        if let Some(path) = &settings.private_key_file {
+            let (pem, wrong) = (read("private_key_file", path)?, wrong("private_key_file", path));
+            let own = Minter::from_pem(algorithm, &pem).map_err(wrong)?;
+            keys = keys.and(own.keys().clone());
+            minter = Some(own);
+            identity = identity.or(Some(pem.into_bytes()));
+        }
+        if let Some(path) = &settings.public_key_file {
+            let (text, wrong) = (read("public_key_file", path)?, wrong("public_key_file", path));
+            keys = keys.and(Keys::from_text(algorithm, &text).map_err(wrong)?);
+        }
+        Ok(Self { keys, minter, identity, made: None })
+    }
+
+    /// What verifies the tokens that clients and publishers show.
+    pub(crate) fn verifier(&self, settings: &Settings) -> Verifier {
+        let mut verifier = Verifier::new(self.keys.clone()).leeway(settings.leeway.as_secs());
+        if let Some(issuer) = &settings.token_issuer {
+            verifier = verifier.issuer(issuer);
+        }
+        if let Some(audience) = &settings.token_audience {
+            verifier = verifier.audience(audience);
+        }
+        verifier
+    }
+
+    /// Whether there is a key to verify with.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+fn read(setting: &'static str, path: &Path) -> Result<String, SettingsError> {
+    fs::read_to_string(path).map_err(|error| SettingsError::key(setting, path.display(), error))
+}
+
+fn wrong(setting: &'static str, path: &Path) -> impl FnOnce(KeyError) -> SettingsError {
+    move |error| SettingsError::key(setting, path.display(), error)
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").field("keys", &self.keys).field("minter", &self.minter).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::kind::Secret;
+    use fanfare::{Algorithm, auth::Claims};
+    use std::path::PathBuf;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn secret(n: usize) -> Secret {
+        Secret::new(&n.to_string().repeat(32))
+    }
+
+    fn file(text: &str) -> (tempfile::NamedTempFile, Option<PathBuf>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        let path = file.path().to_owned();
+        (file, Some(path))
+    }
+
+    fn token(secret: &Secret) -> String {
+        Minter::from_secret(secret.text()).unwrap().mint(&Claims { sub: "ann".to_owned(), ..Claims::default() })
+    }
+
+    #[test]
+    fn the_first_secret_signs_and_all_verify() {
+        let (_kept, path) = file(&format!("{}\n\n  {}\n", secret(1).text(), secret(2).text()));
+        let of_file = Settings { secret_key_file: path, ..Settings::default() };
+        let of_values =
+            Settings { secret_key: Some(secret(1)), previous_secret_key: Some(secret(2)), ..Settings::default() };
+        for settings in [of_file, of_values] {
+            let keyring = Keyring::load(&settings).unwrap();
+            let verifier = keyring.verifier(&settings);
+            for (n, good) in [(1, true), (2, true), (3, false)] {
+                assert_eq!(verifier.verify(&token(&secret(n)), NOW).is_ok(), good, "{n}");
+            }
+            let ours = keyring.minter.unwrap().mint(&Claims { sub: "bob".to_owned(), ..Claims::default() });
+            let first = Verifier::from_secret(secret(1).text()).unwrap();
+            assert!(first.verify(&ours, NOW).is_ok());
+            assert_eq!(keyring.identity.as_deref(), Some(secret(1).text().as_bytes()));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_setting_and_file() {
+        let (_a, empty) = file("\n");
+        let (_b, short) = file("short");
+        let missing = Some(PathBuf::from("/nowhere/key"));
+        for (settings, says) in [
+            (
+                Settings { secret_key: Some(Secret::new("short")), ..Settings::default() },
+                "secret_key: the secret has 5 bytes",
+            ),
+            (Settings { secret_key_file: empty, ..Settings::default() }, "the file is empty"),
+            (Settings { secret_key_file: short.clone(), ..Settings::default() }, "HS256 needs at least 32"),
+            (
+                Settings { secret_key_file: missing, ..Settings::default() },
+                "secret_key_file: /nowhere/key: No such file",
+            ),
+            (
+                Settings { algorithm: Algorithm::EdDsa, private_key_file: short.clone(), ..Settings::default() },
+                "this is no private key in PEM form",
+            ),
+            (
+                Settings { algorithm: Algorithm::EdDsa, public_key_file: short, ..Settings::default() },
+                "this is no key in PEM form, JWK or JWKS",
+            ),
+        ] {
+            let error = Keyring::load(&settings).unwrap_err().to_string();
+            assert!(error.contains(says) && !error.contains("short"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_for_this_run_is_made_only_where_none_is_configured() {
+        let keyring = Keyring::load_or_make(&Settings::default()).unwrap();
+        assert!(keyring.made.as_ref().is_some_and(|secret| secret.len() == 64));
+        let configured = Settings { secret_key: Some(secret(1)), ..Settings::default() };
+        assert_eq!(Keyring::load_or_make(&configured).unwrap().made, None);
+    }
+}

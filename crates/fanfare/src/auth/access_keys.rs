@@ -1,0 +1,87 @@
+//! Access keys: what a publisher shows instead of a token, valid until it is revoked. Only their hashes are kept.
+
+use aws_lc_rs::{digest, rand};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use fanfare_core::Grant;
+use std::{collections::HashMap, fmt};
+
+/// The access keys that are believed.
+#[derive(Default)]
+pub struct AccessKeys {
+    grants: HashMap<[u8; 32], Grant>,
+}
+
+/// An access key that is believed.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    /// The SHA-256 of the key. A key is 256 random bits, which no dictionary holds, so that a fast hash is enough.
+    pub digest: [u8; 32],
+    /// What it is called. Its bearer's user is `key:` and this.
+    pub name: String,
+    /// Its bearer may publish.
+    pub publish: bool,
+    /// Its bearer may do everything.
+    pub admin: bool,
+}
+
+/// A key that was just made. Nobody can read it again later.
+#[derive(Clone)]
+pub struct NewAccessKey {
+    /// What its bearer shows.
+    pub text: String,
+    /// What is kept of it: its SHA-256.
+    pub digest: [u8; 32],
+}
+
+impl AccessKeys {
+    /// What every access key begins with, so that it is told from a token, and found where it leaked.
+    pub const PREFIX: &str = "ffk_";
+
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// If the system gives no randomness.
+    pub fn generate() -> std::io::Result<NewAccessKey> {
+        let mut secret = [0; 32];
+        rand::fill(&mut secret).map_err(|_| std::io::Error::other("the system gives no randomness"))?;
+        let text = format!("{}{}", Self::PREFIX, URL_SAFE_NO_PAD.encode(secret));
+        Ok(NewAccessKey { digest: digest_of(&text), text })
+    }
+
+    /// What a key allows.
+    pub(super) fn grant(&self, key: &str) -> Option<Grant> {
+        self.grants.get(&digest_of(key)).cloned()
+    }
+}
+
+impl FromIterator<AccessKey> for AccessKeys {
+    fn from_iter<T: IntoIterator<Item = AccessKey>>(keys: T) -> Self {
+        let grant = |key: &AccessKey| Grant {
+            user: format!("key:{}", key.name).into(),
+            publish: key.publish,
+            admin: key.admin,
+            // It is revoked by itself, and not with tokens by their age.
+            issued_at: Some(u64::MAX),
+            ..Grant::default()
+        };
+        Self { grants: keys.into_iter().map(|key| (key.digest, grant(&key))).collect() }
+    }
+}
+
+fn digest_of(key: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest::digest(&digest::SHA256, key.as_bytes()).as_ref());
+    bytes
+}
+
+impl fmt::Debug for AccessKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessKeys").field("len", &self.grants.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for NewAccessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NewAccessKey(..)")
+    }
+}
