@@ -76,6 +76,15 @@ impl Revocations {
             || grant.token.is_some_and(|token| self.tokens.contains(&token))
     }
 
+    /// Whether it, or a later one of its kind, is among them.
+    pub fn contains(&self, revocation: &Revocation) -> bool {
+        match revocation {
+            Revocation::User { user, before } => self.users.get(user).is_some_and(|held| held >= before),
+            Revocation::Token { token } => self.tokens.contains(token),
+            Revocation::Everyone { before } => self.everyone >= *before,
+        }
+    }
+
     /// The earliest time of issue at which a new token of `user` is believed, in seconds since 1970-01-01T00:00:00Z.
     pub fn believed_from(&self, user: &str) -> u64 {
         self.users.get(user).copied().unwrap_or(0).max(self.everyone)
@@ -123,7 +132,8 @@ mod tests {
             for (revocation, concerned) in [&ann, &one, &all].into_iter().zip(concerned) {
                 assert_eq!(revocation.concerns(&grant), concerned, "{revocation:?} {grant:?}");
                 let mut alone = Revocations::default();
-                assert!(alone.add(revocation.clone()) && !alone.add(revocation.clone()), "news only once");
+                assert!(!alone.contains(revocation) && alone.add(revocation.clone()), "news");
+                assert!(alone.contains(revocation) && !alone.add(revocation.clone()), "only once");
                 assert_eq!(alone.concern(&grant), concerned, "{revocation:?} {grant:?}");
                 assert!(alone.iter().eq([revocation.clone()]));
                 together.add(revocation.clone());

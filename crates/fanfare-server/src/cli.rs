@@ -21,6 +21,7 @@ Examples:
   export SECRET_KEY=...       the hub's secret, which the commands below share with it
   fanfare serve --listen 0.0.0.0:8000
   fanfare token --sub alice --topics 'project:*'
+  fanfare user add ann@example.org
   fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
   fanfare tail --topics project:7 | jq .data
 
@@ -54,6 +55,26 @@ Examples:
 
 The token alone goes to the standard output. Whoever has it may do what it says
 until it expires.";
+
+const USER_EXAMPLES: &str = "\
+Examples:
+  fanfare user add ann@example.org --topics 'project:*'
+  fanfare user add backend@example.org --role publisher --password-stdin < password.txt
+  fanfare user list
+  fanfare user disable ann@example.org
+
+They log in with POST /auth/login. The accounts are in fanfare.db of the working
+directory, or where database_url (DATABASE_URL) says; the hub reads the same, and
+hears of a change within a second.";
+
+const KEY_EXAMPLES: &str = "\
+Examples:
+  fanfare key add ci
+  fanfare key list
+  fanfare key revoke ci
+  curl -H \"Authorization: Bearer $KEY\" ...    a key is shown as a token is
+
+Only a hash of each key is kept, beside the accounts.";
 
 const PUBLISH_EXAMPLES: &str = "\
 Examples:
@@ -98,7 +119,7 @@ pub(crate) fn command() -> Command {
         // `fanfare --listen ...` serves too; the flags are explained where they belong.
         .args(setting_args(|_| true).map(|arg| arg.hide(true)))
         .arg(config_arg().hide(true))
-        .subcommands([serve(), settings(), token(), publish(), tail()])
+        .subcommands([serve(), settings(), token(), user(), key(), publish(), tail()])
 }
 
 fn serve() -> Command {
@@ -133,6 +154,66 @@ fn token() -> Command {
                 .conflicts_with_all(["sub", "publish", "admin", "topics", "ttl"]),
         )
         .args(token_settings())
+}
+
+fn user() -> Command {
+    let email = || Arg::new("email").value_name("EMAIL").help("The account").required(true);
+    let role = || {
+        let roles = crate::accounts::Role::ALL.map(crate::accounts::Role::name);
+        value("role", "ROLE", "What it may do").value_parser(clap::builder::PossibleValuesParser::new(roles))
+    };
+    let topics =
+        || list("topics", "PATTERN", "Topics that it may subscribe to, such as 'project:*'; more after commas");
+    let password = || switch("password-stdin", "Read the password from the first line of the standard input");
+    let of_accounts = |command: Command| command.args(account_settings());
+    Command::new("user")
+        .about("Add, list, change and remove people who may log in")
+        .after_help(USER_EXAMPLES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands(
+            [
+                Command::new("add")
+                    .about("Add somebody; the password is asked for")
+                    .arg(email())
+                    .arg(role().default_value("viewer"))
+                    .arg(topics())
+                    .arg(password()),
+                Command::new("list").about("List them all").arg(switch("json", "Print them as JSON")),
+                Command::new("passwd")
+                    .about("Set a new password; tokens of the old one end")
+                    .arg(email())
+                    .arg(password()),
+                Command::new("set").about("Change role or topics").arg(email()).arg(role()).arg(topics()),
+                Command::new("disable").about("Cut somebody off, at once and on all nodes").arg(email()),
+                Command::new("enable").about("Let somebody log in again").arg(email()),
+                Command::new("remove").about("Remove somebody, and cut them off").arg(email()),
+            ]
+            .map(of_accounts),
+        )
+}
+
+fn key() -> Command {
+    let name = || Arg::new("name").value_name("NAME").help("What the key is called").required(true);
+    let of_accounts = |command: Command| command.args(account_settings());
+    Command::new("key")
+        .about("Make, list and revoke access keys, which programs show instead of tokens")
+        .after_help(KEY_EXAMPLES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommands(
+            [
+                Command::new("add")
+                    .about("Make a key that may publish; it is printed once")
+                    .arg(name())
+                    .arg(switch("admin", "Allow it everything")),
+                Command::new("list").about("List them all").arg(switch("json", "Print them as JSON")),
+                Command::new("revoke").about("Take one away").arg(name()),
+            ]
+            .map(of_accounts),
+        )
 }
 
 fn publish() -> Command {
@@ -199,6 +280,10 @@ fn token_settings() -> impl Iterator<Item = Arg> {
     setting_args(|key| TOKEN_SETTINGS.contains(&key)).chain([config_arg()])
 }
 
+fn account_settings() -> impl Iterator<Item = Arg> {
+    setting_args(|key| key == "database_url").chain([config_arg()])
+}
+
 fn setting_args(wanted: fn(&str) -> bool) -> impl Iterator<Item = Arg> {
     TABLE.iter().filter(move |setting| wanted(setting.key)).map(|setting| {
         Arg::new(setting.key)
@@ -211,7 +296,11 @@ fn setting_args(wanted: fn(&str) -> bool) -> impl Iterator<Item = Arg> {
 }
 
 /// What the command line, the environment and the files say of the settings.
-pub(crate) fn sources(matches: &ArgMatches) -> Result<Sources, SettingsError> {
+pub(crate) fn sources(mut matches: &ArgMatches) -> Result<Sources, SettingsError> {
+    // Those that have commands of their own leave the flags to them.
+    while let Some((_, of_command)) = matches.subcommand() {
+        matches = of_command;
+    }
     let flags = TABLE.iter().filter_map(|setting: &'static Setting| {
         let text = matches.try_get_one::<String>(setting.key).ok().flatten()?;
         Some((setting, text.clone()))
@@ -231,7 +320,16 @@ mod tests {
 
     #[test]
     fn lines_of_examples_fit_a_terminal() {
-        for text in [EXAMPLES, SERVE_EXAMPLES, SETTINGS_EXAMPLES, TOKEN_EXAMPLES, PUBLISH_EXAMPLES, TAIL_EXAMPLES] {
+        for text in [
+            EXAMPLES,
+            SERVE_EXAMPLES,
+            SETTINGS_EXAMPLES,
+            TOKEN_EXAMPLES,
+            USER_EXAMPLES,
+            KEY_EXAMPLES,
+            PUBLISH_EXAMPLES,
+            TAIL_EXAMPLES,
+        ] {
             for line in text.lines() {
                 assert!(line.chars().count() <= 90, "{line}");
             }

@@ -1,5 +1,6 @@
 //! fanfare as one program: commands, settings, exit codes. What a hub does is the library's business.
 
+mod accounts;
 mod cli;
 mod commands;
 mod keyring;

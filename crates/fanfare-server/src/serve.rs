@@ -10,6 +10,7 @@ mod supervisor;
 mod worker;
 
 use crate::{
+    accounts::{self, DatabaseUrl, Logins, Store},
     keyring::Keyring,
     logging,
     settings::{Settings, SettingsError, kind::LogFormat},
@@ -41,6 +42,7 @@ use tokio::{
     sync::watch,
 };
 use tower::ServiceExt;
+use utoipa_axum::router::OpenApiRouter;
 use worker::{EVERYTHING_ENDS, Word, Worker};
 
 /// How long requests may take to be answered at the end.
@@ -133,7 +135,10 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         None => Some(listener::bind(settings.listen)?),
     };
     let keyring = keyring(settings)?;
-    let hub = start_hub(settings, &keyring).await?;
+    let store = Arc::new(Store::new(settings.database_url.clone()));
+    store.open().await?;
+    let hub = start_hub(settings, &keyring, &store).await?;
+    accounts::follow(store.clone(), hub.clone()).await;
     let listener = match bound {
         Some(listener) => listener,
         // Not before: clients are given to a worker as soon as it listens, and must not wait for one that fails.
@@ -149,7 +154,7 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         }
     }
     let (end, requests) = watch::channel(());
-    let door = Door::new(&hub, requests);
+    let door = Door::new(&hub, account_routes(settings, &keyring, &store, &hub), requests);
     let ending = tokio::select! {
         never = door.keep_open(&listener) => match never {},
         ending = signals.end_of(worker) => ending,
@@ -186,7 +191,7 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
     Ok(())
 }
 
-async fn start_hub(settings: &Settings, keyring: &Keyring) -> anyhow::Result<Hub> {
+async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>) -> anyhow::Result<Hub> {
     let mut verifier = keyring.verifier(settings);
     if let Some(url) = &settings.jwks_url {
         let (with_source, source) = verifier.with_source();
@@ -196,6 +201,9 @@ async fn start_hub(settings: &Settings, keyring: &Keyring) -> anyhow::Result<Hub
     let mut builder = Hub::builder(verifier).config(settings.hub.clone());
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
+    }
+    if settings.database_url != DatabaseUrl::None {
+        builder = builder.revocations(store.revocations().await?).keep_revocations(store.clone());
     }
     let Some(url) = &settings.redis_url else { return Ok(builder.start()?) };
     let options = RedisOptions {
@@ -207,6 +215,17 @@ async fn start_hub(settings: &Settings, keyring: &Keyring) -> anyhow::Result<Hub
     // Never the memory instead: other nodes would not see it, and it ends with the process.
     let context = || format!("the log can't be in Redis at {url} (redis_url, REDIS_URL)");
     builder.start_with_redis(options).await.with_context(context)
+}
+
+/// Logging in, where there are accounts and a key to sign their tokens with.
+fn account_routes(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, hub: &Hub) -> OpenApiRouter<Hub> {
+    match &keyring.minter {
+        Some(minter) if settings.database_url != DatabaseUrl::None => {
+            let logins = Logins::new(store.clone(), minter.clone(), hub.clone(), settings.clone());
+            accounts::http::router(Arc::new(logins))
+        }
+        _ => OpenApiRouter::new(),
+    }
 }
 
 fn warn(settings: &Settings, files: Option<u64>, keyring: &Keyring) {
@@ -239,8 +258,9 @@ struct Door {
 }
 
 impl Door {
-    fn new(hub: &Hub, end: watch::Receiver<()>) -> Self {
-        let app = hub.router().merge(page::router()).fallback(fanfare::not_found);
+    /// A door to a hub and `more` routes.
+    fn new(hub: &Hub, more: OpenApiRouter<Hub>, end: watch::Receiver<()>) -> Self {
+        let app = hub.router_with(more).merge(page::router()).fallback(fanfare::not_found);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
         Self { app, http, metrics: hub.metrics().clone(), end }

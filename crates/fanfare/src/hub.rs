@@ -347,9 +347,14 @@ impl Hub {
 
     /// The routes of the hub: `/ws`, the HTTP API and its description.
     pub fn router(&self) -> axum::Router {
+        self.router_with(utoipa_axum::router::OpenApiRouter::new())
+    }
+
+    /// The routes of the hub and further ones, in one description.
+    pub fn router_with(&self, more: utoipa_axum::router::OpenApiRouter<Self>) -> axum::Router {
         axum::Router::new()
             .route("/ws", axum::routing::any(crate::upgrade::upgrade).with_state(self.inner.node.clone()))
-            .merge(crate::http::router(self.clone()))
+            .merge(crate::http::router(self.clone(), more))
     }
 
     /// How the hub stands now.
@@ -440,6 +445,9 @@ impl Hub {
     /// # Errors
     /// If it can't be kept, or the other nodes can't be told.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), BrokerError> {
+        if self.inner.node.revoked().contains(&revocation) {
+            return Ok(());
+        }
         if let Some(keeper) = &self.inner.keeper {
             keeper.keep(&revocation).await?;
         }

@@ -25,6 +25,7 @@ pub use config::Config;
 pub use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect, Revocation,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
+    time::iso_8601,
 };
-pub use http::not_found;
+pub use http::{not_found, problem};
 pub use hub::{Hub, HubBuilder, PublishError, Published, RevocationStore, StartError, Stats};

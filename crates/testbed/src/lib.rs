@@ -1,4 +1,5 @@
-//! Processes that tests start: Redis alone, under Sentinel and as a Cluster, and the hub itself. Each has a free port of
+//! Processes that tests start: Redis alone, under Sentinel and as a Cluster, PostgreSQL, and the hub
+//! itself. Each has a free port of
 //! 127.0.0.1 and a directory of its own, and ends with the value that stands for it.
 //!
 //! Everything here panics where it fails: to a test that is the same as a failed assertion.
@@ -11,12 +12,14 @@
 
 mod cluster;
 mod hub;
+mod postgres;
 mod process;
 mod redis;
 mod sentinel;
 
 pub use cluster::Cluster;
 pub use hub::HubProcess;
+pub use postgres::Postgres;
 pub use process::{free_port, until};
 pub use redis::{RedisServer, RedisSetup};
 pub use sentinel::Sentinels;

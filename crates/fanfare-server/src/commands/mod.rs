@@ -3,9 +3,11 @@
 pub(crate) mod access;
 mod backoff;
 mod http;
+mod key;
 mod publish;
 mod tail;
 mod token;
+mod user;
 
 use crate::{
     cli, serve,
@@ -29,6 +31,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "settings" => settings(matches, &loaded),
         "token" => token::run(matches, &loaded.settings),
         "publish" => runtime()?.block_on(publish::run(matches, &loaded.settings)),
+        "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
+        "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),
         _ => serve::run(&loaded.settings),
     }
@@ -66,6 +70,41 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
     let texts = matches.get_many::<String>(name).into_iter().flatten();
     texts.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect()
+}
+
+/// The patterns of topics that a flag names.
+fn patterns(matches: &ArgMatches) -> Result<Vec<String>, Usage> {
+    let fits = |pattern: &str| {
+        (1..=128).contains(&pattern.len()) && !pattern.contains(|c: char| c.is_whitespace() || c.is_control())
+    };
+    let patterns = texts(matches, "topics");
+    match patterns.iter().find(|pattern| !fits(pattern)) {
+        Some(pattern) => {
+            Err(Usage(format!("--topics: {pattern:?} can't be a pattern; it has no white space and at most 128 bytes")))
+        }
+        None => Ok(patterns),
+    }
+}
+
+/// Columns as wide as they need to be.
+pub(crate) fn columns<const N: usize>(rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = rows.collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |row: &[String; N]| {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A time in ISO 8601.
+fn date(unix_secs: u64) -> String {
+    fanfare::iso_8601(unix_secs.saturating_mul(1_000))
 }
 
 /// A random number from 0 to 1.

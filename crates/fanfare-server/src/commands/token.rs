@@ -32,11 +32,7 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     if sub.is_empty() || sub.len() > 256 {
         return Err(Usage("--sub must be the user's id, 1 to 256 bytes".to_owned()).into());
     }
-    let topics = super::texts(matches, "topics");
-    if let Some(pattern) = topics.iter().find(|pattern| !is_pattern(pattern)) {
-        let text = format!("--topics: {pattern:?} can't be a pattern; it has no white space and at most 128 bytes");
-        return Err(Usage(text).into());
-    }
+    let topics = super::patterns(matches)?;
     let claims = Claims {
         sub,
         publish: matches.get_flag("publish"),
@@ -59,11 +55,6 @@ fn ttl(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Duration> {
     Ok(ttl.ok_or_else(|| {
         Usage(format!("--ttl can't be {text:?}; expected a duration of a second or more, such as 30m"))
     })?)
-}
-
-/// A topic, or a pattern of topics.
-fn is_pattern(pattern: &str) -> bool {
-    (1..=128).contains(&pattern.len()) && !pattern.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
 fn explain(token: &str, settings: &Settings) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The kinds of values that settings have: how each is read from text, written, and described when it is wrong.
 
+use crate::accounts::DatabaseUrl;
 use fanfare::{
     Algorithm,
     broker::redis::{Durability, RedisUrl},
@@ -163,6 +164,15 @@ kind!(
     |value: &Option<String>| value.clone().unwrap_or_else(not_set)
 );
 kind!(minutes, "MINUTES", "a whole number of minutes, 1 or more", u64, positive, u64::to_string);
+kind!(days, "DAYS", "a whole number of days, 1 or more", u64, positive, u64::to_string);
+kind!(
+    database_url,
+    "URL",
+    "sqlite://FILE, postgres://[user[:password]@]host[:port]/database, or none",
+    DatabaseUrl,
+    |text: &str| text.parse().ok(),
+    DatabaseUrl::to_string
+);
 kind!(count, "N", "a whole number, 0 or more", usize, whole, usize::to_string);
 kind!(rate, "N", "a whole number, 0 or more", u32, whole, u32::to_string);
 kind!(positive_count, "N", "a whole number, 1 or more", usize, positive, usize::to_string);

@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn other_peoples_variables_are_ignored() {
-        let sources = dotenv("DATABASE_URL=x\n# comment\nexport FANFARE_SHARDS = 2\nFANFARE_TOKEN=t");
+        let sources = dotenv("APPLICATION_URL=x\n# comment\nexport FANFARE_SHARDS = 2\nFANFARE_TOKEN=t");
         assert_eq!(load(&sources).unwrap().settings.hub.shards, 2);
     }
 

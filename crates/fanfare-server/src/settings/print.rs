@@ -1,6 +1,7 @@
 //! The settings as a table for people, as JSON for programs, and as Markdown for the documentation.
 
 use super::{load::Loaded, table::TABLE};
+use crate::commands::columns;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -36,19 +37,7 @@ pub(crate) fn table(loaded: &Loaded) -> String {
         let names = row.reference_name.map_or(row.environment.clone(), |name| format!("{} or {name}", row.environment));
         [row.key.to_owned(), row.value, row.default, row.from, names]
     }));
-    let mut widths = [0; 5];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for line in lines {
-        let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    columns(lines.into_iter())
 }
 
 /// An array of objects.

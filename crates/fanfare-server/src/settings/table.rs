@@ -1,6 +1,7 @@
 //! Every setting, once: flags, environment names, TOML keys, help and documentation come from here.
 
 use super::kind::{self, LogFormat, Secret};
+use crate::accounts::DatabaseUrl;
 use fanfare::{
     Algorithm, Config,
     auth::Family,
@@ -29,6 +30,10 @@ pub(crate) struct Settings {
     pub(crate) token_audience: Option<String>,
     pub(crate) leeway: Duration,
     pub(crate) access_token_expire_minutes: u64,
+    pub(crate) refresh_token_expire_days: u64,
+    pub(crate) database_url: DatabaseUrl,
+    pub(crate) logins_per_minute_per_address: u32,
+    pub(crate) logins_per_minute_per_account: u32,
     pub(crate) redis_url: Option<RedisUrl>,
     pub(crate) redis_namespace: String,
     pub(crate) durability: Durability,
@@ -56,6 +61,10 @@ impl Default for Settings {
             token_audience: None,
             leeway: Duration::ZERO,
             access_token_expire_minutes: 30,
+            refresh_token_expire_days: 30,
+            database_url: DatabaseUrl::File("fanfare.db".into()),
+            logins_per_minute_per_address: 30,
+            logins_per_minute_per_account: 10,
             redis_url: None,
             redis_namespace: "ws".to_owned(),
             durability: Durability::Log,
@@ -155,6 +164,14 @@ settings! {
     token_warning: duration(hub);
     /// How long our own tokens are valid, those of a login and of `fanfare token`, in minutes.
     access_token_expire_minutes: minutes, alias = "ACCESS_TOKEN_EXPIRE_MINUTES";
+    /// How long a login can be renewed without the password (POST /auth/refresh), in days since it was last.
+    refresh_token_expire_days: days;
+    /// Where users and access keys are: sqlite://FILE (made when it is first needed), postgres://..., or none for a hub without accounts.
+    database_url: database_url, alias = "DATABASE_URL", hidden = true;
+    /// Logins a minute from one address. 0: no limit.
+    logins_per_minute_per_address: rate;
+    /// Logins a minute to one account. 0: no limit.
+    logins_per_minute_per_account: rate;
     /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;
     /// What the names of all keys and channels in Redis begin with; ws is what the reference's publishers use.

@@ -216,8 +216,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An error in the API's form, for routes outside of it.
-pub(crate) fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response {
+/// An error in the API's form, for an application's own routes: what was wrong as a word and as a sentence.
+pub fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response {
     (status, Json(ErrorBody { detail: detail.to_owned(), code, index: None })).into_response()
 }
 

@@ -15,16 +15,16 @@ mod reference;
 mod responses;
 mod tokens;
 
-pub use error::not_found;
-pub(crate) use error::problem;
+pub use error::{not_found, problem};
 
 use crate::Hub;
 use axum::{Router, middleware};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Every route of the API. It has no fallback of its own, so that it merges into any application.
-pub(crate) fn router(hub: Hub) -> Router {
+/// Every route of the API, and more that an application describes. It has no fallback of its own, so that it merges into any application.
+pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
     let (router, spec) = OpenApiRouter::with_openapi(docs::description())
+        .merge(more)
         .routes(routes!(events::publish))
         .routes(routes!(events::publish_batch))
         .routes(routes!(reference::update_task))

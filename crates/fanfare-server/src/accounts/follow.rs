@@ -1,0 +1,92 @@
+//! What is changed in the database reaches the hub within a second: access keys, and tokens that are no longer believed.
+
+use super::Store;
+use fanfare::{
+    BrokerError, Hub, Revocation, RevocationStore,
+    auth::{AccessKey, AccessKeys},
+    broker::Answer,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often the database is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After how many looks what has ended is thrown away.
+const SWEEP: u32 = 600;
+
+/// Takes over what is in the database now, and goes on doing so in the background. Each node does; that all nodes hear of
+/// a revocation that only some of their databases have is the log's business.
+pub(crate) async fn follow(store: Arc<Store>, hub: Hub) {
+    let mut follower = Follower { store, hub, revision: 0, down: false };
+    follower.look().await;
+    tokio::spawn(async move { follower.run().await });
+}
+
+struct Follower {
+    store: Arc<Store>,
+    hub: Hub,
+    /// The one that was taken over.
+    revision: u64,
+    down: bool,
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for n in 1_u32.. {
+            looks.tick().await;
+            self.look().await;
+            if n.is_multiple_of(SWEEP) {
+                // What is left lying does no harm until the next time.
+                let _ = self.store.sweep(crate::commands::access::unix_secs().saturating_mul(1_000)).await;
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        match self.take_over().await {
+            Ok(()) => {
+                if std::mem::take(&mut self.down) {
+                    tracing::info!("the accounts' database answers again");
+                }
+            }
+            Err(error) => {
+                // Once is enough: it may go on for a while.
+                if !std::mem::replace(&mut self.down, true) {
+                    tracing::error!("what is changed in the accounts is not heard of: {error:#}");
+                }
+            }
+        }
+    }
+
+    async fn take_over(&mut self) -> anyhow::Result<()> {
+        let revision = self.store.revision().await?;
+        if revision == self.revision {
+            return Ok(());
+        }
+        let keys = self.store.keys().await?.into_iter().map(|key| AccessKey {
+            digest: key.digest,
+            name: key.name,
+            publish: true,
+            admin: key.admin,
+        });
+        self.hub.verifier().replace_access_keys(keys.collect::<AccessKeys>());
+        for revocation in self.store.revocations().await? {
+            self.hub.revoke(revocation).await?;
+        }
+        self.revision = revision;
+        Ok(())
+    }
+}
+
+/// What a hub is told to revoke is in the database before it takes effect.
+impl RevocationStore for Store {
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let kept = self.revoke(revocation).await;
+            kept.map_err(|error| BrokerError::Unavailable(format!("the revocation can't be kept: {error}")))
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! Logging in over HTTP. Knows requests and answers.
+
+use super::{
+    Logins,
+    login::{LoginError, Session},
+};
+use axum::{
+    Json,
+    body::{Body, to_bytes},
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use fanfare::Hub;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// What a request may hold: the longest address and password, with what surrounds them.
+const MAX_BODY: usize = 8 << 10;
+
+/// Who logs in.
+#[derive(Deserialize, ToSchema)]
+struct LoginInput {
+    /// The account.
+    #[schema(example = "ann@example.org")]
+    email: String,
+    #[schema(format = "password", example = "correct horse battery staple")]
+    password: String,
+}
+
+/// Who was let in before.
+#[derive(Deserialize, ToSchema)]
+struct RefreshInput {
+    /// As the login answered it.
+    refresh_token: String,
+}
+
+/// What is to be shown from now on.
+#[derive(Serialize, ToSchema)]
+struct SessionBody {
+    /// The token for `/ws` and for the API.
+    access_token: String,
+    /// How it is shown: `Authorization: Bearer`.
+    #[schema(example = "bearer")]
+    token_type: &'static str,
+    /// How long it is valid, in seconds.
+    #[schema(example = 1800)]
+    expires_in: u64,
+    /// For `/auth/refresh`, once; its answer has the next one.
+    refresh_token: String,
+    /// How long that is valid, in seconds.
+    refresh_expires_in: u64,
+    user: UserBody,
+}
+
+/// Who was let in.
+#[derive(Serialize, ToSchema)]
+struct UserBody {
+    /// The user's id, as publishers address it.
+    #[schema(example = "ann@example.org")]
+    id: String,
+    email: String,
+    /// `viewer`, `publisher` or `admin`.
+    #[schema(example = "viewer")]
+    role: &'static str,
+}
+
+/// What was done, in a word.
+#[derive(Serialize, ToSchema)]
+struct StatusBody {
+    #[schema(example = "logged out")]
+    status: &'static str,
+}
+
+/// What went wrong, in the form of every error of the API.
+struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    retry_after: Option<u64>,
+}
+
+/// The routes, with their description.
+pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
+    OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout)).with_state(logins)
+}
+
+/// Log in
+///
+/// Attempts are limited by address and by account. Which of the two was wrong is not told.
+#[utoipa::path(
+    post,
+    path = "/auth/login",
+    tag = "auth",
+    operation_id = "login",
+    request_body = LoginInput,
+    responses(
+        (status = 200, description = "Let in.", body = SessionBody),
+        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 401, description = "The address or the password is wrong.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 415, description = "The body is declared to be something other than JSON.",
+            body = ref("#/components/schemas/ErrorBody")),
+        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+        (status = 503, description = "Nobody can log in now.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+    )
+)]
+async fn login(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
+    let from = address_of(&request);
+    check_type(&request)?;
+    let LoginInput { email, password } = input(request.into_body()).await?;
+    Ok(answer(logins.login(from, &email, password).await?))
+}
+
+/// Get a new access token
+///
+/// Each refresh token is good for one use; used again later, it and all that came of its login end.
+#[utoipa::path(
+    post,
+    path = "/auth/refresh",
+    tag = "auth",
+    operation_id = "refresh",
+    request_body = RefreshInput,
+    responses(
+        (status = 200, description = "The next tokens.", body = SessionBody),
+        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 401, description = "The refresh token has ended, or was used.",
+            body = ref("#/components/schemas/ErrorBody")),
+        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 415, description = "The body is declared to be something other than JSON.",
+            body = ref("#/components/schemas/ErrorBody")),
+        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+        (status = 503, description = "Nobody can log in now.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+    )
+)]
+async fn refresh(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
+    let from = address_of(&request);
+    check_type(&request)?;
+    let RefreshInput { refresh_token } = input(request.into_body()).await?;
+    Ok(answer(logins.renew(from, &refresh_token).await?))
+}
+
+/// Log out
+///
+/// Ends the refresh tokens of one login. Its access token ends by itself.
+#[utoipa::path(
+    post,
+    path = "/auth/logout",
+    tag = "auth",
+    operation_id = "logout",
+    request_body = RefreshInput,
+    responses(
+        (status = 200, description = "They have ended, if there were any.", body = StatusBody),
+        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 415, description = "The body is declared to be something other than JSON.",
+            body = ref("#/components/schemas/ErrorBody")),
+        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
+        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+        (status = 503, description = "It can't be done now.", body = ref("#/components/schemas/ErrorBody"),
+            headers(("Retry-After" = u32))),
+    )
+)]
+async fn logout(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
+    let from = address_of(&request);
+    check_type(&request)?;
+    let RefreshInput { refresh_token } = input(request.into_body()).await?;
+    logins.logout(from, &refresh_token).await?;
+    Ok(Json(StatusBody { status: "logged out" }).into_response())
+}
+
+fn address_of(request: &Request) -> IpAddr {
+    let info = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    info.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |info| info.0.ip().to_canonical())
+}
+
+/// A page of another site can send forms and plain text to here, but no JSON without being asked about first.
+fn check_type(request: &Request) -> Result<(), Problem> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let essence = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    if essence.as_deref() == Some("application/json") {
+        return Ok(());
+    }
+    Err(Problem {
+        status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        code: "unsupported_media_type",
+        detail: "expected Content-Type: application/json".to_owned(),
+        retry_after: None,
+    })
+}
+
+async fn input<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+    let bytes = to_bytes(body, MAX_BODY).await.map_err(|_| Problem {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        code: "body_too_large",
+        detail: format!("the body may have at most {MAX_BODY} bytes"),
+        retry_after: None,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        // What is repeated of the body could be a password.
+        let (status, code, detail) = match error.classify() {
+            serde_json::error::Category::Data => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "a field is missing, there twice, or no string")
+            }
+            _ => (StatusCode::BAD_REQUEST, "not_json", "the body is not a JSON object"),
+        };
+        Problem { status, code, detail: detail.to_owned(), retry_after: None }
+    })
+}
+
+fn answer(session: Session) -> Response {
+    let Session { access_token, expires_in, refresh_token, refresh_expires_in, user } = session;
+    let user = UserBody { id: user.email.clone(), email: user.email, role: user.role.name() };
+    let body = SessionBody { access_token, token_type: "bearer", expires_in, refresh_token, refresh_expires_in, user };
+    let mut response = Json(body).into_response();
+    // RFC 6749 section 5.1.
+    for (name, value) in [(header::CACHE_CONTROL, "no-store"), (HeaderName::from_static("pragma"), "no-cache")] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+impl From<LoginError> for Problem {
+    fn from(error: LoginError) -> Self {
+        let (status, code, retry_after) = match &error {
+            LoginError::Wrong => (StatusCode::UNAUTHORIZED, "invalid_credentials", None),
+            LoginError::WrongRenewal => (StatusCode::UNAUTHORIZED, "invalid_refresh_token", None),
+            LoginError::TooMany { retry_after } => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_logins", Some(retry_after.as_secs().max(1)))
+            }
+            LoginError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", Some(1)),
+            LoginError::Unavailable(_) | LoginError::Failed(_) => {
+                // Where the database is, is not told to strangers.
+                tracing::error!("a login failed: {error:#}");
+                let detail = "nobody can log in now; try again later".to_owned();
+                let code = "accounts_unavailable";
+                return Self { status: StatusCode::SERVICE_UNAVAILABLE, code, detail, retry_after: Some(5) };
+            }
+        };
+        Self { status, code, detail: error.to_string(), retry_after }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = fanfare::problem(self.status, self.code, &self.detail);
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}

@@ -1,0 +1,71 @@
+//! `fanfare key`: access keys, which programs show instead of tokens, and which are valid until they are revoked.
+
+use super::{Usage, access::unix_secs, print, say};
+use crate::{
+    accounts::{Key, Store},
+    settings::Settings,
+};
+use clap::ArgMatches;
+use fanfare::auth::AccessKeys;
+use serde_json::json;
+
+/// The longest name, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let store = Store::new(settings.database_url.clone());
+    let (command, matches) = matches.subcommand().unwrap_or(("list", matches));
+    match command {
+        "add" => add(matches, &store).await,
+        "list" => list(matches, &store).await,
+        _ => {
+            let name = name(matches)?;
+            anyhow::ensure!(
+                store.remove_key(&name).await?,
+                "there is no key {name}; `fanfare key list` shows them all"
+            );
+            say(&format!("{name} opens nothing any more, within a second"));
+            Ok(())
+        }
+    }
+}
+
+async fn add(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let (made, name) = (AccessKeys::generate()?, name(matches)?);
+    let key = Key { name, digest: made.digest, admin: matches.get_flag("admin"), created_at: unix_secs() };
+    anyhow::ensure!(
+        store.add_key(&key).await?,
+        "there is a key {} already; revoke it, or choose another name",
+        key.name
+    );
+    say("this is shown once and kept nowhere: whoever has it may publish until it is revoked");
+    print(&format!("{}\n", made.text))
+}
+
+async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let keys = store.keys().await?;
+    let rights = |key: &Key| if key.admin { "admin" } else { "publish" };
+    if matches.get_flag("json") {
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|key| json!({ "name": key.name, "rights": rights(key), "created_at": super::date(key.created_at) }))
+            .collect();
+        return print(&format!("{}\n", serde_json::to_string_pretty(&keys)?));
+    }
+    if keys.is_empty() {
+        say("there are no access keys; `fanfare key add NAME` makes one");
+        return Ok(());
+    }
+    let head = ["NAME", "RIGHTS", "SINCE"].map(str::to_owned);
+    let rows = keys.iter().map(|key| [key.name.clone(), rights(key).to_owned(), super::date(key.created_at)]);
+    print(&super::columns([head].into_iter().chain(rows)))
+}
+
+fn name(matches: &ArgMatches) -> Result<String, Usage> {
+    let name = matches.get_one::<String>("name").map(|name| name.trim()).unwrap_or_default();
+    let odd = |c: char| !c.is_ascii_alphanumeric() && !"_-.:".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(odd) {
+        return Err(Usage(format!("{name:?} can't be the name of a key: letters, digits, _, -, . and :, at most 64")));
+    }
+    Ok(name.to_owned())
+}

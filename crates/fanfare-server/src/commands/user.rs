@@ -1,0 +1,140 @@
+//! `fanfare user`: who may log in.
+
+use super::{Usage, access::unix_secs, print, say};
+use crate::{
+    accounts::{Role, Store, User, check_password, email, hash},
+    settings::Settings,
+};
+use clap::ArgMatches;
+use serde_json::json;
+use std::io::{IsTerminal, stdin};
+
+pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let store = Store::new(settings.database_url.clone());
+    let (name, matches) = matches.subcommand().unwrap_or(("list", matches));
+    match name {
+        "add" => add(matches, &store).await,
+        "list" => list(matches, &store).await,
+        "passwd" => {
+            let user = known(matches, &store).await?;
+            let password = hash(&password(matches, &user.email)?)?;
+            change(&store, &User { password, ..user }, "has a new password").await
+        }
+        "set" => set(matches, &store).await,
+        "disable" => {
+            let user = known(matches, &store).await?;
+            change(&store, &User { disabled: true, ..user }, "is disabled").await
+        }
+        "enable" => {
+            let user = known(matches, &store).await?;
+            change(&store, &User { disabled: false, ..user }, "may log in again").await
+        }
+        _ => remove(matches, &store).await,
+    }
+}
+
+async fn add(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let email = address(matches)?;
+    let user = User {
+        password: hash(&password(matches, &email)?)?,
+        role: role(matches).unwrap_or(Role::Viewer),
+        topics: super::patterns(matches)?,
+        disabled: false,
+        created_at: unix_secs(),
+        email,
+    };
+    if !store.add_user(&user).await? {
+        anyhow::bail!("there is a user {} already; `fanfare user set` changes one", user.email);
+    }
+    say(&format!("{} may log in, as {}", user.email, user.role));
+    Ok(())
+}
+
+async fn set(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let mut user = known(matches, store).await?;
+    user.role = role(matches).unwrap_or(user.role);
+    if matches.contains_id("topics") {
+        user.topics = super::patterns(matches)?;
+    }
+    let done = format!("is {} now; log in again for it", user.role);
+    change(store, &user, &done).await
+}
+
+/// Changes a user. Whatever was allowed before ends: tokens of up to now are believed no longer, and connections are closed.
+async fn change(store: &Store, user: &User, done: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(store.change_user(user, unix_secs() + 1).await?, "there is no user {} any more", user.email);
+    say(&format!("{} {done}; what they were allowed until now ends within a second", user.email));
+    Ok(())
+}
+
+async fn remove(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let user = known(matches, store).await?;
+    store.remove_user(&user.email, unix_secs() + 1).await?;
+    say(&format!("{} is removed; what they were allowed until now ends within a second", user.email));
+    Ok(())
+}
+
+async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
+    let users = store.users().await?;
+    if matches.get_flag("json") {
+        let users: Vec<_> = users
+            .iter()
+            .map(|user| {
+                json!({
+                    "email": user.email,
+                    "role": user.role.name(),
+                    "topics": user.topics,
+                    "disabled": user.disabled,
+                    "created_at": super::date(user.created_at),
+                })
+            })
+            .collect();
+        return print(&format!("{}\n", serde_json::to_string_pretty(&users)?));
+    }
+    if users.is_empty() {
+        say("there are no users; `fanfare user add EMAIL` adds one");
+        return Ok(());
+    }
+    let head = ["EMAIL", "ROLE", "STATE", "SINCE", "TOPICS"].map(str::to_owned);
+    let rows = users.into_iter().map(|user| {
+        let state = if user.disabled { "disabled" } else { "active" };
+        let (role, since) = (user.role.to_string(), super::date(user.created_at));
+        [user.email, role, state.to_owned(), since, user.topics.join(", ")]
+    });
+    print(&super::columns([head].into_iter().chain(rows)))
+}
+
+fn address(matches: &ArgMatches) -> Result<String, Usage> {
+    let text = matches.get_one::<String>("email").map(String::as_str).unwrap_or_default();
+    email(text).ok_or_else(|| Usage(format!("{text:?} can't be an e-mail address")))
+}
+
+async fn known(matches: &ArgMatches, store: &Store) -> anyhow::Result<User> {
+    let email = address(matches)?;
+    let user = store.user(&email).await?;
+    user.ok_or_else(|| anyhow::anyhow!("there is no user {email}; `fanfare user list` shows them all"))
+}
+
+fn role(matches: &ArgMatches) -> Option<Role> {
+    matches.get_one::<String>("role").and_then(|role| role.parse().ok())
+}
+
+/// The password: from the standard input, or asked for twice.
+fn password(matches: &ArgMatches, email: &str) -> anyhow::Result<String> {
+    let password = if matches.get_flag("password-stdin") {
+        let mut line = String::new();
+        stdin().read_line(&mut line)?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    } else {
+        if !stdin().is_terminal() {
+            return Err(Usage("there is no terminal to ask for a password: give --password-stdin".to_owned()).into());
+        }
+        let first = rpassword::prompt_password(format!("Password for {email}: "))?;
+        if rpassword::prompt_password("Once more: ")? != first {
+            return Err(Usage("the two passwords are not the same".to_owned()).into());
+        }
+        first
+    };
+    check_password(&password, email).map_err(Usage)?;
+    Ok(password)
+}

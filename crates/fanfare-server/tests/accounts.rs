@@ -1,0 +1,403 @@
+//! Accounts, from the command line to the browser's socket: with SQLite and with PostgreSQL.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+use testbed::{HubProcess, Postgres, RedisServer, until};
+use tokio::{task::block_in_place, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PASSWORD: &str = "correct horse battery";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+/// A database, and what it lives in.
+struct Database {
+    url: String,
+    postgres: Option<Postgres>,
+    _home: TempDir,
+}
+
+impl Database {
+    /// One of each kind.
+    fn each() -> Vec<Self> {
+        let home = || tempfile::tempdir().unwrap();
+        let postgres = block_in_place(Postgres::start);
+        let file = home();
+        let url = format!("sqlite://{}/accounts.db", file.path().display());
+        vec![
+            Self { url, postgres: None, _home: file },
+            Self { url: postgres.url(), postgres: Some(postgres), _home: home() },
+        ]
+    }
+
+    fn hub(&self, arguments: &[&str]) -> HubProcess {
+        let all = [&["--database-url", &self.url][..], arguments].concat();
+        block_in_place(|| HubProcess::start(program(), &all, &[("SECRET_KEY", SECRET)]))
+    }
+
+    /// Runs a command with a line on its standard input.
+    fn run(&self, arguments: &[&str], line: &str) -> Output {
+        let mut command = Command::new(program());
+        command.args(arguments).env("DATABASE_URL", &self.url).env("SECRET_KEY", SECRET).env("RUST_BACKTRACE", "0");
+        command.current_dir(self._home.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A command that reads nothing may have ended.
+        let _ = writeln!(child.stdin.take().unwrap(), "{line}");
+        child.wait_with_output().unwrap()
+    }
+
+    fn must(&self, arguments: &[&str], line: &str) -> String {
+        let output = self.run(arguments, line);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn add_user(&self, email: &str, role: &str) {
+        self.must(&["user", "add", email, "--role", role, "--topics", "project:*", "--password-stdin"], PASSWORD);
+    }
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+/// The status, the head and the body of an answer.
+struct Answer {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+fn post(hub: &HubProcess, path: &str, token: Option<&str>, body: &Value) -> Answer {
+    block_in_place(|| {
+        let mut stream = TcpStream::connect(hub.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let body = body.to_string();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n{authorization}Content-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, head: head.to_ascii_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
+    })
+}
+
+fn login(hub: &HubProcess, email: &str, password: &str) -> Answer {
+    post(hub, "/auth/login", None, &json!({ "email": email, "password": password }))
+}
+
+fn text(answer: &Answer, field: &str) -> String {
+    answer.body[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", answer.body)).to_owned()
+}
+
+async fn connect(hub: &HubProcess, token: &str) -> Socket {
+    let url = format!("ws://{}/ws?token={token}&topics=project:7", hub.address());
+    timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap().0
+}
+
+/// The type of the next message, or the code and reason of a close.
+async fn heard(socket: &mut Socket) -> String {
+    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => {
+            serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
+        }
+        Some(Ok(Message::Close(Some(frame)))) => format!("{} {}", u16::from(frame.code), frame.reason.as_str()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_opens_what_the_role_allows() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        for (email, role) in
+            [("ann@example.org", "viewer"), ("bob@example.org", "publisher"), ("eve@example.org", "admin")]
+        {
+            database.add_user(email, role);
+            let session = login(&hub, &email.to_uppercase(), PASSWORD);
+            assert_eq!((session.status, &session.body["token_type"]), (200, &json!("bearer")), "{}", session.body);
+            assert_eq!((&session.body["expires_in"], &session.body["user"]["role"]), (&json!(1_800), &json!(role)));
+            assert!(session.head.contains("cache-control: no-store"), "{}", session.head);
+            let token = text(&session, "access_token");
+            let mut socket = connect(&hub, &token).await;
+            assert_eq!(heard(&mut socket).await, "ack");
+            let event = json!({"type": "note", "audience": {"user": email}});
+            let (published, revoked) = match role {
+                "viewer" => (403, 403),
+                "publisher" => (201, 403),
+                _ => (201, 200),
+            };
+            assert_eq!(post(&hub, "/events", Some(&token), &event).status, published, "{role}");
+            if published == 201 {
+                assert_eq!(heard(&mut socket).await, "note", "a user is addressed by the account");
+            }
+            assert_eq!(post(&hub, "/tokens/revoke", Some(&token), &json!({"jti": "x"})).status, revoked, "{role}");
+        }
+        let list: Value = serde_json::from_str(&database.must(&["user", "list", "--json"], "")).unwrap();
+        assert_eq!(list.as_array().unwrap().len(), 3);
+        assert_eq!(list[0]["topics"], json!(["project:*"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_let_in_does_not_learn_why() {
+    for database in Database::each() {
+        let hub = database.hub(&["--logins-per-minute-per-address", "0", "--logins-per-minute-per-account", "0"]);
+        let before = login(&hub, "ann@example.org", PASSWORD);
+        database.add_user("ann@example.org", "viewer");
+        database.add_user("gone@example.org", "viewer");
+        database.must(&["user", "disable", "gone@example.org"], "");
+        let wrong = login(&hub, "ann@example.org", "wrong");
+        for answer in [
+            before,
+            login(&hub, "nobody@example.org", PASSWORD),
+            login(&hub, "gone@example.org", PASSWORD),
+            login(&hub, "no address", PASSWORD),
+            login(&hub, "' OR '1'='1", "' OR '1'='1"),
+            login(&hub, "ann@example.org", ""),
+            login(&hub, "ann@example.org", &"x".repeat(2_000)),
+        ] {
+            assert_eq!((answer.status, &answer.body), (401, &wrong.body));
+            let without_date = |head: &str| head.lines().filter(|line| !line.starts_with("date:")).collect::<String>();
+            assert_eq!(without_date(&answer.head), without_date(&wrong.head));
+        }
+        for (body, status) in [
+            (json!({"email": "ann@example.org"}), 422),
+            (json!({"email": "ann@example.org", "password": 7}), 422),
+            (json!([]), 422),
+            (json!({"email": "ann@example.org", "password": "x".repeat(9_000)}), 413),
+        ] {
+            assert_eq!(post(&hub, "/auth/login", None, &body).status, status);
+        }
+        assert!(!hub.log().contains(PASSWORD), "{}", hub.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_user_is_cut_off_on_all_nodes() {
+    let redis = block_in_place(RedisServer::start);
+    for database in Database::each() {
+        let hub = database.hub(&["--redis-url", &redis.url(), "--workers", "2"]);
+        database.add_user("ann@example.org", "viewer");
+        database.add_user("bob@example.org", "viewer");
+        let session = login(&hub, "ann@example.org", PASSWORD);
+        let (ann, bob) =
+            (text(&session, "access_token"), text(&login(&hub, "bob@example.org", PASSWORD), "access_token"));
+        let mut sockets = Vec::new();
+        for _ in 0..8 {
+            sockets.push(connect(&hub, &ann).await);
+        }
+        let mut other = connect(&hub, &bob).await;
+        for socket in sockets.iter_mut().chain([&mut other]) {
+            assert_eq!(heard(socket).await, "ack");
+        }
+        database.must(&["user", "disable", "ann@example.org"], "");
+        for socket in &mut sockets {
+            assert!(heard(socket).await.starts_with("1008 token_revoked: "));
+        }
+        assert!(heard(&mut connect(&hub, &ann).await).await.starts_with("1008 token_revoked: "));
+        assert_eq!(login(&hub, "ann@example.org", PASSWORD).status, 401);
+        let renewal = json!({ "refresh_token": text(&session, "refresh_token") });
+        assert_eq!(post(&hub, "/auth/refresh", None, &renewal).status, 401);
+        let url = format!("ws://{}/ws?token={bob}", hub.address());
+        let (mut again, _) = connect_async(url).await.unwrap();
+        assert_eq!(heard(&mut again).await, "ack", "nobody else is concerned");
+
+        database.must(&["user", "enable", "ann@example.org"], "");
+        let ann = text(&login(&hub, "ann@example.org", PASSWORD), "access_token");
+        // Enabling ends old tokens as every change does; a login of the same second counts as later.
+        let mut back = connect(&hub, &ann).await;
+        let first = heard(&mut back).await;
+        assert!(first == "ack" || first.starts_with("1008 token_revoked"), "{first}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_password_a_new_role_and_removal_end_what_was() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        let changes: [(&[&str], &str); 3] = [
+            (&["user", "passwd", "ann@example.org", "--password-stdin"], "another long one"),
+            (&["user", "set", "ann@example.org", "--role", "publisher"], ""),
+            (&["user", "remove", "ann@example.org"], ""),
+        ];
+        for (change, line) in changes {
+            database.run(&["user", "remove", "ann@example.org"], "");
+            database.add_user("ann@example.org", "viewer");
+            let token = until_believed(&hub, PASSWORD).await;
+            let mut socket = connect(&hub, &token).await;
+            assert_eq!(heard(&mut socket).await, "ack");
+            database.must(change, line);
+            assert!(heard(&mut socket).await.starts_with("1008 token_revoked: "), "{change:?}");
+        }
+        let again = database.run(&["user", "passwd", "ann@example.org", "--password-stdin"], PASSWORD);
+        assert_eq!(again.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&again.stderr).contains("there is no user ann@example.org"));
+    }
+}
+
+/// A token of a login that a hub believes: until it has heard of an earlier change, that ends the login's token too.
+async fn until_believed(hub: &HubProcess, password: &str) -> String {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let token = text(&login(hub, "ann@example.org", password), "access_token");
+        let mut socket = connect(hub, &token).await;
+        if heard(&mut socket).await == "ack" {
+            return token;
+        }
+        assert!(std::time::Instant::now() < deadline, "no login is believed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_renewed_and_a_stolen_renewal_ends_it() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        database.add_user("ann@example.org", "viewer");
+        let renew = |token: &str| post(&hub, "/auth/refresh", None, &json!({ "refresh_token": token }));
+        let first = login(&hub, "ann@example.org", PASSWORD);
+        let second = renew(&text(&first, "refresh_token"));
+        assert_eq!(second.status, 200, "{}", second.body);
+        assert_ne!(text(&first, "refresh_token"), text(&second, "refresh_token"));
+        let mut socket = connect(&hub, &text(&second, "access_token")).await;
+        assert_eq!(heard(&mut socket).await, "ack");
+        // Two tabs may use the same one at once.
+        assert_eq!(renew(&text(&first, "refresh_token")).status, 200);
+        let third = renew(&text(&second, "refresh_token"));
+        assert_eq!(third.status, 200);
+        assert_eq!(renew("ffr_unknown").status, 401);
+        let out = post(&hub, "/auth/logout", None, &json!({ "refresh_token": text(&third, "refresh_token") }));
+        assert_eq!(out.status, 200);
+        for session in [&first, &second, &third] {
+            assert_eq!(renew(&text(session, "refresh_token")).status, 401, "all of one login end together");
+        }
+        assert!(!hub.log().contains("ffr_"), "{}", hub.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_are_limited_by_account_and_by_address_over_all_workers() {
+    let redis = block_in_place(RedisServer::start);
+    for database in Database::each() {
+        for (limit, accounts) in [("--logins-per-minute-per-account", 1), ("--logins-per-minute-per-address", 50)] {
+            let other = match accounts {
+                1 => "--logins-per-minute-per-address",
+                _ => "--logins-per-minute-per-account",
+            };
+            let hub = database.hub(&["--redis-url", &redis.url(), "--workers", "2", limit, "6", other, "0"]);
+            database.run(&["user", "add", "ann@example.org", "--password-stdin"], PASSWORD);
+            let mut allowed = 0;
+            let refused = loop {
+                let answer = login(&hub, &format!("user-{}@example.org", allowed % accounts), "wrong");
+                match answer.status {
+                    401 => allowed += 1,
+                    _ => break answer,
+                }
+                // One more comes every ten seconds.
+                assert!(allowed < 12, "{limit}: never refused");
+            };
+            assert!(allowed >= 6, "{limit}: {allowed}");
+            assert_eq!((refused.status, &refused.body["code"]), (429, &json!("too_many_logins")));
+            let wait = refused.head.lines().find_map(|line| line.strip_prefix("retry-after: ")).unwrap();
+            assert!((1..=10).contains(&wait.parse::<u32>().unwrap()), "{wait}");
+            if let Some(postgres) = &database.postgres {
+                postgres.psql("hub", "DELETE FROM fanfare_attempts");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_keys_publish_until_they_are_revoked() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        let key = database.must(&["key", "add", "ci"], "").trim().to_owned();
+        assert!(key.starts_with("ffk_"), "{key}");
+        let publish = || post(&hub, "/events", Some(&key), &json!({"type": "note"})).status;
+        block_in_place(|| until("the key is known", || publish() == 201));
+        assert_eq!(post(&hub, "/tokens/revoke", Some(&key), &json!({"user": "x"})).status, 403);
+        let list = database.must(&["key", "list"], "");
+        assert!(list.contains("ci    publish") && !list.contains(&key[4..]), "{list}");
+        assert_eq!(database.run(&["key", "add", "ci"], "").status.code(), Some(1), "a name is taken once");
+        if let Some(postgres) = &database.postgres {
+            let kept = postgres.psql("hub", "SELECT * FROM fanfare_access_keys");
+            assert!(kept.contains("ci") && !kept.contains(&key[4..]), "{kept}");
+        }
+        database.must(&["key", "revoke", "ci"], "");
+        block_in_place(|| until("the key opens nothing any more", || publish() == 401));
+        assert!(!hub.log().contains(&key[4..]), "{}", hub.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_revoked_stays_so_over_a_restart() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        database.add_user("eve@example.org", "admin");
+        database.add_user("ann@example.org", "viewer");
+        let (eve, ann) =
+            (text(&login(&hub, "eve@example.org", PASSWORD), "access_token"), until_believed(&hub, PASSWORD).await);
+        assert_eq!(post(&hub, "/tokens/revoke", Some(&eve), &json!({"user": "ann@example.org"})).status, 200);
+        drop(hub);
+        let hub = database.hub(&[]);
+        assert!(heard(&mut connect(&hub, &ann).await).await.starts_with("1008 token_revoked: "));
+        assert_eq!(heard(&mut connect(&hub, &eve).await).await, "ack");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_keeps_nobody_from_what_they_have() {
+    let Some(mut database) = Database::each().pop() else { return };
+    let hub = database.hub(&[]);
+    database.add_user("ann@example.org", "publisher");
+    let token = text(&login(&hub, "ann@example.org", PASSWORD), "access_token");
+    let mut socket = connect(&hub, &token).await;
+    assert_eq!(heard(&mut socket).await, "ack");
+    let postgres = database.postgres.as_mut().unwrap();
+    block_in_place(|| postgres.kill());
+    let refused = login(&hub, "ann@example.org", PASSWORD);
+    assert_eq!((refused.status, &refused.body["code"]), (503, &json!("accounts_unavailable")));
+    assert!(refused.head.contains("retry-after: 5"), "{}", refused.head);
+    assert_eq!(post(&hub, "/events", Some(&token), &json!({"type": "note"})).status, 201);
+    assert_eq!(heard(&mut socket).await, "note");
+    block_in_place(|| database.postgres.as_mut().unwrap().restart());
+    block_in_place(|| until("logins work again", || login(&hub, "ann@example.org", PASSWORD).status == 200));
+    assert!(hub.log().contains("the accounts' database answers again") || hub.log().contains("is not heard of"));
+    assert!(!hub.log().contains("database's"), "the password is in the log: {}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_of_no_use_stops_the_start_with_what_to_do() {
+    for (url, says) in [
+        ("postgres://hub:hush@127.0.0.1:1/hub", "check database_url (DATABASE_URL)"),
+        ("mysql://host/hub", "database_url can't be what is written there; expected sqlite://FILE"),
+    ] {
+        let mut hub =
+            block_in_place(|| HubProcess::launch(program(), &["--database-url", url], &[("SECRET_KEY", SECRET)]));
+        assert!(!block_in_place(|| hub.wait()).success());
+        assert!(hub.log().contains(says) && !hub.log().contains("hush"), "{}", hub.log());
+    }
+    let home = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/missing/accounts.db", home.path().display());
+    let hub = block_in_place(|| HubProcess::start(program(), &["--database-url", &url], &[("SECRET_KEY", SECRET)]));
+    assert_eq!(login(&hub, "ann@example.org", PASSWORD).status, 401, "nobody has an account yet");
+}
