@@ -7,6 +7,7 @@ mod jwks;
 mod listener;
 mod page;
 mod supervisor;
+mod tls;
 mod worker;
 
 use crate::{
@@ -36,11 +37,14 @@ use std::{
 };
 use supervisor::Supervisor;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
+    time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 use worker::{EVERYTHING_ENDS, Word, Worker};
@@ -135,6 +139,7 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         None => Some(listener::bind(settings.listen)?),
     };
     let keyring = keyring(settings)?;
+    let tls = tls::acceptor(settings)?;
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
     let hub = start_hub(settings, &keyring, &store).await?;
@@ -154,7 +159,7 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         }
     }
     let (end, requests) = watch::channel(());
-    let door = Door::new(&hub, account_routes(settings, &keyring, &store, &hub), requests);
+    let door = Door::new(&hub, account_routes(settings, &keyring, &store, &hub), tls, requests);
     let ending = tokio::select! {
         never = door.keep_open(&listener) => match never {},
         ending = signals.end_of(worker) => ending,
@@ -177,8 +182,8 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
     door.close(listener, ending);
     end.send_replace(());
     // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
-    let _ = tokio::time::timeout(2 * LAST_MOMENT, end.closed()).await;
-    let requests = tokio::time::timeout(GRACE, end.closed());
+    let _ = timeout(2 * LAST_MOMENT, end.closed()).await;
+    let requests = timeout(GRACE, end.closed());
     let clients = hub.shutdown(settings.drain_timeout.saturating_sub(begun.elapsed()));
     let (requests, ()) = tokio::join!(requests, clients);
     if requests.is_err() {
@@ -251,6 +256,9 @@ fn raise_file_limit() -> Option<u64> {
 /// Where connections come in.
 struct Door {
     app: Router,
+    tls: Option<TlsAcceptor>,
+    /// How long the TLS handshake may take.
+    patience: Duration,
     http: http1::Builder,
     metrics: Arc<Metrics>,
     /// Each connection has one, and ends what it is doing when it changes.
@@ -259,11 +267,11 @@ struct Door {
 
 impl Door {
     /// A door to a hub and `more` routes.
-    fn new(hub: &Hub, more: OpenApiRouter<Hub>, end: watch::Receiver<()>) -> Self {
+    fn new(hub: &Hub, more: OpenApiRouter<Hub>, tls: Option<TlsAcceptor>, end: watch::Receiver<()>) -> Self {
         let app = hub.router_with(more).merge(page::router()).fallback(fanfare::not_found);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
-        Self { app, http, metrics: hub.metrics().clone(), end }
+        Self { app, tls, patience: hub.config().handshake_timeout, http, metrics: hub.metrics().clone(), end }
     }
 
     /// Takes connections for ever.
@@ -289,7 +297,22 @@ impl Door {
 
     fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
         let (app, http, metrics, end) = (self.app.clone(), self.http.clone(), self.metrics.clone(), self.end.clone());
-        tokio::spawn(serve_connection(stream, peer, app, http, metrics, end));
+        match self.tls.clone() {
+            None => tokio::spawn(serve_connection(stream, peer, app, http, metrics, end)),
+            Some(tls) => {
+                let patience = self.patience;
+                tokio::spawn(async move {
+                    match timeout(patience, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => serve_connection(stream, peer, app, http, metrics, end).await,
+                        Ok(Err(error)) => {
+                            metrics.add(Counter::BadTls, 1);
+                            tracing::debug!(%peer, %error, "a TLS handshake failed");
+                        }
+                        Err(_) => metrics.add(Counter::LimitHandshake, 1),
+                    }
+                })
+            }
+        };
     }
 
     /// Takes nobody in any more, except those who wait already and whom nobody else would take.
@@ -305,7 +328,7 @@ impl Door {
 }
 
 async fn serve_connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     app: Router,
     http: http1::Builder,
@@ -325,7 +348,7 @@ async fn serve_connection(
         () = async {
             // An error means that the end has come, or the connection's.
             let _ = end.changed().await;
-            let _ = tokio::time::timeout(LAST_MOMENT, first_request.wait_for(|asked| *asked)).await;
+            let _ = timeout(LAST_MOMENT, first_request.wait_for(|asked| *asked)).await;
         } => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -1,5 +1,6 @@
 //! What can be set on a hub. Plain values; where they come from is the application's business.
 
+use crate::origin::{Origins, Proxies};
 use std::time::Duration;
 
 /// What can be set on a hub. Every limit has a safe default; where it says so, 0 means no limit.
@@ -35,6 +36,11 @@ pub struct Config {
     pub max_event_bytes: usize,
     /// The most events in one batch.
     pub max_batch_events: usize,
+    /// Sites whose pages may connect, beside the hub's own.
+    pub allowed_origins: Origins,
+    /// Proxies in front of the hub, which are believed when they say whose request it is (`X-Forwarded-For`,
+    /// `X-Forwarded-Host`).
+    pub trusted_proxies: Proxies,
     /// Clients a second that are told to go when the hub ends. 0: all at once.
     pub drain_rate: u32,
     /// How many events the window keeps.
@@ -63,6 +69,8 @@ impl Default for Config {
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,
             max_batch_events: 1_000,
+            allowed_origins: Origins::Same,
+            trusted_proxies: Proxies::default(),
             drain_rate: 1_000,
             window_events: 100_000,
             window_bytes: 64 << 20,

@@ -15,8 +15,10 @@ pub mod hub;
 mod identity;
 pub mod metrics;
 mod node;
+pub mod origin;
 pub mod registry;
 mod shard;
+mod socket;
 mod upgrade;
 
 pub use auth::{Algorithm, AuthError, Minter, Verifier};

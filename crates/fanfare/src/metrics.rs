@@ -85,6 +85,8 @@ counters! {
     AuthRevoked = "fanfare_auth_failures", "reason" = "token_revoked";
     /// Refused: the keys that tokens are verified with could not be had.
     AuthUnavailable = "fanfare_auth_failures", "reason" = "keys_unavailable";
+    /// Refused: a page of another site made the request (`allowed_origins`).
+    ForeignOrigin = "fanfare_auth_failures", "reason" = "origin_not_allowed";
     /// Refused: the token does not allow it.
     AuthForbidden = "fanfare_auth_failures", "reason" = "forbidden";
     /// Clients told that their token ends soon.
@@ -117,6 +119,8 @@ counters! {
     BadMessages = "fanfare_bad_input", "kind" = "message";
     /// Requests that are no HTTP.
     BadRequests = "fanfare_bad_input", "kind" = "request";
+    /// TLS handshakes that failed.
+    BadTls = "fanfare_bad_input", "kind" = "tls";
     /// Upgrade requests that broke RFC 6455 section 4.2.1.
     BadUpgrades = "fanfare_bad_input", "kind" = "upgrade";
     /// Events refused because they are malformed.

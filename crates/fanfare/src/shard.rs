@@ -8,6 +8,7 @@ use crate::{
     metrics::{Counter, Metrics},
     node::Node,
     registry::Present,
+    socket::Socket,
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
@@ -16,15 +17,10 @@ use fanfare_core::{
     time::Now,
     window::Entry,
 };
-use mio::{
-    Events, Interest, Poll, Token, Waker,
-    event::{Event, Source},
-    net::{TcpStream, UnixStream},
-};
-use rustix::net::{self, SendFlags};
+use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 use std::{
-    io::{self, IoSlice, Read, Write},
-    net::{IpAddr, Shutdown},
+    io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -107,15 +103,6 @@ impl From<Refusal> for TurnedAway {
     fn from(refusal: Refusal) -> Self {
         Self { code: CloseCode::TryAgainLater, reason: refusal.to_string() }
     }
-}
-
-/// A client's byte stream.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    /// The client itself.
-    Tcp(TcpStream),
-    /// One end of a pair whose other end a task joins to a stranger's stream.
-    Bridge(UnixStream),
 }
 
 /// A socket and what its session doesn't know.
@@ -366,6 +353,10 @@ impl Shard {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
             return self.drop_conn(slot);
         }
+        if conn.socket.may_hold_input() {
+            conn.unread = true;
+            self.unread.push(slot);
+        }
         if let (Some(registry), Some(client)) = (self.node.registry(), self.present(slot)) {
             registry.arrived(client);
         }
@@ -451,12 +442,18 @@ impl Shard {
             return;
         }
         let Ok(slot) = Slot::try_from(event.token().0) else { return };
-        if event.is_writable() {
+        if event.is_writable() && self.flush(slot) {
             self.roster.writable(slot);
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(slot, event.is_read_closed(), now);
         }
+    }
+
+    /// Sends what a socket has taken and not sent yet. Returns whether it takes more.
+    fn flush(&mut self, slot: Slot) -> bool {
+        let conn = self.conns.get_mut(slot as usize).and_then(Option::as_mut);
+        conn.is_none_or(|conn| conn.socket.flush())
     }
 
     /// Reads what a socket has. `to_the_end`: its end is near, so a short read doesn't mean that it is empty.
@@ -611,44 +608,5 @@ fn close_counter(code: Option<CloseCode>) -> Counter {
         Some(CloseCode::Replaced) => Counter::ClosedReplaced,
         Some(CloseCode::TooManyMessages) => Counter::ClosedTooManyMessages,
         Some(CloseCode::Disconnected) => Counter::ClosedDisconnected,
-    }
-}
-
-impl Socket {
-    fn source(&mut self) -> &mut dyn Source {
-        match self {
-            Self::Tcp(stream) => stream,
-            Self::Bridge(stream) => stream,
-        }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Bridge(stream) => stream.read(buffer),
-        }
-    }
-
-    fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        loop {
-            let sent = match (&mut *self, slices) {
-                // The call itself, without the C library's bookkeeping for thread cancellation around it: of what a
-                // single small delivery costs beyond the kernel, that is the largest part.
-                (Self::Tcp(stream), [only]) => Ok(net::send(stream, only, SendFlags::NOSIGNAL)?),
-                (Self::Tcp(stream), many) => stream.write_vectored(many),
-                (Self::Bridge(stream), many) => stream.write_vectored(many),
-            };
-            match sent {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
-    }
-
-    fn shut(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Self::Bridge(stream) => stream.shutdown(Shutdown::Write),
-        }
     }
 }

@@ -8,7 +8,8 @@ use crate::{
     http::problem,
     metrics::Counter,
     node::{Node, auth_counter},
-    shard::{Adoption, Command, Socket, TurnedAway},
+    shard::{Adoption, Command, TurnedAway},
+    socket::{Socket, Tls},
 };
 use aws_lc_rs::digest;
 use axum::{
@@ -35,7 +36,11 @@ use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
 
 /// The subprotocol a client offers beside its token, and gets.
 const SUBPROTOCOL: &str = "fanfare";
@@ -106,8 +111,15 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
     let (offered, selected) = subprotocols(headers);
     let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
-    let client = identify(node, token.as_deref(), &parameters).await;
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+    let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
+    let client = match node.config.allowed_origins.check(headers, &node.config, peer) {
+        Ok(()) => identify(node, token.as_deref(), &parameters).await,
+        Err(error) => {
+            node.metrics.add(Counter::ForeignOrigin, 1);
+            Err(TurnedAway { code: CloseCode::Policy, reason: format!("origin_not_allowed: {error}") })
+        }
+    };
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -254,20 +266,47 @@ fn assign(node: &Node, mut adoption: Adoption) {
 
 /// The socket behind an upgraded connection, what was read beyond the handshake, and where it comes from.
 fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr>)> {
-    let (io, leftover) = match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => (parts.io, parts.read_buf),
-        Err(upgraded) => match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-            Ok(parts) => (parts.io, parts.read_buf),
-            Err(stranger) => return Ok((bridge(stranger)?, Vec::new(), None)),
-        },
+    let upgraded = match downcast::<TcpStream>(upgraded) {
+        Ok((stream, leftover)) => {
+            let (tcp, peer) = take_stream(stream)?;
+            return Ok((Socket::Tcp(tcp), leftover, peer));
+        }
+        Err(upgraded) => upgraded,
     };
-    let stream = io.into_inner().into_std()?;
+    match downcast::<TlsStream<TcpStream>>(upgraded) {
+        Ok((stream, leftover)) => {
+            let (stream, session) = stream.into_inner();
+            let (tcp, peer) = take_stream(stream)?;
+            Ok((Socket::Tls(Box::new(Tls { tcp, session })), leftover, peer))
+        }
+        Err(stranger) => Ok((bridge(stranger)?, Vec::new(), None)),
+    }
+}
+
+/// The stream of the HTTP server, as hyper or hyper-util had it, and what was read beyond the handshake.
+fn downcast<T>(upgraded: Upgraded) -> Result<(T, Vec<u8>), Upgraded>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (io, leftover) = match upgraded.downcast::<TokioIo<T>>() {
+        Ok(parts) => (parts.io, parts.read_buf),
+        Err(upgraded) => {
+            let parts = hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<T>>(upgraded)?;
+            (parts.io, parts.read_buf)
+        }
+    };
+    Ok((io.into_inner(), leftover.to_vec()))
+}
+
+/// The socket of a stream, set up for a shard, and where it comes from.
+fn take_stream(stream: TcpStream) -> io::Result<(mio::net::TcpStream, Option<IpAddr>)> {
+    let stream = stream.into_std()?;
     let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
     // Events are small, and late ones are worth nothing.
     stream.set_nodelay(true)?;
     // What is not sent yet belongs in the window, once for all clients, and not in each slow one's socket.
     SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    Ok((Socket::Tcp(mio::net::TcpStream::from_std(stream)), leftover.to_vec(), peer))
+    Ok((mio::net::TcpStream::from_std(stream), peer))
 }
 
 /// Joins a stream that is not a TCP socket to one end of a pair, and returns the other.

@@ -716,3 +716,63 @@ async fn a_hub_with_a_secret_serves_no_keys() {
     assert_eq!((answer.status, answer.json()), (200, json!({"keys": []})));
     assert_eq!(answer.header("cache-control"), "public, max-age=300");
 }
+
+/// A connection as a browser makes it for a page of `origin`, and the first that is heard.
+async fn heard_from(address: SocketAddr, origin: &str) -> String {
+    let mut request = tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(format!(
+        "ws://{address}/ws?token={}",
+        token(READER)
+    ))
+    .unwrap();
+    request.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
+    let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+    heard(&mut socket).await
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_are_turned_away() {
+    let listed = Config { allowed_origins: "https://app.example.org".parse().unwrap(), ..Config::default() };
+    for (config, app_may) in [(Config::default(), false), (listed, true)] {
+        let hub = hub(config);
+        let address = serve(&hub.router()).await;
+        for (origin, may) in [
+            (format!("http://{address}"), true),
+            ("https://app.example.org".to_owned(), app_may),
+            ("https://evil.example.org".to_owned(), false),
+            ("null".to_owned(), false),
+        ] {
+            let heard = heard_from(address, &origin).await;
+            if may {
+                assert_eq!(heard, "ack", "{origin}");
+            } else {
+                assert!(heard.starts_with("1008 origin_not_allowed: "), "{origin}: {heard}");
+            }
+        }
+        assert_eq!(hub.metrics().get(Counter::ForeignOrigin), if app_may { 2 } else { 3 });
+    }
+}
+
+#[tokio::test]
+async fn pages_of_allowed_sites_may_call_the_api() {
+    let preflight = |origin: &str| {
+        let request = Request::builder().method("OPTIONS").uri("/events").header(header::ORIGIN, origin);
+        let request = request.header("access-control-request-method", "POST");
+        request.header("access-control-request-headers", "authorization,content-type").body(Body::empty()).unwrap()
+    };
+    let listed = Config { allowed_origins: "https://app.example.org".parse().unwrap(), ..Config::default() };
+    let app = hub(listed).router();
+    let answer = send(&app, preflight("https://app.example.org")).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, "https://app.example.org"));
+    assert!(answer.header("access-control-allow-headers").contains("authorization"));
+    assert_eq!(answer.header("access-control-allow-credentials"), "", "never with what a browser adds by itself");
+    let answer = send(&app, preflight("https://evil.example.org")).await;
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+    let answer = send(&hub(Config::default()).router(), preflight("https://app.example.org")).await;
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+    let every = hub(Config { allowed_origins: "*".parse().unwrap(), ..Config::default() }).router();
+    let answer = send(&every, preflight("https://any.example.org")).await;
+    assert_eq!(
+        (answer.header("access-control-allow-origin"), answer.header("access-control-allow-credentials")),
+        ("*", "")
+    );
+}

@@ -10,6 +10,7 @@
     reason = "a test ends where something that it relies on fails"
 )]
 
+mod authority;
 mod cluster;
 mod hub;
 mod postgres;
@@ -17,6 +18,7 @@ mod process;
 mod redis;
 mod sentinel;
 
+pub use authority::Authority;
 pub use cluster::Cluster;
 pub use hub::HubProcess;
 pub use postgres::Postgres;

@@ -1,6 +1,9 @@
 //! One Redis server.
 
-use crate::process::{Process, free_port, until};
+use crate::{
+    Authority,
+    process::{Process, free_port, until},
+};
 use nix::sys::signal::Signal;
 use std::{
     fs,
@@ -69,7 +72,7 @@ impl RedisSetup {
         let port = self.port.unwrap_or_else(free_port);
         let mut server = RedisServer { setup: self, port, home, process: None };
         if server.setup.tls {
-            server.make_certificates();
+            Authority::new().issue(server.home.path(), 90);
         }
         server.launch();
         server
@@ -185,22 +188,5 @@ impl RedisServer {
             assert_eq!(ended, None, "Redis ended: {}", fs::read_to_string(self.home.path().join("redis.log")).unwrap());
             self.cli(&["PING"]) == "PONG"
         });
-    }
-
-    fn make_certificates(&self) {
-        let authority_key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::default();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        // Of one that has its own name the issuer would be taken for itself.
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
-        let authority = parameters.self_signed(&authority_key).unwrap();
-        let issuer = rcgen::Issuer::from_params(&parameters, &authority_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let names = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        let server = names.signed_by(&key, &issuer).unwrap();
-        let write = |name: &str, text: String| fs::write(self.home.path().join(name), text).unwrap();
-        write("ca.pem", authority.pem());
-        write("server.pem", server.pem());
-        write("server.key", key.serialize_pem());
     }
 }

@@ -7,16 +7,13 @@ use super::{
 use axum::{
     Json,
     body::{Body, to_bytes},
-    extract::{ConnectInfo, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use fanfare::Hub;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -85,6 +82,17 @@ struct Problem {
     retry_after: Option<u64>,
 }
 
+/// Whose request it is.
+struct Caller(IpAddr);
+
+impl FromRequestParts<Arc<Logins>> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, logins: &Arc<Logins>) -> Result<Self, Infallible> {
+        Ok(Self(logins.hub().client_address(parts)))
+    }
+}
+
 /// The routes, with their description.
 pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
     OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout)).with_state(logins)
@@ -113,8 +121,7 @@ pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
             headers(("Retry-After" = u32))),
     )
 )]
-async fn login(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
-    let from = address_of(&request);
+async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request: Request) -> Result<Response, Problem> {
     check_type(&request)?;
     let LoginInput { email, password } = input(request.into_body()).await?;
     Ok(answer(logins.login(from, &email, password).await?))
@@ -144,8 +151,11 @@ async fn login(State(logins): State<Arc<Logins>>, request: Request) -> Result<Re
             headers(("Retry-After" = u32))),
     )
 )]
-async fn refresh(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
-    let from = address_of(&request);
+async fn refresh(
+    State(logins): State<Arc<Logins>>,
+    Caller(from): Caller,
+    request: Request,
+) -> Result<Response, Problem> {
     check_type(&request)?;
     let RefreshInput { refresh_token } = input(request.into_body()).await?;
     Ok(answer(logins.renew(from, &refresh_token).await?))
@@ -173,17 +183,15 @@ async fn refresh(State(logins): State<Arc<Logins>>, request: Request) -> Result<
             headers(("Retry-After" = u32))),
     )
 )]
-async fn logout(State(logins): State<Arc<Logins>>, request: Request) -> Result<Response, Problem> {
-    let from = address_of(&request);
+async fn logout(
+    State(logins): State<Arc<Logins>>,
+    Caller(from): Caller,
+    request: Request,
+) -> Result<Response, Problem> {
     check_type(&request)?;
     let RefreshInput { refresh_token } = input(request.into_body()).await?;
     logins.logout(from, &refresh_token).await?;
     Ok(Json(StatusBody { status: "logged out" }).into_response())
-}
-
-fn address_of(request: &Request) -> IpAddr {
-    let info = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    info.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |info| info.0.ip().to_canonical())
 }
 
 /// A page of another site can send forms and plain text to here, but no JSON without being asked about first.

@@ -69,6 +69,10 @@ impl Logins {
         Self { store, passwords: Passwords::new(), minter, hub, settings, attempts: Mutex::default() }
     }
 
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// Lets somebody in by password. It takes as long for an account that is not there.
     pub(crate) async fn login(&self, from: IpAddr, address: &str, password: String) -> Result<Session, LoginError> {
         // What can be no address is none of anybody's account, and counts as one.

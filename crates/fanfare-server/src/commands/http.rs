@@ -2,14 +2,8 @@
 
 use super::Usage;
 use anyhow::Context;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    Method, Request, StatusCode, Uri,
-    body::Bytes,
-    client::conn::http1,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT},
-};
-use hyper_util::rt::TokioIo;
+use hyper::{StatusCode, Uri, body::Bytes, header::CONTENT_TYPE};
+use reqwest::{Client, redirect::Policy};
 use std::{fmt, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -19,6 +13,8 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// Where a hub is.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
+    client: Client,
+    tls: bool,
     authority: String,
     address: (String, u16),
     /// What stands before the hub's own paths, without a slash at its end.
@@ -36,27 +32,32 @@ impl Server {
     pub(super) fn parse(url: &str) -> Result<Self, Usage> {
         let wrong = |why: &str| Usage(format!("--url can't be {url:?}: {why}"));
         let uri: Uri = url.trim().parse().map_err(|_| wrong("it is no URL"))?;
-        match uri.scheme_str() {
-            Some("http" | "ws") => {}
-            Some("https" | "wss") => {
-                return Err(wrong("this version speaks no TLS; use the hub's own address behind the proxy"));
-            }
-            _ => return Err(wrong("it must begin with http:// or ws://")),
-        }
+        let tls = match uri.scheme_str() {
+            Some("http" | "ws") => false,
+            Some("https" | "wss") => true,
+            _ => return Err(wrong("it must begin with http://, https://, ws:// or wss://")),
+        };
         let authority = uri.authority().ok_or_else(|| wrong("it has no host"))?;
         // IPv6 addresses stand in brackets in a URL, and without when connecting.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let path = uri.path().trim_end_matches('/');
+        let client = Client::builder()
+            .timeout(PATIENCE)
+            .redirect(Policy::none())
+            .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")));
         Ok(Self {
+            client: client.build().map_err(|error| wrong(&error.to_string()))?,
+            tls,
             authority: authority.as_str().to_owned(),
-            address: (host, authority.port_u16().unwrap_or(80)),
+            address: (host, authority.port_u16().unwrap_or(if tls { 443 } else { 80 })),
             base: path.strip_suffix("/ws").unwrap_or(path).to_owned(),
         })
     }
 
     /// The WebSocket endpoint, without a query.
     pub(super) fn websocket_url(&self) -> String {
-        format!("ws://{}{}/ws", self.authority, self.base)
+        let scheme = if self.tls { "wss" } else { "ws" };
+        format!("{scheme}://{}{}/ws", self.authority, self.base)
     }
 
     pub(super) async fn connect(&self) -> anyhow::Result<TcpStream> {
@@ -68,42 +69,33 @@ impl Server {
 
     /// Posts JSON. An error means that it isn't known whether the request arrived.
     pub(super) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
-        let request = self.request(path, token, json)?;
-        timeout(PATIENCE, self.exchange(request)).await.context("it does not answer")?
-    }
-
-    fn request(&self, path: &str, token: &str, json: String) -> anyhow::Result<Request<Full<Bytes>>> {
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| Usage("the token has characters that no token has".to_owned()))?;
-        bearer.set_sensitive(true);
-        let request = Request::builder().method(Method::POST).uri(format!("{}{path}", self.base));
-        let request = request
-            .header(HOST, &self.authority)
-            .header(USER_AGENT, concat!("fanfare/", env!("CARGO_PKG_VERSION")))
-            .header(CONTENT_TYPE, "application/json")
-            .header(AUTHORIZATION, bearer);
-        Ok(request.body(Full::new(json.into()))?)
-    }
-
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-            Ok(Answer { status, body })
-        };
-        // The connection moves the bytes; it has no answer of its own.
-        let connection = async {
-            drop(connection.await);
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            answer = answer => answer,
-            () = connection => Err(anyhow::anyhow!("the connection ended")),
+        if token.contains(|c: char| !c.is_ascii_graphic()) {
+            return Err(Usage("the token has characters that no token has".to_owned()).into());
         }
+        let scheme = if self.tls { "https" } else { "http" };
+        let request = self.client.post(format!("{scheme}://{}{}{path}", self.authority, self.base));
+        let request = request.bearer_auth(token).header(CONTENT_TYPE, "application/json").body(json);
+        let mut answer = request.send().await.map_err(plainly)?;
+        let (status, mut body) = (answer.status(), Vec::new());
+        while let Some(part) = answer.chunk().await.map_err(plainly)? {
+            body.extend_from_slice(&part);
+            anyhow::ensure!(body.len() <= MAX_ANSWER_BYTES, "the answer is too large");
+        }
+        Ok(Answer { status, body: body.into() })
     }
+}
+
+/// What is at the bottom of an error, which says more to people than the layers above it.
+#[expect(clippy::needless_pass_by_value, reason = "it stands where errors are mapped")]
+fn plainly(error: reqwest::Error) -> anyhow::Error {
+    if error.is_timeout() {
+        return anyhow::anyhow!("it does not answer");
+    }
+    let mut deepest: &dyn std::error::Error = &error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    anyhow::anyhow!("{deepest}")
 }
 
 impl fmt::Display for Server {
@@ -124,13 +116,13 @@ mod tests {
             assert_eq!(server.websocket_url(), "ws://[::1]:8000/hub/ws");
         }
         assert_eq!(Server::parse("http://host").unwrap().address, ("host".to_owned(), 80));
+        let tls = Server::parse("https://host/hub").unwrap();
+        assert_eq!((tls.websocket_url().as_str(), tls.address.1), ("wss://host/hub/ws", 443));
     }
 
     #[test]
     fn other_urls_are_refused() {
         for (url, says) in [
-            ("https://host", "no TLS"),
-            ("wss://host", "no TLS"),
             ("ftp://host", "must begin with http://"),
             ("host:8000", "must begin with http://"),
             ("http://", "no URL"),

@@ -7,11 +7,11 @@ use clap::ArgMatches;
 use fanfare::{CloseCode, Reconnect, auth::Claims};
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 use std::{borrow::Cow, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    WebSocketStream, client_async,
+    MaybeTlsStream, WebSocketStream, client_async_tls,
     tungstenite::{
         self, Message,
         client::IntoClientRequest,
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What the hub's own answer to `Later` is: a pause of some seconds with random spread.
 const LATER: Duration = Duration::from_secs(5);
 
-type Socket = WebSocketStream<TcpStream>;
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// What was asked for, and how far it got.
 struct Tail {
@@ -157,7 +157,7 @@ impl Tail {
             .map_err(|_| Usage("the token has characters that no token has".to_owned()))?;
         bearer.set_sensitive(true);
         request.headers_mut().insert(AUTHORIZATION, bearer);
-        match timeout(PATIENCE, client_async(request, stream)).await {
+        match timeout(PATIENCE, client_async_tls(request, stream)).await {
             Ok(Ok((socket, _))) => Ok(Ok(socket)),
             Ok(Err(tungstenite::Error::Http(answer))) if is_final(answer.status()) => {
                 bail!("what is at {} is no hub: HTTP status {}", self.server.websocket_url(), answer.status())
@@ -194,7 +194,7 @@ impl Tail {
             match message {
                 Message::Text(text) => {
                     if let Some(answer) = self.frame(&text)?
-                        && let Err(error) = socket.send(Message::text(answer)).await
+                        && let Err(error) = socket.send(Message::text(answer.into_owned())).await
                     {
                         return Ok(End::Lost(error.to_string()));
                     }
@@ -213,13 +213,16 @@ impl Tail {
     }
 
     /// Takes in one frame, and gives what is to be answered.
-    fn frame(&mut self, text: &str) -> anyhow::Result<Option<&'static str>> {
+    fn frame(&mut self, text: &str) -> anyhow::Result<Option<Cow<'static, str>>> {
         let Ok(frame) = serde_json::from_str::<Frame<'_>>(text) else {
             say("a message is not of fanfare's protocol, and left out");
             return Ok(None);
         };
+        let mut answer = None;
         match &*frame.r#type {
-            "ping" | "pong" => {}
+            "pong" => {}
+            "ping" => answer = Some(Cow::Borrowed(r#"{"type":"pong"}"#)),
+            "auth_expiring" => answer = self.newer_token()?,
             "ack" => self.acknowledged(&frame),
             "gap" => say(&gap(&frame)),
             "error" => say(&error(&frame)),
@@ -229,7 +232,6 @@ impl Tail {
             }
             _ => self.event(text, &frame)?,
         }
-        let answer = (frame.r#type == "ping").then_some(r#"{"type":"pong"}"#);
         // Any frame's id is a place to go on from.
         if frame.event_id.is_some() {
             self.last_event_id = frame.event_id;
@@ -237,7 +239,21 @@ impl Tail {
         Ok(answer)
     }
 
+    /// Shows a newer token before the last one ends, if there can be one.
+    fn newer_token(&self) -> anyhow::Result<Option<Cow<'static, str>>> {
+        match &self.access {
+            Access::Made { .. } => Ok(Some(json!({"type": "auth", "token": self.access.token()?}).to_string().into())),
+            Access::Given(_) => {
+                say("the token ends soon, and with it the connection");
+                Ok(None)
+            }
+        }
+    }
+
     fn acknowledged(&mut self, frame: &Frame<'_>) {
+        if frame.ack_event_id.as_deref() == Some("auth") {
+            return;
+        }
         self.backoff.reset();
         self.refusals = 0;
         if let Some(secs) = frame.heartbeat.filter(|secs| *secs > 0.0) {
@@ -331,7 +347,7 @@ mod tests {
             .unwrap();
         assert_eq!(tail.address(), "ws://h:1/hub/ws?connection_id=c%26d&last_event_id=pos-1-1&topics=a%2Cb");
         let answer = tail.frame(r#"{"type":"ping","event_id":"pos-1-7","timestamp":""}"#).unwrap();
-        assert_eq!((answer, tail.last_event_id.as_deref()), (Some(r#"{"type":"pong"}"#), Some("pos-1-7")));
+        assert_eq!((answer.as_deref(), tail.last_event_id.as_deref()), (Some(r#"{"type":"pong"}"#), Some("pos-1-7")));
     }
 
     #[test]

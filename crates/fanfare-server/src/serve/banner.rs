@@ -33,7 +33,8 @@ impl Banner<'_> {
     }
 
     fn text(&self) -> anyhow::Result<String> {
-        let url = format!("http://{}", reachable(self.address));
+        let scheme = if self.settings.tls_certificate_file.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", reachable(self.address));
         let version = env!("CARGO_PKG_VERSION");
         let log = self.settings.redis_url.as_ref().map_or_else(|| "memory".to_owned(), |url| format!("Redis at {url}"));
         let mut text = format!("fanfare {version} listens on {}. The log is in {log}.\n\n", self.address);

@@ -4,6 +4,7 @@ use crate::accounts::DatabaseUrl;
 use fanfare::{
     Algorithm,
     broker::redis::{Durability, RedisUrl},
+    origin::{Origins, Proxies},
 };
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -154,6 +155,22 @@ kind!(
     Option<String>,
     |text: &str| text.parse::<hyper::Uri>().is_ok_and(|url| is_web(&url)).then(|| Some(text.to_owned())),
     |value: &Option<String>| value.clone().unwrap_or_else(not_set)
+);
+kind!(
+    origins,
+    "ORIGINS",
+    "origins such as https://app.example.org, with commas between them, or *; same for the hub's own alone",
+    Origins,
+    |text: &str| if text == "same" { Some(Origins::Same) } else { text.parse().ok() },
+    Origins::to_string
+);
+kind!(
+    proxies,
+    "NETWORKS",
+    "addresses or networks such as 10.0.0.0/8, with commas between them; none if there are none",
+    Proxies,
+    |text: &str| if text == "none" { Some(Proxies::default()) } else { text.parse().ok() },
+    |value: &Proxies| if *value == Proxies::default() { "none".to_owned() } else { value.to_string() }
 );
 kind!(
     text,

@@ -18,6 +18,8 @@ use std::{
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) workers: usize,
+    pub(crate) tls_certificate_file: Option<PathBuf>,
+    pub(crate) tls_key_file: Option<PathBuf>,
     pub(crate) secret_key: Option<Secret>,
     pub(crate) secret_key_file: Option<PathBuf>,
     pub(crate) previous_secret_key: Option<Secret>,
@@ -49,6 +51,8 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             workers: 1,
+            tls_certificate_file: None,
+            tls_key_file: None,
             secret_key: None,
             secret_key_file: None,
             previous_secret_key: None,
@@ -138,6 +142,10 @@ settings! {
     listen: address;
     /// Processes that share the port, which a supervisor keeps alive; more than one need a Redis. 0: one for every core.
     workers: count;
+    /// The certificate for TLS as PEM, with the chain behind it; read anew when it changes. Without one there is no TLS.
+    tls_certificate_file: file;
+    /// The key of the certificate, as PEM.
+    tls_key_file: file;
     /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
     secret_key: secret, alias = "SECRET_KEY", hidden = true;
     /// A file with the secret, instead of the secret itself. Further lines are secrets that are still believed, while it is being replaced.
@@ -212,6 +220,10 @@ settings! {
     max_event_bytes: size(hub);
     /// The most events in one batch.
     max_batch_events: positive_count(hub);
+    /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, with commas between them; * for every one.
+    allowed_origins: origins(hub);
+    /// Proxies in front of the hub, as addresses or networks such as 10.0.0.0/8, which are believed when they say whose request it is (X-Forwarded-For).
+    trusted_proxies: proxies(hub);
     /// Clients a second that are told to go when a process ends or is replaced. 0: all at once.
     drain_rate: rate(hub);
     /// How long a process that ends waits for its clients to have gone.
@@ -235,6 +247,10 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
              only listening is closed before it can answer a ping"
         );
         return Some(("heartbeat_timeout", text));
+    }
+    if settings.tls_certificate_file.is_some() != settings.tls_key_file.is_some() {
+        let there = if settings.tls_key_file.is_some() { "tls_key_file" } else { "tls_certificate_file" };
+        return Some((there, "TLS needs both, tls_certificate_file and tls_key_file".to_owned()));
     }
     keys_contradiction(settings).or_else(|| workers_contradiction(settings))
 }

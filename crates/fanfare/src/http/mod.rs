@@ -18,7 +18,16 @@ mod tokens;
 pub use error::{not_found, problem};
 
 use crate::Hub;
-use axum::{Router, middleware};
+use axum::{
+    Router,
+    http::{
+        HeaderName, Method,
+        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    },
+    middleware,
+};
+use std::time::Duration;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Every route of the API, and more that an application describes. It has no fallback of its own, so that it merges into any application.
@@ -44,9 +53,27 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
-    router
+    let router = router
         .merge(docs::router(&spec))
         .method_not_allowed_fallback(error::method_not_allowed)
-        .route_layer(middleware::from_fn_with_state(hub.clone(), error::count))
-        .with_state(hub)
+        .route_layer(middleware::from_fn_with_state(hub.clone(), error::count));
+    let router = match hub.config().allowed_origins.to_cors() {
+        Some(origins) => router.layer(cors(origins)),
+        None => router,
+    };
+    router.with_state(hub)
+}
+
+/// What pages of other sites may do. There are no credentials that a browser would add by itself.
+fn cors(origins: AllowOrigin) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE])
+        .expose_headers([
+            RETRY_AFTER,
+            HeaderName::from_static("fanfare-event-id"),
+            HeaderName::from_static("fanfare-position"),
+        ])
+        .max_age(Duration::from_secs(600))
 }

@@ -1,0 +1,215 @@
+//! TLS, as strangers to the program speak it: its own commands, OpenSSL, and an independent WebSocket client.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use futures_util::{SinkExt, StreamExt};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::{Value, json};
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tempfile::TempDir;
+use testbed::{Authority, HubProcess, until};
+use tokio::{net::TcpSocket, task::block_in_place, time::timeout};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Socket = WebSocketStream<TlsStream<tokio::net::TcpStream>>;
+
+struct Server {
+    hub: HubProcess,
+    authority: Authority,
+    files: TempDir,
+}
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+fn token(publish: bool, secs: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let claims = Claims { sub: "ann".to_owned(), publish, exp: Some(now + secs), ..Claims::default() };
+    Minter::from_secret(SECRET).unwrap().mint(&claims)
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        let (authority, files) = (Authority::new(), tempfile::tempdir().unwrap());
+        authority.issue(files.path(), 90);
+        let path = |name: &str| files.path().join(name).display().to_string();
+        let own = ["--tls-certificate-file", &path("server.pem"), "--tls-key-file", &path("server.key")];
+        let hub = HubProcess::launch(program(), &[&own, arguments].concat(), &[("SECRET_KEY", SECRET)]);
+        until("the hub listens", || hub.log().contains("fanfare 0.1.0 listens"));
+        Self { hub, authority, files }
+    }
+
+    fn certificate(&self) -> Vec<u8> {
+        CertificateDer::from_pem_file(self.files.path().join("server.pem")).unwrap().to_vec()
+    }
+
+    /// A client, whose kernel takes little for it if it is to be slow.
+    async fn connect(&self, slow: bool) -> Socket {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.files.path().join("ca.pem")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let socket = TcpSocket::new_v4().unwrap();
+        if slow {
+            socket.set_recv_buffer_size(32 << 10).unwrap();
+        }
+        let stream = socket.connect(self.hub.address()).await.unwrap();
+        let connecting =
+            TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream);
+        let stream = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let url = format!("wss://localhost/ws?token={}", token(false, 600));
+        timeout(PATIENCE, client_async(url, stream)).await.unwrap().unwrap().0
+    }
+
+    /// Runs the program against the hub, trusting its authority.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let url = format!("https://localhost:{}", self.hub.address().port());
+        let mut command = Command::new(program());
+        command.args(arguments).args(["--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
+        command.env("SSL_CERT_FILE", self.files.path().join("ca.pem")).current_dir(self.files.path());
+        command.output().unwrap()
+    }
+
+    /// What OpenSSL says of a connection with these options.
+    fn openssl(&self, arguments: &[&str]) -> String {
+        let address = self.hub.address().to_string();
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-connect", &address, "-servername", "localhost", "-CAfile"]);
+        command.arg(self.files.path().join("ca.pem")).args(arguments).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+}
+
+async fn next(socket: &mut Socket) -> Value {
+    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
+        other => panic!("expected a text message, got {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_programs_own_commands_speak_tls() {
+    let server = block_in_place(|| Server::start(&[]));
+    let published = block_in_place(|| server.run(&["publish", "--type", "note", "--event-id", "e1"]));
+    assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+    let published = block_in_place(|| server.run(&["publish", "--type", "note", "--event-id", "e2"]));
+    assert!(published.status.success());
+    let tail = block_in_place(|| server.run(&["tail", "--since", "e1", "--count", "1"]));
+    let event: Value = serde_json::from_slice(&tail.stdout).unwrap();
+    assert_eq!((tail.status.success(), &event["event_id"]), (true, &json!("e2")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
+    const EVENTS: u64 = 2_000;
+    let server = block_in_place(|| Server::start(&["--connects-per-second-per-address", "0"]));
+    let (mut slow, mut quick) = (server.connect(true).await, server.connect(false).await);
+    for socket in [&mut slow, &mut quick] {
+        assert_eq!(next(socket).await["type"], "ack");
+    }
+    let lines: String = (1..=EVENTS)
+        .map(|n| json!({"type": "note", "data": {"n": n, "pad": "x".repeat(4_000)}}).to_string() + "\n")
+        .collect();
+    let file = server.files.path().join("events");
+    std::fs::write(&file, lines).unwrap();
+    let url = format!("https://localhost:{}", server.hub.address().port());
+    let mut publisher = Command::new(program());
+    publisher.args(["publish", "--stdin", "--url", &url]).env("SECRET_KEY", SECRET).stdout(Stdio::null());
+    publisher.env("SSL_CERT_FILE", server.files.path().join("ca.pem")).stdin(std::fs::File::open(&file).unwrap());
+    let mut publisher = publisher.spawn().unwrap();
+    for n in 1..=EVENTS {
+        assert_eq!(next(&mut quick).await["data"]["n"], n);
+    }
+    for n in 1..=EVENTS {
+        assert_eq!(next(&mut slow).await["data"]["n"], n);
+    }
+    assert!(block_in_place(|| publisher.wait()).unwrap().success());
+    for socket in [&mut slow, &mut quick] {
+        // Many small ones and one that fills several records, both ways.
+        let long = format!(r#"{{"type":"ping","pad":"{}"}}"#, "x".repeat(60_000));
+        for text in [r#"{"type":"ping"}"#, &long, r#"{"type":"ping"}"#] {
+            socket.send(Message::text(text)).await.unwrap();
+        }
+        for _ in 0..3 {
+            assert_eq!(next(socket).await["type"], "pong");
+        }
+        socket.close(None).await.unwrap();
+        assert!(matches!(timeout(PATIENCE, socket.next()).await.unwrap(), Some(Ok(Message::Close(_))) | None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
+    let server = block_in_place(|| Server::start(&[]));
+    let mut before = server.connect(false).await;
+    let (first, shown) =
+        (server.certificate(), |socket: &Socket| socket.get_ref().get_ref().1.peer_certificates().unwrap()[0].to_vec());
+    assert!(shown(&before) == first);
+    server.authority.issue(server.files.path(), 30);
+    block_in_place(|| until("it is read", || server.hub.log().contains("the certificate was read anew")));
+    let after = server.connect(false).await;
+    assert!(shown(&after) == server.certificate() && shown(&after) != first);
+    std::fs::write(server.files.path().join("server.key"), "no key").unwrap();
+    block_in_place(|| until("it is refused", || server.hub.log().contains("the certificate stays as it was")));
+    let still = server.connect(false).await;
+    assert!(shown(&still) == shown(&after));
+    assert_eq!(next(&mut before).await["type"], "ack");
+    before.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+    assert_eq!(next(&mut before).await["type"], "pong");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_versions_that_are_safe_are_spoken() {
+    let server = block_in_place(|| Server::start(&[]));
+    for (version, speaks) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false), ("-tls1", false)] {
+        let said = block_in_place(|| server.openssl(&[version, "-cipher", "ALL:@SECLEVEL=0", "-verify_return_error"]));
+        let spoke = said.contains("Verify return code: 0 (ok)") && !said.contains("Cipher is (NONE)");
+        assert_eq!(spoke, speaks, "{version}: {said}");
+    }
+    for weak in ["AES128-SHA", "ECDHE-ECDSA-AES128-SHA", "NULL"] {
+        let said = block_in_place(|| server.openssl(&["-tls1_2", "-cipher", &format!("{weak}:@SECLEVEL=0")]));
+        assert!(said.contains("Cipher is (NONE)"), "{weak}: {said}");
+    }
+    let said = block_in_place(|| server.openssl(&["-alpn", "h2,http/1.1"]));
+    assert!(said.contains("ALPN protocol: http/1.1"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
+    let (authority, files) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.issue(files.path(), 90);
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let other = tempfile::tempdir().unwrap();
+    authority.issue(other.path(), 90);
+    let other = other.path().join("server.key").display().to_string();
+    for (certificate, key, says) in [
+        (path("server.pem"), None, "TLS needs both"),
+        (path("missing.pem"), Some(path("server.key")), "missing.pem: "),
+        (path("server.key"), Some(path("server.key")), "there is no certificate in PEM form"),
+        (path("server.pem"), Some(path("server.pem")), "tls_key_file: "),
+        (path("server.pem"), Some(other), "the key is not the one of tls_certificate_file"),
+    ] {
+        let key = key.map(|key| vec!["--tls-key-file".to_owned(), key]).unwrap_or_default();
+        let arguments: Vec<&str> =
+            ["--tls-certificate-file", &certificate].into_iter().chain(key.iter().map(String::as_str)).collect();
+        let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
+        assert_eq!(block_in_place(|| hub.wait()).code(), Some(2), "{}", hub.log());
+        assert!(hub.log().contains(says), "{says}: {}", hub.log());
+    }
+}
