@@ -17,6 +17,7 @@ Without a command it serves: on 127.0.0.1:8000, with the log in memory and no co
 const EXAMPLES: &str = "\
 Examples:
   fanfare                     serve, and print a URL and a curl line to try it with
+  fanfare check               is this machine ready, and are the settings safe?
   fanfare settings            every setting, its value and where it came from
   export SECRET_KEY=...       the hub's secret, which the commands below share with it
   fanfare serve --listen 0.0.0.0:8000
@@ -44,6 +45,16 @@ Examples:
   fanfare settings                          as a table
   fanfare settings --config fanfare.toml    check a file before it is used
   fanfare settings --json | jq '.[] | select(.from != \"default\")'";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  fanfare check                              as serve would be started, with the same flags
+  fanfare check --config fanfare.toml --fix  what to run and to write, to mend what is found
+  fanfare check --url https://hub.example.org    through the proxy, for 70 s
+  fanfare check --json | jq '.[] | select(.level == \"fail\")'
+
+Each finding is ok, warn, FAIL, or - where it can't be told here. Exit code 1 if one is
+FAIL.";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
@@ -119,7 +130,7 @@ pub(crate) fn command() -> Command {
         // `fanfare --listen ...` serves too; the flags are explained where they belong.
         .args(setting_args(|_| true).map(|arg| arg.hide(true)))
         .arg(config_arg().hide(true))
-        .subcommands([serve(), settings(), token(), user(), key(), publish(), tail()])
+        .subcommands([serve(), settings(), check(), token(), user(), key(), publish(), tail()])
 }
 
 fn serve() -> Command {
@@ -136,6 +147,21 @@ fn settings() -> Command {
         .after_help(SETTINGS_EXAMPLES)
         .arg(switch("json", "Print them as JSON"))
         .arg(switch("markdown", "Print the documentation of the settings").conflicts_with("json"))
+        .arg(config_arg())
+        .args(setting_args(|_| true))
+}
+
+fn check() -> Command {
+    Command::new("check")
+        .about("Check this machine, the settings and the servers for what production needs")
+        .after_help(CHECK_EXAMPLES)
+        .arg(switch("json", "Print the findings as JSON"))
+        .arg(
+            switch("fix", "Print the commands and lines of configuration that mend what was found; nothing is run")
+                .conflicts_with("json"),
+        )
+        .arg(value("url", "URL", "The public address, through which a connection is held"))
+        .arg(value("hold", "DURATION", "How long to hold it").default_value("70s").requires("url"))
         .arg(config_arg())
         .args(setting_args(|_| true))
 }
@@ -323,6 +349,7 @@ mod tests {
         for text in [
             EXAMPLES,
             SERVE_EXAMPLES,
+            CHECK_EXAMPLES,
             SETTINGS_EXAMPLES,
             TOKEN_EXAMPLES,
             USER_EXAMPLES,

@@ -1,6 +1,7 @@
 //! fanfare as one program: commands, settings, exit codes. What a hub does is the library's business.
 
 mod accounts;
+mod check;
 mod cli;
 mod commands;
 mod keyring;

@@ -3,11 +3,11 @@
 //! Knows sockets, signals and files. What is sent to whom is the hub's business.
 
 mod banner;
-mod jwks;
+pub(crate) mod jwks;
 mod listener;
 mod page;
 mod supervisor;
-mod tls;
+pub(crate) mod tls;
 mod worker;
 
 use crate::{

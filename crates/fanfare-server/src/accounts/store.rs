@@ -159,6 +159,11 @@ impl Store {
         rows.iter().map(user).collect()
     }
 
+    /// How many users there are, if the database is there.
+    pub(crate) async fn users_now(&self) -> Result<Option<usize>, StoreError> {
+        Ok(if self.open().await? { Some(self.users().await?.len()) } else { None })
+    }
+
     pub(crate) async fn user(&self, email: &str) -> Result<Option<User>, StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(None) };
         let row = sqlx::query("SELECT * FROM fanfare_users WHERE email = $1").bind(email).fetch_optional(pool).await?;

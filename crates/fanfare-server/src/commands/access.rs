@@ -34,6 +34,11 @@ impl Access {
         if let Some(token) = matches.get_one::<String>("token") {
             return Ok(Self::Given(token.trim().to_owned()));
         }
+        Self::made(settings, claims)
+    }
+
+    /// Tokens that say `claims`, made with the configured key.
+    pub(crate) fn made(settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
         let ttl = Duration::from_secs(settings.access_token_expire_minutes.saturating_mul(60));
         let minter = minter(settings, "give --token, set FANFARE_TOKEN, or")?;
         Ok(Self::Made(Box::new(Maker { minter, claims, ttl, settings: settings.clone() })))

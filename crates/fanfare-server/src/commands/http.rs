@@ -12,7 +12,7 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// Where a hub is.
 #[derive(Debug, Clone)]
-pub(super) struct Server {
+pub(crate) struct Server {
     client: Client,
     tls: bool,
     authority: String,
@@ -22,14 +22,14 @@ pub(super) struct Server {
 }
 
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
 }
 
 impl Server {
     /// Reads the URL of a hub, or of its WebSocket endpoint.
-    pub(super) fn parse(url: &str) -> Result<Self, Usage> {
+    pub(crate) fn parse(url: &str) -> Result<Self, Usage> {
         let wrong = |why: &str| Usage(format!("--url can't be {url:?}: {why}"));
         let uri: Uri = url.trim().parse().map_err(|_| wrong("it is no URL"))?;
         let tls = match uri.scheme_str() {
@@ -55,12 +55,12 @@ impl Server {
     }
 
     /// The WebSocket endpoint, without a query.
-    pub(super) fn websocket_url(&self) -> String {
+    pub(crate) fn websocket_url(&self) -> String {
         let scheme = if self.tls { "wss" } else { "ws" };
         format!("{scheme}://{}{}/ws", self.authority, self.base)
     }
 
-    pub(super) async fn connect(&self) -> anyhow::Result<TcpStream> {
+    pub(crate) async fn connect(&self) -> anyhow::Result<TcpStream> {
         let connecting = TcpStream::connect((self.address.0.as_str(), self.address.1));
         let stream = timeout(PATIENCE, connecting).await.context("it does not answer")??;
         stream.set_nodelay(true)?;
@@ -68,7 +68,7 @@ impl Server {
     }
 
     /// Posts JSON. An error means that it isn't known whether the request arrived.
-    pub(super) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
+    pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
         if token.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(Usage("the token has characters that no token has".to_owned()).into());
         }
@@ -87,7 +87,7 @@ impl Server {
 
 /// What is at the bottom of an error, which says more to people than the layers above it.
 #[expect(clippy::needless_pass_by_value, reason = "it stands where errors are mapped")]
-fn plainly(error: reqwest::Error) -> anyhow::Error {
+pub(crate) fn plainly(error: reqwest::Error) -> anyhow::Error {
     if error.is_timeout() {
         return anyhow::anyhow!("it does not answer");
     }

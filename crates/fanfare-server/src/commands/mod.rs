@@ -2,7 +2,7 @@
 
 pub(crate) mod access;
 mod backoff;
-mod http;
+pub(crate) mod http;
 mod key;
 mod publish;
 mod tail;
@@ -10,7 +10,7 @@ mod token;
 mod user;
 
 use crate::{
-    cli, serve,
+    check, cli, serve,
     settings::{Loaded, load, print},
 };
 use anyhow::Context;
@@ -31,6 +31,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "settings" => settings(matches, &loaded),
         "token" => token::run(matches, &loaded.settings),
         "publish" => runtime()?.block_on(publish::run(matches, &loaded.settings)),
+        "check" => runtime()?.block_on(check::run(matches, &loaded.settings)),
         "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
         "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),
@@ -50,14 +51,14 @@ fn settings(matches: &ArgMatches, loaded: &Loaded) -> anyhow::Result<()> {
 }
 
 /// Writes data to the standard output.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
 }
 
 /// Says something to whoever watches.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // Nobody may be watching.
     let _ = writeln!(io::stderr(), "fanfare: {text}");
 }

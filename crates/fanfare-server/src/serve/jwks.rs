@@ -1,6 +1,7 @@
 //! The public keys of an identity provider: fetched at the start, again from time to time, and when a token names one
 //! that is not there. While they can't be fetched, those from before stay.
 
+use crate::commands::http::plainly;
 use anyhow::{Context, ensure};
 use fanfare::{
     Algorithm,
@@ -30,16 +31,36 @@ pub(super) async fn follow(
     refresh: Duration,
     source: KeySource,
 ) -> anyhow::Result<()> {
-    let client = Client::builder()
-        .timeout(PATIENCE)
-        .redirect(Policy::limited(3))
-        .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .context("no connections can be made to jwks_url")?;
+    let client = client()?;
     let mut follower = Follower { client, url: url.to_owned(), algorithm, refresh, source, pause: SOON, down: false };
     let next = follower.attempt().await;
     tokio::spawn(async move { follower.run(next).await });
     Ok(())
+}
+
+/// Fetches the keys once. Returns how many there are.
+pub(crate) async fn try_fetch(url: &str, algorithm: Algorithm) -> anyhow::Result<usize> {
+    Ok(fetch(&client()?, url, algorithm).await?.len())
+}
+
+fn client() -> anyhow::Result<Client> {
+    let client = Client::builder()
+        .timeout(PATIENCE)
+        .redirect(Policy::limited(3))
+        .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")));
+    client.build().context("no connections can be made to jwks_url")
+}
+
+async fn fetch(client: &Client, url: &str, algorithm: Algorithm) -> anyhow::Result<Keys> {
+    let mut answer = client.get(url).send().await.map_err(plainly)?;
+    ensure!(answer.status().is_success(), "the answer was {}", answer.status());
+    let mut body = Vec::new();
+    while let Some(part) = answer.chunk().await.map_err(plainly)? {
+        body.extend_from_slice(&part);
+        ensure!(body.len() <= MAX_BYTES, "the answer has more than {MAX_BYTES} bytes");
+    }
+    let text = String::from_utf8(body).context("the answer is no text")?;
+    Ok(Keys::from_text(algorithm, &text)?)
 }
 
 struct Follower {
@@ -75,7 +96,7 @@ impl Follower {
     /// Fetches the keys. Returns when to do so again.
     async fn attempt(&mut self) -> Instant {
         let now = Instant::now();
-        match self.fetch().await {
+        match fetch(&self.client, &self.url, self.algorithm).await {
             Ok(keys) => {
                 if std::mem::take(&mut self.down) {
                     tracing::info!(keys = keys.len(), "the keys can be fetched again");
@@ -99,17 +120,5 @@ impl Follower {
                 now + pause
             }
         }
-    }
-
-    async fn fetch(&self) -> anyhow::Result<Keys> {
-        let mut answer = self.client.get(&self.url).send().await.map_err(reqwest::Error::without_url)?;
-        ensure!(answer.status().is_success(), "the answer was {}", answer.status());
-        let mut body = Vec::new();
-        while let Some(part) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-            body.extend_from_slice(&part);
-            ensure!(body.len() <= MAX_BYTES, "the answer has more than {MAX_BYTES} bytes");
-        }
-        let text = String::from_utf8(body).context("the answer is no text")?;
-        Ok(Keys::from_text(self.algorithm, &text)?)
     }
 }

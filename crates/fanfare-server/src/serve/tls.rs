@@ -39,10 +39,7 @@ type Mark = [Option<(u64, u64, i64, i64)>; 2];
 
 /// What makes TLS of connections, if a certificate is set. Its files are followed in the background.
 pub(super) fn acceptor(settings: &Settings) -> Result<Option<TlsAcceptor>, SettingsError> {
-    let (Some(certificate), Some(key)) = (&settings.tls_certificate_file, &settings.tls_key_file) else {
-        return Ok(None);
-    };
-    let files = Files { certificate: certificate.clone(), key: key.clone() };
+    let Some(files) = Files::of(settings) else { return Ok(None) };
     let mark = files.mark();
     let certificate = Arc::new(Certificate { current: ArcSwap::from_pointee(files.load()?), files });
     tokio::spawn(follow(certificate.clone(), mark));
@@ -52,6 +49,11 @@ pub(super) fn acceptor(settings: &Settings) -> Result<Option<TlsAcceptor>, Setti
     let mut config = builder.with_no_client_auth().with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+/// Reads the certificate and its key, and checks that they belong together.
+pub(crate) fn load(settings: &Settings) -> Result<(), SettingsError> {
+    Files::of(settings).map_or(Ok(()), |files| files.load().map(drop))
 }
 
 async fn follow(certificate: Arc<Certificate>, mut known: Mark) {
@@ -74,6 +76,10 @@ async fn follow(certificate: Arc<Certificate>, mut known: Mark) {
 }
 
 impl Files {
+    fn of(settings: &Settings) -> Option<Self> {
+        Some(Self { certificate: settings.tls_certificate_file.clone()?, key: settings.tls_key_file.clone()? })
+    }
+
     fn mark(&self) -> Mark {
         let mark = |path: &Path| {
             let meta = fs::metadata(path).ok()?;

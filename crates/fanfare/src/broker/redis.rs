@@ -3,6 +3,7 @@
 mod appender;
 mod bus;
 mod ears;
+mod inspect;
 mod keys;
 mod link;
 mod pulse;
@@ -16,6 +17,7 @@ mod tail;
 mod topology;
 mod url;
 
+pub use inspect::{Inspection, inspect};
 pub use link::LinkError;
 pub use url::{BadRedisUrl, RedisUrl};
 

@@ -16,6 +16,11 @@ impl RedisUrl {
         matches!(self.topology, Topology::Cluster(_))
     }
 
+    /// Whether a password is shown.
+    pub(super) fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
     /// Whether Sentinel says who the master is.
     pub(super) fn is_sentinel(&self) -> bool {
         matches!(self.topology, Topology::Sentinel { .. })

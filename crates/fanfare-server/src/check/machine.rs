@@ -1,0 +1,154 @@
+//! The machine: files, the kernel's queues and ports, memory, time.
+
+use super::{Check, Finding};
+use crate::settings::Settings;
+use std::{fs, path::Path, process::Command};
+
+const FILES: Check =
+    Check { name: "files", why: "Each connection is an open file; beyond the limit nobody is let in." };
+const SOMAXCONN: Check = Check {
+    name: "accept queue",
+    why: "Clients that come all at once, as after a restart, wait in this queue; what does not fit is dropped.",
+};
+const SYN: Check = Check { name: "syn queue", why: "Half-open connections wait in it during a storm of connects." };
+const PORTS: Check = Check {
+    name: "ports",
+    why: "A proxy or a load generator on this machine needs a port of its own for each connection to one address.",
+};
+const CONNTRACK: Check = Check {
+    name: "conntrack",
+    why: "The firewall keeps an entry for each connection, and drops new ones when its table is full.",
+};
+const MEMORY: Check = Check { name: "memory", why: "What does not fit is swapped, or a process is killed." };
+const CLOCK: Check =
+    Check { name: "clock", why: "Tokens begin and end by the clock; machines that disagree refuse good ones." };
+
+pub(super) fn check(settings: &Settings) -> Vec<Finding> {
+    let connections = settings.hub.max_connections as u64;
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    } as u64;
+    let mut findings = vec![
+        files(connections, workers),
+        queue(&SOMAXCONN, "net.core.somaxconn", 4_096),
+        queue(&SYN, "net.ipv4.tcp_max_syn_backlog", 4_096),
+        ports(connections),
+    ];
+    findings.extend(conntrack(connections * workers));
+    findings.push(memory(settings, connections, workers));
+    findings.push(clock());
+    findings
+}
+
+fn files(connections: u64, workers: u64) -> Finding {
+    let (soft, hard) = match rlimit::Resource::NOFILE.get() {
+        Ok(limits) => limits,
+        Err(error) => return FILES.unknown(format!("the limit can't be read: {error}")),
+    };
+    // The program raises its own limit up to the hard one.
+    let each = soft.max(hard);
+    let so = format!(
+        "{each} files for each of {workers} {}, and max_connections is {connections}",
+        plural(workers, "process", "processes")
+    );
+    if connections == 0 || each >= connections + 100 {
+        return FILES.ok(so);
+    }
+    let (need, fit) = (connections + 1_000, each.saturating_sub(100));
+    let wanted = connections * workers;
+    let more = format!(
+        "fanfare serve --workers {} --max-connections {fit}    # with a Redis",
+        wanted.div_ceil(fit.max(1)).max(2)
+    );
+    FILES.warn(so, &[&format!("ulimit -n {need}"), &format!("LimitNOFILE={need}    # in the systemd unit"), &more])
+}
+
+fn queue(check: &Check, name: &str, wanted: u64) -> Finding {
+    match kernel(name) {
+        None => check.unknown(format!("{name} can't be read")),
+        Some(value) if value >= wanted => check.ok(format!("{name} is {value}")),
+        Some(value) => check.warn(
+            format!("{name} is {value}; {wanted} are asked for"),
+            &sysctl(name, wanted).each_ref().map(String::as_str),
+        ),
+    }
+}
+
+fn sysctl(name: &str, value: impl std::fmt::Display) -> [String; 2] {
+    [format!("sysctl -w {name}=\"{value}\""), format!("echo '{name} = {value}' >> /etc/sysctl.d/60-fanfare.conf")]
+}
+
+fn ports(connections: u64) -> Finding {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = range.split_whitespace().filter_map(|text| text.parse::<u64>().ok());
+    let (Some(first), Some(last)) = (numbers.next(), numbers.next()) else {
+        return PORTS.unknown("net.ipv4.ip_local_port_range can't be read");
+    };
+    let count = last.saturating_sub(first) + 1;
+    let so = format!("{count} ports for connections that begin here ({first} to {last})");
+    if count >= connections.min(60_000) {
+        return PORTS.ok(so);
+    }
+    PORTS.warn(
+        format!("{so}; max_connections is {connections}"),
+        &sysctl("net.ipv4.ip_local_port_range", "1024 65535").each_ref().map(String::as_str),
+    )
+}
+
+fn conntrack(connections: u64) -> Option<Finding> {
+    let max = kernel("net.netfilter.nf_conntrack_max")?;
+    let so = format!("room for {max} connections");
+    Some(if max >= connections.saturating_mul(2) {
+        CONNTRACK.ok(so)
+    } else {
+        let wanted = connections.saturating_mul(4);
+        CONNTRACK.warn(
+            format!("{so}; {connections} are asked for, and twice as many should fit"),
+            &sysctl("net.netfilter.nf_conntrack_max", wanted).each_ref().map(String::as_str),
+        )
+    })
+}
+
+/// What the windows and the connections take at most, against what is free.
+fn memory(settings: &Settings, connections: u64, workers: u64) -> Finding {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let Some(free_mib) = free.map(|kib| kib >> 10) else { return MEMORY.unknown("it can't be told how much is free") };
+    // An entry takes about twice its event; a connection half a KiB here and 3 KiB in the kernel.
+    let each = 2 * settings.hub.window_bytes as u64 + connections * 3_600 + (30 << 20);
+    let need_mib = (workers * each) >> 20;
+    let so = format!("{need_mib} MiB at most for windows and connections, {free_mib} MiB are free");
+    if need_mib < free_mib {
+        MEMORY.ok(so)
+    } else {
+        MEMORY.warn(so, &["window_bytes = \"16MiB\"    # in fanfare.toml, or more memory"])
+    }
+}
+
+fn clock() -> Finding {
+    let asked = Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).output();
+    let said = asked
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    match said.as_deref() {
+        Some("yes") => CLOCK.ok("kept in time by NTP"),
+        Some("no") => {
+            CLOCK.warn("not kept in time by NTP", &["apt-get install systemd-timesyncd", "timedatectl set-ntp true"])
+        }
+        _ if Path::new("/run/systemd/timesync/synchronized").exists() => CLOCK.ok("kept in time by systemd-timesyncd"),
+        _ => CLOCK.unknown("there is no timedatectl to ask whether it is kept in time; a container has its host's"),
+    }
+}
+
+/// A number that the kernel is set to.
+fn kernel(name: &str) -> Option<u64> {
+    fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?.trim().parse().ok()
+}
+
+fn plural<'a>(n: u64, one: &'a str, many: &'a str) -> &'a str {
+    if n == 1 { one } else { many }
+}

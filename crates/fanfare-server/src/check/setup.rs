@@ -1,0 +1,215 @@
+//! The settings: keys, files that hold secrets, TLS, sites and proxies, heartbeat and drain.
+
+use super::{Check, Finding};
+use crate::{keyring::Keyring, serve::tls, settings::Settings};
+use fanfare::{
+    auth::Family,
+    origin::{Origins, Proxies},
+};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use x509_parser::{pem::Pem, time::ASN1Time};
+
+const KEYS: Check = Check { name: "keys", why: "Whoever knows or guesses the key makes tokens for everybody." };
+const PERMISSIONS: Check = Check { name: "permissions", why: "Whoever may read the file has what is in it." };
+const TOKENS: Check = Check { name: "tokens", why: "A stolen token is good until it ends." };
+const TLS: Check = Check {
+    name: "tls",
+    why: "Without TLS everybody on the way reads tokens and events; browsers refuse a page's connection when the certificate is not good.",
+};
+const ORIGINS: Check =
+    Check { name: "origins", why: "Every page that a user opens could connect with what it gets hold of." };
+const PROXIES: Check =
+    Check { name: "proxies", why: "Whoever is believed about addresses evades the limits by address." };
+const HEARTBEAT: Check =
+    Check { name: "heartbeat", why: "Proxies cut connections on which nothing moves, mostly after 60 s." };
+const DRAIN: Check = Check { name: "drain", why: "Clients that were not told to go within drain_timeout are cut off." };
+
+/// Parts of secrets that stand in examples.
+const EXAMPLES: &[&str] = &["secret", "change", "example", "password", "your-", "12345678", "abcdefgh", "test"];
+
+pub(super) fn check(settings: &Settings) -> Vec<Finding> {
+    let mut findings = vec![keys(settings)];
+    findings.extend(permissions(settings));
+    findings.push(tokens(settings));
+    findings.extend(certificate(settings));
+    findings.extend([origins(settings), proxies(settings), heartbeat(settings), drain(settings)]);
+    findings
+}
+
+fn keys(settings: &Settings) -> Finding {
+    let algorithm = settings.algorithm;
+    let keyring = match Keyring::load(settings) {
+        Ok(keyring) => keyring,
+        Err(error) => return KEYS.fail(error.to_string(), &["SECRET_KEY=$(openssl rand -hex 32)"]),
+    };
+    if algorithm.family() != Family::Secret {
+        return KEYS
+            .ok(format!("{algorithm}; {}", if settings.jwks_url.is_some() { "from jwks_url" } else { "from files" }));
+    }
+    if keyring.is_empty() {
+        let what = "there is none: a random secret is made for each run, and the hub listens on loopback alone";
+        let mend = ["SECRET_KEY=$(openssl rand -hex 32)    # the same for your backend, kept where both read it"];
+        return if settings.listen.ip().is_loopback() { KEYS.warn(what, &mend) } else { KEYS.fail(what, &mend) };
+    }
+    let text = settings.secret_key.as_ref().map(|secret| secret.text().to_lowercase()).unwrap_or_default();
+    let mut bytes: Vec<u8> = text.bytes().collect();
+    bytes.sort_unstable();
+    bytes.dedup();
+    let known = EXAMPLES.iter().any(|part| text.contains(part));
+    if !text.is_empty() && (known || bytes.len() < 10) {
+        return KEYS.fail(
+            format!("{algorithm}, with a secret that looks as if it were no random one"),
+            &["SECRET_KEY=$(openssl rand -hex 32)    # and the old one as FANFARE_PREVIOUS_SECRET_KEY until its tokens have ended"],
+        );
+    }
+    KEYS.ok(format!("{algorithm}, with a secret that is long enough"))
+}
+
+fn permissions(settings: &Settings) -> Vec<Finding> {
+    let files = [&settings.secret_key_file, &settings.private_key_file, &settings.tls_key_file];
+    let database = match &settings.database_url {
+        crate::accounts::DatabaseUrl::File(path) => Some(path),
+        _ => None,
+    };
+    let there = files.into_iter().flatten().chain(database).filter(|path| path.exists());
+    there.map(|path| permission(path)).collect()
+}
+
+fn permission(path: &Path) -> Finding {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Err(error) => PERMISSIONS.unknown(format!("{shown}: {error}")),
+        Ok(meta) if meta.permissions().mode() & 0o007 == 0 => PERMISSIONS.ok(format!("{shown} is not for everybody")),
+        Ok(meta) => PERMISSIONS.fail(
+            format!("everybody on this machine may read {shown} (mode {:o})", meta.permissions().mode() & 0o777),
+            &[&format!("chmod 600 {shown}")],
+        ),
+    }
+}
+
+fn tokens(settings: &Settings) -> Finding {
+    let minutes = settings.access_token_expire_minutes;
+    let so = format!("our own are valid for {minutes} minutes");
+    if minutes <= 24 * 60 { TOKENS.ok(so) } else { TOKENS.warn(so, &["ACCESS_TOKEN_EXPIRE_MINUTES=30"]) }
+}
+
+fn certificate(settings: &Settings) -> Vec<Finding> {
+    let (Some(certificate), Some(_)) = (&settings.tls_certificate_file, &settings.tls_key_file) else {
+        let behind = settings.hub.trusted_proxies != Proxies::default();
+        return vec![if settings.listen.ip().is_loopback() {
+            TLS.ok("none, on loopback: whoever is in front speaks it")
+        } else if behind {
+            TLS.ok("none: the trusted proxies speak it")
+        } else {
+            TLS.warn(
+                format!("none, on {}", settings.listen),
+                &[
+                    "tls_certificate_file = \"fullchain.pem\"    # in fanfare.toml",
+                    "tls_key_file = \"privkey.pem\"",
+                    "# or a proxy in front, and trusted_proxies set to its address",
+                ],
+            )
+        }];
+    };
+    if let Err(error) = tls::load(settings) {
+        return vec![TLS.fail(error.to_string(), &[])];
+    }
+    let text = fs::read(certificate).unwrap_or_default();
+    let chain: Vec<Pem> = Pem::iter_from_buffer(&text).flatten().collect();
+    chain_findings(&chain)
+}
+
+fn chain_findings(chain: &[Pem]) -> Vec<Finding> {
+    let parsed: Vec<_> = chain.iter().filter_map(|pem| pem.parse_x509().ok()).collect();
+    let Some(own) = parsed.first() else { return vec![TLS.fail("the certificate can't be read", &[])] };
+    let names: Vec<String> = own
+        .subject_alternative_name()
+        .ok()
+        .flatten()
+        .map_or_else(Vec::new, |names| names.value.general_names.iter().map(ToString::to_string).collect());
+    let left = own.validity().not_after.timestamp() - ASN1Time::now().timestamp();
+    let days = left / 86_400;
+    let renew = ["# renew the certificate; the hub reads the new files by itself"];
+    let mut findings = vec![if left <= 0 {
+        TLS.fail(format!("the certificate ended {} days ago", -days), &renew)
+    } else if own.validity().not_before > ASN1Time::now() {
+        TLS.fail("the certificate is not valid yet", &["# set the clock, or wait"])
+    } else if days < 30 {
+        TLS.warn(format!("the certificate ends in {days} days"), &renew)
+    } else {
+        TLS.ok(format!("a certificate for {}, for {days} more days; its key fits", names.join(", ")))
+    }];
+    let broken = parsed.windows(2).position(|pair| pair[0].issuer() != pair[1].subject());
+    let alone = parsed.len() == 1 && own.issuer() != own.subject();
+    if let Some(at) = broken {
+        let what = format!("certificate {} of the chain is not by the next one", at + 1);
+        findings.push(TLS.fail(what, &["cat server.pem intermediate.pem > fullchain.pem    # each by the next"]));
+    } else if alone {
+        let what = "the certificate stands alone, without those between it and the authority";
+        findings.push(TLS.warn(what, &["cat server.pem intermediate.pem > fullchain.pem"]));
+    }
+    if names.is_empty() {
+        findings.push(
+            TLS.fail("the certificate names no host (subjectAltName)", &["# have one made with the host's name"]),
+        );
+    }
+    findings
+}
+
+fn origins(settings: &Settings) -> Finding {
+    match &settings.hub.allowed_origins {
+        Origins::Same => ORIGINS.ok("pages of the hub's own site alone"),
+        Origins::Every => ORIGINS
+            .warn("pages of every site (*)", &["allowed_origins = \"https://app.example.org\"    # in fanfare.toml"]),
+        Origins::Listed(origins) => {
+            let plain = origins.iter().find(|origin| {
+                origin.starts_with("http://") && !origin.contains("//localhost") && !origin.contains("//127.")
+            });
+            match plain {
+                Some(origin) => {
+                    ORIGINS.warn(format!("{origin} has no TLS: anybody on the way can put in pages of its own"), &[])
+                }
+                None => ORIGINS.ok(format!("pages of the hub's own site, and of {}", origins.join(", "))),
+            }
+        }
+    }
+}
+
+fn proxies(settings: &Settings) -> Finding {
+    let shown = settings.hub.trusted_proxies.to_string();
+    if shown.split(", ").any(|net| net.ends_with("/0")) {
+        return PROXIES.fail(
+            "everybody is believed about addresses",
+            &["trusted_proxies = \"10.0.0.1\"    # the proxy's own address"],
+        );
+    }
+    PROXIES.ok(if shown.is_empty() {
+        "none is believed about addresses".to_owned()
+    } else {
+        format!("{shown} are believed about addresses")
+    })
+}
+
+fn heartbeat(settings: &Settings) -> Finding {
+    let interval = settings.hub.heartbeat_interval;
+    let so = format!("a ping every {} s", interval.as_secs());
+    if interval < Duration::from_secs(55) {
+        HEARTBEAT.ok(so)
+    } else {
+        HEARTBEAT.warn(so, &["heartbeat_interval = \"30s\"    # in fanfare.toml"])
+    }
+}
+
+fn drain(settings: &Settings) -> Finding {
+    let (rate, timeout) = (u64::from(settings.hub.drain_rate), settings.drain_timeout.as_secs());
+    let connections = settings.hub.max_connections as u64;
+    let needed = if rate == 0 { 0 } else { connections.div_ceil(rate) };
+    let so = format!("{connections} clients are told to go in {needed} s, within {timeout} s");
+    if needed <= timeout {
+        return DRAIN.ok(so);
+    }
+    DRAIN.warn(
+        format!("{connections} clients take {needed} s to be told to go, and drain_timeout is {timeout} s"),
+        &[&format!("drain_timeout = \"{}s\"    # in fanfare.toml", needed + 10)],
+    )
+}

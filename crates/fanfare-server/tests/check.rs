@@ -1,0 +1,248 @@
+//! `fanfare check` against setups that are good, and against each kind that is not.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use serde_json::Value;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+use tempfile::TempDir;
+use testbed::{Authority, HubProcess, RedisServer};
+
+const SECRET: &str = "7f3c1e0a9b8d4c6e5f2a1b3c4d5e6f70";
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+fn check_in(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(program());
+    command.arg("check").args(arguments).env_remove("SECRET_KEY").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    command.envs(environment.iter().copied()).current_dir(home).output().unwrap()
+}
+
+/// What a check of a name found: its level, and what is so.
+fn found(arguments: &[&str], environment: &[(&str, &str)], name: &str) -> (String, String) {
+    let home = TempDir::new().unwrap();
+    let output = check_in(home.path(), &[arguments, &["--json"]].concat(), environment);
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+    let failed = findings.iter().any(|finding| finding["level"] == "fail");
+    assert_eq!(output.status.code(), Some(i32::from(failed)), "{arguments:?}");
+    let worst = findings
+        .iter()
+        .filter(|finding| finding["check"] == name)
+        .max_by_key(|finding| ["ok", "unknown", "warn", "fail"].iter().position(|level| finding["level"] == *level));
+    let worst = worst.unwrap_or_else(|| panic!("{name} in {findings:?}"));
+    if worst["level"] == "warn" || worst["level"] == "fail" {
+        assert!(worst["why"].as_str().unwrap().ends_with('.'), "{worst}");
+    }
+    (worst["level"].as_str().unwrap().to_owned(), worst["what"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_good_setup_is_good() {
+    let redis = RedisServer::setup().persistent().password("hush-hush").start();
+    let (home, files) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    Authority::new().issue(files.path(), 90);
+    let path = |name: &str| files.path().join(name).display().to_string();
+    fs::set_permissions(path("server.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    let chain = fs::read_to_string(path("server.pem")).unwrap() + &fs::read_to_string(path("ca.pem")).unwrap();
+    fs::write(path("chain.pem"), chain).unwrap();
+    let (url, chain, key) = (redis.url(), path("chain.pem"), path("server.key"));
+    let arguments =
+        ["--redis-url", &url, "--tls-certificate-file", &chain, "--tls-key-file", &key, "--max-connections", "500"];
+    let output = check_in(home.path(), &arguments, &[("SECRET_KEY", SECRET)]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for line in
+        ["ok    keys ", "ok    permissions ", "ok    tls ", "ok    redis ", "ok    redis: files ", "ok    database "]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!text.contains("FAIL") && !text.contains(SECRET) && !text.contains("hush-hush"), "{text}");
+    assert!(!home.path().join("fanfare.db").exists(), "a check changes nothing");
+}
+
+#[test]
+fn each_fault_of_the_settings_is_found() {
+    let files = TempDir::new().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let write = |name: &str, text: &str, mode: u32| {
+        fs::write(files.path().join(name), text).unwrap();
+        fs::set_permissions(files.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        path(name)
+    };
+    let open = write("open.key", SECRET, 0o644);
+    let closed = write("closed.key", SECRET, 0o600);
+    let good = [("SECRET_KEY", SECRET)];
+    let guessed = [("SECRET_KEY", "your-secret-key-change-in-production!")];
+    for (arguments, environment, name, level, says) in [
+        (&[][..], &[][..], "keys", "warn", "there is none"),
+        (&["--listen", "0.0.0.0:8000"], &[], "keys", "fail", "there is none"),
+        (&[], &guessed, "keys", "fail", "looks as if it were no random one"),
+        (&[], &[("SECRET_KEY", "short")], "keys", "fail", "has 5 bytes"),
+        (&[], &[("SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")], "keys", "fail", "no random one"),
+        (&[], &good, "keys", "ok", "HS256"),
+        (&["--secret-key-file", &open], &[], "permissions", "fail", "(mode 644)"),
+        (&["--secret-key-file", &closed], &[], "permissions", "ok", "closed.key"),
+        (&["--access-token-expire-minutes", "100000"], &good, "tokens", "warn", "100000 minutes"),
+        (&["--listen", "0.0.0.0:8000"], &good, "tls", "warn", "none, on 0.0.0.0:8000"),
+        (&["--listen", "0.0.0.0:8000", "--trusted-proxies", "10.0.0.1"], &good, "tls", "ok", "the trusted proxies"),
+        (&["--allowed-origins", "*"], &good, "origins", "warn", "every site"),
+        (&["--allowed-origins", "http://app.example.org"], &good, "origins", "warn", "has no TLS"),
+        (&["--allowed-origins", "https://app.example.org"], &good, "origins", "ok", "https://app.example.org"),
+        (&["--trusted-proxies", "0.0.0.0/0"], &good, "proxies", "fail", "everybody is believed"),
+        (&["--heartbeat-interval", "90s", "--heartbeat-timeout", "200s"], &good, "heartbeat", "warn", "every 90 s"),
+        (&["--drain-rate", "10"], &good, "drain", "warn", "take 5000 s"),
+        (&["--max-connections", "10000000"], &good, "files", "warn", "max_connections is 10000000"),
+        (&["--max-connections", "10"], &good, "files", "ok", "max_connections is 10"),
+        (&["--window-bytes", "9000GiB"], &good, "memory", "warn", "MiB are free"),
+        (&["--redis-url", "redis://:hush@127.0.0.1:1"], &good, "redis", "fail", "can't be reached"),
+        (&["--database-url", "postgres://me:hush@127.0.0.1:1/hub"], &good, "database", "fail", "can't be opened"),
+        (&["--database-url", "none"], &good, "database", "ok", "none"),
+        (
+            &["--algorithm", "RS256", "--jwks-url", "http://127.0.0.1:1/jwks.json"],
+            &[],
+            "jwks",
+            "fail",
+            "Connection refused",
+        ),
+    ] {
+        let (found_level, what) = found(arguments, environment, name);
+        assert!(
+            found_level == level && what.contains(says) && !what.contains("hush"),
+            "{arguments:?}: {found_level} {what}"
+        );
+    }
+}
+
+#[test]
+fn each_fault_of_a_certificate_is_found() {
+    let (authority, files) = (Authority::new(), TempDir::new().unwrap());
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let read = |name: &str| fs::read_to_string(files.path().join(name)).unwrap();
+    let other = TempDir::new().unwrap();
+    Authority::new().issue(other.path(), 90);
+    let stranger = fs::read_to_string(other.path().join("server.pem")).unwrap();
+    for (days, level, says) in
+        [(90, "warn", "stands alone"), (10, "warn", "ends in 9 days"), (-3, "fail", "ended 3 days ago")]
+    {
+        authority.issue(files.path(), days);
+        let (found_level, what) = of_files(&path("server.pem"), &path("server.key"));
+        // The worst counts; of a certificate that has ended its chain does not matter.
+        assert_eq!(found_level, level, "{what}");
+        assert!(what.contains(says) || what.contains("stands alone"), "{what}");
+    }
+    authority.issue(files.path(), 90);
+    fs::write(path("chain.pem"), read("server.pem") + &read("ca.pem")).unwrap();
+    assert_eq!(of_files(&path("chain.pem"), &path("server.key")).0, "ok");
+    fs::write(path("chain.pem"), read("server.pem") + &stranger).unwrap();
+    let (level, what) = of_files(&path("chain.pem"), &path("server.key"));
+    assert!(level == "fail" && what.contains("certificate 1 of the chain is not by the next one"), "{what}");
+    let (level, what) = of_files(&path("server.pem"), &other.path().join("server.key").display().to_string());
+    assert!(level == "fail" && what.contains("not the one of tls_certificate_file"), "{what}");
+}
+
+fn of_files(certificate: &str, key: &str) -> (String, String) {
+    found(&["--tls-certificate-file", certificate, "--tls-key-file", key], &[("SECRET_KEY", SECRET)], "tls")
+}
+
+#[test]
+fn each_fault_of_a_redis_is_found() {
+    let redis = RedisServer::setup().line("maxmemory-policy allkeys-lru").line("maxclients 40").start();
+    let url = redis.url();
+    let found = |more: &[&str], name| found(&[&["--redis-url", &url], more].concat(), &[("SECRET_KEY", SECRET)], name);
+    for (more, name, level, says) in [
+        (&[][..], "redis: eviction", "fail", "allkeys-lru"),
+        (&[], "redis: files", "warn", "to no file"),
+        (&["--workers", "8"], "redis: clients", "warn", "of 40, and this hub needs 32"),
+        (&["--durability", "replica"], "redis: replicas", "fail", "durability is replica"),
+        (&[], "redis: latency", "ok", " ms"),
+        (&[], "redis: clock", "ok", " ms from ours"),
+    ] {
+        let (found_level, what) = found(more, name);
+        assert!(found_level == level && what.contains(says), "{name}: {found_level} {what}");
+    }
+    redis.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "10mb"]);
+    let (level, what) = found(&[], "redis: eviction");
+    assert!(level == "warn" && what.contains("maxmemory is 10 MiB"), "{what}");
+}
+
+/// A proxy that cuts each connection after a time.
+fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(to).unwrap();
+            let pass =
+                |mut from: TcpStream, mut to: TcpStream| thread::spawn(move || std::io::copy(&mut from, &mut to));
+            pass(client.try_clone().unwrap(), server.try_clone().unwrap());
+            pass(server, client.try_clone().unwrap());
+            thread::spawn(move || {
+                thread::sleep(patience);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+/// A server that knows no upgrade.
+fn plain_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.read(&mut [0; 4_096]);
+            let _ = client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn the_way_in_is_tried() {
+    let hub = HubProcess::start(program(), &["--heartbeat-interval", "1s"], &[("SECRET_KEY", SECRET)]);
+    let cut = impatient_proxy(hub.address(), Duration::from_secs(2));
+    for (address, name, level, says) in [
+        (hub.address(), "hold", "ok", "held for 4 s, with "),
+        (cut, "hold", "fail", "ended after "),
+        (plain_server(), "upgrade", "fail", "answers 200 OK instead of 101"),
+        (SocketAddr::from(([127, 0, 0, 1], testbed::free_port())), "address", "fail", "Connection refused"),
+    ] {
+        let url = format!("http://{address}");
+        let (found_level, what) = found(&["--url", &url, "--hold", "4s"], &[("SECRET_KEY", SECRET)], name);
+        assert!(found_level == level && what.contains(says), "{name}: {found_level} {what}");
+    }
+    let (level, what) = found(
+        &["--url", &format!("http://{}", hub.address()), "--hold", "1s"],
+        &[("SECRET_KEY", &SECRET.replace('7', "8"))],
+        "hold",
+    );
+    assert!(level == "fail" && what.contains("closed with 1008: token_invalid"), "{what}");
+}
+
+#[test]
+fn what_mends_is_printed_and_not_run() {
+    let files = TempDir::new().unwrap();
+    let key = files.path().join("open.key");
+    fs::write(&key, SECRET).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let path = key.display().to_string();
+    let output = check_in(files.path(), &["--fix", "--secret-key-file", &path], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("\nchmod 600 {path}\n")), "{text}");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("checks failed"));
+}
