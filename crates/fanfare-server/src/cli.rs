@@ -48,13 +48,13 @@ Examples:
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
-  fanfare check                              as serve would be started, with the same flags
-  fanfare check --config fanfare.toml --fix  what to run and to write, to mend what is found
+  fanfare check                          as serve would be started, with the same flags
+  fanfare check --config fanfare.toml --fix    what to run and to write, to mend what is found
   fanfare check --url https://hub.example.org    through the proxy, for 70 s
   fanfare check --json | jq '.[] | select(.level == \"fail\")'
 
-Each finding is ok, warn, FAIL, or - where it can't be told here. Exit code 1 if one is
-FAIL.";
+Each finding is ok, warn, FAIL, or - where it can't be told here. The exit code is 1 if
+one is FAIL.";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
