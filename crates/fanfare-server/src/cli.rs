@@ -7,7 +7,19 @@ use std::path::PathBuf;
 const CONFIG: &str = "config";
 
 /// Settings that concern tokens; every command that makes or reads one takes them.
-const TOKEN_SETTINGS: &[&str] = &["secret_key", "algorithm", "access_token_expire_minutes"];
+const TOKEN_SETTINGS: &[&str] = &[
+    "secret_key",
+    "secret_key_file",
+    "previous_secret_key",
+    "algorithm",
+    "private_key_file",
+    "public_key_file",
+    "jwks_url",
+    "token_issuer",
+    "token_audience",
+    "leeway",
+    "access_token_expire_minutes",
+];
 
 const ABOUT: &str = "\
 A realtime event hub: publish once, and every client that is allowed to know gets it over WebSocket, in order, once.
@@ -49,7 +61,7 @@ Examples:
 const CHECK_EXAMPLES: &str = "\
 Examples:
   fanfare check                          as serve would be started, with the same flags
-  fanfare check --config fanfare.toml --fix    what to run and to write, to mend what is found
+  fanfare check --config fanfare.toml --fix  what to run and write to mend what is found
   fanfare check --url https://hub.example.org    through the proxy, for 70 s
   fanfare check --json | jq '.[] | select(.level == \"fail\")'
 
