@@ -40,7 +40,12 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
     let redis = RedisServer::start();
     let (url, workers) = (redis.url(), options.workers.to_string());
     let mut arguments = vec!["--redis-url", &url, "--workers", &workers];
-    for limit in ["--connects-per-second-per-address", "--max-connections-per-address", "--max-connections"] {
+    for limit in [
+        "--connects-per-second-per-address",
+        "--connects-per-second-per-user",
+        "--max-connections-per-address",
+        "--max-connections",
+    ] {
         arguments.extend([limit, "0"]);
     }
     let hub = HubProcess::start(&program(options)?, &arguments, &[("SECRET_KEY", SECRET)]);

@@ -50,7 +50,9 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     let url = redis.url();
     let node = || {
         let mut arguments = vec!["--redis-url", &url];
-        for limit in ["--connects-per-second-per-address", "--max-connections-per-address"] {
+        for limit in
+            ["--connects-per-second-per-address", "--connects-per-second-per-user", "--max-connections-per-address"]
+        {
             arguments.extend([limit, "0"]);
         }
         HubProcess::start(&program, &arguments, &[("SECRET_KEY", SECRET)])

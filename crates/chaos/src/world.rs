@@ -115,7 +115,9 @@ impl World {
         };
         let (count, rate) = (workers.to_string(), DRAIN_RATE.to_string());
         // All clients come from one address.
-        let unlimited = ["--connects-per-second-per-address", "0", "--max-connections-per-address", "0"];
+        let limits =
+            ["--connects-per-second-per-address", "--connects-per-second-per-user", "--max-connections-per-address"];
+        let unlimited = limits.map(|limit| [limit, "0"]).concat();
         let arguments = [&["--redis-url", &url, "--workers", &count, "--drain-rate", &rate][..], &unlimited].concat();
         let hub = HubProcess::start(program, &arguments, &[("SECRET_KEY", secret)]);
         Self { redis, hub, workers }

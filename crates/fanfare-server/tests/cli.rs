@@ -351,7 +351,7 @@ fn refusals_end_the_client_commands() {
             program().args(&["publish", "--type", "a", "--url", &url]).run(),
             "give --token, set FANFARE_TOKEN, or set SECRET_KEY",
         ),
-        (program().args(&["tail", "--token", "t", "--url", "wss://h"]).run(), "no TLS"),
+        (program().args(&["tail", "--token", "t", "--url", "ftp://h"]).run(), "must begin with http://, https://"),
         (program().args(&["publish", "--token", "t", "--type", "a", "--data", "[]"]).run(), "must be a JSON object"),
         (program().args(&["publish", "--token", "t", "--type", "a", "--audience", "all"]).run(), "user:ID"),
     ] {

@@ -199,7 +199,8 @@ async fn pass_by(hub: &HubProcess) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_replaces_the_workers_and_no_connect_fails() {
     let redis = block_in_place(RedisServer::start);
-    let hub = start(&redis, &["--workers", "3", "--connects-per-second-per-address", "0"]);
+    let limits = ["--connects-per-second-per-address", "--connects-per-second-per-user"].map(|limit| [limit, "0"]);
+    let hub = start(&redis, &[&["--workers", "3"][..], &limits.concat()].concat());
     let before = until_there_are(&hub, 3);
     let (mut client, ack) = connect(&hub, "ann", "").await;
     let name = ack["connection_id"].clone();
@@ -389,4 +390,42 @@ async fn a_worker_that_is_told_twice_to_end_still_sees_its_clients_off() {
 fn starts_of(hub: &HubProcess, worker: usize) -> usize {
     let name = format!("worker={worker} ");
     hub.log().lines().filter(|line| line.contains("started") && line.contains(&name)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connections_of_a_user_are_limited_over_all_workers() {
+    let redis = block_in_place(RedisServer::start);
+    let hub = start(&redis, &["--workers", "3", "--max-connections-per-user", "5"]);
+    let mut clients = Vec::new();
+    for _ in 0..15 {
+        let url = format!("ws://{}/ws?token={}", hub.address(), token("ann"));
+        let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+        // A worker refuses by itself whom it has too many of.
+        if let Some(Ok(Message::Text(_))) = timeout(PATIENCE, socket.next()).await.expect("a first frame") {
+            clients.push(socket);
+        }
+    }
+    let surplus = clients.len() - 5;
+    let (mut other, _) = connect(&hub, "bob", "").await;
+    let told = || redis.cli(&["XRANGE", "ws:control", "-", "+"]).matches("surplus").count() == surplus;
+    let held = || redis.cli(&["SCARD", "ws:user:ann:connections"]) == "5";
+    block_in_place(|| until("the surplus has gone", || told() && held()));
+    assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
+    let (mut stay, mut told) = (0, 0);
+    for socket in &mut clients {
+        loop {
+            match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+                Some(Ok(Message::Text(text))) if text.contains(r#""type":"note""#) => break stay += 1,
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    assert_eq!(u16::from(frame.code), 1013);
+                    assert!(frame.reason.starts_with("max_connections_per_user: "), "{}", frame.reason);
+                    break told += 1;
+                }
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!((stay, told), (5, surplus));
+    assert_eq!(next(&mut other).await["data"]["n"], 1, "another user is not concerned");
 }

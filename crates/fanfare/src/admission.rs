@@ -5,7 +5,7 @@
 use crate::{config::Config, metrics::Counter};
 use hashbrown::HashMap;
 use std::{
-    hash::BuildHasher,
+    hash::{BuildHasher, Hash},
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
@@ -23,14 +23,20 @@ pub(crate) struct Admission {
     /// would cost each connection three times as much.
     users: Mutex<HashMap<u64, u32, Hasher>>,
     hasher: Hasher,
-    addresses: Mutex<Addresses>,
+    addresses: Mutex<HashMap<IpAddr, u32, Hasher>>,
+    /// How fast connections come from each address.
+    address_paces: Mutex<Paces<IpAddr>>,
+    /// How fast connections of each user come, by the hash of the user.
+    user_paces: Mutex<Paces<u64>>,
+    /// How fast each bearer publishes, likewise.
+    publisher_paces: Mutex<Paces<u64>>,
 }
 
-#[derive(Debug, Default)]
-struct Addresses {
-    connections: HashMap<IpAddr, u32, Hasher>,
-    /// When the connects of an address so far would have been all right at its rate, in microseconds.
-    paces: HashMap<IpAddr, u64, Hasher>,
+/// How fast somebody does something (a generic cell rate algorithm).
+#[derive(Debug)]
+struct Paces<K> {
+    /// When what each did so far would have been all right at its rate, in microseconds.
+    paces: HashMap<K, u64, Hasher>,
     /// How many paces there may be before those that no longer matter are dropped.
     sweep_at: usize,
 }
@@ -46,6 +52,8 @@ pub(crate) enum Refusal {
     PerAddress,
     #[error("connects_per_second_per_address: connect less often; try again in a second")]
     ConnectRate,
+    #[error("connects_per_second_per_user: connect less often; try again in a second")]
+    UserConnectRate,
 }
 
 impl Refusal {
@@ -55,6 +63,7 @@ impl Refusal {
             Self::PerUser => Counter::LimitPerUser,
             Self::PerAddress => Counter::LimitPerAddress,
             Self::ConnectRate => Counter::LimitConnectRate,
+            Self::UserConnectRate => Counter::LimitUserConnectRate,
         }
     }
 }
@@ -66,25 +75,36 @@ impl Admission {
             users: Mutex::default(),
             hasher: Hasher::default(),
             addresses: Mutex::default(),
+            address_paces: Mutex::default(),
+            user_paces: Mutex::default(),
+            publisher_paces: Mutex::default(),
         }
     }
 
-    /// Whether an address may connect once more at `mono_ms` (a generic cell rate algorithm).
+    /// Whether an address may connect once more at `mono_ms`.
     pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
-        let rate = u64::from(config.connects_per_second_per_address);
-        if rate == 0 {
-            return Ok(());
-        }
-        let now_us = mono_ms * 1_000;
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        addresses.sweep(now_us);
-        let pace = addresses.paces.entry(address).or_insert(0);
-        let next = (*pace).max(now_us) + 1_000_000 / rate;
-        if next > now_us + 2_000_000 {
-            return Err(Refusal::ConnectRate);
-        }
-        *pace = next;
-        Ok(())
+        let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
+        wait.map_or(Ok(()), |_| Err(Refusal::ConnectRate))
+    }
+
+    /// Whether a user may connect once more at `mono_ms`.
+    pub(crate) fn user_keeps_pace(&self, user: &str, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
+        let user = self.hasher.hash_one(user);
+        let wait = step(&self.user_paces, user, config.connects_per_second_per_user, 1, mono_ms);
+        wait.map_or(Ok(()), |_| Err(Refusal::UserConnectRate))
+    }
+
+    /// Whether a bearer may publish `events` more at `mono_ms`; if not, in how many milliseconds.
+    pub(crate) fn publisher_keeps_pace(
+        &self,
+        bearer: &str,
+        events: usize,
+        mono_ms: u64,
+        config: &Config,
+    ) -> Result<(), u64> {
+        let bearer = self.hasher.hash_one(bearer);
+        let wait = step(&self.publisher_paces, bearer, config.publishes_per_second, events as u64, mono_ms);
+        wait.map_or(Ok(()), Err)
     }
 
     /// Counts a connection in, or says which limit is reached. `replaced` is where the connection comes from whose
@@ -100,7 +120,7 @@ impl Admission {
         let within = |limit: usize, count: usize, spare: usize| limit == 0 || count < limit + spare;
         {
             let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = addresses.connections.entry(address).or_insert(0);
+            let count = addresses.entry(address).or_insert(0);
             let spare = usize::from(replaced == Some(address));
             if !within(config.max_connections_per_address, *count as usize, spare) {
                 return Err(Refusal::PerAddress);
@@ -141,17 +161,44 @@ impl Admission {
 
     fn leave_address(&self, address: IpAddr) {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = addresses.connections.get_mut(&address) {
+        if let Some(count) = addresses.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
-                addresses.connections.remove(&address);
+                addresses.remove(&address);
             }
         }
     }
 }
 
-impl Addresses {
-    /// Forgets addresses that have not connected lately, whenever their number has doubled.
+/// Counts `n` of what somebody may do `rate` times a second, and for two seconds at once. Returns in how many milliseconds
+/// that is all right, if it isn't now. Whoever does nothing may do any number once.
+fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) -> Option<u64> {
+    let rate = u64::from(rate);
+    if rate == 0 {
+        return None;
+    }
+    let now_us = mono_ms * 1_000;
+    let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
+    paces.sweep(now_us);
+    let pace = paces.paces.entry(who).or_insert(0);
+    let (begin, cost) = ((*pace).max(now_us), n * 1_000_000 / rate);
+    // More than fits at once is let through when nothing else was.
+    let allowed = now_us + 2_000_000_u64.max(cost);
+    if begin + cost > allowed {
+        return Some((begin + cost - allowed).div_ceil(1_000));
+    }
+    *pace = begin + cost;
+    None
+}
+
+impl<K> Default for Paces<K> {
+    fn default() -> Self {
+        Self { paces: HashMap::default(), sweep_at: 0 }
+    }
+}
+
+impl<K: Hash + Eq> Paces<K> {
+    /// Forgets those that have done nothing lately, whenever their number has doubled.
     fn sweep(&mut self, now_us: u64) {
         if self.paces.len() >= self.sweep_at {
             self.paces.retain(|_, pace| *pace > now_us);
@@ -204,7 +251,7 @@ mod tests {
         admission.release(ann, HOME);
         assert_eq!(admission.total.load(Ordering::Relaxed), 0);
         assert!(admission.users.lock().unwrap().is_empty());
-        assert!(admission.addresses.lock().unwrap().connections.is_empty());
+        assert!(admission.addresses.lock().unwrap().is_empty());
     }
 
     #[test]
@@ -216,5 +263,16 @@ mod tests {
         assert_eq!(admission.keeps_pace(AWAY, 1_000, &config), Ok(()));
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Ok(()));
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(Refusal::ConnectRate));
+    }
+
+    #[test]
+    fn publishers_keep_their_rate_and_batches_count_as_what_is_in_them() {
+        let config = Config { publishes_per_second: 10, ..Config::default() };
+        let admission = Admission::new();
+        let publish = |events, ms| admission.publisher_keeps_pace("ci", events, ms, &config);
+        assert_eq!((publish(20, 1_000), publish(1, 1_000), publish(1, 1_100)), (Ok(()), Err(100), Ok(())));
+        assert_eq!(admission.publisher_keeps_pace("other", 1, 1_000, &config), Ok(()));
+        assert_eq!((publish(50, 10_000), publish(1, 12_000), publish(1, 13_100)), (Ok(()), Err(1_100), Ok(())));
+        assert_eq!(admission.publisher_keeps_pace("ci", 1_000, 1_000, &Config::default()), Ok(()));
     }
 }

@@ -67,6 +67,11 @@ pub enum Order {
         /// When it came to the other node, in milliseconds since 1970-01-01T00:00:00Z.
         before_ms: u64,
     },
+    /// End a connection that is one too many of its user, over all nodes.
+    Surplus {
+        /// Which.
+        connection: ConnectionId,
+    },
     /// Believe some tokens no longer, and end the connections that they opened.
     Revoke(Revocation),
     /// End every connection of a user.

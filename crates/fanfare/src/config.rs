@@ -28,6 +28,10 @@ pub struct Config {
     pub max_connections_per_address: usize,
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     pub connects_per_second_per_address: u32,
+    /// New connections a second of one user; twice as many in a burst. 0: no limit.
+    pub connects_per_second_per_user: u32,
+    /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no limit.
+    pub publishes_per_second: u32,
     /// How long before its token ends a client is told; half of what is left, if that is less.
     pub token_warning: Duration,
     /// Topics that one connection may hold.
@@ -65,6 +69,8 @@ impl Default for Config {
             max_connections_per_user: 100,
             max_connections_per_address: 1_000,
             connects_per_second_per_address: 100,
+            connects_per_second_per_user: 100,
+            publishes_per_second: 0,
             token_warning: Duration::from_secs(60),
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,

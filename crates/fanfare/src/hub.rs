@@ -186,6 +186,7 @@ impl HubBuilder {
     /// If Redis can't be reached or can't hold the log, or the system gives no thread or no poll.
     pub async fn start_with_redis(self, mut options: RedisOptions) -> Result<Hub, StartError> {
         options.max_event_bytes = self.config.max_event_bytes;
+        options.max_connections_per_user = self.config.max_connections_per_user;
         let node = Arc::new(self.node());
         let metrics = node.metrics.clone();
         let (bounds, name) = (bounds(&self.config), node.name.to_string());
@@ -438,6 +439,11 @@ impl Hub {
     /// If it allows nothing.
     pub async fn authenticate(&self, token: &str) -> Result<Grant, AuthError> {
         self.inner.node.authenticate(Some(token)).await
+    }
+
+    /// Whether a publisher may publish so many events more now; if not, in how many milliseconds.
+    pub(crate) fn publisher_keeps_pace(&self, user: &str, events: usize) -> Result<(), u64> {
+        self.inner.node.admission.publisher_keeps_pace(user, events, clock::now().mono_ms, self.config())
     }
 
     /// Believes some tokens no longer, on all nodes, and ends the connections that they opened.

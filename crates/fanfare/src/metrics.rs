@@ -103,6 +103,10 @@ counters! {
     LimitPerAddress = "fanfare_refusals", "limit" = "max_connections_per_address";
     /// Refused: too many new connections a second from one address.
     LimitConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_address";
+    /// Refused: too many new connections a second of one user.
+    LimitUserConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_user";
+    /// Refused: too many events a second of one publisher.
+    LimitPublishes = "fanfare_refusals", "limit" = "publishes_per_second";
     /// Refused: too many topics on one connection.
     LimitTopics = "fanfare_refusals", "limit" = "max_topics_per_connection";
     /// Closed: too many messages a second from one client.

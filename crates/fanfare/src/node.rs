@@ -3,7 +3,7 @@
 //! Every lock here is held for the time of a look-up or a push, never across a system call.
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, Refusal},
     auth::{AuthError, Verifier},
     broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
     clock,
@@ -56,6 +56,13 @@ impl Tail for Node {
             Order::Disconnect { connection, reason } => {
                 if let Some(shard) = self.shard_of(connection) {
                     shard.send(Command::Close(connection, CloseCode::Disconnected, reason));
+                }
+            }
+            Order::Surplus { connection } => {
+                if let Some(shard) = self.shard_of(connection) {
+                    self.metrics.add(Counter::LimitPerUser, 1);
+                    let reason = Refusal::PerUser.to_string();
+                    shard.send(Command::Close(connection, CloseCode::TryAgainLater, reason));
                 }
             }
             Order::Replaced { connection, before_ms } => {

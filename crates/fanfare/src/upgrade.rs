@@ -257,6 +257,12 @@ fn assign(node: &Node, mut adoption: Adoption) {
         node.metrics.add(refusal.counter(), 1);
         adoption.client = Err(refusal.into());
     }
+    if let Ok(arrival) = &adoption.client
+        && let Err(refusal) = node.admission.user_keeps_pace(&arrival.grant.user, mono_ms, &node.config)
+    {
+        node.metrics.add(refusal.counter(), 1);
+        adoption.client = Err(refusal.into());
+    }
     let connection =
         adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |arrival| arrival.connection);
     if let Some(shard) = node.shard_of(connection) {

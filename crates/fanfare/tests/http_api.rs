@@ -780,3 +780,24 @@ async fn pages_of_allowed_sites_may_call_the_api() {
         ("*", "")
     );
 }
+
+#[tokio::test]
+async fn publishers_are_told_when_they_publish_too_often() {
+    let hub = hub(Config { publishes_per_second: 5, ..Config::default() });
+    let app = hub.router();
+    let batch = json!((0..8).map(|n| json!({"type": "note", "data": {"n": n}})).collect::<Vec<_>>()).to_string();
+    assert_eq!(post(&app, "/events/batch", &batch).await.status, 200);
+    let refused = loop {
+        // Two are left of the burst, and no more than one comes while this goes on.
+        let answer = post(&app, "/events", r#"{"type":"note"}"#).await;
+        if answer.status != 201 {
+            break answer;
+        }
+        assert!(hub.metrics().get(Counter::Events) < 14, "never refused");
+    };
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &json!("too_many_events")));
+    assert_eq!(refused.header("retry-after"), "1");
+    assert!(hub.metrics().get(Counter::LimitPublishes) > 0);
+    let other = request("POST", "/events", ADMIN, JSON, r#"{"type":"note"}"#);
+    assert_eq!(call(&app, other).await.status, 201, "another publisher is not concerned");
+}

@@ -106,7 +106,9 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_and_live_join_without_a_seam() {
     const EVENTS: u64 = 3_000;
-    let server = serve(Config { connects_per_second_per_address: 0, ..Config::default() }).await;
+    let server =
+        serve(Config { connects_per_second_per_address: 0, connects_per_second_per_user: 0, ..Config::default() })
+            .await;
     let (mut socket, ack) = server.connect("ann", "").await;
     let connection = ack["connection_id"].as_str().unwrap().to_owned();
     let hub = server.hub.clone();
@@ -305,7 +307,9 @@ async fn a_user_can_be_disconnected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_of_clients_that_left() {
-    let server = serve(Config { connects_per_second_per_address: 0, ..Config::default() }).await;
+    let server =
+        serve(Config { connects_per_second_per_address: 0, connects_per_second_per_user: 0, ..Config::default() })
+            .await;
     for round in 0..20 {
         let mut sockets = Vec::new();
         for i in 0..10 {

@@ -214,6 +214,10 @@ settings! {
     max_connections_per_address: count(hub);
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     connects_per_second_per_address: rate(hub);
+    /// New connections a second of one user; twice as many in a burst. 0: no limit.
+    connects_per_second_per_user: rate(hub);
+    /// Events a second that one user or access key may publish over HTTP; twice as many in a burst. 0: no limit.
+    publishes_per_second: rate(hub);
     /// Topics that one connection may hold.
     max_topics_per_connection: count(hub);
     /// The largest event that may be published, as JSON.

@@ -77,6 +77,8 @@ pub struct RedisOptions {
     pub lag_limit: Duration,
     /// The largest event that is taken from a channel, in bytes of JSON.
     pub max_event_bytes: usize,
+    /// Connections that a user may have on all nodes together. 0: no limit.
+    pub max_connections_per_user: usize,
 }
 
 impl RedisOptions {
@@ -88,6 +90,7 @@ impl RedisOptions {
             durability: Durability::Log,
             lag_limit: Duration::from_secs(5),
             max_event_bytes: 64 << 10,
+            max_connections_per_user: 0,
         }
     }
 }

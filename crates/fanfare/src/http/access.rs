@@ -6,9 +6,13 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, request::Parts},
 };
+use std::sync::Arc;
 
 /// The request's token allows publishing.
-pub(super) struct Publisher;
+pub(super) struct Publisher {
+    /// Whose it is, as its limit counts.
+    user: Arc<str>,
+}
 
 /// The request's token allows everything.
 pub(super) struct Admin;
@@ -17,11 +21,23 @@ impl FromRequestParts<Hub> for Publisher {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, hub: &Hub) -> Result<Self, ApiError> {
-        if grant(&parts.headers, hub).await?.may_publish() {
-            Ok(Self)
-        } else {
-            Err(forbidden("the token does not allow publishing: it needs the claim \"publish\": true"))
+        let grant = grant(&parts.headers, hub).await?;
+        if !grant.may_publish() {
+            return Err(forbidden("the token does not allow publishing: it needs the claim \"publish\": true"));
         }
+        let publisher = Self { user: grant.user };
+        publisher.count(1, hub)?;
+        Ok(publisher)
+    }
+}
+
+impl Publisher {
+    /// Counts events against the publisher's limit; a request counts as one already.
+    pub(super) fn count(&self, events: usize, hub: &Hub) -> Result<(), ApiError> {
+        hub.publisher_keeps_pace(&self.user, events).map_err(|ms| {
+            let detail = format!("publishes_per_second: publish less often; try again in {} ms", ms.max(1));
+            ApiError::new(ErrorCode::TooManyEvents, detail).retry_after(ms.div_ceil(1_000))
+        })
     }
 }
 

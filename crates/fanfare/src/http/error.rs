@@ -15,7 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// What a publisher should wait before it tries again, in seconds.
-const RETRY_AFTER_SECS: u16 = 1;
+const RETRY_AFTER_SECS: u64 = 1;
 
 macro_rules! error_codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $status:literal, $word:literal $(, $counter:ident)?;)+) => {
@@ -80,6 +80,8 @@ error_codes! {
     UnsupportedMediaType = 415, "unsupported_media_type", BadEvents;
     /// A field is missing or has a value that it can't have; `detail` names it.
     Invalid = 422, "invalid", BadEvents;
+    /// More events a second than this publisher may (`publishes_per_second`); `Retry-After` says when to try again.
+    TooManyEvents = 429, "too_many_events", LimitPublishes;
     /// The keys that tokens are verified with can't be had now; try again.
     KeysUnavailable = 503, "keys_unavailable", AuthUnavailable;
     /// The log can't be reached, and nothing was published; try again.
@@ -95,6 +97,8 @@ pub(super) struct ApiError {
     body: ErrorBody,
     /// The hub counted it already.
     counted: bool,
+    /// What to wait before the next attempt, in seconds.
+    retry_after: u64,
 }
 
 /// The answer to a request that failed.
@@ -113,14 +117,20 @@ pub(super) struct ErrorBody {
 impl ErrorCode {
     /// The same request may go well a moment later: `Retry-After` says when.
     pub(super) const fn is_for_later(self) -> bool {
-        matches!(self, Self::LogUnavailable | Self::NotReplicated | Self::KeysUnavailable)
+        matches!(self, Self::LogUnavailable | Self::NotReplicated | Self::KeysUnavailable | Self::TooManyEvents)
     }
 }
 
 impl ApiError {
     pub(super) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         let body = ErrorBody { detail: detail.into(), code: code.word(), index: None };
-        Self { code, body, counted: false }
+        Self { code, body, counted: false, retry_after: RETRY_AFTER_SECS }
+    }
+
+    /// Says when to try again, in seconds.
+    pub(super) fn retry_after(mut self, secs: u64) -> Self {
+        self.retry_after = secs.max(1);
+        self
     }
 
     /// The error is that of one event of a batch.
@@ -207,7 +217,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if self.code.is_for_later() {
-            headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECS.into());
+            headers.insert(header::RETRY_AFTER, self.retry_after.into());
         }
         if !self.counted {
             response.extensions_mut().insert(self.code);

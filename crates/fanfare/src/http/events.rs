@@ -178,11 +178,12 @@ pub(super) async fn publish(
     responses((status = 200, description = "All stand in the log.", body = BatchBody), BatchErrors)
 )]
 pub(super) async fn publish_batch(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     BatchText(text): BatchText,
 ) -> Result<Json<BatchBody>, ApiError> {
     let drafts = parse_batch(&text, hub.config().max_batch_events)?;
+    publisher.count(drafts.len().saturating_sub(1), &hub)?;
     let published = hub.publish_all(drafts).await.map_err(|(index, error)| match error {
         // What holds the log back is no event's fault.
         error @ PublishError::Broker(_) => error.into(),

@@ -42,6 +42,7 @@ const PUBLISH: &[ErrorCode] = &[
     ErrorCode::EventTooLarge,
     ErrorCode::UnsupportedMediaType,
     ErrorCode::Invalid,
+    ErrorCode::TooManyEvents,
     ErrorCode::LogUnavailable,
     ErrorCode::NotReplicated,
 ];

@@ -117,7 +117,7 @@ async fn write(
     while changes.len() > 0 {
         let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.control, &own];
         let mut command = link.script(Script::Register, &names);
-        names_of(command.arg(&shared.node), keys).arg(TTL_SECS);
+        names_of(command.arg(&shared.node), keys).arg(TTL_SECS).arg(shared.options.max_connections_per_user);
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {

@@ -131,6 +131,11 @@ fn obey(shared: &Shared, item: &Value, orders: &mut String, all: bool) -> Result
                 shared.tail.obey(Order::Revoke(revocation));
             }
         }
+        "surplus" if field("n") == shared.node => {
+            if let Ok(connection) = field("c").parse() {
+                shared.tail.obey(Order::Surplus { connection });
+            }
+        }
         "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
     }
@@ -150,6 +155,7 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
             let (which, before) = revoked::text(revocation);
             vec![("k", "revoke".to_owned()), ("w", which), ("s", before.to_string())]
         }
+        Order::Surplus { connection } => vec![("k", "surplus".to_owned()), ("c", connection.to_string())],
         Order::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]
         }
