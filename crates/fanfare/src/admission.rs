@@ -26,6 +26,8 @@ pub(crate) struct Admission {
     addresses: Mutex<HashMap<IpAddr, u32, Hasher>>,
     /// How fast connections come from each address.
     address_paces: Mutex<Paces<IpAddr>>,
+    /// How fast those from each address are told that they come too fast.
+    told: Mutex<Paces<IpAddr>>,
     /// How fast connections of each user come, by the hash of the user.
     user_paces: Mutex<Paces<u64>>,
     /// How fast each bearer publishes, likewise.
@@ -76,6 +78,7 @@ impl Admission {
             hasher: Hasher::default(),
             addresses: Mutex::default(),
             address_paces: Mutex::default(),
+            told: Mutex::default(),
             user_paces: Mutex::default(),
             publisher_paces: Mutex::default(),
         }
@@ -85,6 +88,11 @@ impl Admission {
     pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
         let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(Refusal::ConnectRate))
+    }
+
+    /// Whether somebody who came too fast is told so in a way that costs something.
+    pub(crate) fn may_be_told(&self, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
+        step(&self.told, address, config.connects_per_second_per_address, 1, mono_ms).is_none()
     }
 
     /// Whether a user may connect once more at `mono_ms`.

@@ -3,6 +3,7 @@
 //! Knows requests and sockets. What a client sees is decided by its shard and session.
 
 use crate::{
+    admission::Refusal,
     auth::AuthError,
     clock,
     http::problem,
@@ -18,7 +19,7 @@ use axum::{
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{
-            AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+            AUTHORIZATION, CONNECTION, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
             SEC_WEBSOCKET_VERSION, UPGRADE,
         },
     },
@@ -75,6 +76,8 @@ enum BadUpgrade {
     Query,
     #[error("the connection can't be upgraded: it needs HTTP/1.1")]
     Transport,
+    #[error(transparent)]
+    Flood(Refusal),
 }
 
 /// The endpoint `GET /ws`.
@@ -85,7 +88,9 @@ pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request)
     match begin(&node, &mut request).await {
         Ok(response) => response,
         Err(error) => {
-            node.metrics.add(Counter::BadUpgrades, 1);
+            if !matches!(error, BadUpgrade::Flood(_)) {
+                node.metrics.add(Counter::BadUpgrades, 1);
+            }
             refuse(error)
         }
     }
@@ -99,6 +104,12 @@ fn refuse(error: BadUpgrade) -> Response {
             response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
         BadUpgrade::Key | BadUpgrade::Query => *response.status_mut() = StatusCode::BAD_REQUEST,
+        BadUpgrade::Flood(_) => {
+            let mut response = problem(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", &error.to_string());
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
     }
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -113,12 +124,9 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
-    let client = match node.config.allowed_origins.check(headers, &node.config, peer) {
-        Ok(()) => identify(node, token.as_deref(), &parameters).await,
-        Err(error) => {
-            node.metrics.add(Counter::ForeignOrigin, 1);
-            Err(TurnedAway { code: CloseCode::Policy, reason: format!("origin_not_allowed: {error}") })
-        }
+    let client = match turned_away_at_once(node, address, peer, headers)? {
+        Some(why) => Err(why),
+        None => identify(node, token.as_deref(), &parameters).await,
     };
 
     let mut response = Response::new(Body::empty());
@@ -133,6 +141,28 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(BadUpgrade::Transport)?;
     tokio::spawn(hand_over(node.clone(), on_upgrade, address, client));
     Ok(response)
+}
+
+/// Why a client is turned away before it is asked who it is. Each that can read it costs a socket for a while, so that of
+/// those who come too fast only so many are told as may come; the rest is not even upgraded.
+fn turned_away_at_once(
+    node: &Node,
+    address: Option<IpAddr>,
+    peer: Option<IpAddr>,
+    headers: &HeaderMap,
+) -> Result<Option<TurnedAway>, BadUpgrade> {
+    let mono_ms = clock::now().mono_ms;
+    if let Some(address) = address
+        && let Err(refusal) = node.admission.keeps_pace(address, mono_ms, &node.config)
+    {
+        node.metrics.add(refusal.counter(), 1);
+        let told = node.admission.may_be_told(address, mono_ms, &node.config);
+        return if told { Ok(Some(refusal.into())) } else { Err(BadUpgrade::Flood(refusal)) };
+    }
+    Ok(node.config.allowed_origins.check(headers, &node.config, peer).err().map(|error| {
+        node.metrics.add(Counter::ForeignOrigin, 1);
+        TurnedAway { code: CloseCode::Policy, reason: format!("origin_not_allowed: {error}") }
+    }))
 }
 
 /// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
@@ -232,8 +262,9 @@ async fn hand_over(
     }
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
+            let paced = address.is_some();
             let address = address.or(peer).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            assign(&node, Adoption { socket, leftover, address, client });
+            assign(&node, Adoption { socket, leftover, address, client }, paced);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
     }
@@ -250,10 +281,10 @@ async fn level_with(node: &Node, arrival: &Arrival) {
     }
 }
 
-/// Gives a socket to the shard of its connection, or anywhere to be turned away.
-fn assign(node: &Node, mut adoption: Adoption) {
+/// Gives a socket to the shard of its connection, or anywhere to be turned away. `paced`: its address was looked at.
+fn assign(node: &Node, mut adoption: Adoption, paced: bool) {
     let mono_ms = clock::now().mono_ms;
-    if let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
+    if !paced && let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
         node.metrics.add(refusal.counter(), 1);
         adoption.client = Err(refusal.into());
     }

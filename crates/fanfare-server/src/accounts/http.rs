@@ -52,12 +52,12 @@ struct SessionBody {
     refresh_token: String,
     /// How long that is valid, in seconds.
     refresh_expires_in: u64,
-    user: UserBody,
+    user: AccountBody,
 }
 
 /// Who was let in.
 #[derive(Serialize, ToSchema)]
-struct UserBody {
+struct AccountBody {
     /// The user's id, as publishers address it.
     #[schema(example = "ann@example.org")]
     id: String,
@@ -69,7 +69,7 @@ struct UserBody {
 
 /// What was done, in a word.
 #[derive(Serialize, ToSchema)]
-struct StatusBody {
+struct LogoutBody {
     #[schema(example = "logged out")]
     status: &'static str,
 }
@@ -171,7 +171,7 @@ async fn refresh(
     operation_id = "logout",
     request_body = RefreshInput,
     responses(
-        (status = 200, description = "They have ended, if there were any.", body = StatusBody),
+        (status = 200, description = "They have ended, if there were any.", body = LogoutBody),
         (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
         (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
         (status = 415, description = "The body is declared to be something other than JSON.",
@@ -191,7 +191,7 @@ async fn logout(
     check_type(&request)?;
     let RefreshInput { refresh_token } = input(request.into_body()).await?;
     logins.logout(from, &refresh_token).await?;
-    Ok(Json(StatusBody { status: "logged out" }).into_response())
+    Ok(Json(LogoutBody { status: "logged out" }).into_response())
 }
 
 /// A page of another site can send forms and plain text to here, but no JSON without being asked about first.
@@ -230,7 +230,7 @@ async fn input<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
 
 fn answer(session: Session) -> Response {
     let Session { access_token, expires_in, refresh_token, refresh_expires_in, user } = session;
-    let user = UserBody { id: user.email.clone(), email: user.email, role: user.role.name() };
+    let user = AccountBody { id: user.email.clone(), email: user.email, role: user.role.name() };
     let body = SessionBody { access_token, token_type: "bearer", expires_in, refresh_token, refresh_expires_in, user };
     let mut response = Json(body).into_response();
     // RFC 6749 section 5.1.

@@ -34,7 +34,7 @@ pub(super) struct ConnectionBody {
 
 /// A user's connections on all nodes, the longest connected first.
 #[derive(Serialize, ToSchema)]
-pub(super) struct UserBody {
+pub(super) struct UserConnectionsBody {
     user_id: String,
     connections: Vec<ConnectionBody>,
 }
@@ -76,16 +76,16 @@ impl From<Present> for ConnectionBody {
     operation_id = "user_connections",
     security(("bearer" = [])),
     params(("user_id" = String, Path, description = "The user, by the `sub` of its tokens.")),
-    responses((status = 200, description = "The connections; none for a user who is not connected.", body = UserBody),
+    responses((status = 200, description = "The connections; none for a user who is not connected.", body = UserConnectionsBody),
         RegistryErrors)
 )]
 pub(super) async fn of_user(
     _: Admin,
     State(hub): State<Hub>,
     PathId(user_id): PathId,
-) -> Result<Json<UserBody>, ApiError> {
+) -> Result<Json<UserConnectionsBody>, ApiError> {
     let connections = hub.connections_of(&user_id).await?.into_iter().map(ConnectionBody::from).collect();
-    Ok(Json(UserBody { user_id, connections }))
+    Ok(Json(UserConnectionsBody { user_id, connections }))
 }
 
 /// Disconnect a user

@@ -86,6 +86,8 @@ impl Modify for Bearer {
         (status = 101, description = "The connection speaks WebSocket from here on. A token that is missing or not \
             valid is answered by close code 1008, with a reason."),
         (status = 400, description = "The handshake has no proper key (RFC 6455 section 4.2.1).", body = ErrorBody),
+        (status = 429, description = "Connects come too fast from this address (`connects_per_second_per_address`).",
+            body = ErrorBody, headers(("Retry-After" = u32))),
         (status = 426, description = "Not a WebSocket handshake, or of another version than 13.", body = ErrorBody,
             headers(("Upgrade" = String), ("Sec-WebSocket-Version" = String)),
             example = json!({"detail": "this is a WebSocket endpoint", "code": "upgrade_required"})),

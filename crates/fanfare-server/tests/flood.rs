@@ -1,0 +1,209 @@
+//! Floods: connects by the thousand, handshakes that never end, pings, and requests that are two at once. Those who are
+//! connected go on being served, and nothing stays behind.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use futures_util::{SinkExt, StreamExt};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{HubProcess, until};
+use tokio::{task::block_in_place, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+fn start(arguments: &[&str]) -> HubProcess {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    block_in_place(|| HubProcess::start(program, arguments, &[("SECRET_KEY", SECRET)]))
+}
+
+fn token() -> String {
+    Minter::from_secret(SECRET).unwrap().mint(&Claims { sub: "ann".to_owned(), ..Claims::default() })
+}
+
+async fn connect(hub: &HubProcess) -> Socket {
+    let url = format!("ws://{}/ws?token={}", hub.address(), token());
+    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+    assert!(timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap().into_text().unwrap().contains("\"ack\""));
+    socket
+}
+
+/// How long a connected client waits for each answer while something goes on, sorted.
+async fn round_trips(socket: &mut Socket, going_on: impl Fn() -> bool) -> Vec<Duration> {
+    let mut times = Vec::new();
+    while going_on() || times.is_empty() {
+        let asked = Instant::now();
+        socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+        let answer = timeout(PATIENCE, socket.next()).await.expect("an answer in time").unwrap().unwrap();
+        assert!(answer.into_text().unwrap().contains("\"pong\""));
+        times.push(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    times.sort_unstable();
+    times
+}
+
+fn files(hub: &HubProcess) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", hub.id())).unwrap().count()
+}
+
+/// Asks to be upgraded, and reads the status of the answer and whether it says when to come back.
+fn ask(address: SocketAddr, path: &str) -> Option<(u16, bool)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = vec![0; 512];
+    let read = stream.read(&mut answer).ok()?;
+    let text = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
+    Some((text.split(' ').nth(1)?.parse().ok()?, text.contains("retry-after: 1")))
+}
+
+fn metrics(address: SocketAddr) -> String {
+    let claims = Claims { sub: "root".to_owned(), admin: true, ..Claims::default() };
+    let token = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_connects_is_refused_and_nobody_else_notices() {
+    const CONNECTS: usize = 4_000;
+    let hub = start(&["--connects-per-second-per-address", "20"]);
+    let mut served = connect(&hub).await;
+    let before = files(&hub);
+    let (address, over) = (hub.address(), AtomicBool::new(false));
+    let statuses = thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let path = format!("/ws?token={}", token());
+            let mut statuses = BTreeMap::new();
+            for _ in 0..CONNECTS {
+                *statuses.entry(ask(address, &path)).or_insert(0) += 1;
+            }
+            over.store(true, Ordering::Relaxed);
+            statuses
+        });
+        let times = block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(round_trips(&mut served, || !over.load(Ordering::Relaxed)))
+        });
+        let at = |part: usize| times[(times.len() - 1) * part / 100];
+        println!("round trips during the flood: p50 {:?}, p99 {:?}, of {}", at(50), at(99), times.len());
+        flood.join().unwrap()
+    });
+    let refused: usize = statuses.iter().filter(|(status, _)| **status == Some((429, true))).map(|(_, n)| n).sum();
+    let upgraded: usize = statuses.iter().filter(|(status, _)| **status == Some((101, false))).map(|(_, n)| n).sum();
+    assert_eq!(refused + upgraded, CONNECTS, "each is answered: {statuses:?}");
+    assert!(refused > CONNECTS / 2, "{statuses:?}");
+    block_in_place(|| until("nothing is left of them", || files(&hub) <= before));
+    let metrics = block_in_place(|| metrics(address));
+    let counted = metrics.lines().find_map(|line| {
+        line.strip_prefix("fanfare_refusals_total{limit=\"connects_per_second_per_address\"} ")?.trim().parse().ok()
+    });
+    // Of those that were upgraded some are told by a close code.
+    assert!(counted.is_some_and(|counted: usize| counted >= refused), "{counted:?} of {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_never_end_are_ended() {
+    let hub = start(&["--handshake-timeout", "1s", "--connects-per-second-per-address", "0"]);
+    let mut served = connect(&hub).await;
+    let before = files(&hub);
+    let mut slow = Vec::new();
+    for i in 0..300 {
+        let mut stream = TcpStream::connect(hub.address()).unwrap();
+        // Nothing at all, half a line, and a head without its end.
+        stream.write_all([&b""[..], b"GET /ws", b"GET /ws HTTP/1.1\r\nHost: hub\r\nX-Slow: "][i % 3]).unwrap();
+        slow.push(stream);
+    }
+    assert!(!round_trips(&mut served, || false).await.is_empty());
+    block_in_place(|| until("they are ended", || files(&hub) <= before));
+    drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_floods_is_closed_and_the_others_are_served() {
+    let hub = start(&[]);
+    let mut served = connect(&hub).await;
+    let fragment = |fin: bool, text: &str| {
+        use tokio_tungstenite::tungstenite::protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        };
+        Message::Frame(Frame::message(text.to_owned(), OpCode::Data(Data::Text), fin))
+    };
+    for flood in [Message::Ping(vec![b'x'; 125].into()), fragment(false, "x"), Message::text("{}")] {
+        let (mut sending, mut hearing) = connect(&hub).await.split();
+        let closed = async {
+            loop {
+                tokio::select! {
+                    sent = sending.send(flood.clone()) => if sent.is_err() { break },
+                    heard = hearing.next() => if matches!(heard, None | Some(Err(_) | Ok(Message::Close(_)))) { break },
+                }
+            }
+        };
+        timeout(PATIENCE, closed).await.expect("closed");
+    }
+    assert!(!round_trips(&mut served, || false).await.is_empty());
+}
+
+#[test]
+fn a_request_is_one_request() {
+    let hub = HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), &[], &[("SECRET_KEY", SECRET)]);
+    let answers = |text: &str| {
+        let mut stream = TcpStream::connect(hub.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).matches("HTTP/1.1 ").count()
+    };
+    let hidden = "GET /health HTTP/1.1\r\nHost: hub\r\n\r\n";
+    for (head, most) in [
+        // Which length counts must not depend on who reads it (RFC 9112 section 6.3).
+        (format!("POST /events HTTP/1.1\r\nHost: hub\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{hidden}"), 1),
+        (format!("POST /events HTTP/1.1\r\nHost: hub\r\nContent-Length: +5\r\n\r\n{hidden}"), 1),
+        (
+            format!(
+                "POST /events HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{hidden}"
+            ),
+            1,
+        ),
+        (format!("POST /events HTTP/1.1\r\nHost: hub\r\nContent-Length : 5\r\n\r\n{hidden}"), 1),
+        (format!("GET /health HTTP/1.1\r\nHost: hub\r\nX: a\r\n b: c\r\n\r\n{hidden}"), 1),
+        (format!("GET /health\u{0} HTTP/1.1\r\nHost: hub\r\n\r\n{hidden}"), 1),
+    ] {
+        assert!(answers(&head) <= most, "{head:?}");
+    }
+    for path in [
+        "/../etc/passwd",
+        "/%2e%2e/etc/passwd",
+        "//etc/passwd",
+        "/health/../metrics",
+        "/ws/../health",
+        "/.env",
+        "/fanfare.db",
+    ] {
+        let answer = hub.get(path).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{path}: {answer}");
+    }
+}
