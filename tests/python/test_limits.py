@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 from hub import DEADLINE, Client, token, until
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
 def counter(hub, name: str) -> int:
@@ -51,17 +51,21 @@ def test_connections_are_limited(hub_with, setting, value, first, second, spare)
 def test_connects_a_second_are_limited(hub_with):
     hub = hub_with(connects_per_second_per_address=2)
     answers = []
-    for _ in range(12):
-        with Client(hub.url(token=token())) as client:
-            try:
-                assert client.next()["type"] == "ack"
-                answers.append("in")
-            except ConnectionClosed:
-                code, reason = client.closed()
-                assert (code, reason.split(":")[0]) == (1013, "connects_per_second_per_address")
-                answers.append("out")
+    for _ in range(16):
+        try:
+            with Client(hub.url(token=token())) as client:
+                try:
+                    assert client.next()["type"] == "ack"
+                    answers.append("in")
+                except ConnectionClosed:
+                    code, reason = client.closed()
+                    assert (code, reason.split(":")[0]) == (1013, "connects_per_second_per_address")
+                    answers.append("out")
+        except InvalidStatus as error:
+            assert (error.response.status_code, error.response.headers["retry-after"]) == (429, "1")
+            answers.append("not upgraded")
     assert answers[:4] == ["in"] * 4, "a burst of twice the rate passes"
-    assert "out" in answers
+    assert "out" in answers and "not upgraded" in answers, answers
 
 
 @pytest.mark.parametrize("max_message_bytes", [1000, 5000])

@@ -242,8 +242,10 @@ enum State {
 /// What is kept of the token that a session was last shown. Times are in the monotonic milliseconds of [`Now`].
 #[derive(Debug)]
 struct Token {
-    id: Option<u64>,
-    issued_at: Option<u64>,
+    /// As [`Grant::token`]; 0: it has none.
+    id: u64,
+    /// As [`Grant::issued_at`]; 0: it does not say.
+    issued_at: u64,
     /// When something is to be done about its end: to tell the client, and then to close.
     due_ms: u64,
     ends_ms: u64,
@@ -337,7 +339,8 @@ impl Session {
 
     /// Whether a revocation concerns the token that it was last shown.
     pub fn is_concerned_by(&self, revocation: &Revocation) -> bool {
-        revocation.covers(&self.user, self.token.id, self.token.issued_at)
+        let Token { id, issued_at, .. } = self.token;
+        revocation.covers(&self.user, (id > 0).then_some(id), Some(issued_at))
     }
 
     /// Whether it takes events.
@@ -728,7 +731,7 @@ impl Token {
         let left_ms = grant.expires_at.map_or(u64::MAX, left_ms);
         let ends_ms = ctx.now.mono_ms.saturating_add(left_ms);
         let due_ms = ends_ms.saturating_sub(ctx.settings.warn_ms.min(left_ms / 2));
-        Self { id: grant.token, issued_at: grant.issued_at, due_ms, ends_ms }
+        Self { id: grant.token.unwrap_or(0), issued_at: grant.issued_at.unwrap_or(0), due_ms, ends_ms }
     }
 }
 

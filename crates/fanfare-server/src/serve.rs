@@ -134,12 +134,12 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    // What is wrong with the settings is told before anything is taken.
+    let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings)?);
     let bound = match worker {
         Some(_) => None,
         None => Some(listener::bind(settings.listen)?),
     };
-    let keyring = keyring(settings)?;
-    let tls = tls::acceptor(settings)?;
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
     let hub = start_hub(settings, &keyring, &store).await?;
