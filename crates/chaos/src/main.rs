@@ -1,6 +1,7 @@
 //! Faults under load: real processes, real servers, and an oracle that compares what was published with what was read.
 
 mod client;
+mod flood;
 mod hold;
 mod load;
 mod oracle;
@@ -75,6 +76,9 @@ struct Options {
     /// Instead of faults: so many connections at once, all of which get every event.
     #[arg(long)]
     hold: Option<usize>,
+    /// Instead of faults: so many refused connects a second for ten seconds, while others are served.
+    #[arg(long)]
+    flood: Option<usize>,
     /// For --hold's own use: clients of one process.
     #[arg(long, hide = true, requires = "address")]
     hold_part: Option<usize>,
@@ -95,6 +99,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if let (Some(count), Some(address)) = (options.hold_part, options.address) {
         return hold::part(count, options.rate, address);
+    }
+    if let Some(rate) = options.flood {
+        return flood::run(&options, rate);
     }
     if let Some(connections) = options.hold {
         return hold::run(&options, connections);

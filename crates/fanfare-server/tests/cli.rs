@@ -201,7 +201,7 @@ fn a_port_in_use_is_named() {
     let run = Program::new("port").args(&["serve", "--listen", &address]).run();
     assert_eq!(run.code, 1, "{}", run.stderr);
     assert!(run.stderr.contains(&format!("{address} is in use")) && run.stderr.contains("--listen"), "{}", run.stderr);
-    let run = Program::new("port").args(&["--listen", "192.0.2.1:8000"]).run();
+    let run = Program::new("port").env("SECRET_KEY", SECRET).args(&["--listen", "192.0.2.1:8000"]).run();
     assert!(run.code == 1 && run.stderr.contains("no address 192.0.2.1"), "{}", run.stderr);
 }
 
