@@ -55,8 +55,9 @@ pub(crate) fn run(options: &Options, rate: usize) -> anyhow::Result<ExitCode> {
     let flooded = thread::scope(|scope| {
         // One thread does about 5,000 a second.
         let threads = rate.div_ceil(5_000);
+        let (each, answers, over) = (rate / threads.max(1), &answers, &over);
         for _ in 0..threads {
-            scope.spawn(|| flood(address, rate / threads, &answers, &over));
+            scope.spawn(move || flood(address, each, answers, over));
         }
         let flooded = runtime.block_on(round_trips(&mut clients, PART));
         over.store(true, Ordering::Relaxed);
