@@ -13,8 +13,11 @@ use axum::{
 };
 use fanfare::Hub;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{convert::Infallible, net::IpAddr, sync::Arc};
-use utoipa::ToSchema;
+use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc};
+use utoipa::{
+    IntoResponses, PartialSchema, ToSchema,
+    openapi::{self, RefOr},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// What a request may hold: the longest address and password, with what surrounds them.
@@ -74,6 +77,34 @@ struct LogoutBody {
     status: &'static str,
 }
 
+/// What any of the routes may answer instead.
+struct Refusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let error = openapi::Ref::from_schema_name("ErrorBody");
+        let content = openapi::ContentBuilder::new().schema(Some(error)).build();
+        let answer = |(status, description, later): (u16, &str, bool)| {
+            let mut response =
+                openapi::ResponseBuilder::new().description(description).content("application/json", content.clone());
+            if later {
+                response = response.header("Retry-After", openapi::Header::new(u32::schema()));
+            }
+            (status.to_string(), response.build().into())
+        };
+        [
+            (400, "The body is not JSON.", false),
+            (413, "The body is too large.", false),
+            (415, "The body is declared to be something other than JSON.", false),
+            (422, "A field is missing, there twice, or no string.", false),
+            (429, "Too many attempts.", true),
+            (503, "It can't be done now.", true),
+        ]
+        .map(answer)
+        .into()
+    }
+}
+
 /// What went wrong, in the form of every error of the API.
 struct Problem {
     status: StatusCode,
@@ -109,16 +140,8 @@ pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
     request_body = LoginInput,
     responses(
         (status = 200, description = "Let in.", body = SessionBody),
-        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
         (status = 401, description = "The address or the password is wrong.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 415, description = "The body is declared to be something other than JSON.",
-            body = ref("#/components/schemas/ErrorBody")),
-        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
-        (status = 503, description = "Nobody can log in now.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
+        Refusals,
     )
 )]
 async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request: Request) -> Result<Response, Problem> {
@@ -138,17 +161,9 @@ async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request:
     request_body = RefreshInput,
     responses(
         (status = 200, description = "The next tokens.", body = SessionBody),
-        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
         (status = 401, description = "The refresh token has ended, or was used.",
             body = ref("#/components/schemas/ErrorBody")),
-        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 415, description = "The body is declared to be something other than JSON.",
-            body = ref("#/components/schemas/ErrorBody")),
-        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
-        (status = 503, description = "Nobody can log in now.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
+        Refusals,
     )
 )]
 async fn refresh(
@@ -172,15 +187,7 @@ async fn refresh(
     request_body = RefreshInput,
     responses(
         (status = 200, description = "They have ended, if there were any.", body = LogoutBody),
-        (status = 400, description = "The body is not JSON.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 413, description = "The body is too large.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 415, description = "The body is declared to be something other than JSON.",
-            body = ref("#/components/schemas/ErrorBody")),
-        (status = 422, description = "A field is missing or no string.", body = ref("#/components/schemas/ErrorBody")),
-        (status = 429, description = "Too many attempts.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
-        (status = 503, description = "It can't be done now.", body = ref("#/components/schemas/ErrorBody"),
-            headers(("Retry-After" = u32))),
+        Refusals,
     )
 )]
 async fn logout(
