@@ -6,7 +6,7 @@ use fanfare::{Config, Hub, Minter, Verifier, auth::Claims};
 use std::{error::Error, time::Duration};
 
 /// Guards nothing: whoever reaches the program may have it.
-const SECRET: &str = "an echo keeps no secret";
+const SECRET: &str = "the secret of a conformance test, and of nothing else";
 /// Larger than the largest message of the conformance suite.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
