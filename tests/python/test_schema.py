@@ -34,6 +34,8 @@ def test_every_answer_is_as_documented(hub_with):
                 "-H",
                 f"Authorization: Bearer {token('root', admin=True)}",
             ],
+            # It keeps what it made up where it runs.
+            cwd=hub.directory,
             capture_output=True,
             text=True,
             timeout=300,
