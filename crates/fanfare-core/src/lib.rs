@@ -3,6 +3,8 @@
 //! Nothing here does I/O. There is no socket, clock, source of randomness or async runtime in this crate: time
 //! and bytes are arguments, and what is to be done comes back as a value for a driver to carry out.
 
+#![forbid(unsafe_code)]
+
 pub mod audience;
 pub mod close;
 pub mod event;

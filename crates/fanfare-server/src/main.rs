@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod keyring;
 mod logging;
+mod memory;
 mod serve;
 mod settings;
 
@@ -19,6 +20,7 @@ use std::{
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    memory::give_back_what_is_large();
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
         // Help and version are errors to clap, which knows where each is to be printed.

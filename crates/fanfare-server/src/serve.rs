@@ -3,6 +3,7 @@
 //! Knows sockets, signals and files. What is sent to whom is the hub's business.
 
 mod banner;
+mod introduction;
 pub(crate) mod jwks;
 mod listener;
 mod page;
@@ -23,6 +24,7 @@ use fanfare::{
     Hub,
     broker::redis::RedisOptions,
     metrics::{Counter, Metrics},
+    origin::Proxies,
 };
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -44,7 +46,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 use worker::{EVERYTHING_ENDS, Word, Worker};
@@ -159,7 +161,8 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         }
     }
     let (end, requests) = watch::channel(());
-    let door = Door::new(&hub, account_routes(settings, &keyring, &store, &hub), tls, requests);
+    let app = hub.router_with(account_routes(settings, &keyring, &store, &hub));
+    let door = Door::new(&hub, app, tls, settings.proxy_protocol_from.clone(), requests);
     let ending = tokio::select! {
         never = door.keep_open(&listener) => match never {},
         ending = signals.end_of(worker) => ending,
@@ -257,7 +260,9 @@ fn raise_file_limit() -> Option<u64> {
 struct Door {
     app: Router,
     tls: Option<TlsAcceptor>,
-    /// How long the TLS handshake may take.
+    /// Balancers, which say first whose connection it is.
+    balancers: Proxies,
+    /// How long that and the TLS handshake may take.
     patience: Duration,
     http: http1::Builder,
     metrics: Arc<Metrics>,
@@ -266,12 +271,20 @@ struct Door {
 }
 
 impl Door {
-    /// A door to a hub and `more` routes.
-    fn new(hub: &Hub, more: OpenApiRouter<Hub>, tls: Option<TlsAcceptor>, end: watch::Receiver<()>) -> Self {
-        let app = hub.router_with(more).merge(page::router()).fallback(fanfare::not_found);
+    /// A door to a hub's routes.
+    fn new(hub: &Hub, app: Router, tls: Option<TlsAcceptor>, balancers: Proxies, end: watch::Receiver<()>) -> Self {
+        let app = app.merge(page::router()).fallback(fanfare::not_found);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
-        Self { app, tls, patience: hub.config().handshake_timeout, http, metrics: hub.metrics().clone(), end }
+        Self {
+            app,
+            tls,
+            balancers,
+            patience: hub.config().handshake_timeout,
+            http,
+            metrics: hub.metrics().clone(),
+            end,
+        }
     }
 
     /// Takes connections for ever.
@@ -297,22 +310,23 @@ impl Door {
 
     fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
         let (app, http, metrics, end) = (self.app.clone(), self.http.clone(), self.metrics.clone(), self.end.clone());
-        match self.tls.clone() {
-            None => tokio::spawn(serve_connection(stream, peer, app, http, metrics, end)),
-            Some(tls) => {
-                let patience = self.patience;
-                tokio::spawn(async move {
-                    match timeout(patience, tls.accept(stream)).await {
-                        Ok(Ok(stream)) => serve_connection(stream, peer, app, http, metrics, end).await,
-                        Ok(Err(error)) => {
-                            metrics.add(Counter::BadTls, 1);
-                            tracing::debug!(%peer, %error, "a TLS handshake failed");
-                        }
-                        Err(_) => metrics.add(Counter::LimitHandshake, 1),
-                    }
-                })
+        let (tls, introduced) = (self.tls.clone(), self.balancers.contains(peer.ip()));
+        if tls.is_none() && !introduced {
+            tokio::spawn(serve_connection(stream, peer, app, http, metrics, end));
+            return;
+        }
+        let opened = timeout(self.patience, open(stream, peer, introduced, tls));
+        tokio::spawn(async move {
+            match opened.await {
+                Ok(Ok((Opened::Plain(stream), peer))) => serve_connection(stream, peer, app, http, metrics, end).await,
+                Ok(Ok((Opened::Tls(stream), peer))) => serve_connection(*stream, peer, app, http, metrics, end).await,
+                Ok(Err((counter, error))) => {
+                    metrics.add(counter, 1);
+                    tracing::debug!(%peer, %error, kind = counter.label().map(|(_, kind)| kind), "a connection was refused");
+                }
+                Err(_) => metrics.add(Counter::LimitHandshake, 1),
             }
-        };
+        });
     }
 
     /// Takes nobody in any more, except those who wait already and whom nobody else would take.
@@ -323,6 +337,32 @@ impl Door {
         match listener::those_who_wait(listener) {
             Ok(waiting) => waiting.into_iter().for_each(|(stream, peer)| self.let_in(stream, peer)),
             Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
+        }
+    }
+}
+
+/// A connection after what comes before HTTP.
+enum Opened {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Hears whose connection it is, if that is said first, and speaks TLS, if it is set. Gives what is counted if that fails.
+async fn open(
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    introduced: bool,
+    tls: Option<TlsAcceptor>,
+) -> Result<(Opened, SocketAddr), (Counter, io::Error)> {
+    if introduced {
+        let whose = introduction::read(&mut stream).await.map_err(|error| (Counter::BadIntroductions, error))?;
+        peer = whose.unwrap_or(peer);
+    }
+    match tls {
+        None => Ok((Opened::Plain(stream), peer)),
+        Some(tls) => {
+            let stream = tls.accept(stream).await.map_err(|error| (Counter::BadTls, error))?;
+            Ok((Opened::Tls(Box::new(stream)), peer))
         }
     }
 }

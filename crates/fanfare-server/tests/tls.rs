@@ -17,14 +17,19 @@ use std::{
 };
 use tempfile::TempDir;
 use testbed::{Authority, HubProcess, until};
-use tokio::{net::TcpSocket, task::block_in_place, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+    task::block_in_place,
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Socket = WebSocketStream<TlsStream<tokio::net::TcpStream>>;
+type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 struct Server {
     hub: HubProcess,
@@ -59,21 +64,24 @@ impl Server {
 
     /// A client, whose kernel takes little for it if it is to be slow.
     async fn connect(&self, slow: bool) -> Socket {
+        let socket = TcpSocket::new_v4().unwrap();
+        if slow {
+            socket.set_recv_buffer_size(32 << 10).unwrap();
+        }
+        self.connect_over(socket.connect(self.hub.address()).await.unwrap()).await.unwrap()
+    }
+
+    async fn connect_over(&self, stream: TcpStream) -> anyhow::Result<Socket> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.files.path().join("ca.pem")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(roots).with_no_client_auth();
-        let socket = TcpSocket::new_v4().unwrap();
-        if slow {
-            socket.set_recv_buffer_size(32 << 10).unwrap();
-        }
-        let stream = socket.connect(self.hub.address()).await.unwrap();
         let connecting =
             TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream);
-        let stream = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let stream = timeout(PATIENCE, connecting).await??;
         let url = format!("wss://localhost/ws?token={}", token(false, 600));
-        timeout(PATIENCE, client_async(url, stream)).await.unwrap().unwrap().0
+        Ok(timeout(PATIENCE, client_async(url, stream)).await??.0)
     }
 
     /// Runs the program against the hub, trusting its authority.
@@ -212,4 +220,31 @@ async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
         assert_eq!(block_in_place(|| hub.wait()).code(), Some(2), "{}", hub.log());
         assert!(hub.log().contains(says), "{says}: {}", hub.log());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_says_whose_connection_it_is_before_tls_begins() {
+    let server =
+        block_in_place(|| Server::start(&["--proxy-protocol-from", "127.0.0.2", "--max-connections-per-address", "1"]));
+    let dial = async |from: &str, header: &'static [u8]| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        let mut stream = socket.connect(server.hub.address()).await.unwrap();
+        stream.write_all(header).await.unwrap();
+        server.connect_over(stream).await
+    };
+    let (one, two) = (b"PROXY TCP4 203.0.113.1 10.0.0.1 4000 443\r\n", b"PROXY TCP4 203.0.113.2 10.0.0.1 4000 443\r\n");
+    let mut first = dial("127.0.0.2", one).await.unwrap();
+    assert_eq!(next(&mut first).await["type"], "ack");
+    let mut other = dial("127.0.0.2", two).await.unwrap();
+    assert_eq!(next(&mut other).await["type"], "ack", "each client has its own address");
+    let mut again = dial("127.0.0.2", one).await.unwrap();
+    let Some(Ok(Message::Close(Some(close)))) = timeout(PATIENCE, again.next()).await.unwrap() else {
+        panic!("the same address twice");
+    };
+    assert!(close.reason.starts_with("max_connections_per_address"), "{close:?}");
+    assert!(dial("127.0.0.2", b"").await.is_err(), "a balancer without a header");
+    assert!(dial("127.0.0.3", one).await.is_err(), "somebody who is no balancer");
+    let mut direct = dial("127.0.0.3", b"").await.unwrap();
+    assert_eq!(next(&mut direct).await["type"], "ack");
 }

@@ -4,6 +4,8 @@
 //! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads and knows no
 //! process: no signals, no files, no command line.
 
+#![forbid(unsafe_code)]
+
 mod admission;
 pub mod auth;
 pub mod broker;

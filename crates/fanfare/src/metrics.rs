@@ -123,6 +123,8 @@ counters! {
     BadMessages = "fanfare_bad_input", "kind" = "message";
     /// Requests that are no HTTP.
     BadRequests = "fanfare_bad_input", "kind" = "request";
+    /// Connections of a load balancer without a PROXY header.
+    BadIntroductions = "fanfare_bad_input", "kind" = "proxy";
     /// TLS handshakes that failed.
     BadTls = "fanfare_bad_input", "kind" = "tls";
     /// Upgrade requests that broke RFC 6455 section 4.2.1.

@@ -110,7 +110,8 @@ fn is_at(origin: &str, host: &str) -> bool {
 
 impl Proxies {
     /// Whether an address is one of theirs.
-    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
         self.0.iter().any(|net| net.contains(&address))
     }
 

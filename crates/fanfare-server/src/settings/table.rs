@@ -6,6 +6,7 @@ use fanfare::{
     Algorithm, Config,
     auth::Family,
     broker::redis::{Durability, RedisUrl},
+    origin::Proxies,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -20,6 +21,7 @@ pub(crate) struct Settings {
     pub(crate) workers: usize,
     pub(crate) tls_certificate_file: Option<PathBuf>,
     pub(crate) tls_key_file: Option<PathBuf>,
+    pub(crate) proxy_protocol_from: Proxies,
     pub(crate) secret_key: Option<Secret>,
     pub(crate) secret_key_file: Option<PathBuf>,
     pub(crate) previous_secret_key: Option<Secret>,
@@ -53,6 +55,7 @@ impl Default for Settings {
             workers: 1,
             tls_certificate_file: None,
             tls_key_file: None,
+            proxy_protocol_from: Proxies::default(),
             secret_key: None,
             secret_key_file: None,
             previous_secret_key: None,
@@ -146,6 +149,8 @@ settings! {
     tls_certificate_file: file;
     /// The key of the certificate, as PEM.
     tls_key_file: file;
+    /// Load balancers whose connections begin with a PROXY header (version 1 or 2) that says whose they are, as addresses or networks.
+    proxy_protocol_from: proxies;
     /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
     secret_key: secret, alias = "SECRET_KEY", hidden = true;
     /// A file with the secret, instead of the secret itself. Further lines are secrets that are still believed, while it is being replaced.
