@@ -1,0 +1,6 @@
+export { Client, connect, type Off } from "./client.js";
+export { verdict, type Verdict } from "./closes.js";
+export type {
+  AgentActivityUpdate, AnyEvent, CalendarEventCreated, Cursor, EventMap, EventOf, FanfareEvent, Gap, Options, Problem, SocketLike,
+  State, TaskStatusUpdate, TokenReason, TypeOf,
+} from "./types.js";

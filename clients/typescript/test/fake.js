@@ -1,0 +1,57 @@
+// A hub made of nothing: sockets that say what a test tells them to.
+
+import { readFileSync } from "node:fs";
+import { connect } from "fanfare-client";
+
+/** The cases of one file of wire vectors. */
+export const vectors = (name) => JSON.parse(readFileSync(new URL(`../../../tests/wire/${name}.json`, import.meta.url))).cases;
+
+export class Hub {
+  sockets = [];
+  states = [];
+  problems = [];
+
+  constructor() {
+    const hub = this;
+    this.WebSocket = class {
+      readyState = 0;
+      sent = [];
+      constructor(url, protocols) {
+        this.url = new URL(url);
+        this.protocols = protocols;
+        hub.sockets.push(this);
+      }
+      send(text) { this.sent.push(JSON.parse(text)); }
+      close(code) { this.readyState = 3; this.closedWith = code; }
+    };
+  }
+
+  /** The newest socket. */
+  get socket() { return this.sockets.at(-1); }
+
+  connect(options = {}) {
+    const client = connect({ url: "ws://hub/ws", token: "t", WebSocket: this.WebSocket, ...options });
+    client.onState((state) => this.states.push(state));
+    client.onProblem((problem) => this.problems.push(problem));
+    return client;
+  }
+
+  /** Lets the newest socket in. */
+  async accept(more = {}) {
+    await settled();
+    this.socket.readyState = 1;
+    this.say({ type: "ack", event_id: "pos-1-0", ack_event_id: "initial_connect", connection_id: "c1", resumed: false, replayed: 0, heartbeat: 30, ...more });
+  }
+
+  say(frame) { this.socket.onmessage?.({ data: typeof frame === "string" ? frame : JSON.stringify({ timestamp: "t", ...frame }) }); }
+
+  event(id, type = "note", data = {}) { this.say({ type, event_id: id, data }); }
+
+  close(code, reason = "") {
+    this.socket.readyState = 3;
+    this.socket.onclose?.({ code, reason });
+  }
+}
+
+/** Lets what waits for promises happen. */
+export const settled = () => new Promise((done) => setImmediate(done));

@@ -1,0 +1,114 @@
+//! The wire vectors of `tests/wire`, which the clients in TypeScript and Python and the one in Rust run too.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare_core::{
+    CloseCode, Draft, Position,
+    close::Reconnect,
+    window::{Gap, GapReason},
+    wire::{self, Ack, Incoming, Outgoing},
+};
+use serde_json::{Value, json};
+
+const AT: Position = Position { epoch: 0xab, sequence: 5 };
+
+fn cases(text: &str) -> Vec<Value> {
+    let file: Value = serde_json::from_str(text).unwrap();
+    let cases = file["cases"].as_array().unwrap().clone();
+    assert!(cases.len() > 5, "{file}");
+    cases
+}
+
+#[test]
+fn closes() {
+    let cases = cases(include_str!("../../../tests/wire/closes.json"));
+    for case in &cases {
+        let code = CloseCode::ALL.iter().find(|code| json!(**code as u16) == case["code"]);
+        let then = match code.map(|code| code.reconnect()) {
+            None => "lost",
+            Some(Reconnect::Never) => "never",
+            Some(Reconnect::Now) => "now",
+            Some(Reconnect::Later) => "later",
+            // Which reasons of 1008 are final is the protocol's document's to say.
+            Some(Reconnect::WithNewToken) if case["then"] == "never" => continue,
+            Some(Reconnect::WithNewToken) => "new token",
+        };
+        assert_eq!(case["then"], then, "{case}");
+    }
+    for code in CloseCode::ALL {
+        assert!(cases.iter().any(|case| case["code"] == *code as u16), "{code:?}");
+    }
+}
+
+#[test]
+fn frames() {
+    for case in cases(include_str!("../../../tests/wire/frames.json")) {
+        let say = &case["say"];
+        let text = |field: &str| say[field].as_str().unwrap();
+        let number = |field: &str| say[field].as_u64().unwrap();
+        let message = match text("type") {
+            "ack" => Outgoing::Ack(Ack {
+                ack_event_id: text("ack_event_id"),
+                connection_id: text("connection_id").parse().unwrap(),
+                resumed: say["resumed"].as_bool().unwrap(),
+                replayed: usize::try_from(number("replayed")).unwrap(),
+                heartbeat_ms: number("heartbeat_ms"),
+                topic: say["topic"].as_str(),
+            }),
+            "ping" => Outgoing::Ping,
+            "pong" => Outgoing::Pong,
+            "error" => Outgoing::Error { error: text("error"), message: text("message") },
+            "gap" => Outgoing::Gap(Gap {
+                reason: [GapReason::Expired, GapReason::Reset]
+                    .into_iter()
+                    .find(|reason| reason.as_str() == text("reason"))
+                    .unwrap(),
+                missed: say["missed"].as_u64(),
+            }),
+            "auth_expiring" => Outgoing::AuthExpiring { expires_in_ms: number("expires_in_ms") },
+            "goaway" => {
+                Outgoing::Goaway { reconnect_after_ms: number("reconnect_after_ms"), reason: text("reason") }
+            }
+            other => panic!("no hub says {other}"),
+        };
+        assert_eq!(message.to_json(AT, 0), case["text"].as_str().unwrap());
+    }
+}
+
+#[test]
+fn messages() {
+    for case in cases(include_str!("../../../tests/wire/messages.json")) {
+        match wire::read(case["text"].as_str().unwrap()) {
+            Err(error) => assert_eq!(case["refused"], error.code(), "{case}"),
+            Ok((message, id)) => {
+                let mut read = match message {
+                    Incoming::Ping => json!({"type": "ping"}),
+                    Incoming::Pong => json!({"type": "pong"}),
+                    Incoming::Ack => json!({"type": "ack"}),
+                    Incoming::Subscribe { topic } => json!({"type": "subscribe", "topic": topic}),
+                    Incoming::Unsubscribe { topic } => json!({"type": "unsubscribe", "topic": topic}),
+                    Incoming::Auth { token } => json!({"type": "auth", "token": token}),
+                };
+                if let Some(id) = id {
+                    read["event_id"] = json!(id);
+                }
+                assert_eq!(case["read"], read, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn events() {
+    for case in cases(include_str!("../../../tests/wire/events.json")) {
+        let published = Draft::parse(case["published"].as_str().unwrap());
+        match published.and_then(|draft| draft.finish(0, || "fresh".to_owned())) {
+            Ok(event) => assert_eq!(
+                serde_json::from_str::<Value>(event.json()).unwrap(),
+                serde_json::from_str::<Value>(case["delivered"].as_str().unwrap()).unwrap(),
+                "{case}"
+            ),
+            Err(error) => assert_eq!(case["refused"], true, "{case}: {error}"),
+        }
+    }
+}
