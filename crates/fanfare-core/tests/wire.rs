@@ -66,9 +66,7 @@ fn frames() {
                 missed: say["missed"].as_u64(),
             }),
             "auth_expiring" => Outgoing::AuthExpiring { expires_in_ms: number("expires_in_ms") },
-            "goaway" => {
-                Outgoing::Goaway { reconnect_after_ms: number("reconnect_after_ms"), reason: text("reason") }
-            }
+            "goaway" => Outgoing::Goaway { reconnect_after_ms: number("reconnect_after_ms"), reason: text("reason") },
             other => panic!("no hub says {other}"),
         };
         assert_eq!(message.to_json(AT, 0), case["text"].as_str().unwrap());

@@ -132,7 +132,8 @@ fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
 
 fn record(shared: &Shared, message: &Msg) -> Result<Record, String> {
     let channel = message.get_channel_name();
-    let audience = shared.keys.audience_of(channel).ok_or("the channel's name ends in no user or connection id")?;
+    let audience =
+        shared.keys.audience_of(channel).ok_or("the channel's name ends in no user, connection id or topic")?;
     let payload = message.get_payload_bytes();
     let text = str::from_utf8(payload).map_err(|error| error.to_string())?;
     let draft = Draft::parse(text).map_err(|error| error.to_string())?;

@@ -1,6 +1,9 @@
 //! The names of everything that fanfare has in Redis.
 
-use fanfare_core::{Audience, ConnectionId, audience::MAX_USER_BYTES};
+use fanfare_core::{
+    Audience, ConnectionId,
+    audience::{MAX_USER_BYTES, check_topic},
+};
 use std::sync::Arc;
 
 /// The names under one namespace.
@@ -62,9 +65,9 @@ impl Keys {
         format!("{}:broadcast", self.channels)
     }
 
-    /// The patterns of the channels that the reference's publishers use for users and connections.
-    pub(super) fn addressed_channels(&self) -> [String; 2] {
-        [format!("{}:user:*", self.channels), format!("{}:connection:*", self.channels)]
+    /// The patterns of the channels that the reference's publishers use for users and connections, and of those for topics.
+    pub(super) fn addressed_channels(&self) -> [String; 3] {
+        ["user", "connection", "topic"].map(|kind| format!("{}:{kind}:*", self.channels))
     }
 
     /// The channel on which a node hears its own probes.
@@ -78,6 +81,7 @@ impl Keys {
         match name.split_once(':') {
             None => (name == "broadcast").then_some(Audience::Everyone),
             Some(("user", id)) if !id.is_empty() && id.len() <= MAX_USER_BYTES => Some(Audience::User(Arc::from(id))),
+            Some(("topic", name)) if check_topic(name).is_ok() => Some(Audience::Topic(Arc::from(name))),
             Some(("connection", id)) => id.parse::<ConnectionId>().ok().map(Audience::Connection),
             Some(_) => None,
         }
@@ -103,6 +107,8 @@ mod tests {
             ("ws:broadcast", Some(Audience::Everyone)),
             ("ws:user:a:b", Some(Audience::User("a:b".into()))),
             (&format!("ws:connection:{id}"), Some(Audience::Connection(id))),
+            ("ws:topic:project:7", Some(Audience::Topic("project:7".into()))),
+            ("ws:topic:a b", None),
             ("ws:user:", None),
             ("ws:connection:7", None),
             ("ws:node:x", None),

@@ -1,0 +1,58 @@
+"""What is published: the names and fields of the FastAPI hub's messages."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any, Dict, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class MessageType(str, Enum):
+    """The types that the hub knows by name. Any other word is a type too."""
+
+    TASK_STATUS_UPDATE = "task_status_update"
+    AGENT_ACTIVITY_UPDATE = "agent_activity_update"
+    CALENDAR_EVENT_CREATED = "calendar_event_created"
+    PING = "ping"
+    PONG = "pong"
+    ERROR = "error"
+    ACK = "ack"
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class WSMessage(BaseModel):
+    """An event of any type. Further fields are passed on as they are."""
+
+    model_config = ConfigDict(use_enum_values=True, extra="allow", validate_default=True)
+
+    type: Union[MessageType, str]
+    event_id: str = Field(default_factory=lambda: str(uuid.uuid4()))
+    timestamp: Union[datetime, str] = Field(default_factory=_now, union_mode="left_to_right")
+    data: Dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskStatusUpdate(WSMessage):
+    """How a task stands: ``task_id``, ``status``, ``progress`` and more in ``data``."""
+
+    type: Union[MessageType, str] = MessageType.TASK_STATUS_UPDATE
+    data: Dict[str, Any]
+
+
+class AgentActivityUpdate(WSMessage):
+    """What an agent does: ``agent_id``, ``action``, ``status`` and more in ``data``."""
+
+    type: Union[MessageType, str] = MessageType.AGENT_ACTIVITY_UPDATE
+    data: Dict[str, Any]
+
+
+class CalendarEventCreated(WSMessage):
+    """An entry of a calendar: ``event_id``, ``title``, ``start_time`` and more in ``data``."""
+
+    type: Union[MessageType, str] = MessageType.CALENDAR_EVENT_CREATED
+    data: Dict[str, Any]

@@ -1,0 +1,278 @@
+"""The Python package against running hubs, over HTTP and over Redis, and the wire vectors."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from fanfare_publisher import (
+    AgentActivityUpdate,
+    AsyncPublisher,
+    CalendarEventCreated,
+    Gap,
+    Listener,
+    MessageType,
+    Published,
+    Publisher,
+    PublishError,
+    RedisPubSub,
+    Refused,
+    SyncListener,
+    TaskStatusUpdate,
+    WSMessage,
+)
+from fanfare_publisher import listener as listening
+from hub import DEADLINE, PUBLISHER, ROOT, Hub, token, until
+from redis_server import RedisServer
+
+CLASSES = {one.__name__: one for one in (TaskStatusUpdate, AgentActivityUpdate, CalendarEventCreated, WSMessage)}
+KEY = token("publisher", **PUBLISHER)
+
+
+def vectors(name: str) -> list[dict]:
+    cases = json.loads((ROOT / f"tests/wire/{name}.json").read_text())["cases"]
+    assert len(cases) > 5
+    return cases
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
+def node(server, tmp_path_factory):
+    """A hub whose log is in Redis."""
+    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
+    yield running
+    running.kill()
+
+
+@pytest.fixture(params=["http", "redis"])
+def way(request, node, server) -> dict:
+    """How to reach the same hub."""
+    return {"url": f"http://{node.address}", "token": KEY} if request.param == "http" else {"url": server.url}
+
+
+# The wire
+
+
+@pytest.mark.parametrize("case", vectors("closes"), ids=lambda case: f"{case['code']} {case['reason']}")
+def test_closes(case):
+    assert listening.verdict(case["code"], case["reason"]) == case["then"]
+
+
+@pytest.mark.parametrize("case", vectors("frames"), ids=lambda case: case["text"][:40])
+def test_frames(case):
+    expected = case["client"]
+    client = listening.Client("ws://hub/ws", lambda: "a newer token", [])
+    client.receive(vectors("frames")[0]["text"])
+    answer, heard = client.receive(case["text"])
+    assert client.last_event_id == "pos-ab-5"
+    assert (json.loads(answer) if answer else None) == expected.get("sends")
+    gap = expected.get("gap")
+    assert heard == (Gap(gap["reason"], gap.get("missed")) if gap else None)
+    if "returns_after_ms" in expected:
+        assert client.closed(1012, "") >= expected["returns_after_ms"] / 1_000
+
+
+@pytest.mark.parametrize("case", [case for case in vectors("events") if "class" in case], ids=lambda case: case["class"])
+def test_events(case):
+    expected = json.loads(case["published"])
+    fields = {name: value for name, value in expected.items() if name != "type" or case["class"] == "WSMessage"}
+    message = CLASSES[case["class"]](**fields)
+    assert json.loads(message.model_dump_json()) == expected
+    client = listening.Client("ws://hub/ws", "t", [])
+    assert client.receive(case["delivered"])[1].model_dump(mode="json") == expected
+
+
+def test_a_message_has_what_the_references_has():
+    message = TaskStatusUpdate(data={"task_id": "7"})
+    assert message.type == MessageType.TASK_STATUS_UPDATE.value == "task_status_update"
+    assert re.fullmatch(r"[0-9a-f-]{36}", message.event_id)
+    assert set(message.model_dump()) == {"type", "event_id", "timestamp", "data"}
+    with pytest.raises(ValueError):
+        TaskStatusUpdate()
+
+
+# Publishing
+
+
+def test_each_audience_gets_what_is_for_it_and_the_answer_says_where_it_is(node, way):
+    with Publisher(**way) as publisher:
+        with node.client("ann", {"topics": ["project:*"]}, topics="project:7") as ann, node.client("bob") as bob:
+            sent = [
+                publisher.publish_broadcast(TaskStatusUpdate(data={"task_id": "1", "status": "running"})),
+                publisher.publish_to_user("ann", AgentActivityUpdate(data={"agent_id": "a"})),
+                publisher.publish_to_connection(bob.id, CalendarEventCreated(data={"title": "Review"})),
+                publisher.publish_to_topic("project:7", WSMessage(type="note", data={"text": "hi"}, more=[1])),
+                publisher.publish_broadcast(WSMessage(type="last")),
+            ]
+            ids = [published.event_id for published in sent]
+            assert ann.ids_until(ids[4]) == [ids[0], ids[1], ids[3], ids[4]]
+            assert bob.ids_until(ids[4]) == [ids[0], ids[2], ids[4]]
+        places = [published.sequence for published in sent]
+        assert places == list(range(places[0], places[0] + 5)) and not any(one.duplicate for one in sent)
+
+
+def test_the_same_event_again_is_the_first_one(way):
+    message = WSMessage(type="note")
+    with Publisher(**way) as publisher:
+        first, second = publisher.publish_broadcast(message), publisher.publish_broadcast(message)
+    assert (first.event_id, first.sequence) == (second.event_id, second.sequence)
+    assert (first.duplicate, second.duplicate) == (False, True)
+
+
+def test_with_asyncio_many_at_once(way, node):
+    async def run() -> list[Published]:
+        async with AsyncPublisher(**way) as publisher:
+            return await asyncio.gather(*(publisher.publish_to_user("ann", WSMessage(type="note")) for _ in range(50)))
+
+    with node.client("ann") as ann:
+        published = sorted(asyncio.run(run()), key=lambda one: one.sequence)
+        ids = [one.event_id for one in published]
+        assert ann.ids_until(ids[-1]) == ids
+
+
+def test_the_references_object_reads_the_environment(way, node, monkeypatch):
+    over_redis = way["url"].startswith("redis")
+    for name, value in (
+        {"REDIS_URL": way["url"]} if over_redis else {"FANFARE_URL": way["url"], "FANFARE_TOKEN": way["token"]}
+    ).items():
+        monkeypatch.setenv(name, value)
+
+    async def run() -> Published:
+        pubsub = RedisPubSub()
+        await pubsub.initialize()
+        try:
+            return await pubsub.publish_to_user("ann", TaskStatusUpdate(data={"task_id": "7", "status": "completed"}))
+        finally:
+            await pubsub.close()
+
+    with node.client("ann") as ann:
+        assert ann.ids_until(asyncio.run(run()).event_id)
+
+
+def test_without_an_address_it_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("FANFARE_URL", raising=False)
+    with pytest.raises(PublishError, match="REDIS_URL"):
+        asyncio.run(RedisPubSub().publish_broadcast(WSMessage(type="note")))
+
+
+def test_what_is_refused_says_why_and_is_not_tried_again(node):
+    url = f"http://{node.address}"
+    with pytest.raises(PublishError, match="task_id") as refused, Publisher(url, token=KEY) as publisher:
+        publisher.publish_broadcast(TaskStatusUpdate(data={"status": "running"}))
+    assert (refused.value.status, refused.value.may_be_published) == (422, False)
+    with pytest.raises(PublishError) as refused, Publisher(url, token=token("reader")) as publisher:
+        publisher.publish_broadcast(WSMessage(type="note"))
+    assert refused.value.status == 403
+
+
+def test_nobody_there_is_an_error_in_time(tmp_path):
+    lonely = RedisServer(tmp_path)
+    try:
+        with Publisher(lonely.url, patience=0.5) as publisher:
+            with pytest.raises(PublishError, match="no hub put it into the log") as failed:
+                publisher.publish_broadcast(WSMessage(type="note"))
+            assert failed.value.may_be_published
+    finally:
+        lonely.kill()
+    with Publisher(lonely.url, patience=0.5) as publisher:
+        with pytest.raises(PublishError, match="Redis can't be reached"):
+            publisher.publish_broadcast(WSMessage(type="note"))
+    with Publisher("http://127.0.0.1:1", token=KEY, patience=0.5) as publisher:
+        with pytest.raises(PublishError, match="the hub can't be reached"):
+            publisher.publish_broadcast(WSMessage(type="note"))
+
+
+@pytest.mark.parametrize("way", ["http", "redis"])
+def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_path):
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis")
+    hub = Hub(tmp_path, REDIS_URL=server.url)
+    address = {"url": f"http://{hub.address}", "token": KEY} if way == "http" else {"url": server.url}
+    sequences: list[int] = []
+    try:
+        with SyncListener(f"http://{hub.address}", token("ann"), types=["note"]) as events:
+            events.wait_until_live()
+            with Publisher(**address, patience=60) as publisher:
+
+                def publish() -> None:
+                    for n in range(400):
+                        sequences.append(publisher.publish_broadcast(WSMessage(type="note", data={"n": n})).sequence)
+
+                thread = threading.Thread(target=publish)
+                thread.start()
+                until(lambda: len(sequences) > 100, "the first hundred", 30)
+                server.kill()
+                server.start()
+                thread.join(60)
+                assert not thread.is_alive() and len(sequences) == 400
+            heard = [events.next(DEADLINE) for _ in range(400)]
+            assert [one.data["n"] for one in heard] == list(range(400))
+        assert sequences == sorted(set(sequences))
+    finally:
+        hub.kill()
+        server.kill()
+
+
+# Listening
+
+
+def test_a_listener_goes_on_where_it_was_when_the_hub_comes_back(tmp_path):
+    hub = Hub(tmp_path)
+    try:
+        with SyncListener(f"http://{hub.address}", lambda: token("ann"), topics=["a"]) as events:
+            events.wait_until_live()
+            hub.publish("e1")
+            assert events.next(DEADLINE).event_id == "e1"
+            hub.restart()
+            hub.publish("e2")
+            heard = events.next(30)
+            assert isinstance(heard, Gap) and heard.reason == "reset", "its log was in memory"
+            assert events.next(DEADLINE).event_id == "e2"
+    finally:
+        hub.kill()
+
+
+def test_a_listener_that_is_refused_says_why(hub):
+    async def run() -> None:
+        async for _ in Listener(f"ws://{hub.address}/ws", "no token"):
+            pass
+
+    with pytest.raises(Refused, match="token_invalid") as refused:
+        asyncio.run(run())
+    assert refused.value.code == 1008
+
+
+# The example
+
+
+def test_the_fastapi_example(node, server, tmp_path):
+    example = ROOT / "clients/python/examples"
+    command = [sys.executable, "-m", "uvicorn", "fastapi_app:app", "--port", "0", "--log-level", "info"]
+    environment = {"REDIS_URL": server.url, "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=example, env=environment, stdout=output, stderr=output)
+    try:
+        running = r"running on (http://\S+)"
+        base = until(lambda: re.search(running, Path(log).read_text()), "the application", 30)[1]
+        with node.client("ann") as ann, httpx.Client(base_url=base) as app:
+            task = app.post("/tasks/7/status", json={"status": "running"}).json()
+            did = app.post("/users/ann/agents/a/activity", json={"action": "read"}).json()
+            made = app.post(f"/calendar/{ann.id}/events", json={"title": "Review"}).json()
+            assert ann.ids_until(made["event_id"]) == [task["event_id"], did["event_id"], made["event_id"]]
+            assert app.post("/tasks/7/status", json={}).status_code == 422
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
