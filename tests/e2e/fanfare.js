@@ -75,6 +75,16 @@ export class Hub {
     return stdout.trim();
   }
 
+  /** Adds an account that may publish, as its operator does. */
+  async addUser(email, password) {
+    const child = spawn(PROGRAM, ["user", "add", email, "--role", "publisher", "--password-stdin"], {
+      cwd: this.directory, env: { ...bare, ...this.settings },
+    });
+    child.stdin.end(`${password}\n`);
+    const [code] = await once(child, "exit");
+    assert.equal(code, 0);
+  }
+
   /** What a person gets who pastes lines into a shell where the program is at hand. */
   async paste(...lines) {
     const env = { ...bare, ...this.settings, PATH: `${dirname(PROGRAM)}:${bare.PATH}` };

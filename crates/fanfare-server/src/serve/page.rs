@@ -1,4 +1,4 @@
-//! The live page: one file without anything from elsewhere, under a policy that lets nothing else run.
+//! The live page and the client that it uses: two files without anything from elsewhere, under a policy that lets nothing else run.
 
 use aws_lc_rs::digest;
 use axum::{
@@ -12,10 +12,19 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 const PAGE: &str = include_str!("../../assets/live.html");
+/// The core of `clients/typescript`, as it is built there; a test compares them.
+const CLIENT: &str = include_str!("../../assets/client.js");
 
 pub(super) fn router() -> Router {
     let headers = headers();
-    Router::new().route("/", get(async move || (headers, PAGE)))
+    let script = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/javascript; charset=utf-8")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    Router::new()
+        .route("/", get(async move || (headers, PAGE)))
+        .route("/client.js", get(async move || (script, CLIENT)))
 }
 
 fn headers() -> [(HeaderName, HeaderValue); 5] {
@@ -33,16 +42,17 @@ fn headers() -> [(HeaderName, HeaderValue); 5] {
 /// Allows the page's own script and style by their hashes, and connections to where it came from.
 fn policy(page: &str) -> String {
     format!(
-        "default-src 'none'; script-src{}; style-src{}; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
+        "default-src 'none'; script-src 'self'{}; style-src{}; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'",
-        hashes(page, "script"),
+        hashes(page, "script type=\"module\""),
         hashes(page, "style")
     )
 }
 
 /// The hashes of what stands in the elements of a name (Content Security Policy Level 3, section 2.3.1).
 fn hashes(page: &str, element: &str) -> String {
-    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+    let name = element.split(' ').next().unwrap_or(element);
+    let (open, close) = (format!("<{element}>"), format!("</{name}>"));
     let contents = page.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
     let hashes: String = contents
         .map(|content| {
@@ -60,16 +70,19 @@ mod tests {
     #[test]
     fn the_policy_allows_what_stands_in_the_page_alone() {
         // printf 'alert(1)' | openssl dgst -sha256 -binary | base64
-        let policy = policy("<style>a</style><script>alert(1)</script>");
-        assert!(policy.contains("script-src 'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI=';"), "{policy}");
+        let policy = policy("<style>a</style><script type=\"module\">alert(1)</script>");
+        assert!(
+            policy.contains("script-src 'self' 'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI=';"),
+            "{policy}"
+        );
         assert!(policy.contains("style-src 'sha256-ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=';"), "{policy}");
         assert!(hashes("<p>", "script").contains("'none'"));
     }
 
     #[test]
     fn every_script_and_style_of_the_page_is_hashed() {
-        for element in ["script", "style"] {
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), PAGE.matches(&format!("<{element}>")).count());
+        for (element, name) in [("script type=\"module\"", "script"), ("style", "style")] {
+            assert_eq!(PAGE.matches(&format!("<{name}")).count(), PAGE.matches(&format!("<{element}>")).count());
         }
         assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="), "no attribute has a hash");
     }

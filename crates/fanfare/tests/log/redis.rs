@@ -80,6 +80,7 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
     let (broker, node) = linked(&server.url()).await;
     let (other, second) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=300)).await;
+    broker.catch_up().await.unwrap();
     other.catch_up().await.unwrap();
     for forget in [false, true] {
         let (epoch, head) = (node.window.read().epoch(), node.head());
