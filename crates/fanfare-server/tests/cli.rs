@@ -270,8 +270,10 @@ fn the_page_runs_nothing_but_itself() {
     let answer = server.get("/");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let head = head.to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 200") && body.contains("<script>"), "{head}");
-    assert!(head.contains("cache-control: no-store") && head.contains("script-src 'sha256-"), "{head}");
+    assert!(head.starts_with("http/1.1 200") && body.contains("<script type=\"module\">"), "{head}");
+    assert!(head.contains("cache-control: no-store") && head.contains("script-src 'self' 'sha256-"), "{head}");
+    let client = server.get("/client.js");
+    assert!(client.starts_with("HTTP/1.1 200") && client.contains("content-type: text/javascript"), "{client:.200}");
     assert!(server.get("/nowhere").starts_with("HTTP/1.1 404"));
     server.signal("INT");
     assert_eq!(server.end().0, 0);
