@@ -165,7 +165,7 @@ export class Client<Events extends object = EventMap> {
     while (!this.mending && this.waiting.length) {
       const frame = this.waiting.shift()!;
       if (frame.type === "gap") {
-        const mended = this.tell(this.gaps, frame as unknown as Gap).filter((result) => result instanceof Promise);
+        const mended = this.tell(this.gaps, frame as unknown as Gap).filter((result) => typeof (result as PromiseLike<unknown> | undefined)?.then === "function");
         if (!mended.length) continue;
         this.mending = true;
         void Promise.allSettled(mended).then((results) => {

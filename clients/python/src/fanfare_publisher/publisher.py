@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from typing import Any, Dict, Optional, Union
 
@@ -117,6 +118,7 @@ class Publisher:
 
     def __init__(self, url: str, *, token: Optional[str] = None, namespace: str = "ws", patience: float = 10.0):
         self._address = _Address(url, token, namespace, patience)
+        self._opening = threading.Lock()
         self._client: Any = None
 
     def __enter__(self) -> Publisher:
@@ -158,18 +160,23 @@ class Publisher:
         if isinstance(step, Wait):
             return time.sleep(step.seconds)
         try:
+            client = self._open()
             if isinstance(step, Post):
-                if self._client is None:
-                    self._client = httpx.Client(base_url=self._address.base, headers=self._address.headers)
-                answer = self._client.post(step.path, content=step.body)
+                answer = client.post(step.path, content=step.body)
                 return answer.status_code, answer.headers, answer.text
-            if self._client is None:
-                self._client = servers.connect(self._address.url)
             if isinstance(step, Say):
-                return self._client.publish(step.channel, step.text)
-            return _sequence(self._client.hget(step.key, step.event_id))
+                return client.publish(step.channel, step.text)
+            return _sequence(client.hget(step.key, step.event_id))
         except (httpx.TransportError, *_AWAY) as error:
             return Failed(str(error) or type(error).__name__)
+
+    def _open(self) -> Any:
+        with self._opening:
+            if self._client is None and self._address.over_redis:
+                self._client = servers.connect(self._address.url)
+            elif self._client is None:
+                self._client = httpx.Client(base_url=self._address.base, headers=self._address.headers)
+            return self._client
 
 
 def _sequence(held: Optional[Union[bytes, str]]) -> Optional[int]:

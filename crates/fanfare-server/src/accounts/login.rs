@@ -96,7 +96,9 @@ impl Logins {
         match self.store.use_renewal(&digest_of(token), now_ms() / 1_000, GRACE_SECS).await? {
             Renewal::Of { email, family } => {
                 let user = self.store.user(&email).await?.filter(|user| !user.disabled);
-                self.session(user.ok_or(LoginError::WrongRenewal)?, &family).await
+                let session = self.session(user.ok_or(LoginError::WrongRenewal)?, &family).await;
+                session
+                    .map_err(|error| if matches!(error, LoginError::Wrong) { LoginError::WrongRenewal } else { error })
             }
             Renewal::Replayed => {
                 tracing::warn!(%from, "a refresh token was used twice: all that came of its login have ended");
@@ -134,7 +136,10 @@ impl Logins {
         };
         let refresh_token = renewal()?;
         let ends = now.saturating_add(refresh_expires_in);
-        self.store.add_renewal(&digest_of(&refresh_token), family, &user.email, ends).await?;
+        // Whoever was changed or disabled since is not let in: what that ended would live on in these tokens.
+        if !self.store.add_renewal(&digest_of(&refresh_token), family, &user, ends).await? {
+            return Err(LoginError::Wrong);
+        }
         let access_token = self.minter.mint(&claims);
         Ok(Session { access_token, expires_in, refresh_token, refresh_expires_in, user })
     }

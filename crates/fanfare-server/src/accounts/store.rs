@@ -307,20 +307,32 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps the hash of a refresh token. All that come of one login are a family.
+    /// Keeps the hash of a refresh token, if `user` still is as it was when it was let in. All that come of one login are a
+    /// family. Returns whether it is kept.
     pub(crate) async fn add_renewal(
         &self,
         digest: &str,
         family: &str,
-        email: &str,
+        user: &User,
         expires_at: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.begin().await?;
+        // It changes nothing but holds the row: a change of the user comes before and is seen here, or after and ends this too.
+        let same = sqlx::query(
+            "UPDATE fanfare_users SET disabled = 0 WHERE email = $1 AND password = $2 AND role = $3 AND topics = $4 \
+             AND disabled = 0",
+        );
+        let same = same.bind(&user.email).bind(&user.password).bind(user.role.name()).bind(user.topics.join("\n"));
+        if same.execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
         let added = sqlx::query(
             "INSERT INTO fanfare_refresh_tokens (digest, family, email, expires_at, used_at) VALUES ($1, $2, $3, $4, 0)",
         );
-        let added = added.bind(digest).bind(family).bind(email).bind(seconds(expires_at));
-        added.execute(self.pool().await?).await?;
-        Ok(())
+        let added = added.bind(digest).bind(family).bind(&user.email).bind(seconds(expires_at));
+        added.execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 
     /// Uses a refresh token up. Within `grace_secs` it may be used again: two tabs do so.
@@ -422,4 +434,43 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
     }
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::Role;
+
+    #[tokio::test]
+    async fn a_login_that_a_change_overtook_gives_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(DatabaseUrl::File(directory.path().join("accounts.db")));
+        let user = User {
+            email: "ann@example.org".to_owned(),
+            password: "the hash of one".to_owned(),
+            role: Role::Publisher,
+            topics: vec!["a".to_owned(), "b*".to_owned()],
+            disabled: false,
+            created_at: 1,
+        };
+        assert!(store.add_user(&user).await.unwrap());
+        assert!(store.add_renewal("1", "f", &user, 100).await.unwrap());
+        for change in [
+            User { password: "the hash of another".to_owned(), ..user.clone() },
+            User { role: Role::Viewer, ..user.clone() },
+            User { topics: vec!["a".to_owned()], ..user.clone() },
+            User { disabled: true, ..user.clone() },
+        ] {
+            assert!(store.change_user(&change, 1).await.unwrap());
+            assert!(!store.add_renewal("2", "f", &user, 100).await.unwrap(), "{change:?}");
+            for token in ["1", "2"] {
+                assert!(matches!(store.use_renewal(token, 5, 10).await.unwrap(), Renewal::Unknown), "{change:?}");
+            }
+            // As it was: whoever logs in now is let in.
+            assert!(store.change_user(&user, 1).await.unwrap());
+            assert!(store.add_renewal("1", "f", &user, 100).await.unwrap());
+        }
+        assert!(store.remove_user(&user.email, 1).await.unwrap());
+        assert!(!store.add_renewal("2", "f", &user, 100).await.unwrap());
+    }
 }
