@@ -342,8 +342,22 @@ async fn access_keys_publish_until_they_are_revoked() {
             let kept = postgres.psql("hub", "SELECT * FROM fanfare_access_keys");
             assert!(kept.contains("ci") && !kept.contains(&key[4..]), "{kept}");
         }
+        let mut listening = connect(&hub, &key).await;
+        assert_eq!(heard(&mut listening).await, "ack");
         database.must(&["key", "revoke", "ci"], "");
         block_in_place(|| until("the key opens nothing any more", || publish() == 401));
+        // What it published before, and that it may have no topic, is heard first.
+        let closed = loop {
+            let heard = heard(&mut listening).await;
+            if heard != "note" && heard != "error" {
+                break heard;
+            }
+        };
+        assert!(closed.starts_with("1008 token_revoked"), "{closed}");
+        assert_eq!(database.run(&["key", "revoke", "ci"], "").status.code(), Some(1), "there is none any more");
+        let again = database.must(&["key", "add", "ci"], "").trim().to_owned();
+        let publish = || post(&hub, "/events", Some(&again), &json!({"type": "note"})).status;
+        block_in_place(|| until("another of the same name is another key", || publish() == 201));
         assert!(!hub.log().contains(&key[4..]), "{}", hub.log());
     }
 }

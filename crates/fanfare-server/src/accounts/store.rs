@@ -1,7 +1,7 @@
 //! The database: its tables, and every statement. Knows rows, and not what they mean for a hub.
 
 use super::{DatabaseUrl, Role};
-use fanfare::Revocation;
+use fanfare::{Revocation, auth::AccessKeys};
 use sqlx::{
     Any, AnyPool, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow, install_default_drivers},
@@ -256,14 +256,16 @@ impl Store {
         keys.collect()
     }
 
-    /// Takes an access key away. Returns whether there was one of the name.
+    /// Takes an access key away, and ends the connections that were opened with it. Returns whether there was one of the name.
     pub(crate) async fn remove_key(&self, name: &str) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
-        let removed = sqlx::query("DELETE FROM fanfare_access_keys WHERE name = $1").bind(name);
-        let removed = removed.execute(&mut *transaction).await?.rows_affected();
+        let held = sqlx::query("DELETE FROM fanfare_access_keys WHERE name = $1 RETURNING digest").bind(name);
+        let Some(held) = held.fetch_optional(&mut *transaction).await? else { return Ok(false) };
+        let digest = unhex(&held.try_get::<String, _>(0)?).ok_or_else(|| odd("digest"))?;
+        revoke(&mut transaction, &Revocation::Token { token: AccessKeys::token_of(&digest) }).await?;
         count_up(&mut transaction).await?;
         transaction.commit().await?;
-        Ok(removed == 1)
+        Ok(true)
     }
 
     /// Counts up with every change that a hub must know of. 0: nothing was ever written.

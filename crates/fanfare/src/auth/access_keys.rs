@@ -48,6 +48,11 @@ impl AccessKeys {
         Ok(NewAccessKey { digest: digest_of(&text), text })
     }
 
+    /// What a key is revoked by, as a token is by its `jti` ([`Grant::token`]): the first 64 bits of its digest.
+    pub fn token_of(digest: &[u8; 32]) -> u64 {
+        digest.iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte))
+    }
+
     /// What a key allows.
     pub(super) fn grant(&self, key: &str) -> Option<Grant> {
         self.grants.get(&digest_of(key)).cloned()
@@ -62,6 +67,7 @@ impl FromIterator<AccessKey> for AccessKeys {
             admin: key.admin,
             // It is revoked by itself, and not with tokens by their age.
             issued_at: Some(u64::MAX),
+            token: Some(Self::token_of(&key.digest)),
             ..Grant::default()
         };
         Self { grants: keys.into_iter().map(|key| (key.digest, grant(&key))).collect() }
