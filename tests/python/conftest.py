@@ -3,6 +3,7 @@
 import pytest
 
 from hub import Hub
+from redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,11 @@ def hub_with(tmp_path):
     yield start
     for one in running:
         one.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Redis that the tests of one file share."""
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()

@@ -41,13 +41,6 @@ def vectors(name: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield running
-    running.kill()
-
-
-@pytest.fixture(scope="module")
 def node(server, tmp_path_factory):
     """A hub whose log is in Redis."""
     running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")

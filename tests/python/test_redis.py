@@ -9,7 +9,6 @@ import pytest
 import redis
 import redis.asyncio
 from hub import Hub, token, until
-from redis_server import RedisServer
 
 ADMIN = token("root", admin=True)
 
@@ -18,13 +17,6 @@ def message(kind: str, data: dict) -> dict:
     """As the reference's WSMessage writes itself: a fresh id, and UTC without an offset."""
     now = datetime(2026, 11, 23, 9, 30, 0, 125000).isoformat()
     return {"type": kind, "event_id": str(uuid.uuid4()), "timestamp": now, "data": data}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")

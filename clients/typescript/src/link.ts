@@ -52,7 +52,7 @@ export class Link implements Source {
   close(): void {
     this.opened = false;
     this.ears.splice(0).forEach(([target, type, ear]) => target.removeEventListener(type, ear));
-    this.drop(1000, "closed");
+    this.drop("closed");
     this.say("closed", "");
   }
 
@@ -84,7 +84,7 @@ export class Link implements Source {
 
   /** Opens a socket, whatever there was before. */
   private async attempt(): Promise<void> {
-    this.drop(1000, "");
+    this.drop();
     const turn = this.turn;
     this.say(this.waiting(), this.reason);
     let token: string;
@@ -230,13 +230,13 @@ export class Link implements Source {
   }
 
   private refuse(reason: string, code?: number): void {
-    this.drop(1000, "");
+    this.drop();
     this.say("refused", reason, code === undefined ? {} : { code });
   }
 
   private pause(what: Verdict, reason: string, code?: number): void {
     const after = this.goaway;
-    this.drop(1000, "");
+    this.drop();
     this.goaway = undefined;
     const longest = this.options.maxPause ?? 30_000;
     const ms = (after ?? 0) + pause(what, this.attempts++, longest);
@@ -246,7 +246,7 @@ export class Link implements Source {
   }
 
   /** Leaves the socket, and what waits, as they are. */
-  private drop(code: number, reason: string): void {
+  private drop(reason = ""): void {
     this.turn++;
     clearTimeout(this.timer);
     clearTimeout(this.watch);
@@ -257,7 +257,7 @@ export class Link implements Source {
     if (!socket) return;
     socket.onmessage = socket.onclose = null;
     try {
-      socket.close(code, reason);
+      socket.close(1000, reason);
     } catch { /* It was never open, or is gone. */ }
   }
 
@@ -272,7 +272,7 @@ export class Link implements Source {
       this.ears.push([target, type, ear]);
     };
     const { window, document } = globalThis as { window?: EventTarget; document?: Document };
-    hear(window, "online", () => { if (!this.live && this.timer) void this.attempt(); else this.check(); });
+    hear(window, "online", () => this.check());
     hear(window, "offline", () => { if (this.live || this.timer || this.socket) this.pause("now", "this device has no network"); });
     hear(window, "pageshow", () => this.check());
     hear(document, "resume", () => this.check());

@@ -1,7 +1,7 @@
 //! Many connections at once: the hub's workers hold them, and every one gets every event. The clients are in processes of
 //! their own, because a process may open too few files for all.
 
-use crate::{Options, SECRET, mint, program, storm::user_memory_kib};
+use crate::{Options, SECRET, UNLIMITED, mint, program, storm::user_memory_kib};
 use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -40,14 +40,8 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
     let redis = RedisServer::start();
     let (url, workers) = (redis.url(), options.workers.to_string());
     let mut arguments = vec!["--redis-url", &url, "--workers", &workers];
-    for limit in [
-        "--connects-per-second-per-address",
-        "--connects-per-second-per-user",
-        "--max-connections-per-address",
-        "--max-connections",
-    ] {
-        arguments.extend([limit, "0"]);
-    }
+    arguments.extend(UNLIMITED);
+    arguments.extend(["--max-connections", "0"]);
     let hub = HubProcess::start(&program(options)?, &arguments, &[("SECRET_KEY", SECRET)]);
     let memory = || -> anyhow::Result<i64> {
         let processes = if options.workers == 1 { vec![hub.id()] } else { hub.workers() };

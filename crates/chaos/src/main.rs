@@ -29,6 +29,16 @@ use std::{
 use tokio::runtime::Runtime;
 use world::{Fault, Topology, World};
 
+/// What one address and one user may do is not what these runs are about: all their clients are one of each.
+const UNLIMITED: [&str; 6] = [
+    "--connects-per-second-per-address",
+    "0",
+    "--connects-per-second-per-user",
+    "0",
+    "--max-connections-per-address",
+    "0",
+];
+
 const SECRET: &str = "the secret of a chaos run, not of anything else";
 
 /// How long clients may take to be level again after a fault.

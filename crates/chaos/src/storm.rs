@@ -2,7 +2,7 @@
 //! Redis and of the node.
 
 use crate::{
-    Options, SECRET, client,
+    Options, SECRET, UNLIMITED, client,
     load::{Load, Reader},
     mint,
     oracle::{Ledger, Wrong},
@@ -50,11 +50,7 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     let url = redis.url();
     let node = || {
         let mut arguments = vec!["--redis-url", &url];
-        for limit in
-            ["--connects-per-second-per-address", "--connects-per-second-per-user", "--max-connections-per-address"]
-        {
-            arguments.extend([limit, "0"]);
-        }
+        arguments.extend(UNLIMITED);
         HubProcess::start(&program, &arguments, &[("SECRET_KEY", SECRET)])
     };
     let (mut dying, other) = (node(), node());

@@ -1,5 +1,6 @@
 //! The servers under test: Redis in one of its topologies, and the hub with its workers.
 
+use crate::UNLIMITED;
 use nix::sys::signal::Signal;
 use std::{
     path::Path,
@@ -114,11 +115,7 @@ impl World {
             Redis::Cluster(cluster) => cluster.url(),
         };
         let (count, rate) = (workers.to_string(), DRAIN_RATE.to_string());
-        // All clients come from one address.
-        let limits =
-            ["--connects-per-second-per-address", "--connects-per-second-per-user", "--max-connections-per-address"];
-        let unlimited = limits.map(|limit| [limit, "0"]).concat();
-        let arguments = [&["--redis-url", &url, "--workers", &count, "--drain-rate", &rate][..], &unlimited].concat();
+        let arguments = [&["--redis-url", &url, "--workers", &count, "--drain-rate", &rate][..], &UNLIMITED].concat();
         let hub = HubProcess::start(program, &arguments, &[("SECRET_KEY", secret)]);
         Self { redis, hub, workers }
     }

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from typing import Any, Dict, Optional, Union
+from typing import Any, Coroutine, Dict, Generic, Optional, TypeVar, Union
 
 import httpx
 import redis
@@ -21,6 +21,10 @@ __all__ = ["AsyncPublisher", "Published", "Publisher", "RedisPubSub", "redis_pub
 
 #: What says that a step did not come through, and that another attempt may.
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError, OSError, asyncio.TimeoutError)
+
+
+#: What a publish gives: what came of it, or what is awaited for that.
+_Answer = TypeVar("_Answer")
 
 
 class _Address:
@@ -48,7 +52,26 @@ class _Address:
         return ways.over_redis(message, channel, self.index, deadline, time.monotonic)
 
 
-class AsyncPublisher:
+class _Audiences(Generic[_Answer]):
+    """A method for each audience, as the FastAPI hub's module has them."""
+
+    def publish(self, message: WSMessage, audience: Audience = "everyone") -> _Answer:
+        raise NotImplementedError
+
+    def publish_broadcast(self, message: WSMessage) -> _Answer:
+        return self.publish(message)
+
+    def publish_to_user(self, user_id: str, message: WSMessage) -> _Answer:
+        return self.publish(message, {"user": str(user_id)})
+
+    def publish_to_connection(self, connection_id: str, message: WSMessage) -> _Answer:
+        return self.publish(message, {"connection": str(connection_id)})
+
+    def publish_to_topic(self, topic: str, message: WSMessage) -> _Answer:
+        return self.publish(message, {"topic": topic})
+
+
+class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published]]):
     """Publishes to a hub. ``url`` is the hub's (``https://hub.example.org``, with a ``token`` or an access key) or that of its
     Redis (``redis://``, ``rediss://``, ``redis+sentinel://``, ``redis+cluster://``, as the hub has it).
 
@@ -83,18 +106,6 @@ class AsyncPublisher:
                 return published
             outcome = await self._do(step)
 
-    async def publish_broadcast(self, message: WSMessage) -> Published:
-        return await self.publish(message)
-
-    async def publish_to_user(self, user_id: str, message: WSMessage) -> Published:
-        return await self.publish(message, {"user": str(user_id)})
-
-    async def publish_to_connection(self, connection_id: str, message: WSMessage) -> Published:
-        return await self.publish(message, {"connection": str(connection_id)})
-
-    async def publish_to_topic(self, topic: str, message: WSMessage) -> Published:
-        return await self.publish(message, {"topic": topic})
-
     async def _do(self, step: ways.Step) -> Any:
         if isinstance(step, Wait):
             return await asyncio.sleep(step.seconds)
@@ -105,7 +116,7 @@ class AsyncPublisher:
                 answer = await self._client.post(step.path, content=step.body)
                 return answer.status_code, answer.headers, answer.text
             if self._client is None:
-                self._client = servers.connect_async(self._address.url)
+                self._client = servers.connect(self._address.url, redis.asyncio)
             if isinstance(step, Say):
                 return await self._client.publish(step.channel, step.text)
             return _sequence(await self._client.hget(step.key, step.event_id))
@@ -113,7 +124,7 @@ class AsyncPublisher:
             return Failed(str(error) or type(error).__name__)
 
 
-class Publisher:
+class Publisher(_Audiences[Published]):
     """As :class:`AsyncPublisher`, without asyncio. Safe to share between threads."""
 
     def __init__(self, url: str, *, token: Optional[str] = None, namespace: str = "ws", patience: float = 10.0):
@@ -144,18 +155,6 @@ class Publisher:
                 return published
             outcome = self._do(step)
 
-    def publish_broadcast(self, message: WSMessage) -> Published:
-        return self.publish(message)
-
-    def publish_to_user(self, user_id: str, message: WSMessage) -> Published:
-        return self.publish(message, {"user": str(user_id)})
-
-    def publish_to_connection(self, connection_id: str, message: WSMessage) -> Published:
-        return self.publish(message, {"connection": str(connection_id)})
-
-    def publish_to_topic(self, topic: str, message: WSMessage) -> Published:
-        return self.publish(message, {"topic": topic})
-
     def _do(self, step: ways.Step) -> Any:
         if isinstance(step, Wait):
             return time.sleep(step.seconds)
@@ -173,7 +172,7 @@ class Publisher:
     def _open(self) -> Any:
         with self._opening:
             if self._client is None and self._address.over_redis:
-                self._client = servers.connect(self._address.url)
+                self._client = servers.connect(self._address.url, redis)
             elif self._client is None:
                 self._client = httpx.Client(base_url=self._address.base, headers=self._address.headers)
             return self._client

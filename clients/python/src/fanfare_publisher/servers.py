@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple, cast
+from typing import Any, Dict, List, Tuple
 from urllib.parse import unquote, urlsplit
 
-import redis
-import redis.asyncio
+import redis.asyncio.cluster
 import redis.asyncio.sentinel
+import redis.cluster
 import redis.sentinel
 
 SENTINEL = ("redis+sentinel://", "rediss+sentinel://")
@@ -42,27 +42,15 @@ def _master(path: str, options: Dict[str, Any]) -> str:
     return name
 
 
-def connect(url: str) -> Any:
+def connect(url: str, api: Any) -> Any:
+    """A client of ``api``, which is ``redis`` or ``redis.asyncio``: both have the same classes."""
     if url.startswith(SENTINEL):
         found, path, options = _parts(url)
         name = _master(path, options)
         own = {key: value for key, value in options.items() if key != "db"}
-        return cast(Any, redis.sentinel.Sentinel)(found, sentinel_kwargs=own, **options).master_for(name)
+        return api.sentinel.Sentinel(found, sentinel_kwargs=own, **options).master_for(name)
     if url.startswith(CLUSTER):
         found, _, options = _parts(url)
-        nodes = [cast(Any, redis.cluster.ClusterNode)(host, port) for host, port in found]
-        return redis.cluster.RedisCluster(startup_nodes=nodes, **options)
-    return redis.Redis.from_url(url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT)
-
-
-def connect_async(url: str) -> Any:
-    if url.startswith(SENTINEL):
-        found, path, options = _parts(url)
-        name = _master(path, options)
-        own = {key: value for key, value in options.items() if key != "db"}
-        return cast(Any, redis.asyncio.sentinel.Sentinel)(found, sentinel_kwargs=own, **options).master_for(name)
-    if url.startswith(CLUSTER):
-        found, _, options = _parts(url)
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in found]
-        return redis.asyncio.cluster.RedisCluster(startup_nodes=nodes, **options)
-    return redis.asyncio.Redis.from_url(url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT)
+        nodes = [api.cluster.ClusterNode(host, port) for host, port in found]
+        return api.cluster.RedisCluster(startup_nodes=nodes, **options)
+    return api.Redis.from_url(url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT)

@@ -85,7 +85,7 @@ impl Logins {
         let kept = user.as_ref().map(|user| user.password.clone());
         let right = self.passwords.check(password, kept).await.map_err(|_| LoginError::Busy)?;
         match user.filter(|user| right && !user.disabled) {
-            Some(user) => self.session(user, &random_id()?).await,
+            Some(user) => self.session(user, &random_id()?).await?.ok_or(LoginError::Wrong),
             None => Err(LoginError::Wrong),
         }
     }
@@ -96,9 +96,8 @@ impl Logins {
         match self.store.use_renewal(&digest_of(token), now_ms() / 1_000, GRACE_SECS).await? {
             Renewal::Of { email, family } => {
                 let user = self.store.user(&email).await?.filter(|user| !user.disabled);
-                let session = self.session(user.ok_or(LoginError::WrongRenewal)?, &family).await;
-                session
-                    .map_err(|error| if matches!(error, LoginError::Wrong) { LoginError::WrongRenewal } else { error })
+                let session = self.session(user.ok_or(LoginError::WrongRenewal)?, &family).await?;
+                session.ok_or(LoginError::WrongRenewal)
             }
             Renewal::Replayed => {
                 tracing::warn!(%from, "a refresh token was used twice: all that came of its login have ended");
@@ -117,7 +116,8 @@ impl Logins {
         Ok(())
     }
 
-    async fn session(&self, user: User, family: &str) -> Result<Session, LoginError> {
+    /// None: whoever it is was changed or disabled since, and what that ended would live on in these tokens.
+    async fn session(&self, user: User, family: &str) -> Result<Option<Session>, LoginError> {
         let now = now_ms() / 1_000;
         let expires_in = self.settings.access_token_expire_minutes.saturating_mul(60);
         let refresh_expires_in = self.settings.refresh_token_expire_days.saturating_mul(86_400);
@@ -136,12 +136,11 @@ impl Logins {
         };
         let refresh_token = renewal()?;
         let ends = now.saturating_add(refresh_expires_in);
-        // Whoever was changed or disabled since is not let in: what that ended would live on in these tokens.
         if !self.store.add_renewal(&digest_of(&refresh_token), family, &user, ends).await? {
-            return Err(LoginError::Wrong);
+            return Ok(None);
         }
         let access_token = self.minter.mint(&claims);
-        Ok(Session { access_token, expires_in, refresh_token, refresh_expires_in, user })
+        Ok(Some(Session { access_token, expires_in, refresh_token, refresh_expires_in, user }))
     }
 
     /// Counts an attempt against its address and its account.
