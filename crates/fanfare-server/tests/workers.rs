@@ -3,18 +3,22 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare::{Minter, auth::Claims};
+use fanfare_client::{Heard, Listener, Options, State};
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     path::Path,
     time::{Duration, SystemTime},
 };
 use testbed::{HubProcess, RedisServer, until};
-use tokio::{task::block_in_place, time::timeout};
+use tokio::{
+    task::{JoinSet, block_in_place},
+    time::timeout,
+};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
@@ -67,21 +71,30 @@ async fn close_code(socket: &mut Socket) -> u16 {
 
 /// The answer to publishing an event.
 fn publish(hub: &HubProcess, n: u64) -> String {
+    try_publish(hub, n).unwrap()
+}
+
+/// Publishes until there is an answer that the event is there, as backends do.
+fn publish_surely(hub: &HubProcess, n: u64) {
+    let there = || try_publish(hub, n).is_ok_and(|answer| answer.starts_with("HTTP/1.1 20"));
+    block_in_place(|| until("the event is in the log", there));
+}
+
+fn try_publish(hub: &HubProcess, n: u64) -> io::Result<String> {
     let body = json!({ "type": "note", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
     block_in_place(|| {
-        let mut stream = TcpStream::connect(hub.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = TcpStream::connect(hub.address())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         write!(
             stream,
             "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             token("backend"),
             body.len()
-        )
-        .unwrap();
+        )?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     })
 }
 
@@ -220,6 +233,48 @@ async fn a_hangup_replaces_the_workers_and_no_connect_fails() {
     let (mut again, back) = connect(&hub, "ann", &query).await;
     assert_eq!((&back["connection_id"], &back["resumed"]), (&name, &json!(true)));
     assert_eq!(next(&mut again).await["data"]["n"], 1);
+}
+
+/// Counts to `last`, and how often it went on where it was.
+async fn count(mut listener: Listener, last: u64) -> u64 {
+    let (mut expected, mut resumes) = (1, 0);
+    while expected <= last {
+        match timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal") {
+            Heard::Event(event) => {
+                assert_eq!(event.data::<Value>().unwrap()["n"], expected);
+                expected += 1;
+            }
+            Heard::State(State::Live { resumed: true, .. }) => resumes += 1,
+            Heard::State(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    resumes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_count_every_event_once_through_a_roll() {
+    let redis = block_in_place(RedisServer::start);
+    let limits = ["--connects-per-second-per-address", "--connects-per-second-per-user"].map(|limit| [limit, "0"]);
+    let hub = start(&redis, &[&["--workers", "2"][..], &limits.concat()].concat());
+    let before = until_there_are(&hub, 2);
+    const LAST: u64 = 400;
+    let mut listeners = JoinSet::new();
+    for user in ["ann", "bob", "cleo", "dan"] {
+        let mut listener = Options::new(format!("http://{}", hub.address()), token(user)).listen().unwrap();
+        let live = timeout(PATIENCE, listener.next()).await.unwrap().unwrap();
+        assert!(matches!(live, Heard::State(State::Live { resumed: false, .. })), "{live:?}");
+        listeners.spawn(count(listener, LAST));
+    }
+    hub.signal(Signal::SIGHUP);
+    for n in 1..LAST {
+        publish_surely(&hub, n);
+    }
+    block_in_place(|| until("the workers are replaced", || hub.log().contains("all workers are replaced")));
+    publish_surely(&hub, LAST);
+    assert!(until_there_are(&hub, 2).iter().all(|worker| !before.contains(worker)));
+    let resumes = listeners.join_all().await;
+    assert!(resumes.iter().all(|&resumes| resumes > 0), "each was sent off and came back: {resumes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

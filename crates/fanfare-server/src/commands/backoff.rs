@@ -13,11 +13,6 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// It worked.
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
     /// It failed: the pause until the next attempt. `random` is any number from 0 to 1.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
@@ -40,7 +35,6 @@ mod tests {
         let pauses: Vec<_> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
         assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
         assert_eq!(backoff.failures(), 9);
-        backoff.reset();
-        assert_eq!(backoff.next(0.5).as_millis(), 250);
+        assert_eq!(Backoff::default().next(0.5).as_millis(), 250);
     }
 }

@@ -1,0 +1,303 @@
+//! The listener against a hub, over real sockets that break.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use axum::Router;
+use fanfare::{Audience, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
+use fanfare_client::{Cursor, Gap, Heard, Listener, Options, State, Token, TokenReason};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    hub: Hub,
+    address: SocketAddr,
+}
+
+fn config() -> Config {
+    Config { connects_per_second_per_address: 0, connects_per_second_per_user: 0, ..Config::default() }
+}
+
+async fn serve(config: Config) -> Server {
+    let hub = Hub::builder(Verifier::from_secret(SECRET).unwrap()).config(config).start().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new().nest("/hub", hub.router()).into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Server { hub, address }
+}
+
+/// A token of a user that ends in so many seconds.
+fn token(user: &str, seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let topics = vec!["*".to_owned()];
+    let claims = Claims { sub: user.to_owned(), topics, exp: Some(now + seconds), ..Claims::default() };
+    Minter::from_secret(SECRET).unwrap().mint(&claims)
+}
+
+impl Server {
+    fn options(&self) -> Options {
+        options(self.address, token("ann", 3_600))
+    }
+
+    async fn publish(&self, n: u64, audience: Audience) {
+        self.hub.publish(Draft::new("note", &json!({ "n": n })).unwrap(), audience).await.unwrap();
+    }
+}
+
+fn options(address: SocketAddr, token: impl Into<Token>) -> Options {
+    Options::new(format!("http://{address}/hub"), token)
+}
+
+/// What comes next, which must be soon.
+async fn next(listener: &mut Listener) -> Heard {
+    timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal")
+}
+
+async fn live(listener: &mut Listener) -> (bool, u64) {
+    loop {
+        match next(listener).await {
+            Heard::State(State::Live { resumed, replayed, .. }) => return (resumed, replayed),
+            Heard::State(_) => {}
+            other => panic!("expected it to connect, got {other:?}"),
+        }
+    }
+}
+
+/// The number in the next event, past changes of state.
+async fn number(listener: &mut Listener) -> u64 {
+    loop {
+        match next(listener).await {
+            Heard::Event(event) => return event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
+            Heard::State(_) => {}
+            other => panic!("expected an event, got {other:?}"),
+        }
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A way to the hub that can be cut.
+struct Way {
+    address: SocketAddr,
+    cut: watch::Sender<u64>,
+}
+
+impl Way {
+    async fn to(hub: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, cuts) = watch::channel(0);
+        tokio::spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cuts = cuts.clone();
+                cuts.mark_unchanged();
+                open.spawn(async move {
+                    let mut far = TcpStream::connect(hub).await.unwrap();
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cuts.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, cut }
+    }
+
+    fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_event_comes_once_and_in_order_over_a_way_that_breaks() {
+    const EVENTS: u64 = 3_000;
+    let server = serve(config()).await;
+    let way = Way::to(server.address).await;
+    let mut listener =
+        options(way.address, token("ann", 3_600)).longest_pause(Duration::from_millis(50)).listen().unwrap();
+    live(&mut listener).await;
+    let hub = server.hub.clone();
+    let publisher = tokio::spawn(async move {
+        for n in 1..=EVENTS {
+            let audience = if n % 3 == 0 { Audience::User("ann".into()) } else { Audience::Everyone };
+            hub.publish(Draft::new("note", &json!({ "n": n })).unwrap(), audience).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    let (mut cuts, mut given_up) = (0, 0);
+    let mut expected = 1;
+    while expected <= EVENTS {
+        // A wait that is given up, as in a select, loses nothing either.
+        match timeout(Duration::from_micros(20), listener.next()).await {
+            Err(_) => given_up += 1,
+            Ok(Ok(Heard::Event(event))) => {
+                assert_eq!(event.data::<Value>().unwrap()["n"], expected);
+                expected += 1;
+                if expected % 250 == 0 {
+                    way.cut();
+                    cuts += 1;
+                }
+            }
+            Ok(Ok(Heard::State(_))) => {}
+            Ok(other) => panic!("{other:?}"),
+        }
+    }
+    publisher.await.unwrap();
+    let resumes = server.hub.metrics().get(Counter::Resumes);
+    assert!(cuts == 12 && given_up > 12 && resumes > 3, "{cuts} {given_up} {resumes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_taken_waits_at_the_hub() {
+    let server = serve(config()).await;
+    let mut listener = server.options().listen().unwrap();
+    live(&mut listener).await;
+    for n in 1..=20_000 {
+        server.publish(n, Audience::Everyone).await;
+    }
+    for n in 1..=20_000 {
+        assert_eq!(number(&mut listener).await, n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_come_and_go() {
+    let server = serve(config()).await;
+    let mut listener = server.options().topics(["a"]).listen().unwrap();
+    live(&mut listener).await;
+    server.publish(1, Audience::Topic("a".into())).await;
+    assert_eq!(number(&mut listener).await, 1);
+    listener.subscribe("b");
+    listener.unsubscribe("a");
+    tokio::select! {
+        heard = listener.next() => panic!("{heard:?}"),
+        () = until("the hub has taken both", || server.hub.metrics().get(Counter::Messages) == 2) => {}
+    }
+    server.publish(2, Audience::Topic("a".into())).await;
+    server.publish(3, Audience::Topic("b".into())).await;
+    assert_eq!(number(&mut listener).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_token_is_shown_before_the_last_one_ends() {
+    let server = serve(Config { token_warning: Duration::from_secs(2), ..config() }).await;
+    let reasons = Arc::new(Mutex::new(Vec::new()));
+    let asked = reasons.clone();
+    let source = Token::asked(move |reason| {
+        asked.lock().unwrap().push(reason);
+        let seconds = if reason == TokenReason::Connect { 3 } else { 3_600 };
+        async move { Ok(token("ann", seconds)) }
+    });
+    let mut listener = options(server.address, source).listen().unwrap();
+    live(&mut listener).await;
+    tokio::select! {
+        heard = listener.next() => panic!("the connection stays as it is: {heard:?}"),
+        () = until("it was asked for another", || reasons.lock().unwrap().len() == 2) => {}
+    }
+    assert_eq!(*reasons.lock().unwrap(), [TokenReason::Connect, TokenReason::Expiring]);
+    let end = SystemTime::now() + Duration::from_secs(3);
+    tokio::select! {
+        heard = listener.next() => panic!("the connection stays as it is: {heard:?}"),
+        () = until("the first one has ended", || SystemTime::now() > end) => {}
+    }
+    server.publish(1, Audience::User("ann".into())).await;
+    assert_eq!(number(&mut listener).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_final_until_it_is_tried_with_another_token() {
+    let server = serve(config()).await;
+    let mut listener = options(server.address, "no token at all").listen().unwrap();
+    for _ in 0..2 {
+        let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
+        assert_eq!(refused.code, Some(1008));
+        assert!(refused.reason.contains("token_invalid"), "{refused}");
+    }
+    assert_eq!(server.hub.metrics().get(Counter::AuthInvalid), 1, "it was tried once");
+    listener.retry(Some(token("ann", 3_600).into()));
+    assert_eq!(live(&mut listener).await, (false, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_comes_before_what_follows_it() {
+    let server = serve(Config { window_events: 10, ..config() }).await;
+    for n in 1..=30 {
+        server.publish(n, Audience::Everyone).await;
+    }
+    let head = server.hub.stats().head;
+    let first = fanfare::Position { sequence: 1, ..head };
+    let cursor = Cursor { connection_id: None, last_event_id: Some(first.to_string()) };
+    let mut listener = server.options().cursor(cursor).listen().unwrap();
+    live(&mut listener).await;
+    match next(&mut listener).await {
+        Heard::Gap(Gap { reason, .. }) => assert_eq!(reason, "expired"),
+        other => panic!("{other:?}"),
+    }
+    for n in 21..=30 {
+        assert_eq!(number(&mut listener).await, n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_listener_goes_on_where_one_was() {
+    let server = serve(config()).await;
+    let mut listener = server.options().listen().unwrap();
+    live(&mut listener).await;
+    server.publish(1, Audience::Everyone).await;
+    assert_eq!(number(&mut listener).await, 1);
+    let cursor = listener.cursor().clone();
+    listener.close().await;
+    until("the hub has noticed", || server.hub.stats().local == 0).await;
+    for n in 2..=4 {
+        server.publish(n, Audience::User("ann".into())).await;
+    }
+    let mut listener = server.options().cursor(cursor.clone()).listen().unwrap();
+    assert_eq!(live(&mut listener).await, (true, 3));
+    assert_eq!(listener.cursor().connection_id, cursor.connection_id);
+    let events = listener.into_stream().take(3).map(|heard| match heard {
+        Ok(Heard::Event(event)) => event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(timeout(PATIENCE, events.collect::<Vec<_>>()).await.unwrap(), [2, 3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_is_not_there_is_tried_again_and_what_is_no_hub_is_not() {
+    let closed = SocketAddr::from(([127, 0, 0, 1], testbed::free_port()));
+    let mut listener = options(closed, "t").listen().unwrap();
+    for _ in 0..2 {
+        match next(&mut listener).await {
+            Heard::State(State::Connecting { reason, .. }) => {
+                assert!(reason.starts_with(&format!("there is no hub at {closed}: Connection refused")), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let server = serve(config()).await;
+    let mut listener = Options::new(format!("ws://{}/elsewhere", server.address), "t").listen().unwrap();
+    let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
+    assert_eq!(refused.code, None);
+    assert!(refused.reason.contains("/elsewhere/ws is no hub: HTTP status 404"), "{refused}");
+}
