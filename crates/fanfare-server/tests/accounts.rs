@@ -247,7 +247,8 @@ async fn a_new_password_a_new_role_and_removal_end_what_was() {
             let mut socket = connect(&hub, &token).await;
             assert_eq!(heard(&mut socket).await, "ack");
             database.must(change, line);
-            assert!(heard(&mut socket).await.starts_with("1008 token_revoked: "), "{change:?}");
+            let heard = heard(&mut socket).await;
+            assert!(heard.starts_with("1008 token_revoked: "), "{change:?}: {heard}");
         }
         let again = database.run(&["user", "passwd", "ann@example.org", "--password-stdin"], PASSWORD);
         assert_eq!(again.status.code(), Some(1));

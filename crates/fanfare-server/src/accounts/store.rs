@@ -201,7 +201,13 @@ impl Store {
     ) -> Result<(), StoreError> {
         let renewals = sqlx::query("DELETE FROM fanfare_refresh_tokens WHERE email = $1").bind(email);
         renewals.execute(&mut *transaction).await?;
-        revoke(&mut transaction, &Revocation::User { user: email.into(), before }).await?;
+        // A login after an earlier change of this second was issued at `before` itself, and has to end too.
+        let revoked = sqlx::query(
+            "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ('user', $1, $2) \
+             ON CONFLICT (kind, whose) DO UPDATE SET before_secs = \
+             CASE WHEN fanfare_revocations.before_secs < $2 THEN $2 ELSE fanfare_revocations.before_secs + 1 END",
+        );
+        revoked.bind(email).bind(seconds(before)).execute(&mut *transaction).await?;
         count_up(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
@@ -474,5 +480,10 @@ mod tests {
         }
         assert!(store.remove_user(&user.email, 1).await.unwrap());
         assert!(!store.add_renewal("2", "f", &user, 100).await.unwrap());
+        // Each of the nine changes ended what was issued after the one before it, all in one second.
+        let user: std::sync::Arc<str> = user.email.as_str().into();
+        assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user: user.clone(), before: 9 }]);
+        assert!(!store.remove_user(&user, 100).await.unwrap());
+        assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user, before: 100 }]);
     }
 }

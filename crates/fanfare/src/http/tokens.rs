@@ -48,11 +48,13 @@ pub(super) struct JwksBody {
 }
 
 impl RevokeInput {
-    /// Tokens tell their time of issue in whole seconds: those of the running second are among them.
-    fn read(self, unix_secs: u64) -> Result<Revocation, ApiError> {
+    /// Tokens tell their time of issue in whole seconds: those of the running second are among them, and those that were
+    /// issued since an earlier revocation of this second, which count as later than it.
+    fn read(self, unix_secs: u64, believed_from: impl Fn(&str) -> u64) -> Result<Revocation, ApiError> {
         match (self.user, self.jti, self.issued_before) {
             (Some(user), None, before) if (1..=MAX_USER_BYTES).contains(&user.len()) => {
-                Ok(Revocation::User { user: user.into(), before: before.unwrap_or(unix_secs + 1) })
+                let before = before.unwrap_or_else(|| unix_secs.max(believed_from(&user)) + 1);
+                Ok(Revocation::User { user: user.into(), before })
             }
             (Some(_), None, _) => Err(invalid("the field `user` must be a user's id, 1 to 256 bytes")),
             (None, Some(jti), None) if !jti.is_empty() => Ok(Revocation::Token { token: token_id(&jti) }),
@@ -84,7 +86,8 @@ pub(super) async fn revoke(
 ) -> Result<Json<RevokedBody>, ApiError> {
     let input: RevokeInput =
         serde_json::from_str(&text).map_err(|error| ApiError::of_text(&text, invalid(error.to_string())))?;
-    hub.revoke(input.read(clock::now().unix_ms / 1_000)?).await?;
+    let revocation = input.read(clock::now().unix_ms / 1_000, |user| hub.believed_from(user))?;
+    hub.revoke(revocation).await?;
     Ok(Json(RevokedBody { status: "revoked" }))
 }
 
