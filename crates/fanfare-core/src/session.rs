@@ -317,6 +317,11 @@ impl Session {
         }
     }
 
+    /// Whether its token allows everything.
+    pub fn is_admin(&self) -> bool {
+        self.rights.as_ref().is_some_and(|rights| rights.admin)
+    }
+
     /// The user it belongs to.
     pub fn user(&self) -> &Arc<str> {
         &self.user

@@ -129,6 +129,26 @@ what came in between, it says that there is a gap.
 The token comes from --token, from FANFARE_TOKEN, or is made with the configured
 secret.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  fanfare bench --url ws://127.0.0.1:8000/ws             1,000 connections
+  fanfare bench --preset medium --html report.html --json figures.json
+  fanfare bench --preset medium --compare figures.json   beside the run before
+  fanfare bench --connections 5000 --rate 50 --mix everyone=1,user=20 --hold 1m
+  fanfare bench --storms 2 --storm-spread 5s --slow 5    break off, read slowly
+  fanfare bench --floor                                  beside a bare write loop
+
+Presets: small 1,000 connections, medium 10,000, target 50,000, large 100,000,
+million 1,000,000. Clients are processes of their own, as many as the limit of open
+files asks for; to a hub on loopback they come from addresses from 127.1.0.1 on.
+
+Every client checks that each event comes once and in order, over reconnects too.
+The exit status is 0 if all were there and nothing was lost, doubled or reordered.
+
+Without --token each client is a user of its own, with a token that is made with the
+configured secret; with it all are the one user that it names, of whom the hub lets in
+max_connections_per_user, or any number if it is an administrator.";
+
 /// The whole command line.
 pub(crate) fn command() -> Command {
     Command::new("fanfare")
@@ -142,7 +162,7 @@ pub(crate) fn command() -> Command {
         // `fanfare --listen ...` serves too; the flags are explained where they belong.
         .args(setting_args(|_| true).map(|arg| arg.hide(true)))
         .arg(config_arg().hide(true))
-        .subcommands([serve(), settings(), check(), token(), user(), key(), publish(), tail()])
+        .subcommands([serve(), settings(), check(), token(), user(), key(), publish(), tail(), bench()])
 }
 
 fn serve() -> Command {
@@ -289,6 +309,55 @@ fn tail() -> Command {
         .args(token_settings())
 }
 
+fn bench() -> Command {
+    let number = |name, value_name, help| value(name, value_name, help).value_parser(value_parser!(u64).range(1..));
+    let rate = |name, help| value(name, "N", help).value_parser(positive);
+    let presets = crate::bench::PRESETS.iter().map(|preset| preset.name);
+    Command::new("bench")
+        .about("Put a load on a hub, check every delivery, and report what it took")
+        .after_help(BENCH_EXAMPLES)
+        .arg(
+            value("preset", "NAME", "What the load consists of, unless flags say otherwise")
+                .value_parser(clap::builder::PossibleValuesParser::new(presets))
+                .default_value("small"),
+        )
+        .arg(url_arg("ws://127.0.0.1:8000/ws", "The hub"))
+        .arg(number("connections", "N", "How many connections"))
+        .arg(rate("ramp", "Connects a second"))
+        .arg(value("hold", "DURATION", "How long to publish once all are connected, such as 30s"))
+        .arg(rate("rate", "Events a second; 0: none"))
+        .arg(value("mix", "WEIGHTS", "How often each audience has its turn [default: everyone=1,topic=2,user=7]"))
+        .arg(
+            value("payload", "BYTES", "What is added to each event's data")
+                .default_value("200")
+                .value_parser(value_parser!(u32).range(..=1_000_000)),
+        )
+        .arg(value("storms", "N", "How often all clients break off and come back").value_parser(value_parser!(u32)))
+        .arg(value("storm-spread", "DURATION", "The time in which they come back").default_value("10s"))
+        .arg(
+            value("slow", "PERCENT", "How many of the clients read once a second only")
+                .value_parser(value_parser!(u32).range(..=100)),
+        )
+        .arg(number("processes", "N", "Processes of clients [default: as few as can hold them]"))
+        .arg(
+            list("source", "ADDRESS", "Where to connect from; more after commas [default: loopback aliases]")
+                .value_parser(value_parser!(std::net::IpAddr)),
+        )
+        .arg(switch("floor", "Put the same load on a bare write loop too"))
+        .arg(value("json", "FILE", "Write every figure to a file; - is the standard output"))
+        .arg(value("html", "FILE", "Write a page with plots to a file"))
+        .arg(value("compare", "FILE", "Show the figures of an earlier --json beside these"))
+        .arg(value("part", "WHICH", "").hide(true))
+        .arg(bearer_arg())
+        .args(token_settings())
+}
+
+/// A number that is not negative.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "it is a number such as 0.5 or 1000".to_owned())
+}
+
 fn value(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value_name).help(help)
 }
@@ -368,6 +437,7 @@ mod tests {
             KEY_EXAMPLES,
             PUBLISH_EXAMPLES,
             TAIL_EXAMPLES,
+            BENCH_EXAMPLES,
         ] {
             for line in text.lines() {
                 assert!(line.chars().count() <= 90, "{line}");

@@ -1,6 +1,7 @@
 //! fanfare as one program: commands, settings, exit codes. What a hub does is the library's business.
 
 mod accounts;
+mod bench;
 mod check;
 mod cli;
 mod commands;
@@ -18,6 +19,8 @@ use std::{
 
 /// The command was not understood, or the settings can't be used.
 const USAGE: u8 = 2;
+/// Ended by SIGINT, as the shells have it.
+const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     memory::give_back_what_is_large();
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Where even the standard error is closed, the exit code is all there is to say.
             let _ = writeln!(io::stderr(), "fanfare: {error:#}");
+            if error.is::<bench::Interrupted>() {
+                return ExitCode::from(INTERRUPTED);
+            }
             let usage = error.is::<SettingsError>() || error.is::<commands::Usage>();
             ExitCode::from(if usage { USAGE } else { 1 })
         }

@@ -121,6 +121,10 @@ async fn the_programs_own_commands_speak_tls() {
     let tail = block_in_place(|| server.run(&["tail", "--since", "e1", "--count", "1"]));
     let event: Value = serde_json::from_slice(&tail.stdout).unwrap();
     assert_eq!((tail.status.success(), &event["event_id"]), (true, &json!("e2")));
+    let load = ["bench", "--connections", "50", "--hold", "1s", "--storms", "1", "--storm-spread", "200ms"];
+    let load = block_in_place(|| server.run(&load));
+    let said = String::from_utf8_lossy(&load.stdout);
+    assert!(load.status.success() && said.contains("50 of 50, 0 failed"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,10 +116,11 @@ impl Admission {
     }
 
     /// Counts a connection in, or says which limit is reached. `replaced` is where the connection comes from whose
-    /// place it takes: the same user's, and counted already.
+    /// place it takes: the same user's, and counted already. An administrator is `unlimited` by the number of a user.
     pub(crate) fn admit(
         &self,
         user: &str,
+        unlimited: bool,
         address: IpAddr,
         replaced: Option<IpAddr>,
         config: &Config,
@@ -138,7 +139,7 @@ impl Admission {
         {
             let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
             let count = users.entry(self.hasher.hash_one(user)).or_insert(0);
-            if !within(config.max_connections_per_user, *count as usize, spare) {
+            if !unlimited && !within(config.max_connections_per_user, *count as usize, spare) {
                 drop(users);
                 self.leave_address(address);
                 return Err(Refusal::PerUser);
@@ -241,12 +242,19 @@ mod tests {
             (config(0, 0, 1), (bob, HOME), Refusal::PerAddress),
         ] {
             let admission = Admission::new();
-            assert_eq!(admission.admit(ann, HOME, None, &config), Ok(()));
-            assert_eq!(admission.admit(second.0, second.1, None, &config), Err(refusal));
-            assert_eq!(admission.admit(ann, HOME, Some(HOME), &config), Ok(()), "taking over counts once: {refusal:?}");
+            assert_eq!(admission.admit(ann, false, HOME, None, &config), Ok(()));
+            assert_eq!(admission.admit(second.0, false, second.1, None, &config), Err(refusal));
+            assert_eq!(
+                admission.admit(ann, false, HOME, Some(HOME), &config),
+                Ok(()),
+                "taking over counts once: {refusal:?}"
+            );
+            let unlimited = admission.admit(second.0, true, second.1, None, &config);
+            assert_eq!(unlimited.is_ok(), refusal == Refusal::PerUser, "{refusal:?}");
+            unlimited.into_iter().for_each(|()| admission.release(second.0, second.1));
             admission.release(ann, HOME);
             admission.release(ann, HOME);
-            assert_eq!(admission.admit(second.0, second.1, None, &config), Ok(()));
+            assert_eq!(admission.admit(second.0, false, second.1, None, &config), Ok(()));
         }
     }
 
@@ -254,8 +262,8 @@ mod tests {
     fn nothing_is_left_of_who_left() {
         let (ann, config) = ("ann", config(1, 1, 1));
         let admission = Admission::new();
-        admission.admit(ann, HOME, None, &config).unwrap();
-        admission.admit("bob", AWAY, None, &config).unwrap_err();
+        admission.admit(ann, false, HOME, None, &config).unwrap();
+        admission.admit("bob", false, AWAY, None, &config).unwrap_err();
         admission.release(ann, HOME);
         assert_eq!(admission.total.load(Ordering::Relaxed), 0);
         assert!(admission.users.lock().unwrap().is_empty());

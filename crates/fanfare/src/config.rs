@@ -22,13 +22,13 @@ pub struct Config {
     pub max_messages_per_second: u32,
     /// Connections in all. 0: no limit.
     pub max_connections: usize,
-    /// Connections of one user. 0: no limit.
+    /// Connections of one user; administrators may have any number. 0: no limit.
     pub max_connections_per_user: usize,
     /// Connections from one address. 0: no limit.
     pub max_connections_per_address: usize,
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     pub connects_per_second_per_address: u32,
-    /// New connections a second of one user; twice as many in a burst. 0: no limit.
+    /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.
     pub connects_per_second_per_user: u32,
     /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no limit.
     pub publishes_per_second: u32,

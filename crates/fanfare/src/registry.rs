@@ -17,6 +17,8 @@ pub struct Present {
     pub since_ms: u64,
     /// Where it comes from.
     pub address: IpAddr,
+    /// Whether its user may have any number of connections, as administrators may.
+    pub unlimited: bool,
 }
 
 /// The list of who is connected.

@@ -334,6 +334,7 @@ impl Shard {
             node: self.node.name.clone(),
             since_ms: conn.since_ms,
             address: conn.counted?,
+            unlimited: session.is_admin(),
         })
     }
 
@@ -377,7 +378,8 @@ impl Shard {
         let older = self.roster.holder(arrival.connection).and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &arrival.grant.user;
-        self.node.admission.admit(user, address, replaced, &self.node.config).map_err(|refusal| {
+        let may_have_any = arrival.grant.admin;
+        self.node.admission.admit(user, may_have_any, address, replaced, &self.node.config).map_err(|refusal| {
             self.node.metrics.add(refusal.counter(), 1);
             TurnedAway::from(refusal)
         })?;

@@ -37,11 +37,6 @@ pub(crate) fn sent_ns(payload: &[u8]) -> Option<u64> {
     number(payload.get(SENT_AT..SENT_AT + SENT)?)
 }
 
-/// The events of a batch as [`batch`] joined them.
-pub(crate) fn split(batch: &[u8]) -> impl Iterator<Item = &[u8]> {
-    batch.get(1..).unwrap_or_default().chunks_exact(LENGTH + 1).map(|chunk| &chunk[..LENGTH])
-}
-
 /// A JSON array of events.
 pub(crate) fn batch(events: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     let mut json = vec![b'['];

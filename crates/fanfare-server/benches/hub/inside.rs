@@ -1,6 +1,6 @@
 //! A hub inside a process of the benchmark: an application that publishes from its own code.
 
-use crate::{args::Values, event, proc::monotonic_ns, token};
+use crate::{args::Values, clock::monotonic_ns, event, token};
 use anyhow::{Context, Result};
 use axum::{extract::State, http::StatusCode, routing::post};
 use fanfare::{Audience, Config, Draft, Hub, Verifier};

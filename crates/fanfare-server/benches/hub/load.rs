@@ -2,8 +2,8 @@
 
 use crate::{
     client::{self, Client},
+    clock::monotonic_ns,
     event,
-    proc::monotonic_ns,
     publisher::Publisher,
     token,
 };

@@ -7,14 +7,18 @@ mod args;
 mod broadcast;
 mod child;
 mod client;
+mod clock;
 mod connect;
 mod event;
+#[path = "../../src/bench/floor.rs"]
 mod floor;
+#[path = "../../src/bench/frame.rs"]
 mod frame;
 mod inside;
 mod join;
 mod load;
 mod measure;
+#[path = "../../src/bench/proc.rs"]
 mod proc;
 mod publish;
 mod publisher;
@@ -45,7 +49,7 @@ fn run() -> Result<()> {
     let first = first.into_string().unwrap_or_default();
     let rest = std::env::args().skip(2);
     let part: fn(&Values) -> Result<serde_json::Value> = match first.as_str() {
-        "floor" => return floor::run(Values::parse(rest)?.get("listen")?),
+        "floor" => return floor::serve(mio::net::TcpListener::bind(Values::parse(rest)?.get("listen")?)?),
         "inside" => return inside::run(&Values::parse(rest)?),
         "broadcast" => broadcast::run,
         "connect" => connect::run,

@@ -40,18 +40,28 @@ impl Access {
     /// Tokens that say `claims`, made with the configured key.
     pub(crate) fn made(settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
         let ttl = Duration::from_secs(settings.access_token_expire_minutes.saturating_mul(60));
-        let minter = minter(settings, "give --token, set FANFARE_TOKEN, or")?;
-        Ok(Self::Made(Box::new(Maker { minter, claims, ttl, settings: settings.clone() })))
+        Ok(Self::Made(Box::new(Maker::new(settings, claims, ttl)?)))
     }
 
     pub(crate) fn token(&self) -> anyhow::Result<String> {
         match self {
             Self::Given(token) => Ok(token.clone()),
-            Self::Made(maker) => {
-                let Maker { minter, claims, ttl, settings } = &**maker;
-                Ok(minter.mint(&dated(claims.clone(), *ttl, settings)?))
-            }
+            Self::Made(maker) => maker.token_of(&maker.claims.sub),
         }
+    }
+}
+
+impl Maker {
+    /// Makes tokens that say `claims` and are valid for `ttl`, with the configured key.
+    pub(crate) fn new(settings: &Settings, claims: Claims, ttl: Duration) -> anyhow::Result<Self> {
+        let minter = minter(settings, "give --token, set FANFARE_TOKEN, or")?;
+        Ok(Self { minter, claims, ttl, settings: settings.clone() })
+    }
+
+    /// One that says the same of another user.
+    pub(crate) fn token_of(&self, user: &str) -> anyhow::Result<String> {
+        let claims = Claims { sub: user.to_owned(), ..self.claims.clone() };
+        Ok(self.minter.mint(&dated(claims, self.ttl, &self.settings)?))
     }
 }
 

@@ -6,11 +6,11 @@ pub(crate) mod http;
 mod key;
 mod publish;
 mod tail;
-mod token;
+pub(crate) mod token;
 mod user;
 
 use crate::{
-    check, cli, serve,
+    bench, check, cli, serve,
     settings::{Loaded, load, print},
 };
 use anyhow::Context;
@@ -34,6 +34,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "check" => runtime()?.block_on(check::run(matches, &loaded.settings)),
         "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
         "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
+        "bench" => bench::run(matches, &loaded.settings),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),
         _ => serve::run(&loaded.settings),
     }

@@ -72,7 +72,7 @@ fn explain(token: &str, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// Header and claims, unverified.
-fn parts(token: &str) -> Option<(Value, Value)> {
+pub(crate) fn parts(token: &str) -> Option<(Value, Value)> {
     let mut parts = token.split('.');
     let mut object = || {
         let bytes = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?;

@@ -213,13 +213,13 @@ settings! {
     max_messages_per_second: rate(hub);
     /// Connections in all. 0: no limit.
     max_connections: count(hub);
-    /// Connections of one user. 0: no limit.
+    /// Connections of one user; administrators may have any number. 0: no limit.
     max_connections_per_user: count(hub);
     /// Connections from one address. 0: no limit.
     max_connections_per_address: count(hub);
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     connects_per_second_per_address: rate(hub);
-    /// New connections a second of one user; twice as many in a burst. 0: no limit.
+    /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.
     connects_per_second_per_user: rate(hub);
     /// Events a second that one user or access key may publish over HTTP; twice as many in a burst. 0: no limit.
     publishes_per_second: rate(hub);

@@ -389,6 +389,7 @@ async fn a_dead_node_leaves_no_ghosts() {
         node: node.name.as_str().into(),
         since_ms: 1,
         address: [127, 0, 0, 1].into(),
+        unlimited: false,
     };
     node.clients.lock().unwrap().push(client.clone());
     broker.arrived(client.clone());

@@ -104,6 +104,7 @@ async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
         node: node.name.as_str().into(),
         since_ms: u64::try_from(n).unwrap(),
         address: [127, 0, 0, 1].into(),
+        unlimited: false,
     };
     let all = [client(1, "ann"), client(2, "bob"), client(3, "ann")];
     for client in &all {

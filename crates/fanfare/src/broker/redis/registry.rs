@@ -121,9 +121,12 @@ async fn write(
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {
-                Change::Arrived(Present { user, since_ms, address, .. }) => {
-                    command.arg("+").arg(id).arg(&*user).arg(since_ms).arg(address.to_string())
-                }
+                Change::Arrived(Present { user, since_ms, address, unlimited, .. }) => command
+                    .arg(if unlimited { "*" } else { "+" })
+                    .arg(id)
+                    .arg(&*user)
+                    .arg(since_ms)
+                    .arg(address.to_string()),
                 Change::Left { user, since_ms } => command.arg("-").arg(id).arg(&*user).arg(since_ms).arg(""),
             };
         }
@@ -185,7 +188,14 @@ async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Resul
     let found: Vec<(String, String, String, u64, String)> = read(link.call(&command).await?)?;
     let client = |(id, user, node, since_ms, address): (String, String, String, u64, String)| {
         let address = address.parse::<IpAddr>().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        Some(Present { connection: id.parse().ok()?, user: user.into(), node: node.into(), since_ms, address })
+        Some(Present {
+            connection: id.parse().ok()?,
+            user: user.into(),
+            node: node.into(),
+            since_ms,
+            address,
+            unlimited: false,
+        })
     };
     Ok(found.into_iter().filter_map(client).collect())
 }

@@ -1,7 +1,7 @@
 -- Notes who came to a node and who left it.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 control (stream), 5 the node's connections (set)
 -- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, 6 connections that a user may
---       have on all nodes (0: any number), then '+' or '-', connection, user, since (ms), address for each
+--       have on all nodes (0: any number), then '+', '*' (whose user may have any number) or '-', connection, user, since (ms), address for each
 -- Who comes as one too many of its user is told to go. Of two nodes that claim a connection the one to which it came later is right; the other is told to let it go.
 
 local node, ttl, limit = ARGV[1], ARGV[5], tonumber(ARGV[6])
@@ -11,12 +11,12 @@ for i = 7, #ARGV, 5 do
   local key, users = ARGV[2] .. id, ARGV[3] .. user .. ARGV[4]
   local held = redis.call('HMGET', key, 'node', 'since')
   local other = held[1] and held[1] ~= node
-  if ARGV[i] == '+' then
+  if ARGV[i] ~= '-' then
     if not other or tonumber(held[2] or 0) <= tonumber(since) then
       redis.call('HSET', key, 'user_id', user, 'node', node, 'since', since, 'last_seen', now, 'address', ARGV[i + 4])
       redis.call('EXPIRE', key, ttl)
       local new = redis.call('SADD', users, id) == 1
-      if new and limit > 0 and redis.call('SCARD', users) > limit then
+      if new and ARGV[i] == '+' and limit > 0 and redis.call('SCARD', users) > limit then
         redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'surplus', 'n', node, 'c', id)
       end
       redis.call('EXPIRE', users, ttl)

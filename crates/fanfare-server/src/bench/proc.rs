@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use nix::{
-    time::{ClockId, clock_getcpuclockid, clock_gettime},
+    time::{clock_getcpuclockid, clock_gettime},
     unistd::Pid,
 };
 use std::time::Duration;
@@ -16,12 +16,6 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
         .and_then(clock_gettime)
         .with_context(|| format!("can't read the CPU clock of process {pid}"))?;
     Ok(clock.into())
-}
-
-/// Nanoseconds on a clock that all processes of the machine share and that never goes back.
-pub(crate) fn monotonic_ns() -> Result<u64> {
-    let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
-    Ok(u64::try_from(now.as_nanos())?)
 }
 
 /// Memory of a process, in KiB.

@@ -3,17 +3,17 @@
 //! It answers an upgrade as a hub would and takes events from the same publisher, so that the load can't tell the two
 //! apart; but it checks nothing, remembers nothing and has one thread.
 
-use crate::{event, frame};
+use super::frame;
 use anyhow::{Context, Result, ensure};
 use mio::{
     Events, Interest, Poll, Token,
     net::{TcpListener, TcpStream},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde_json::value::RawValue;
 use std::{
     collections::HashMap,
     io::{ErrorKind, Read, Write},
-    net::SocketAddr,
     os::fd::AsFd,
 };
 
@@ -35,9 +35,8 @@ struct Floor {
 }
 
 /// Runs the floor until it is killed.
-pub(crate) fn run(address: SocketAddr) -> Result<()> {
+pub(crate) fn serve(mut listener: TcpListener) -> Result<()> {
     let poll = Poll::new()?;
-    let mut listener = TcpListener::bind(address)?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let scratch = vec![0; 1 << 20];
     let mut floor = Floor { poll, listener, subscribers: vec![], requests: HashMap::new(), accepted: 0, scratch };
@@ -106,7 +105,8 @@ impl Floor {
         if !body.starts_with(b"[") {
             return self.broadcast(body);
         }
-        event::split(body).try_for_each(|event| self.broadcast(event))
+        let events: Vec<&RawValue> = serde_json::from_slice(body)?;
+        events.into_iter().try_for_each(|event| self.broadcast(event.get().as_bytes()))
     }
 
     fn broadcast(&mut self, event: &[u8]) -> Result<()> {
@@ -121,8 +121,9 @@ fn body(request: &[u8]) -> Result<Option<&[u8]>> {
         return Ok(None);
     };
     let head = std::str::from_utf8(&request[..end])?;
-    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-    let length: usize = length.context("floor: a request without Content-Length")?.parse()?;
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    let length = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let length: usize = length.context("floor: a request without Content-Length")?.1.trim().parse()?;
     Ok(request.get(end + 4..end + 4 + length))
 }
 

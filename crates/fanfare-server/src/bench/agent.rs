@@ -1,0 +1,502 @@
+//! One process of the load: many clients on one thread with one epoll. It takes orders from its standard input, a line of
+//! JSON each, and reports on its standard output in the same way.
+
+use super::{
+    client::{Client, Ended, Need, Phase, Reader},
+    plan::Plan,
+    socket::{Connector, Socket},
+    tally::{Stream, Tally, Times},
+};
+use crate::commands::access::Maker;
+use anyhow::Context;
+use mio::{Events, Interest, Poll, Token, Waker};
+use serde::{Deserialize, Serialize};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+const WAKE: Token = Token(usize::MAX);
+/// How often it reports.
+const REPORT: Duration = Duration::from_millis(500);
+/// How long a hub may take to let a client in.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often slow clients read.
+const DOZE: Duration = Duration::from_secs(1);
+/// What a slow client's kernel takes for it, in bytes.
+const NARROW: usize = 4 << 10;
+/// What did not come in this time does not come any more.
+const STRAGGLERS: Duration = Duration::from_secs(5);
+/// Who was refused comes back after half of this to one and a half of it.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the parent says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// The first line.
+    Start(Box<Setup>),
+    /// From now on events are under way.
+    Publishing,
+    /// All clients break off and come back.
+    Storm,
+    /// No more events follow; so many there were of each stream.
+    Finish(Vec<(Stream, u32)>),
+}
+
+/// What an agent has to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    pub(crate) plan: Plan,
+    pub(crate) run: u64,
+    /// Which of the processes it is.
+    pub(crate) process: u64,
+    /// All clients are of one user, whose token this is.
+    pub(crate) token: Option<String>,
+}
+
+/// What an agent says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    Progress(Progress),
+    /// When the last of its clients had each event, and how many had it.
+    Spread(Vec<((Stream, u32), (u64, u64))>),
+    Done(Box<Tally>),
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) live: u64,
+    pub(crate) failed: u64,
+    pub(crate) broken: u64,
+    pub(crate) deliveries: u64,
+    pub(crate) bytes: u64,
+    /// Those since the last report.
+    pub(crate) latency: Times,
+}
+
+/// A client and its socket.
+struct Slot {
+    client: Client,
+    socket: Option<Socket>,
+    /// The request for the upgrade is sent.
+    asked: bool,
+    slow: bool,
+    /// It will read at its time.
+    dozing: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Retry,
+    /// It should be live, if it is still in the attempt that began then.
+    Live(u64),
+    Read,
+}
+
+struct Agent {
+    setup: Setup,
+    maker: Option<Maker>,
+    connector: Connector,
+    poll: Poll,
+    slots: Vec<Slot>,
+    /// Who is to connect next, at which pace, and since when.
+    queue: VecDeque<usize>,
+    pace: f64,
+    paced: (Instant, u64),
+    timers: BinaryHeap<Reverse<(Instant, usize, Due)>>,
+    reader: Reader,
+    tally: Tally,
+    live: u64,
+    publishing: bool,
+    storm: Option<Instant>,
+    scratch: Vec<u8>,
+    needs: Vec<Need>,
+    finish: Option<HashMap<Stream, u32>>,
+    /// When something last came, and how much had come then.
+    moved: (Instant, u64),
+}
+
+/// Runs until the standard input ends. `maker` makes a token for each client, unless they share one.
+pub(crate) fn run(maker: Option<Maker>) -> anyhow::Result<()> {
+    let mut lines = BufReader::new(io::stdin()).lines();
+    let first = lines.next().context("there are no orders")??;
+    let Order::Start(setup) = serde_json::from_str(&first)? else { anyhow::bail!("the first order is another one") };
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    let (orders, taken) = mpsc::channel();
+    thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let Ok(order) = serde_json::from_str(&line) else { break };
+            if orders.send(order).is_err() || waker.wake().is_err() {
+                break;
+            }
+        }
+        // Whoever gave orders is gone.
+        std::process::exit(0);
+    });
+    Agent::new(*setup, maker, poll)?.work(&taken)
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
+impl Agent {
+    fn new(setup: Setup, maker: Option<Maker>, poll: Poll) -> anyhow::Result<Self> {
+        let plan = &setup.plan;
+        let part = plan.part(setup.process);
+        let one_user = setup.token.is_some();
+        let slots = part.clone().map(|n| {
+            let slow = plan.is_slow(n);
+            let client = Client::new(plan.topic_of(n), if one_user { 0 } else { n }, slow);
+            Slot { client, socket: None, asked: false, slow, dozing: false }
+        });
+        let slots: Vec<_> = slots.collect();
+        let pace = plan.ramp * (part.end - part.start) as f64 / plan.connections as f64;
+        Ok(Self {
+            connector: Connector::new(plan)?,
+            maker,
+            poll,
+            queue: (0..slots.len()).collect(),
+            slots,
+            pace,
+            paced: (Instant::now(), 0),
+            timers: BinaryHeap::new(),
+            reader: Reader::new(setup.run),
+            tally: Tally::default(),
+            live: 0,
+            publishing: false,
+            storm: None,
+            scratch: vec![0; 256 << 10],
+            needs: vec![],
+            finish: None,
+            moved: (Instant::now(), 0),
+            setup,
+        })
+    }
+
+    fn work(mut self, orders: &mpsc::Receiver<Order>) -> anyhow::Result<()> {
+        let mut events = Events::with_capacity(1_024);
+        let mut report = Instant::now() + REPORT;
+        loop {
+            let wake = self.next_due().into_iter().chain([report]).min().unwrap_or(report);
+            match self.poll.poll(&mut events, Some(wake.saturating_duration_since(Instant::now()))) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => result?,
+            }
+            for event in &events {
+                if event.token() != WAKE {
+                    self.ready(event.token().0);
+                }
+            }
+            orders.try_iter().for_each(|order| self.obey(order));
+            self.timers();
+            self.connect_due();
+            if Instant::now() >= report {
+                report = Instant::now() + REPORT;
+                self.report()?;
+                if self.has_finished() {
+                    break;
+                }
+            }
+        }
+        self.done()?;
+        // The connections stay until the parent has measured what it wants.
+        loop {
+            thread::park();
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Start(_) => {}
+            Order::Publishing => self.publishing = true,
+            Order::Storm => self.storm(),
+            Order::Finish(totals) => self.finish = Some(totals.into_iter().collect()),
+        }
+    }
+
+    fn storm(&mut self) {
+        let now = Instant::now();
+        let spread = self.setup.plan.storm_spread.as_secs_f64().max(0.001);
+        let mut away = Vec::new();
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            if slot.client.phase == Phase::Live {
+                slot.socket = None;
+                slot.client.phase = Phase::Away;
+                away.push(at);
+            }
+        }
+        self.live -= away.len() as u64;
+        fastrand::shuffle(&mut away);
+        self.pace = away.len() as f64 / spread;
+        self.paced = (now, 0);
+        self.queue.extend(away);
+        self.storm = Some(now);
+    }
+
+    /// When the next client is to connect, or a timer runs out.
+    fn next_due(&self) -> Option<Instant> {
+        let (since, started) = self.paced;
+        let connect =
+            (!self.queue.is_empty()).then(|| since + Duration::from_secs_f64((started + 1) as f64 / self.pace));
+        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
+        connect.into_iter().chain(timer).min()
+    }
+
+    fn connect_due(&mut self) {
+        let (since, started) = self.paced;
+        let allowed = (since.elapsed().as_secs_f64() * self.pace) as u64;
+        // Sockets are read in between, however late it is.
+        for _ in 0..allowed.saturating_sub(started).min(64) {
+            let Some(at) = self.queue.pop_front() else { break };
+            self.paced.1 += 1;
+            self.connect(at);
+        }
+    }
+
+    fn connect(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        let began = now_us();
+        slot.client.begin(began);
+        slot.asked = false;
+        let source = self.setup.plan.part(self.setup.process).start as usize + at;
+        let narrow = slot.slow.then_some(NARROW);
+        let socket = self.connector.connect(source, narrow).and_then(|mut socket| {
+            self.poll.registry().register(socket.tcp(), Token(at), Interest::READABLE | Interest::WRITABLE)?;
+            Ok(socket)
+        });
+        match socket {
+            Ok(socket) => {
+                slot.socket = Some(socket);
+                self.timers.push(Reverse((Instant::now() + PATIENCE, at, Due::Live(began))));
+            }
+            Err(error) => self.ended(at, Ended { why: describe(&error), back_after_ms: None }),
+        }
+    }
+
+    fn timers(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, ..))) = self.timers.peek()
+            && *at <= now
+            && let Some(Reverse((_, at, due))) = self.timers.pop()
+        {
+            let slot = &mut self.slots[at];
+            match due {
+                Due::Retry if slot.client.phase == Phase::Away && slot.socket.is_none() => self.connect(at),
+                Due::Live(began) if slot.client.began_us == began && slot.client.phase != Phase::Live => {
+                    let why = if slot.client.phase == Phase::Away { continue } else { "no ack in time" };
+                    self.ended(at, Ended { why: why.to_owned(), back_after_ms: None });
+                }
+                Due::Read => {
+                    slot.dozing = false;
+                    self.read(at);
+                }
+                Due::Retry | Due::Live(_) => {}
+            }
+        }
+    }
+
+    fn ready(&mut self, at: usize) {
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        if !slot.asked && !self.ask(at) {
+            return;
+        }
+        let slot = &mut self.slots[at];
+        if slot.slow && slot.client.phase == Phase::Live {
+            if !std::mem::replace(&mut slot.dozing, true) {
+                self.timers.push(Reverse((Instant::now() + DOZE, at, Due::Read)));
+            }
+            return;
+        }
+        self.read(at);
+    }
+
+    /// Asks for the upgrade as soon as there is a connection. Returns whether that is done.
+    fn ask(&mut self, at: usize) -> bool {
+        let token = match self.token(at) {
+            Ok(token) => token,
+            Err(error) => {
+                self.ended(at, Ended { why: format!("no token: {error}"), back_after_ms: None });
+                return false;
+            }
+        };
+        let slot = &mut self.slots[at];
+        let Some(socket) = &mut slot.socket else { return false };
+        let Connector { path, host, .. } = &self.connector;
+        let request = slot.client.request(self.setup.run, path, host, &token, self.setup.plan.topics > 0);
+        match socket.write(&request) {
+            Ok(written) if written == request.len() => {
+                slot.asked = true;
+                true
+            }
+            Ok(_) => {
+                self.ended(at, Ended { why: "the request was not taken".to_owned(), back_after_ms: None });
+                false
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => false,
+            Err(error) => {
+                self.ended(at, Ended { why: describe(&error), back_after_ms: None });
+                false
+            }
+        }
+    }
+
+    fn token(&self, at: usize) -> anyhow::Result<String> {
+        match (&self.setup.token, &self.maker) {
+            (Some(token), _) => Ok(token.clone()),
+            (None, Some(maker)) => {
+                let n = self.setup.plan.part(self.setup.process).start + at as u64;
+                maker.token_of(&user_name(n))
+            }
+            // The bare write loop asks for none.
+            (None, None) => Ok(String::new()),
+        }
+    }
+
+    fn read(&mut self, at: usize) {
+        let Self { slots, reader, tally, scratch, needs, .. } = self;
+        let Slot { client, socket: Some(socket), .. } = &mut slots[at] else { return };
+        let result = read(client, socket, scratch, reader, tally, needs).and_then(|()| {
+            for need in needs.drain(..) {
+                match need {
+                    Need::Send(frame) => send(socket, &frame)?,
+                    Need::Joined => {
+                        self.live += 1;
+                        if self.publishing {
+                            client.comes_late();
+                        }
+                    }
+                }
+            }
+            Ok(())
+        });
+        needs.clear();
+        if let Err(ended) = result {
+            self.ended(at, ended);
+        }
+        self.storm_over();
+    }
+
+    fn storm_over(&mut self) {
+        if let Some(began) = self.storm
+            && self.live == self.slots.len() as u64
+        {
+            self.storm = None;
+            self.tally.storms.push(began.elapsed().as_micros() as u64);
+        }
+    }
+
+    /// A connection has ended, or never began; the client comes back.
+    fn ended(&mut self, at: usize, ended: Ended) {
+        let slot = &mut self.slots[at];
+        slot.socket = None;
+        if std::mem::replace(&mut slot.client.phase, Phase::Away) == Phase::Live {
+            self.live -= 1;
+            self.tally.broken += 1;
+        } else {
+            self.tally.failed += 1;
+        }
+        self.tally.error(ended.why);
+        let pause = ended.back_after_ms.map_or_else(|| PAUSE.mul_f64(0.5 + fastrand::f64()), Duration::from_millis);
+        self.timers.push(Reverse((Instant::now() + pause, at, Due::Retry)));
+    }
+
+    fn report(&mut self) -> anyhow::Result<()> {
+        let Tally { failed, broken, deliveries, bytes, .. } = self.tally;
+        let latency = std::mem::take(&mut self.tally.recent);
+        say(&Report::Progress(Progress { live: self.live, failed, broken, deliveries, bytes, latency }))
+    }
+
+    /// Everything came that was to come, or nothing comes any more.
+    fn has_finished(&mut self) -> bool {
+        let Some(totals) = &self.finish else { return false };
+        if self.tally.deliveries != self.moved.1 {
+            self.moved = (Instant::now(), self.tally.deliveries);
+        }
+        let total = |stream| totals.get(&stream).copied().unwrap_or(0);
+        let due: u64 = self.slots.iter().map(|slot| slot.client.due(total)).sum();
+        let over = due == 0 || self.moved.0.elapsed() > STRAGGLERS;
+        if over {
+            self.tally.lost += due;
+        }
+        over
+    }
+
+    fn done(&mut self) -> anyhow::Result<()> {
+        self.tally.absent = self.slots.len() as u64 - self.live;
+        let spread: Vec<_> = std::mem::take(&mut self.tally.spread).into_iter().collect();
+        for part in spread.chunks(10_000) {
+            say(&Report::Spread(part.to_vec()))?;
+        }
+        say(&Report::Done(Box::new(std::mem::take(&mut self.tally))))
+    }
+}
+
+/// Reads until the socket is empty.
+fn read(
+    client: &mut Client,
+    socket: &mut Socket,
+    scratch: &mut [u8],
+    reader: &mut Reader,
+    tally: &mut Tally,
+    needs: &mut Vec<Need>,
+) -> Result<(), Ended> {
+    loop {
+        let kept = client.rest.len();
+        scratch[..kept].copy_from_slice(&client.rest);
+        let filled = match socket.read(&mut scratch[kept..]) {
+            Ok(0) => return Err(Ended { why: "closed without a close frame".to_owned(), back_after_ms: None }),
+            Ok(count) => kept + count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Ended { why: describe(&error), back_after_ms: None }),
+        };
+        let used = client.take(&scratch[..filled], now_us(), reader, tally, needs)?;
+        client.rest.clear();
+        client.rest.extend_from_slice(&scratch[used..filled]);
+        if client.rest.is_empty() {
+            // Who is idle holds nothing.
+            client.rest = Vec::new();
+        }
+        // On Linux a read that leaves room has emptied the socket, and epoll tells of what comes later.
+        if filled < scratch.len() && socket.is_plain() {
+            return Ok(());
+        }
+    }
+}
+
+fn send(socket: &mut Socket, frame: &[u8]) -> Result<(), Ended> {
+    match socket.write(frame) {
+        Ok(written) if written == frame.len() => Ok(()),
+        Ok(_) => Err(Ended { why: "a pong was not taken".to_owned(), back_after_ms: None }),
+        Err(error) => Err(Ended { why: describe(&error), back_after_ms: None }),
+    }
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        // Without the number that the system adds.
+        ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        ErrorKind::BrokenPipe => "connection broken".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The user that a client is, unless all are one.
+pub(crate) fn user_name(client: u64) -> String {
+    format!("bench-{client}")
+}
+
+fn say(report: &Report) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line)?;
+    Ok(stdout.flush()?)
+}

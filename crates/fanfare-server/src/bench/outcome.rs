@@ -1,0 +1,176 @@
+//! What a load came to: figures that can be printed, written, read again and compared.
+
+use super::{
+    plan::Plan,
+    publisher::Published,
+    tally::{Tally, Times},
+    usage::{Machine, Usage},
+};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What is written to `--json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    /// The version of the program that made it.
+    pub(crate) version: String,
+    /// When it began, in seconds since 1970-01-01T00:00:00Z.
+    pub(crate) began_at: u64,
+    pub(crate) machine: Machine,
+    pub(crate) plan: Plan,
+    /// It was told to end before its time.
+    pub(crate) interrupted: bool,
+    /// What can be said in one number each.
+    pub(crate) figures: Vec<Figure>,
+    /// The measured times, as pairs of microseconds and how often.
+    pub(crate) tally: Tally,
+    pub(crate) spread: Times,
+    pub(crate) published: Published,
+    pub(crate) server: Option<Server>,
+    pub(crate) timeline: Vec<Second>,
+    /// The same load on a bare write loop.
+    pub(crate) floor: Option<Floor>,
+}
+
+/// A number with its name and unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) value: f64,
+    pub(crate) unit: String,
+}
+
+/// What the hub's processes used.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Server {
+    pub(crate) processes: usize,
+    pub(crate) before: Usage,
+    pub(crate) connected: Usage,
+    pub(crate) after: Usage,
+}
+
+/// The bare write loop's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Floor {
+    pub(crate) connections: u64,
+    pub(crate) cpu_us_a_delivery: f64,
+    pub(crate) latency: Times,
+    pub(crate) spread: Times,
+}
+
+/// How it stood after so many seconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Second {
+    pub(crate) at: f64,
+    pub(crate) live: u64,
+    pub(crate) failed: u64,
+    pub(crate) deliveries_per_second: f64,
+    pub(crate) megabytes_per_second: f64,
+    /// In microseconds; none where nothing came.
+    pub(crate) p50: Option<u64>,
+    pub(crate) p99: Option<u64>,
+    /// So far.
+    pub(crate) deliveries: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Server {
+    pub(crate) fn cpu_us_a_delivery(&self, deliveries: u64) -> f64 {
+        per(self.after.cpu.saturating_sub(self.connected.cpu), deliveries)
+    }
+}
+
+/// Microseconds for each.
+pub(crate) fn per(time: Duration, count: u64) -> f64 {
+    if count == 0 { 0.0 } else { time.as_secs_f64() * 1e6 / count as f64 }
+}
+
+/// The percentiles that are told, with their names.
+pub(crate) const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+
+/// Everything that can be said in one number.
+pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
+    let Outcome { plan, tally, spread, published, server, timeline, floor, .. } = outcome;
+    let mut all = Vec::new();
+    let mut add = |name: &str, value: f64, unit: &str| {
+        all.push(Figure { name: name.to_owned(), value, unit: unit.to_owned() });
+    };
+    let live = plan.connections - tally.absent.min(plan.connections);
+    add("connections", live as f64, "");
+    add("failed connects", tally.failed as f64, "");
+    add("broken connections", tally.broken as f64, "");
+    let times = [
+        ("connect to ack", &tally.connects),
+        ("publish to receipt", &tally.latency),
+        ("publish to the last receiver", spread),
+        ("reconnect to ack", &tally.resumes),
+        ("publish to the hub's answer", &published.answers),
+    ];
+    for (name, times) in times {
+        if times.count() > 0 {
+            QUANTILES
+                .iter()
+                .for_each(|(q, share)| add(&format!("{name}, {q}"), times.quantile(*share) as f64 / 1e3, "ms"));
+            add(&format!("{name}, max"), times.max() as f64 / 1e3, "ms");
+        }
+    }
+    if let Some(longest) = tally.storms.iter().max() {
+        add("from a storm until all were back", *longest as f64 / 1e6, "s");
+    }
+    add("events published", published.events as f64, "");
+    add("deliveries", tally.deliveries as f64, "");
+    add("deliveries made up for after a reconnect", tally.replayed as f64, "");
+    let most = |of: fn(&Second) -> f64| timeline.iter().map(of).fold(0.0, f64::max);
+    add("deliveries in the best second", most(|second| second.deliveries_per_second), "/s");
+    add("most bytes in a second", most(|second| second.megabytes_per_second), "MB/s");
+    add("lost", tally.lost as f64, "");
+    add("doubled", tally.doubled as f64, "");
+    add("reordered", tally.reordered as f64, "");
+    add("gaps", tally.gaps as f64, "");
+    if let Some(server) = server {
+        let connected = server.connected.cpu.saturating_sub(server.before.cpu);
+        add("hub: user memory", server.connected.memory_kib / 1_024.0, "MiB");
+        add("hub: resident memory", server.connected.resident_kib / 1_024.0, "MiB");
+        add(
+            "hub: user memory a connection",
+            (server.connected.memory_kib - server.before.memory_kib).max(0.0) / (live.max(1) as f64),
+            "KiB",
+        );
+        add("hub: user memory at the end", server.after.memory_kib / 1_024.0, "MiB");
+        add("hub: CPU a connect", per(connected, tally.connects.count()), "us");
+        // After a storm it would be that of the reconnects too.
+        if tally.deliveries > 0 && tally.resumes.count() == 0 {
+            add("hub: CPU a delivery", server.cpu_us_a_delivery(tally.deliveries), "us");
+        }
+    }
+    if let Some(floor) = floor {
+        add("floor: CPU a delivery", floor.cpu_us_a_delivery, "us");
+        if let Some(server) = server
+            && floor.cpu_us_a_delivery > 0.0
+            && tally.resumes.count() == 0
+        {
+            add(
+                "hub's CPU a delivery in floors",
+                server.cpu_us_a_delivery(tally.deliveries) / floor.cpu_us_a_delivery,
+                "x",
+            );
+        }
+        for (name, times) in [("publish to receipt", &floor.latency), ("publish to the last receiver", &floor.spread)] {
+            add(&format!("floor: {name}, p50"), times.quantile(0.5) as f64 / 1e3, "ms");
+            add(&format!("floor: {name}, p99"), times.quantile(0.99) as f64 / 1e3, "ms");
+        }
+    }
+    all
+}
+
+impl Outcome {
+    pub(crate) fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().find(|figure| figure.name == name)
+    }
+
+    /// Everybody is there, and every event came once and in order.
+    pub(crate) fn is_flawless(&self) -> bool {
+        let Tally { lost, doubled, reordered, absent, .. } = self.tally;
+        lost + doubled + reordered + absent == 0 && self.published.refused.is_none()
+    }
+}

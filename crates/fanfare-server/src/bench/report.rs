@@ -1,0 +1,238 @@
+//! An outcome in words and as a file.
+
+use super::{
+    outcome::{Outcome, QUANTILES},
+    tally::Times,
+};
+use anyhow::Context;
+use std::{collections::BTreeMap, fmt::Write, fs};
+
+/// What is told of a load that went well takes a screen; everything else is in the JSON.
+pub(crate) fn table(outcome: &Outcome, earlier: Option<&Outcome>) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut text, outcome);
+    if let Some(earlier) = earlier {
+        let _ = compare(&mut text, outcome, earlier);
+    }
+    text
+}
+
+fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
+    let Outcome { plan, tally, spread, published, server, machine, .. } = outcome;
+    let processes = if plan.processes == 1 { String::new() } else { format!(", from {} processes", plan.processes) };
+    writeln!(text, "{} connections to {}{processes}", grouped(plan.connections), plan.url)?;
+    writeln!(text, "{} cores, {} GiB, {}", machine.cores, machine.memory_gib, machine.system)?;
+    if outcome.interrupted {
+        writeln!(text, "INTERRUPTED before its time")?;
+    }
+    writeln!(text, "\n{:<28}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "count", "p50", "p90", "p99", "p99.9", "max")?;
+    let rows = [
+        ("connect to ack", &tally.connects),
+        ("publish to receipt", &tally.latency),
+        ("publish to last receiver", spread),
+        ("reconnect to ack", &tally.resumes),
+        ("publish to the hub's answer", &published.answers),
+    ];
+    for (name, times) in rows {
+        if times.count() > 0 {
+            writeln!(text, "{name:<28}{}", row(times))?;
+        }
+    }
+    if let Some(floor) = &outcome.floor {
+        writeln!(text, "{:<28}{}", "floor: to receipt", row(&floor.latency))?;
+        writeln!(text, "{:<28}{}", "floor: to last receiver", row(&floor.spread))?;
+    }
+    writeln!(text)?;
+    let mut line = |name: &str, said: String| writeln!(text, "{name:<12}{said}");
+    let live = plan.connections - tally.absent.min(plan.connections);
+    line(
+        "connected",
+        format!("{} of {}, {} failed, {} broken", grouped(live), grouped(plan.connections), tally.failed, tally.broken),
+    )?;
+    let audiences: Vec<_> =
+        published.by_audience.iter().map(|(kind, count)| format!("{count} to {}", kind.name())).collect();
+    line("published", format!("{} events{}", grouped(published.events), listed(&audiences)))?;
+    let figure = |name: &str| outcome.figure(name).map_or(0.0, |figure| figure.value);
+    let best = (figure("deliveries in the best second"), figure("most bytes in a second"));
+    line(
+        "delivered",
+        format!("{}, at most {} a second and {:.1} MB", grouped(tally.deliveries), grouped(best.0 as u64), best.1),
+    )?;
+    if !tally.storms.is_empty() {
+        let storms: Vec<_> = tally.storms.iter().map(|us| format!("{:.1} s", *us as f64 / 1e6)).collect();
+        line(
+            "storms",
+            format!("all back after {}; {} deliveries made up for", storms.join(", "), grouped(tally.replayed)),
+        )?;
+    }
+    line(
+        "checked",
+        format!(
+            "{} lost, {} doubled, {} reordered; {} gaps{}",
+            tally.lost,
+            tally.doubled,
+            tally.reordered,
+            tally.gaps,
+            if tally.told > 0 { format!(" that stand for {} events", tally.told) } else { String::new() }
+        ),
+    )?;
+    if let Some(refused) = &published.refused {
+        line("refused", format!("the hub takes no events: {refused}"))?;
+    }
+    for (name, counts) in [("errors", &tally.errors), ("retries", &published.retries)] {
+        if !counts.is_empty() {
+            line(name, errors(counts))?;
+        }
+    }
+    if let Some(server) = server {
+        let processes =
+            if server.processes == 1 { "1 process".to_owned() } else { format!("{} processes", server.processes) };
+        let mut said = format!(
+            "{processes}, {:.2} KiB a connection, {:.1} us of CPU a connect",
+            figure("hub: user memory a connection"),
+            figure("hub: CPU a connect")
+        );
+        if let Some(cpu) = outcome.figure("hub: CPU a delivery") {
+            let _ = write!(said, " and {:.2} us a delivery", cpu.value);
+        }
+        if let Some(floors) = outcome.figure("hub's CPU a delivery in floors") {
+            let _ = write!(said, " ({:.2} x the floor)", floors.value);
+        }
+        line("hub", said)?;
+    }
+    if let Some(advice) = advice(outcome) {
+        line("", advice)?;
+    }
+    Ok(())
+}
+
+/// What to do about the limits that a load meets most often.
+fn advice(outcome: &Outcome) -> Option<String> {
+    let met = |what: &str| outcome.tally.errors.keys().any(|error| error.contains(what));
+    let limit = [
+        "max_connections_per_user",
+        "max_connections_per_address",
+        "connects_per_second_per_user",
+        "connects_per_second_per_address",
+    ]
+    .into_iter()
+    .find(|limit| met(limit));
+    match limit {
+        Some(limit) if limit.ends_with("user") => Some(format!(
+            "All clients are one user, whom the hub's {limit} keeps out: leave --token\n            away and give SECRET_KEY, so that each is a user of its own, show an administrator's, or raise the limit."
+        )),
+        Some(limit) => {
+            Some(format!("The hub's {limit} keeps clients out: raise it, or connect from more addresses (--source)."))
+        }
+        None if met("max_connections") => Some("The hub is full: raise max_connections.".to_owned()),
+        None if met("HTTP status 429") => Some(
+            "The hub limits connects by address: raise connects_per_second_per_address, or lower --ramp.".to_owned(),
+        ),
+        None => None,
+    }
+}
+
+fn row(times: &Times) -> String {
+    let mut text = format!("{:>11}", grouped(times.count()));
+    for us in QUANTILES.map(|(_, share)| times.quantile(share)).into_iter().chain([times.max()]) {
+        let _ = write!(text, "{:>10}", milliseconds(us));
+    }
+    text
+}
+
+fn milliseconds(us: u64) -> String {
+    let ms = us as f64 / 1e3;
+    match us {
+        0..10_000 => format!("{ms:.2} ms"),
+        10_000..10_000_000 => format!("{ms:.0} ms"),
+        _ => format!("{:.1} s", ms / 1e3),
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn listed(parts: &[String]) -> String {
+    if parts.len() > 1 { format!(": {}", parts.join(", ")) } else { String::new() }
+}
+
+fn errors(counts: &BTreeMap<String, u64>) -> String {
+    let mut counts: Vec<_> = counts.iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    counts.into_iter().map(|(what, count)| format!("{what}: {}", grouped(*count))).collect::<Vec<_>>().join("; ")
+}
+
+/// Both beside each other.
+fn compare(text: &mut String, outcome: &Outcome, earlier: &Outcome) -> std::fmt::Result {
+    writeln!(text, "\n{:<46}{:>14}{:>14}{:>12}", "", "now", "before", "now/before")?;
+    for (name, [now, before], unit) in beside(outcome, earlier) {
+        let ratio = match (now, before) {
+            (Some(now), Some(before)) if before != 0.0 => format!("{:.2}", now / before),
+            _ => String::new(),
+        };
+        let show = |value: Option<f64>| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{} {unit}", short(value)).trim().to_owned())
+        };
+        writeln!(text, "{name:<46}{:>14}{:>14}{ratio:>12}", show(now), show(before))?;
+    }
+    Ok(())
+}
+
+/// Every figure that one of them has: its name, both values, and the unit.
+pub(crate) fn beside<'a>(outcome: &'a Outcome, earlier: &'a Outcome) -> Vec<(&'a str, [Option<f64>; 2], &'a str)> {
+    let only_before = earlier.figures.iter().filter(|figure| outcome.figure(&figure.name).is_none());
+    let all = outcome.figures.iter().chain(only_before);
+    let value = |outcome: &Outcome, name: &str| outcome.figure(name).map(|figure| figure.value);
+    all.map(|figure| {
+        let name = figure.name.as_str();
+        (name, [value(outcome, name), value(earlier, name)], figure.unit.as_str())
+    })
+    .collect()
+}
+
+/// Three digits or more, and none that say nothing.
+pub(crate) fn short(value: f64) -> String {
+    match value.abs() {
+        magnitude if magnitude >= 1_000.0 || value.fract() == 0.0 => grouped(value.round() as u64),
+        magnitude if magnitude >= 100.0 => format!("{value:.0}"),
+        magnitude if magnitude >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// Reads what an earlier load wrote.
+pub(crate) fn read(path: &str) -> anyhow::Result<Outcome> {
+    let text = fs::read_to_string(path).with_context(|| format!("--compare: {path} can't be read"))?;
+    serde_json::from_str(&text).with_context(|| format!("--compare: {path} is not what --json writes"))
+}
+
+/// Writes a file, or to the standard output where that is asked for.
+pub(crate) fn write_file(path: &str, text: &str) -> anyhow::Result<()> {
+    if path == "-" {
+        return crate::commands::print(&format!("{text}\n"));
+    }
+    fs::write(path, text).with_context(|| format!("{path} can't be written"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_easy_to_read() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.333, 12.34, 123.4, 5_678.9, 7.0].map(short), ["0.33", "12.3", "123", "5,679", "7"]);
+        assert_eq!([90, 9_994, 12_345, 12_345_678].map(milliseconds), ["0.09 ms", "9.99 ms", "12 ms", "12.3 s"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! `fanfare bench` as its users run it, against the hub's program.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+use tempfile::TempDir;
+use testbed::{HubProcess, RedisServer, until};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+fn hub(arguments: &[&str]) -> HubProcess {
+    HubProcess::start(program(), arguments, &[("SECRET_KEY", SECRET)])
+}
+
+fn bench(home: &TempDir, hub: &HubProcess, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(["bench", "--url", &format!("ws://{}/ws", hub.address())]).args(arguments);
+    command.env("SECRET_KEY", SECRET).env("RUST_BACKTRACE", "0").current_dir(home.path());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(home: &TempDir, hub: &HubProcess, arguments: &[&str]) -> Output {
+    bench(home, hub, arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn figures(home: &TempDir, file: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(home.path().join(file)).unwrap()).unwrap()
+}
+
+/// The value of one of the figures.
+fn figure(outcome: &Value, name: &str) -> f64 {
+    let figures = outcome["figures"].as_array().unwrap();
+    let found = figures.iter().find(|figure| figure["name"] == name);
+    found.unwrap_or_else(|| panic!("there is no figure {name}"))["value"].as_f64().unwrap()
+}
+
+#[test]
+fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
+    let redis = RedisServer::start();
+    let hub = hub(&["--redis-url", &redis.url(), "--workers", "2"]);
+    let home = tempfile::tempdir().unwrap();
+    let load = ["--connections", "300", "--processes", "2", "--ramp", "500", "--rate", "40", "--hold", "4s"];
+    let more = ["--storms", "1", "--storm-spread", "500ms", "--slow", "5", "--json", "a.json", "--html", "a.html"];
+    let output = run(&home, &hub, &[&load[..], &more].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let outcome = figures(&home, "a.json");
+    for (name, value) in
+        [("connections", 300.0), ("failed connects", 0.0), ("lost", 0.0), ("doubled", 0.0), ("gaps", 0.0)]
+    {
+        assert_eq!(figure(&outcome, name), value, "{name}: {}", said(&output));
+    }
+    // Of ten events one is for everyone, two for a topic of a hundred clients, seven for one client each.
+    let published = figure(&outcome, "events published");
+    assert!(published > 100.0, "{published}");
+    let kinds = &outcome["published"]["by_audience"];
+    let expected = 300.0 * kinds["everyone"].as_f64().unwrap()
+        + 100.0 * kinds["topic"].as_f64().unwrap()
+        + kinds["user"].as_f64().unwrap();
+    assert_eq!(figure(&outcome, "deliveries"), expected);
+    assert!(
+        figure(&outcome, "reconnect to ack, p50") > 0.0 && figure(&outcome, "from a storm until all were back") > 0.0
+    );
+    let page = fs::read_to_string(home.path().join("a.html")).unwrap();
+    assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "it needs nothing else");
+
+    let output = run(&home, &hub, &["--connections", "50", "--hold", "1s", "--compare", "a.json"]);
+    assert!(said(&output).contains("now/before") && output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn the_same_load_is_put_on_a_bare_write_loop() {
+    let hub = hub(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let load = ["--connections", "100", "--rate", "50", "--hold", "1s", "--floor", "--json", "f.json"];
+    let output = run(&home, &hub, &load);
+    assert!(output.status.success(), "{}", said(&output));
+    let outcome = figures(&home, "f.json");
+    assert!(
+        figure(&outcome, "floor: CPU a delivery") > 0.0 && figure(&outcome, "hub's CPU a delivery in floors") > 0.0
+    );
+    assert!(said(&output).contains("x the floor"), "{}", said(&output));
+}
+
+#[test]
+fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
+    let hub = hub(&["--max-connections-per-user", "20"]);
+    let home = tempfile::tempdir().unwrap();
+    let token = |admin, publish| {
+        let claims = Claims { sub: "ann".to_owned(), admin, publish, ..Claims::default() };
+        Minter::from_secret(SECRET).unwrap().mint(&claims)
+    };
+    let load = ["--connections", "50", "--ramp", "500", "--rate", "50", "--hold", "1s", "--json", "t.json"];
+
+    let admin = token(true, false);
+    let output = run(&home, &hub, &[&load[..], &["--token", &admin]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let outcome = figures(&home, "t.json");
+    let (user, published) = (&outcome["published"]["by_audience"]["user"], figure(&outcome, "events published"));
+    assert!(user.as_f64().unwrap() > 0.5 * published, "events for its user reach all of them");
+
+    let output = run(&home, &hub, &[&load[..], &["--token", &token(false, true)]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("closed 1013 max_connections_per_user"), "{}", said(&output));
+    assert_eq!(figure(&figures(&home, "t.json"), "connections"), 20.0);
+    assert_eq!(figure(&figures(&home, "t.json"), "lost"), 0.0, "{}", said(&output));
+
+    let few = ["--connections", "10", "--hold", "1s", "--token", &token(false, false)];
+    let output = run(&home, &hub, &few);
+    assert!(output.status.success() && said(&output).contains("may not publish"), "{}", said(&output));
+}
+
+#[test]
+fn it_ends_well_when_it_is_interrupted() {
+    let hub = hub(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let load = ["--connections", "20", "--hold", "10m", "--json", "i.json"];
+    let child = bench(&home, &hub, &load).spawn().unwrap();
+    until("events are under way", || {
+        let metrics = hub.get("/ws/health").unwrap_or_default();
+        metrics.contains(r#""total":20"#)
+    });
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(said(&output).contains("INTERRUPTED") && figures(&home, "i.json")["interrupted"] == true);
+    until("no client is left", || hub.get("/ws/health").unwrap_or_default().contains(r#""total":0"#));
+}
+
+#[test]
+fn a_hub_that_dies_is_no_success() {
+    let mut hub = hub(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let child = bench(&home, &hub, &["--connections", "20", "--hold", "3s"]).spawn().unwrap();
+    until("all are there", || hub.get("/ws/health").unwrap_or_default().contains(r#""total":20"#));
+    hub.kill();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("20 broken") && said(&output).contains("connection refused"), "{}", said(&output));
+}
