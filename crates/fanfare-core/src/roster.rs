@@ -18,7 +18,7 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     hash::{BuildHasher, Hash},
     io::IoSlice,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 /// Where a session sits. Reused after it left.
@@ -82,6 +82,10 @@ pub struct Roster {
     head: u64,
     /// The newest entries up to the head, while somebody is being served from them.
     tail: VecDeque<Arc<Entry>>,
+    /// How many clients each of them was written to.
+    written: VecDeque<u32>,
+    /// Entries that are no longer in the tail, or were read from the window, and what became of them here.
+    swept: Vec<Swept>,
     seats: Slab<Seat>,
     users: HashMap<Arc<str>, Members, Hasher>,
     topics: HashMap<Arc<str>, Members, Hasher>,
@@ -94,6 +98,17 @@ pub struct Roster {
     open: usize,
     overdue: usize,
     tally: Tally,
+}
+
+/// An entry that was written to clients.
+#[derive(Debug, Clone)]
+pub struct Swept {
+    /// Which.
+    pub entry: Arc<Entry>,
+    /// How many clients it was written to.
+    pub clients: u32,
+    /// They were served as it came, not from what the window holds.
+    pub live: bool,
 }
 
 #[derive(Debug)]
@@ -131,6 +146,8 @@ impl Roster {
             epoch,
             head,
             tail: VecDeque::new(),
+            written: VecDeque::new(),
+            swept: Vec::new(),
             seats: Slab::new(),
             users: HashMap::default(),
             topics: HashMap::default(),
@@ -334,18 +351,18 @@ impl Roster {
         }
         if self.ready.is_empty() {
             // Whoever becomes ready later was marked at a later head, or reads the window.
-            self.tail.clear();
+            self.let_go_of_tail(self.tail.len());
         } else {
             self.tail.extend(entries.iter().cloned());
-            let surplus = self.tail.len().saturating_sub(TAIL_ENTRIES);
-            self.tail.drain(..surplus);
+            self.written.resize(self.tail.len(), 0);
+            self.let_go_of_tail(self.tail.len().saturating_sub(TAIL_ENTRIES));
         }
     }
 
     /// Takes over a head that the tail does not lead up to: everyone reads the window.
     pub fn jump(&mut self, head: u64) {
         self.mark_everyone(self.head);
-        self.tail.clear();
+        self.let_go_of_tail(self.tail.len());
         self.head = head;
     }
 
@@ -367,7 +384,7 @@ impl Roster {
                 Some((Slot::try_from(slot).unwrap_or(Slot::MAX), start))
             })
             .collect();
-        self.tail.clear();
+        self.let_go_of_tail(self.tail.len());
         self.epoch = window.epoch();
         self.head = window.restart(before).map_or(self.head, |start| start.cursor);
         for (slot, start) in starts {
@@ -408,8 +425,31 @@ impl Roster {
                 return Some(slot);
             }
         }
-        self.tail.clear();
+        self.let_go_of_tail(self.tail.len());
         None
+    }
+
+    /// Nobody is served from the oldest of the tail any more.
+    fn let_go_of_tail(&mut self, count: usize) {
+        for (entry, clients) in self.tail.drain(..count).zip(self.written.drain(..count)) {
+            if clients > 0 {
+                entry.written.fetch_add(clients, Ordering::Relaxed);
+                self.swept.push(Swept { entry, clients, live: true });
+            }
+        }
+    }
+
+    /// What was written since the last call, entry by entry.
+    pub fn take_swept(&mut self) -> Vec<Swept> {
+        std::mem::take(&mut self.swept)
+    }
+
+    /// How many sessions wait for their sockets to take more, and how many entries the last of them is behind the head.
+    pub fn behind(&self) -> (usize, u64) {
+        let blocked = self.seats.iter().filter(|(_, seat)| seat.blocked);
+        let distances =
+            blocked.map(|(_, seat)| seat.session.behind().map_or(0, |cursor| self.head.saturating_sub(cursor)));
+        distances.fold((0, 0), |(count, farthest), distance| (count + 1, farthest.max(distance)))
     }
 
     /// Whether a session waits for its turn.
@@ -458,7 +498,14 @@ impl Roster {
                 }
             }
         }
-        session.flush(&chosen, reached, &mut self.tally, sink)
+        let before = self.tally.deliveries;
+        let all = session.flush(&chosen, reached, &mut self.tally, sink);
+        let delivered = usize::try_from(self.tally.deliveries - before).unwrap_or(0);
+        let first = self.tail.front().map_or(0, |first| first.sequence);
+        for entry in &chosen[..delivered] {
+            self.written[usize::try_from(entry.sequence - first).unwrap_or(0)] += 1;
+        }
+        all
     }
 
     fn serve_from_past(
@@ -476,7 +523,15 @@ impl Roster {
         let all = match read {
             Ok(reached) => {
                 let chosen: SmallVec<[&Entry; 64]> = entries.iter().map(|entry| &**entry).collect();
-                self.seats[slot as usize].session.flush(&chosen, reached, &mut self.tally, sink)
+                let before = self.tally.deliveries;
+                let all = self.seats[slot as usize].session.flush(&chosen, reached, &mut self.tally, sink);
+                let delivered = usize::try_from(self.tally.deliveries - before).unwrap_or(0);
+                drop(chosen);
+                for entry in entries.drain(..delivered) {
+                    entry.written.fetch_add(1, Ordering::Relaxed);
+                    self.swept.push(Swept { entry, clients: 1, live: false });
+                }
+                all
             }
             Err(start) => {
                 self.with_session(slot, now, |session, ctx| session.skip_to(start, ctx));

@@ -78,6 +78,28 @@ pub struct Tally {
     pub tokens_expiring: u64,
     /// Clients closed because their token had ended.
     pub tokens_expired: u64,
+    /// From a ping to its pong.
+    pub round_trips: RoundTrips,
+}
+
+/// How long clients took to answer a ping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoundTrips {
+    /// How many took no longer than each of [`ROUND_TRIP_MS`], but longer than the one before; the last took longer.
+    pub counts: [u32; ROUND_TRIP_MS.len() + 1],
+    /// All of them together, in milliseconds.
+    pub sum_ms: u64,
+}
+
+/// Bounds of round trips, in milliseconds.
+pub const ROUND_TRIP_MS: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 5_000];
+
+impl RoundTrips {
+    fn add(&mut self, ms: u64) {
+        let bucket = ROUND_TRIP_MS.partition_point(|bound| *bound < ms);
+        self.counts[bucket] += 1;
+        self.sum_ms += ms;
+    }
 }
 
 /// Why a token shown in band was refused.
@@ -226,6 +248,8 @@ pub struct Session {
     ended: Option<CloseCode>,
     behind: bool,
     overdue: bool,
+    /// A ping was sent that is not answered yet.
+    pinged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -314,6 +338,7 @@ impl Session {
             ended: None,
             behind: false,
             overdue: false,
+            pinged: false,
         }
     }
 
@@ -498,7 +523,8 @@ impl Session {
     fn handle_message(&mut self, text: &str, ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
         ctx.tally.messages += 1;
         match wire::read(text) {
-            Ok((Incoming::Pong | Incoming::Ack, _)) => {}
+            Ok((Incoming::Pong, _)) => self.answered(ctx),
+            Ok((Incoming::Ack, _)) => {}
             Ok((Incoming::Ping, _)) => self.say(Outgoing::Pong, ctx),
             Ok((Incoming::Subscribe { topic }, id)) => effects.extend(self.subscribe(&topic, id.as_deref(), ctx)),
             Ok((Incoming::Unsubscribe { topic }, id)) => effects.extend(self.unsubscribe(&topic, id.as_deref(), ctx)),
@@ -653,6 +679,14 @@ impl Session {
         }
     }
 
+    /// The first pong after a ping tells how long the way to the client and back is.
+    fn answered(&mut self, ctx: &mut Context<'_>) {
+        if std::mem::take(&mut self.pinged) {
+            let pinged_ms = self.due_ms.saturating_sub(ctx.settings.heartbeat_ms);
+            ctx.tally.round_trips.add(ctx.now.mono_ms.saturating_sub(pinged_ms));
+        }
+    }
+
     fn ping(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.mono_ms;
         self.overdue = self.heard_ms + ctx.settings.heartbeat_ms < self.due_ms;
@@ -660,6 +694,7 @@ impl Session {
         // A client that doesn't take what waits for it would not take a ping either.
         if self.out.is_none() {
             ctx.tally.pings += 1;
+            self.pinged = true;
             self.say(Outgoing::Ping, ctx);
         }
     }

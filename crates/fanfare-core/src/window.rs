@@ -4,8 +4,14 @@
 
 use crate::{Audience, ConnectionId, Event, Lineage, Position, lineage::Place, ws};
 use hashbrown::{HashMap, HashTable};
+use serde::Deserialize;
 use smallvec::SmallVec;
-use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    hash::BuildHasher,
+    sync::{Arc, atomic::AtomicU32},
+};
 
 /// One event at its place in the log, encoded once for a whole node.
 #[derive(Debug)]
@@ -20,6 +26,8 @@ pub struct Entry {
     pub event_id: Box<str>,
     /// The whole WebSocket frame.
     pub frame: Box<[u8]>,
+    /// How many clients of this node it was written to.
+    pub written: AtomicU32,
 }
 
 /// How much a window or a log in memory keeps. What comes first counts.
@@ -114,7 +122,17 @@ impl Entry {
     /// Encodes an event that was checked before it came into the log: its id and its JSON.
     pub fn from_parts(sequence: u64, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
         let frame = ws::frame(ws::Opcode::Text, json);
-        Self { sequence, appended_ms, audience, event_id: event_id.into(), frame }
+        Self { sequence, appended_ms, audience, event_id: event_id.into(), frame, written: AtomicU32::new(0) }
+    }
+
+    /// The event's `type`; empty where it has none that can be read.
+    pub fn event_type(&self) -> Cow<'_, str> {
+        #[derive(Deserialize)]
+        struct Type<'a> {
+            #[serde(borrow)]
+            r#type: Cow<'a, str>,
+        }
+        serde_json::from_slice(self.json()).map_or(Cow::Borrowed(""), |Type { r#type }| r#type)
     }
 
     /// The event's JSON: the frame without its head.

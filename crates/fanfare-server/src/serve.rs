@@ -7,8 +7,10 @@ mod introduction;
 pub(crate) mod jwks;
 mod listener;
 mod page;
+mod scrape;
 mod supervisor;
 pub(crate) mod tls;
+mod vitals;
 mod worker;
 
 use crate::{
@@ -49,6 +51,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
+use vitals::{CertificateEnd, Vitals};
 use worker::{EVERYTHING_ENDS, Word, Worker};
 
 /// How long requests may take to be answered at the end.
@@ -137,14 +140,15 @@ fn runtime() -> io::Result<Runtime> {
 async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // What is wrong with the settings is told before anything is taken.
-    let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings)?);
+    let certificate_end = CertificateEnd::default();
+    let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings, &certificate_end)?);
     let bound = match worker {
         Some(_) => None,
         None => Some(listener::bind(settings.listen)?),
     };
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
-    let hub = start_hub(settings, &keyring, &store).await?;
+    let hub = start_hub(settings, &keyring, &store, Vitals::new(certificate_end)).await?;
     accounts::follow(store.clone(), hub.clone()).await;
     let listener = match bound {
         Some(listener) => listener,
@@ -160,6 +164,10 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
             announce(settings, address, &keyring)?;
         }
     }
+    let scrapes = match settings.metrics_listen {
+        Some(address) => Some(scrape::start(address, worker, hub.clone()).await?),
+        None => None,
+    };
     let (end, requests) = watch::channel(());
     let app = hub.router_with(account_routes(settings, &keyring, &store, &hub));
     let door = Door::new(&hub, app, tls, settings.proxy_protocol_from.clone(), requests);
@@ -182,6 +190,10 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
             });
         }
     }
+    if worker.is_some() {
+        // The one that takes its place wants the address.
+        drop(scrapes);
+    }
     door.close(listener, ending);
     end.send_replace(());
     // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
@@ -199,14 +211,14 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
     Ok(())
 }
 
-async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>) -> anyhow::Result<Hub> {
+async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, vitals: Vitals) -> anyhow::Result<Hub> {
     let mut verifier = keyring.verifier(settings);
     if let Some(url) = &settings.jwks_url {
         let (with_source, source) = verifier.with_source();
         verifier = with_source;
         jwks::follow(url, settings.algorithm, settings.jwks_refresh, source).await?;
     }
-    let mut builder = Hub::builder(verifier).config(settings.hub.clone());
+    let mut builder = Hub::builder(verifier).config(settings.hub.clone()).figures(Arc::new(vitals));
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }

@@ -94,6 +94,10 @@ pub struct Standing {
     pub listening: bool,
     /// How long the newest probe took from its append to its return.
     pub lag: Option<Duration>,
+    /// How many events the log holds.
+    pub events: usize,
+    /// How many bytes of events the log holds.
+    pub bytes: usize,
     /// Connections on all nodes together and how many nodes there are, where others than this one are known.
     pub cluster: Option<(usize, usize)>,
 }

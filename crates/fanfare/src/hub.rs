@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     drain::{Pace, WAVE_MS, share_out},
     identity::{Names, fresh_event_id, random},
-    metrics::{Counter, Metrics},
+    metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
     registry::{Present, Registry},
     shard::{Command, Shard},
@@ -32,7 +32,7 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::oneshot, time::MissedTickBehavior};
 
 /// A running hub: publish, look at it, mount it, end it. Cheap to clone.
 #[derive(Clone)]
@@ -56,6 +56,7 @@ pub struct HubBuilder {
     identity_secret: Option<Vec<u8>>,
     revocations: Revocations,
     keeper: Option<Arc<dyn RevocationStore>>,
+    figures: Vec<Arc<dyn Figures>>,
     echo: bool,
 }
 
@@ -125,8 +126,19 @@ pub struct Stats {
     pub head: Position,
     /// What holds the log: `memory` or `redis`.
     pub broker: &'static str,
+    /// How long each shard was busy since the start.
+    pub busy: Vec<Duration>,
     /// How the log stands.
     pub log: Standing,
+}
+
+/// Clients that do not take what there is for them as fast as it comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// How many there are.
+    pub clients: usize,
+    /// How many events of the log the last of them is behind its head.
+    pub farthest: u64,
 }
 
 impl HubBuilder {
@@ -158,6 +170,13 @@ impl HubBuilder {
     #[must_use]
     pub fn keep_revocations(mut self, store: Arc<dyn RevocationStore>) -> Self {
         self.keeper = Some(store);
+        self
+    }
+
+    /// Adds figures to those that [`Hub::metrics_text`] and `/metrics` give.
+    #[must_use]
+    pub fn figures(mut self, figures: Arc<dyn Figures>) -> Self {
+        self.figures.push(figures);
         self
     }
 
@@ -209,6 +228,7 @@ impl HubBuilder {
             broker: OnceLock::new(),
             registry: OnceLock::new(),
             ready: AtomicBool::new(true),
+            figures: self.figures.clone(),
             config: self.config.clone(),
         }
     }
@@ -298,6 +318,7 @@ impl Hub {
             identity_secret: None,
             revocations: Revocations::default(),
             keeper: None,
+            figures: Vec::new(),
             echo: false,
         }
     }
@@ -322,16 +343,16 @@ impl Hub {
             let event = self.finish(draft, now).map_err(|error| (i, error))?;
             records.push(Record { event, audience });
         }
-        let ids: Vec<String> = records.iter().map(|record| record.event.event_id().to_owned()).collect();
+        let name = |record: &Record| (record.event.event_id().to_owned(), record.event.event_type().to_owned());
+        let names: Vec<_> = records.iter().map(name).collect();
         let appended = self.inner.broker.append(records).await.map_err(|error| (0, error.into()))?;
-        let duplicates = appended.iter().filter(|appended| appended.duplicate).count() as u64;
-        let metrics = self.metrics();
-        metrics.add(Counter::Events, appended.len() as u64 - duplicates);
-        metrics.add(Counter::Duplicates, duplicates);
-        let published = ids.into_iter().zip(appended).map(|(event_id, appended)| Published {
-            event_id,
-            position: appended.position,
-            duplicate: appended.duplicate,
+        let published = names.into_iter().zip(appended).map(|((event_id, event_type), appended)| {
+            if appended.duplicate {
+                self.metrics().add(Counter::Duplicates, 1);
+            } else {
+                self.metrics().add_event(&event_type);
+            }
+            Published { event_id, position: appended.position, duplicate: appended.duplicate }
         });
         Ok(published.collect())
     }
@@ -375,8 +396,27 @@ impl Hub {
             window_bytes: window.bytes(),
             head: Position { epoch: window.epoch(), sequence: window.head() },
             broker: self.inner.broker.name(),
+            busy: shards.iter().map(|shard| Duration::from_micros(shard.busy_us.load(Ordering::Relaxed))).collect(),
             log,
         }
+    }
+
+    /// How far this node's clients are behind the log's head.
+    pub async fn lateness(&self) -> Lateness {
+        let mut all = Lateness::default();
+        for shard in self.inner.node.shards() {
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::Survey(reply));
+            // A shard that has ended has nobody.
+            let Lateness { clients, farthest } = answer.await.unwrap_or_default();
+            all = Lateness { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
+        }
+        all
+    }
+
+    /// All figures in the text form that Prometheus reads (OpenMetrics 1.0), as `/metrics` gives them.
+    pub async fn metrics_text(&self) -> String {
+        crate::http::metrics_text(self).await
     }
 
     /// Whether the hub takes connections and events.
@@ -387,6 +427,10 @@ impl Hub {
     /// The hub's counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.inner.node.metrics
+    }
+
+    pub(crate) fn figures(&self) -> Vec<Figure> {
+        self.inner.node.figures.iter().flat_map(|figures| figures.figures()).collect()
     }
 
     /// What was set.

@@ -32,4 +32,4 @@ pub use fanfare_core::{
     time::iso_8601,
 };
 pub use http::{not_found, problem};
-pub use hub::{Hub, HubBuilder, PublishError, Published, RevocationStore, StartError, Stats};
+pub use hub::{Hub, HubBuilder, Lateness, PublishError, Published, RevocationStore, StartError, Stats};

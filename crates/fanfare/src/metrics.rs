@@ -6,8 +6,12 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 use std::{
+    collections::BTreeMap,
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 macro_rules! counters {
@@ -47,7 +51,7 @@ counters! {
     Resumes = "fanfare_resumes";
     /// Connections that a newer socket took over.
     Takeovers = "fanfare_takeovers";
-    /// Events appended to the log.
+    /// Events that this node appended to the log.
     Events = "fanfare_events";
     /// Events refused because their `event_id` is already in the log.
     Duplicates = "fanfare_duplicate_events";
@@ -57,6 +61,10 @@ counters! {
     EventsLost = "fanfare_lost_events";
     /// Messages on Redis' channels that found no room while the log was away.
     HeardLost = "fanfare_lost_publications";
+    /// Commands sent to Redis.
+    RedisCommands = "fanfare_redis_commands";
+    /// Commands that Redis did not answer, or answered with an error.
+    RedisErrors = "fanfare_redis_errors";
     /// Times that the link to Redis was made anew.
     BusReconnects = "fanfare_bus_reconnects";
     /// Events written to a connection.
@@ -165,14 +173,148 @@ counters! {
     ClosedDisconnected = "fanfare_closes", "code" = "4003";
 }
 
-/// The counters of one hub.
+/// What the members of a family with a label have in common.
+const FAMILIES: &[(&str, &str)] = &[
+    ("fanfare_gaps", "Clients that were told of a gap, by reason."),
+    ("fanfare_auth_failures", "Tokens and sites refused, by reason."),
+    ("fanfare_refusals", "What a limit refused or closed, by limit."),
+    ("fanfare_bad_input", "What was sent and could not be understood, by kind."),
+    ("fanfare_closes", "Connections that ended, by close code."),
+];
+
+fn family_help(family: &str) -> &'static str {
+    FAMILIES.iter().find(|(name, _)| *name == family).map_or("", |(_, help)| help)
+}
+
+/// A distribution that a hub measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// From an event's appending until the last client that keeps up was sent it, by the log's clock, for each shard.
+    AppendToWrite,
+    /// From a ping to the client's pong.
+    RoundTrip,
+    /// How long a shard is busy until it waits again.
+    Loop,
+}
+
+impl Measure {
+    /// Every one of them.
+    pub const ALL: &[Self] = &[Self::AppendToWrite, Self::RoundTrip, Self::Loop];
+
+    /// Its name in the Prometheus text.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AppendToWrite => "fanfare_append_to_write_seconds",
+            Self::RoundTrip => "fanfare_round_trip_seconds",
+            Self::Loop => "fanfare_shard_loop_seconds",
+        }
+    }
+
+    /// What is measured, in a sentence.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::AppendToWrite => {
+                "From an event's appending until the last client that keeps up was sent it, for each shard."
+            }
+            Self::RoundTrip => "From a ping to the client's pong.",
+            Self::Loop => "How long a shard is busy until it waits again.",
+        }
+    }
+
+    /// The upper bounds of its buckets, in microseconds.
+    pub const fn bounds_us(self) -> &'static [u64] {
+        match self {
+            Self::AppendToWrite => {
+                &[1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000]
+            }
+            Self::RoundTrip => {
+                &[1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000]
+            }
+            Self::Loop => &[50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 1_000_000],
+        }
+    }
+}
+
+/// Something whose number of kinds publishers decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByType {
+    /// Events appended to the log by this node.
+    Events,
+    /// Events written to clients.
+    Deliveries,
+}
+
+impl ByType {
+    /// Both of them.
+    pub const ALL: &[Self] = &[Self::Events, Self::Deliveries];
+
+    /// Its name in the Prometheus text, without the `_total` that Prometheus adds.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "fanfare_events_by_type",
+            Self::Deliveries => "fanfare_deliveries_by_type",
+        }
+    }
+
+    /// What is counted, in a sentence.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Events => "Events appended to the log by this node, by type; after 64 types, other.",
+            Self::Deliveries => "Events written to clients, by type; after 64 types, other.",
+        }
+    }
+}
+
+/// The media type of [`Hub::metrics_text`](crate::Hub::metrics_text).
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A figure that the application adds to the hub's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    /// Its name in the Prometheus text; a counter's without the `_total` that Prometheus adds.
+    pub name: &'static str,
+    /// What it is, in a sentence.
+    pub help: &'static str,
+    /// It only grows, from 0 at the start of the process.
+    pub counter: bool,
+    /// How much it is now.
+    pub value: f64,
+}
+
+/// Figures that the application has of its process, asked for whenever the hub's are read.
+pub trait Figures: Send + Sync + fmt::Debug + 'static {
+    /// All that are known now. Must not block for long.
+    fn figures(&self) -> Vec<Figure>;
+}
+
+/// Publishers can make up any number of types; a page of figures can't have any number of lines.
+const MAX_TYPES: usize = 64;
+/// What all further types count as.
+const OTHER: &str = "other";
+/// More buckets than any measure has.
+const BUCKETS: usize = 12;
+
+/// The figures of one hub.
 pub struct Metrics {
     counts: [AtomicU64; Counter::ALL.len()],
+    measures: [Distribution; Measure::ALL.len()],
+    types: Mutex<BTreeMap<Box<str>, [u64; ByType::ALL.len()]>>,
+}
+
+#[derive(Default)]
+struct Distribution {
+    /// The last one is what is longer than all bounds.
+    counts: [AtomicU64; BUCKETS],
+    sum_us: AtomicU64,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Self {
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            measures: std::array::from_fn(|_| Distribution::default()),
+            types: Mutex::default(),
+        }
     }
 }
 
@@ -186,6 +328,46 @@ impl Metrics {
     pub fn add(&self, counter: Counter, n: u64) {
         self.counts[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
+
+    /// Measures something, in microseconds.
+    pub fn measure(&self, measure: Measure, us: u64) {
+        let bucket = measure.bounds_us().partition_point(|bound| *bound < us);
+        self.measure_many(measure, bucket, 1, us);
+    }
+
+    /// Takes over what was counted elsewhere: so many in a bucket, that take so many microseconds together.
+    pub(crate) fn measure_many(&self, measure: Measure, bucket: usize, count: u64, sum_us: u64) {
+        let distribution = &self.measures[measure as usize];
+        distribution.counts[bucket.min(BUCKETS - 1)].fetch_add(count, Ordering::Relaxed);
+        distribution.sum_us.fetch_add(sum_us, Ordering::Relaxed);
+    }
+
+    /// How often something was measured since the hub started.
+    pub fn measured(&self, measure: Measure) -> u64 {
+        self.measures[measure as usize].counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Counts an event that was appended to the log.
+    pub(crate) fn add_event(&self, event_type: &str) {
+        self.add(Counter::Events, 1);
+        self.add_of_type(ByType::Events, event_type, 1);
+    }
+
+    /// Counts something of an event's type.
+    pub fn add_of_type(&self, what: ByType, event_type: &str, n: u64) {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = if types.contains_key(event_type) || types.len() < MAX_TYPES { event_type } else { OTHER };
+        match types.get_mut(name) {
+            Some(counts) => counts[what as usize] += n,
+            None => types.entry(name.into()).or_default()[what as usize] += n,
+        }
+    }
+
+    /// How often something was counted of an event's type.
+    pub fn of_type(&self, what: ByType, event_type: &str) -> u64 {
+        let types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        types.get(event_type).map_or(0, |counts| counts[what as usize])
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -194,7 +376,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Gives a hub's counters to a Prometheus registry.
+/// Gives a hub's figures to a Prometheus registry.
 #[derive(Debug)]
 pub(crate) struct Counters(pub(crate) std::sync::Arc<Metrics>);
 
@@ -202,7 +384,7 @@ impl Collector for Counters {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for family in Counter::ALL.chunk_by(|a, b| a.family() == b.family()) {
             let labelled = family[0].label().is_some();
-            let help = if labelled { "By what the label says." } else { family[0].help() };
+            let help = if labelled { family_help(family[0].family()) } else { family[0].help() };
             let mut metric = encoder.encode_descriptor(family[0].family(), help, None, MetricType::Counter)?;
             if !labelled {
                 ConstCounter::new(self.0.get(family[0])).encode(metric)?;
@@ -212,6 +394,24 @@ impl Collector for Counters {
                 let labels = [counter.label().unwrap_or_default()];
                 ConstCounter::new(self.0.get(counter)).encode(metric.encode_family(&labels)?)?;
             }
+        }
+        let types = self.0.types.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for &what in ByType::ALL {
+            let mut metric = encoder.encode_descriptor(what.name(), what.help(), None, MetricType::Counter)?;
+            for (event_type, counts) in &types {
+                let labels = [("type", &**event_type)];
+                ConstCounter::new(counts[what as usize]).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        for &measure in Measure::ALL {
+            let Distribution { counts, sum_us } = &self.0.measures[measure as usize];
+            let counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
+            let bounds = measure.bounds_us().iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(counts).collect();
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            let sum = sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+            let mut metric = encoder.encode_descriptor(measure.name(), measure.help(), None, MetricType::Histogram)?;
+            metric.encode_histogram::<prometheus_client::encoding::NoLabelSet>(sum, count, &buckets, None)?;
         }
         Ok(())
     }
@@ -234,6 +434,50 @@ mod tests {
         assert!(text.contains("fanfare_connects_total 3\n"), "{text}");
         assert!(text.contains("fanfare_gaps_total{reason=\"reset\"} 2\n"), "{text}");
         assert!(text.contains("fanfare_gaps_total{reason=\"expired\"} 0\n"), "{text}");
+    }
+
+    #[test]
+    fn distributions_and_types_become_prometheus_text() {
+        let metrics = Arc::new(Metrics::default());
+        for us in [10, 60, 70, 2_000_000] {
+            metrics.measure(Measure::Loop, us);
+        }
+        metrics.add_of_type(ByType::Events, "note", 2);
+        metrics.add_of_type(ByType::Deliveries, "a \"b\"", 3);
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(Counters(metrics)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "fanfare_shard_loop_seconds_bucket{le=\"0.00005\"} 1",
+            "fanfare_shard_loop_seconds_bucket{le=\"0.0001\"} 3",
+            "fanfare_shard_loop_seconds_bucket{le=\"1.0\"} 3",
+            "fanfare_shard_loop_seconds_bucket{le=\"+Inf\"} 4",
+            "fanfare_shard_loop_seconds_count 4",
+            "fanfare_events_by_type_total{type=\"note\"} 2",
+            "fanfare_deliveries_by_type_total{type=\"a \\\"b\\\"\"} 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        assert!(Measure::ALL.iter().all(|measure| measure.bounds_us().len() == BUCKETS - 1));
+    }
+
+    #[test]
+    fn publishers_can_not_make_any_number_of_lines() {
+        let metrics = Metrics::default();
+        for n in 0..1_000 {
+            metrics.add_of_type(ByType::Events, &format!("type-{n}"), 1);
+        }
+        metrics.add_of_type(ByType::Events, "type-1", 1);
+        assert_eq!(metrics.types.lock().unwrap().len(), MAX_TYPES + 1);
+        assert_eq!((metrics.of_type(ByType::Events, "type-1"), metrics.of_type(ByType::Events, OTHER)), (2, 936));
+    }
+
+    #[test]
+    fn every_family_with_a_label_says_what_it_is() {
+        for counter in Counter::ALL.iter().filter(|counter| counter.label().is_some()) {
+            assert!(!family_help(counter.family()).is_empty(), "{}", counter.family());
+        }
     }
 
     #[test]

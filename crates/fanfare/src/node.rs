@@ -9,7 +9,7 @@ use crate::{
     clock,
     config::Config,
     identity::Names,
-    metrics::{Counter, Metrics},
+    metrics::{Counter, Figures, Metrics},
     registry::{Present, Registry},
     shard::{Command, ShardHandle},
 };
@@ -38,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) broker: OnceLock<Weak<dyn Broker>>,
     pub(crate) registry: OnceLock<Weak<dyn Registry>>,
     pub(crate) ready: AtomicBool,
+    /// The application's.
+    pub(crate) figures: Vec<Arc<dyn Figures>>,
 }
 
 impl Tail for Node {

@@ -5,7 +5,8 @@
 use crate::{
     admission::Refusal,
     clock,
-    metrics::{Counter, Metrics},
+    hub::Lateness,
+    metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
     registry::Present,
     socket::Socket,
@@ -23,7 +24,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -59,6 +60,8 @@ pub(crate) struct ShardHandle {
     pub(crate) overdue: AtomicUsize,
     /// Clients that could be told to go by the next wave.
     pub(crate) leaving: AtomicUsize,
+    /// How long it was busy, in microseconds.
+    pub(crate) busy_us: AtomicU64,
 }
 
 /// What a shard is asked to do.
@@ -70,6 +73,8 @@ pub(crate) enum Command {
     Close(ConnectionId, CloseCode, String),
     /// End a connection that came before a time, because it is on another node since.
     LetGo(ConnectionId, u64),
+    /// Tell how many sessions are behind the head, and how far the last of them is.
+    Survey(oneshot::Sender<Lateness>),
     /// Tell who is connected, or who of one user is.
     List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
     /// End the connections whose tokens are no longer believed.
@@ -176,6 +181,7 @@ impl Shard {
             open: AtomicUsize::new(0),
             overdue: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
+            busy_us: AtomicU64::new(0),
         });
         Ok(Self {
             node,
@@ -211,7 +217,7 @@ impl Shard {
                 tracing::error!(%error, "a shard can't poll its sockets and ends");
                 return;
             }
-            let now = clock::now();
+            let (now, woken) = (clock::now(), Instant::now());
             self.handle.awake.store(false, Ordering::SeqCst);
             self.pull(now);
             self.obey(now);
@@ -224,6 +230,9 @@ impl Shard {
             self.sweep(now);
             self.see_off(now);
             self.report();
+            let busy_us = u64::try_from(woken.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.handle.busy_us.fetch_add(busy_us, Ordering::Relaxed);
+            self.node.metrics.measure(Measure::Loop, busy_us);
         }
     }
 
@@ -289,6 +298,11 @@ impl Shard {
                     }
                 }
                 Command::LetGo(connection, before_ms) => self.let_go(connection, before_ms, now),
+                Command::Survey(reply) => {
+                    let (clients, farthest) = self.roster.behind();
+                    // Who asked may have gone.
+                    let _ = reply.send(Lateness { clients, farthest });
+                }
                 Command::List(user, reply) => {
                     // Who asked may have gone.
                     let _ = reply.send(self.list(user.as_deref()));
@@ -567,10 +581,30 @@ impl Shard {
         if tally != Tally::default() {
             add_tally(&self.node.metrics, &tally);
         }
+        self.report_swept();
+    }
+
+    fn report_swept(&mut self) {
+        let metrics = &self.node.metrics;
+        let swept = self.roster.take_swept();
+        let now_ms = if swept.is_empty() { 0 } else { clock::now().unix_ms };
+        for same in swept.chunk_by(|a, b| Arc::ptr_eq(&a.entry, &b.entry)) {
+            let entry = &same[0].entry;
+            let clients = same.iter().map(|swept| u64::from(swept.clients)).sum();
+            metrics.add_of_type(ByType::Deliveries, &entry.event_type(), clients);
+            if same[0].live {
+                metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
+            }
+        }
     }
 }
 
 fn add_tally(metrics: &Metrics, tally: &Tally) {
+    let round_trips = &tally.round_trips;
+    let mut sum_us = 1_000 * round_trips.sum_ms;
+    for (bucket, &count) in round_trips.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        metrics.measure_many(Measure::RoundTrip, bucket, u64::from(count), std::mem::take(&mut sum_us));
+    }
     for (counter, n) in [
         (Counter::Deliveries, tally.deliveries),
         (Counter::BytesSent, tally.bytes_sent),

@@ -24,6 +24,16 @@ pub struct HubProcess {
     home: TempDir,
 }
 
+/// The whole answer to a request, if there is one within a second.
+pub fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
 impl HubProcess {
     /// Starts `fanfare serve` with further arguments and environment variables, without waiting for it.
     pub fn launch(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
@@ -65,12 +75,7 @@ impl HubProcess {
 
     /// The whole answer to a request, if there is one within a second.
     pub fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        get(self.address, path)
     }
 
     /// What it has logged so far.

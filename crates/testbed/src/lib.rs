@@ -20,7 +20,7 @@ mod sentinel;
 
 pub use authority::Authority;
 pub use cluster::Cluster;
-pub use hub::HubProcess;
+pub use hub::{HubProcess, get};
 pub use postgres::Postgres;
 pub use process::{free_port, until};
 pub use redis::{RedisServer, RedisSetup};

@@ -10,7 +10,7 @@ mod frame;
 mod html;
 mod outcome;
 mod plan;
-mod proc;
+pub(crate) mod proc;
 mod publisher;
 mod report;
 mod socket;

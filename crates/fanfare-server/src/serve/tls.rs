@@ -1,5 +1,6 @@
 //! TLS: the certificate and its key, read from files, and again when they change. Who is connected keeps its connection.
 
+use super::vitals::CertificateEnd;
 use crate::settings::{Settings, SettingsError};
 use arc_swap::ArcSwap;
 use rustls::{
@@ -13,10 +14,11 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -26,6 +28,16 @@ const LOOK: Duration = Duration::from_secs(2);
 struct Certificate {
     files: Files,
     current: ArcSwap<CertifiedKey>,
+    end: CertificateEnd,
+}
+
+impl Certificate {
+    /// Notes when it ends, for the figures. One that can't be read is not told to end.
+    fn note_end(&self) {
+        let current = self.current.load();
+        let parsed = current.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+        self.end.store(parsed.map_or(0, |(_, parsed)| parsed.validity().not_after.timestamp()), Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -38,10 +50,11 @@ struct Files {
 type Mark = [Option<(u64, u64, i64, i64)>; 2];
 
 /// What makes TLS of connections, if a certificate is set. Its files are followed in the background.
-pub(super) fn acceptor(settings: &Settings) -> Result<Option<TlsAcceptor>, SettingsError> {
+pub(super) fn acceptor(settings: &Settings, end: &CertificateEnd) -> Result<Option<TlsAcceptor>, SettingsError> {
     let Some(files) = Files::of(settings) else { return Ok(None) };
     let mark = files.mark();
-    let certificate = Arc::new(Certificate { current: ArcSwap::from_pointee(files.load()?), files });
+    let certificate = Arc::new(Certificate { current: ArcSwap::from_pointee(files.load()?), files, end: end.clone() });
+    certificate.note_end();
     tokio::spawn(follow(certificate.clone(), mark));
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -67,6 +80,7 @@ async fn follow(certificate: Arc<Certificate>, mut known: Mark) {
         match certificate.files.load() {
             Ok(key) => {
                 certificate.current.store(Arc::new(key));
+                certificate.note_end();
                 tracing::info!("the certificate was read anew");
             }
             // Both are seldom written in one moment; whatever comes next is a change too.

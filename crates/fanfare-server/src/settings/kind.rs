@@ -68,6 +68,14 @@ kind!(
     SocketAddr::to_string
 );
 kind!(
+    own_address,
+    "ADDRESS:PORT",
+    "an IP address and a port, such as 127.0.0.1:9464",
+    Option<SocketAddr>,
+    |text: &str| text.parse().ok().map(Some),
+    |value: &Option<SocketAddr>| value.map_or_else(not_set, |address| address.to_string())
+);
+kind!(
     secret,
     "SECRET",
     "a text that is not empty; make one with: openssl rand -hex 32",

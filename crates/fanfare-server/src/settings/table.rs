@@ -19,6 +19,7 @@ use std::{
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) workers: usize,
+    pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) tls_certificate_file: Option<PathBuf>,
     pub(crate) tls_key_file: Option<PathBuf>,
     pub(crate) proxy_protocol_from: Proxies,
@@ -53,6 +54,7 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             workers: 1,
+            metrics_listen: None,
             tls_certificate_file: None,
             tls_key_file: None,
             proxy_protocol_from: Proxies::default(),
@@ -145,6 +147,8 @@ settings! {
     listen: address;
     /// Processes that share the port, which a supervisor keeps alive; more than one need a Redis. 0: one for every core.
     workers: count;
+    /// Where to serve /metrics to everybody, beside /metrics on the main address with an administrator's token. The first worker takes this port, each other one the next.
+    metrics_listen: own_address;
     /// The certificate for TLS as PEM, with the chain behind it; read anew when it changes. Without one there is no TLS.
     tls_certificate_file: file;
     /// The key of the certificate, as PEM.

@@ -122,7 +122,8 @@ impl Broker for MemoryBroker {
     }
 
     fn standing(&self) -> Standing {
-        Standing::default()
+        let log = self.log();
+        Standing { events: log.entries.len(), bytes: log.entries.bytes(), ..Standing::default() }
     }
 
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {

@@ -16,6 +16,7 @@ mod responses;
 mod tokens;
 
 pub use error::{not_found, problem};
+pub(crate) use metrics::metrics_text;
 
 use crate::Hub;
 use axum::{

@@ -82,7 +82,7 @@ async fn append(
         Durability::Replica => {
             let mut pipe = redis::pipe();
             pipe.add_command(command).cmd("WAIT").arg(1).arg(clock::millis(REPLICATION));
-            let answers: Vec<Value> = pipe.query_async(&mut link.commands.clone()).await?;
+            let answers: Vec<Value> = link.call_all(&pipe).await?;
             let [places, replicas] = <[Value; 2]>::try_from(answers)
                 .map_err(|answers| LinkError::Answer(format!("{} answers to two commands", answers.len())))?;
             (places, read(replicas)?)

@@ -126,7 +126,7 @@ impl Bus {
     ) -> Result<Infallible, LinkError> {
         let shared = self.shared.clone();
         let (url, keys) = (&shared.options.url, &shared.keys);
-        let (link, facts) = Link::open(url, keys).await?;
+        let (link, facts) = Link::open(url, keys, shared.metrics.clone()).await?;
         check_key(&link, &keys.log, "stream").await?;
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
         let mut ears = link.ears(url).await?;
@@ -181,7 +181,7 @@ impl Bus {
         self.note_down(&LinkError::Unreachable("the hub ends".to_owned()));
         let keys = &self.shared.keys;
         let leave = async {
-            let (link, _) = Link::open(&self.shared.options.url, keys).await?;
+            let (link, _) = Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?;
             for list in [&keys.nodes, &keys.ears] {
                 link.call(cmd("ZREM").arg(list).arg(&self.shared.node)).await?;
             }

@@ -108,7 +108,14 @@ pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Recor
             return;
         }
         match answer.await {
-            Ok(Ok(_) | Err(BrokerError::NotReplicated { .. })) => drop(waiting.drain(..due)),
+            Ok(Ok(appended)) => {
+                for ((_, record), appended) in waiting.drain(..due).zip(appended) {
+                    if !appended.duplicate {
+                        shared.metrics.add_event(record.event.event_type());
+                    }
+                }
+            }
+            Ok(Err(BrokerError::NotReplicated { .. })) => drop(waiting.drain(..due)),
             Ok(Err(BrokerError::Unavailable(_))) | Err(_) => sleep(AGAIN).await,
         }
     }

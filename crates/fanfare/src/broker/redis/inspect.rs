@@ -7,7 +7,10 @@ use super::{
 };
 use crate::clock;
 use redis::cmd;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How many questions the latency is of.
 const QUESTIONS: usize = 20;
@@ -44,7 +47,7 @@ pub struct Inspection {
 pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, LinkError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let keys = Keys::new(namespace, url.is_cluster());
-    let (link, facts) = Link::open(url, &keys).await?;
+    let (link, facts) = Link::open(url, &keys, Arc::default()).await?;
     let info: String = read(link.call(&cmd("INFO")).await?)?;
     let number = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

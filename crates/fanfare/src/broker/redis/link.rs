@@ -7,8 +7,9 @@ use super::{
     topology::connect,
     url::{Address, RedisUrl},
 };
+use crate::metrics::{Counter, Metrics};
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection, cmd};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How long Redis may take to answer a command.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
@@ -114,6 +115,16 @@ pub(super) async fn call(connection: &mut MultiplexedConnection, command: &Cmd) 
     Ok(connection.send_packed_command(command).await?.extract_error()?)
 }
 
+/// Sends a command, waits for its answer, and counts both.
+pub(super) async fn counted(
+    connection: &mut MultiplexedConnection,
+    command: &Cmd,
+    metrics: &Metrics,
+) -> Result<Value, LinkError> {
+    metrics.add(Counter::RedisCommands, 1);
+    call(connection, command).await.inspect_err(|_| metrics.add(Counter::RedisErrors, 1))
+}
+
 /// Reads an answer as what it is expected to be. What it is instead is not told: it may hold events.
 pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkError> {
     redis::from_redis_value(answer).map_err(|_| LinkError::Answer(format!("not a {}", std::any::type_name::<T>())))
@@ -128,6 +139,7 @@ pub(super) struct Link {
     /// For commands that are answered at once.
     pub(super) commands: MultiplexedConnection,
     scripts: Scripts,
+    metrics: Arc<Metrics>,
 }
 
 /// What an operator should know of the server.
@@ -142,7 +154,7 @@ pub(super) struct Facts {
 
 impl Link {
     /// Finds the server and connects to it.
-    pub(super) async fn open(url: &RedisUrl, keys: &Keys) -> Result<(Self, Facts), LinkError> {
+    pub(super) async fn open(url: &RedisUrl, keys: &Keys, metrics: Arc<Metrics>) -> Result<(Self, Facts), LinkError> {
         let address = url.locate(&keys.log).await?;
         let client = url.client(&address, url.credentials())?;
         let mut commands = connect(&client, &address, ANSWER).await?;
@@ -159,7 +171,7 @@ impl Link {
         };
         check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
-        Ok((Self { address, server: field("run_id"), commands, scripts }, facts))
+        Ok((Self { address, server: field("run_id"), commands, scripts, metrics }, facts))
     }
 
     /// Another connection to the same process, for a command that waits.
@@ -204,7 +216,14 @@ impl Link {
 
     /// Sends a command and waits for its answer.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, LinkError> {
-        call(&mut self.commands.clone(), command).await
+        counted(&mut self.commands.clone(), command, &self.metrics).await
+    }
+
+    /// Sends commands at once and waits for all their answers.
+    pub(super) async fn call_all(&self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
+        self.metrics.add(Counter::RedisCommands, commands.len() as u64);
+        let answers = commands.query_async(&mut self.commands.clone()).await;
+        Ok(answers.inspect_err(|_| self.metrics.add(Counter::RedisErrors, 1))?)
     }
 }
 

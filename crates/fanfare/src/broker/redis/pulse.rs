@@ -16,6 +16,16 @@ const BEAT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a probe is overdue.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// What the script of a beat returns.
+pub(super) struct BeatAnswer {
+    head: u64,
+    pub(super) nodes: usize,
+    pub(super) connections: usize,
+    first: bool,
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
 /// Beats until the link ends, or until news no longer come.
 pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u64) -> Result<Infallible, LinkError> {
     let mut next = Instant::now();
@@ -50,12 +60,13 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<(
     shared.probe_sent(number);
     match link.call(&command).await {
         Ok(answer) => {
-            let (head, nodes, connections, first): (u64, usize, usize, bool) = read(answer)?;
-            shared.foremost.store(first, Ordering::Relaxed);
+            let (head, nodes, connections, first, events, bytes) = read(answer)?;
+            let answer = BeatAnswer { head, nodes, connections, first, events, bytes };
+            shared.foremost.store(answer.first, Ordering::Relaxed);
             shared.note_beat();
-            shared.set_cluster(connections, nodes);
-            if head < before {
-                return Err(LinkError::Answer(format!("the log went back from {before} to {head}")));
+            shared.note_beat_answer(&answer);
+            if answer.head < before {
+                return Err(LinkError::Answer(format!("the log went back from {before} to {}", answer.head)));
             }
             Ok(())
         }

@@ -1,6 +1,6 @@
 //! What the parts of the bus share: the options, the link while there is one, and how things stand.
 
-use super::{RedisOptions, keys::Keys, link::Link, registry::Pending};
+use super::{RedisOptions, keys::Keys, link::Link, pulse::BeatAnswer, registry::Pending};
 use crate::{
     broker::{Appended, BrokerError, Record, Standing, Tail},
     clock,
@@ -61,6 +61,9 @@ struct State {
     /// Those that have not come back by the channels.
     echoes: VecDeque<(u64, Instant)>,
     cluster: Option<(usize, usize)>,
+    /// What the log holds, as of the last beat.
+    events: usize,
+    bytes: usize,
 }
 
 impl Shared {
@@ -153,8 +156,10 @@ impl Shared {
         news
     }
 
-    pub(super) fn set_cluster(&self, connections: usize, nodes: usize) {
-        self.state().cluster = Some((connections, nodes));
+    pub(super) fn note_beat_answer(&self, answer: &BeatAnswer) {
+        let mut state = self.state();
+        state.cluster = Some((answer.connections, answer.nodes));
+        (state.events, state.bytes) = (answer.events, answer.bytes);
     }
 
     pub(super) fn probe_sent(&self, number: u64) {
@@ -201,6 +206,8 @@ impl Shared {
             connected: state.link.is_some(),
             listening: state.link.is_some() && state.listening,
             lag,
+            events: state.events,
+            bytes: state.bytes,
             cluster: state.cluster,
         }
     }

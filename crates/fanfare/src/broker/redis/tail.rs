@@ -48,7 +48,7 @@ pub(super) async fn run(
         let mut read = cmd("XREAD");
         read.arg("BLOCK").arg(block).arg("COUNT").arg(COUNT).arg("STREAMS");
         read.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
-        let answer = super::link::call(&mut connection, &read).await?;
+        let answer = super::link::counted(&mut connection, &read, &shared.metrics).await?;
         let mut streams = streams(answer)?;
         let entries = streams.remove(&*keys.log).map_or_else(|| Ok(Vec::new()), record::entries)?;
         let all = entries.len() < COUNT;

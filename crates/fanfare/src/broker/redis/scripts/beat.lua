@@ -2,7 +2,8 @@
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set)
 -- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
 --       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms
--- Returns the log's head, the nodes alive, their connections, and 1 if this node is the one that has heard for longest.
+-- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, and how
+-- many events and bytes the log holds.
 
 local meta = redis.call('HMGET', KEYS[2], 'server', 'head', 'bytes')
 if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not the one that holds the log') end
@@ -38,4 +39,4 @@ if tonumber(ARGV[3]) % 32 == 0 then
   local left = trim(bytes, now, math.huge, math.huge, tonumber(ARGV[8]))
   if left ~= bytes then redis.call('HSET', KEYS[2], 'bytes', whole(left)) end
 end
-return {head, nodes, connections, first}
+return {head, nodes, connections, first, redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0)}
