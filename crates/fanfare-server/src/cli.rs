@@ -149,6 +149,15 @@ Without --token each client is a user of its own, with a token that is made with
 configured secret; with it all are the one user that it names, of whom the hub lets in
 max_connections_per_user, or any number if it is an administrator.";
 
+const HEALTH_EXAMPLES: &str = "\
+Examples:
+  fanfare health && echo yes
+  fanfare health --url https://hub.example.org
+
+For probes of containers and scripts: it asks /health/ready. The exit status is 0 where
+clients are taken, and 1 where the hub drains, its log is not in order, or it is not
+there; then the reason is on the standard error.";
+
 /// The whole command line.
 pub(crate) fn command() -> Command {
     Command::new("fanfare")
@@ -162,7 +171,7 @@ pub(crate) fn command() -> Command {
         // `fanfare --listen ...` serves too; the flags are explained where they belong.
         .args(setting_args(|_| true).map(|arg| arg.hide(true)))
         .arg(config_arg().hide(true))
-        .subcommands([serve(), settings(), check(), token(), user(), key(), publish(), tail(), bench()])
+        .subcommands([serve(), settings(), check(), health(), token(), user(), key(), publish(), tail(), bench()])
 }
 
 fn serve() -> Command {
@@ -196,6 +205,13 @@ fn check() -> Command {
         .arg(value("hold", "DURATION", "How long to hold it").default_value("70s").requires("url"))
         .arg(config_arg())
         .args(setting_args(|_| true))
+}
+
+fn health() -> Command {
+    Command::new("health")
+        .about("Ask a hub whether it takes clients; the exit status says so")
+        .after_help(HEALTH_EXAMPLES)
+        .arg(url_arg("http://127.0.0.1:8000", "The hub"))
 }
 
 fn token() -> Command {
@@ -431,6 +447,7 @@ mod tests {
             EXAMPLES,
             SERVE_EXAMPLES,
             CHECK_EXAMPLES,
+            HEALTH_EXAMPLES,
             SETTINGS_EXAMPLES,
             TOKEN_EXAMPLES,
             USER_EXAMPLES,

@@ -8,6 +8,7 @@ pub(crate) mod jwks;
 mod listener;
 mod page;
 mod scrape;
+mod service;
 mod supervisor;
 pub(crate) mod tls;
 mod vitals;
@@ -30,6 +31,7 @@ use fanfare::{
 };
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::Socket;
 use std::{
     convert::Infallible,
     io,
@@ -75,6 +77,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until SIGINT or SIGTERM: in this process, or in several that it starts and looks after.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     logging::start(settings);
+    let given = listener::given()?;
+    let settings = &match &given {
+        Some((_, address)) => Settings { listen: *address, ..settings.clone() },
+        None => settings.clone(),
+    };
+    let given = given.map(|(socket, _)| socket);
     let worker = Worker::of_this_process()?;
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -83,22 +91,30 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let files = raise_file_limit();
     if workers > 1 && worker.is_none() {
         let runtime = Builder::new_current_thread().enable_all().build().context("the system gives no event loop")?;
-        return runtime.block_on(supervise(settings, workers, files));
+        return runtime.block_on(supervise(settings, given, workers, files));
     }
-    runtime().context("the system gives no threads")?.block_on(serve(settings, worker, files))
+    runtime().context("the system gives no threads")?.block_on(serve(settings, given, worker, files))
 }
 
 /// Serves in several processes.
-async fn supervise(settings: &Settings, workers: usize, files: Option<u64>) -> anyhow::Result<()> {
+async fn supervise(
+    settings: &Settings,
+    given: Option<Socket>,
+    workers: usize,
+    files: Option<u64>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let keyring = keyring(settings)?;
-    let mut supervisor = Supervisor::new(settings, workers, keyring.made.clone())?;
+    let mut supervisor = Supervisor::new(settings, given, workers, keyring.made.clone())?;
     warn(settings, files, &keyring);
     if supervisor.start(&mut signals).await? {
         announce(settings, supervisor.address(), &keyring)?;
+        service::ready();
+        service::keep_alive();
         supervisor.run(&mut signals).await;
     }
     tracing::info!("{ENDING}");
+    service::ending();
     supervisor.end(&mut signals).await
 }
 
@@ -137,14 +153,20 @@ fn runtime() -> io::Result<Runtime> {
     }
 }
 
-async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) -> anyhow::Result<()> {
+async fn serve(
+    settings: &Settings,
+    given: Option<Socket>,
+    worker: Option<Worker>,
+    files: Option<u64>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // What is wrong with the settings is told before anything is taken.
     let certificate_end = CertificateEnd::default();
     let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings, &certificate_end)?);
-    let bound = match worker {
-        Some(_) => None,
-        None => Some(listener::bind(settings.listen)?),
+    let bound = match (worker, given) {
+        (Some(_), _) => None,
+        (None, Some(socket)) => Some(listener::listen(socket).context("the socket of the service can't be used")?),
+        (None, None) => Some(listener::bind(settings.listen)?),
     };
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
@@ -162,10 +184,12 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         None => {
             warn(settings, files, &keyring);
             announce(settings, address, &keyring)?;
+            service::ready();
+            service::keep_alive();
         }
     }
     let scrapes = match settings.metrics_listen {
-        Some(address) => Some(scrape::start(address, worker, hub.clone()).await?),
+        Some(address) => Some(scrape::start(address, worker, hub.clone())?),
         None => None,
     };
     let (end, requests) = watch::channel(());
@@ -184,6 +208,7 @@ async fn serve(settings: &Settings, worker: Option<Worker>, files: Option<u64>) 
         }
         None => {
             tracing::info!("{ENDING}");
+            service::ending();
             tokio::spawn(async move {
                 signals.end_of(None).await;
                 process::exit(1);

@@ -190,3 +190,21 @@ async fn each_worker_has_its_figures_and_its_replacement_goes_on_with_them() {
         }
     });
 }
+
+#[test]
+fn alerts_and_the_dashboard_name_figures_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let documented = read("docs/metrics.md");
+    let mut named = 0;
+    for file in ["deploy/prometheus/alerts.yml", "deploy/grafana/fanfare.json"] {
+        let text = read(file);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|word| word.starts_with("fanfare_") || word.starts_with("process_")) {
+            let name = word.strip_suffix("_bucket").unwrap_or(word);
+            assert!(documented.contains(&format!("| `{name}` |")), "{file}: {word}");
+            named += 1;
+        }
+    }
+    assert!(named > 40, "{named}");
+}

@@ -3,7 +3,7 @@
 use super::Usage;
 use anyhow::Context;
 use hyper::{StatusCode, Uri, body::Bytes, header::CONTENT_TYPE};
-use reqwest::{Client, redirect::Policy};
+use reqwest::{Client, RequestBuilder, redirect::Policy};
 use std::{fmt, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -72,17 +72,29 @@ impl Server {
         if token.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(Usage("the token has characters that no token has".to_owned()).into());
         }
-        let scheme = if self.tls { "https" } else { "http" };
-        let request = self.client.post(format!("{scheme}://{}{}{path}", self.authority, self.base));
-        let request = request.bearer_auth(token).header(CONTENT_TYPE, "application/json").body(json);
-        let mut answer = request.send().await.map_err(plainly)?;
-        let (status, mut body) = (answer.status(), Vec::new());
-        while let Some(part) = answer.chunk().await.map_err(plainly)? {
-            body.extend_from_slice(&part);
-            anyhow::ensure!(body.len() <= MAX_ANSWER_BYTES, "the answer is too large");
-        }
-        Ok(Answer { status, body: body.into() })
+        let request = self.client.post(self.url(path)).bearer_auth(token);
+        answer(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
+
+    /// Gets what is open to everybody.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        answer(self.client.get(self.url(path))).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}{}{path}", self.authority, self.base)
+    }
+}
+
+async fn answer(request: RequestBuilder) -> anyhow::Result<Answer> {
+    let mut answer = request.send().await.map_err(plainly)?;
+    let (status, mut body) = (answer.status(), Vec::new());
+    while let Some(part) = answer.chunk().await.map_err(plainly)? {
+        body.extend_from_slice(&part);
+        anyhow::ensure!(body.len() <= MAX_ANSWER_BYTES, "the answer is too large");
+    }
+    Ok(Answer { status, body: body.into() })
 }
 
 /// What is at the bottom of an error, which says more to people than the layers above it.

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 mod backoff;
+mod health;
 pub(crate) mod http;
 mod key;
 mod publish;
@@ -26,6 +27,10 @@ pub(crate) struct Usage(pub(crate) String);
 /// Does what the command line says.
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (name, matches) = matches.subcommand().unwrap_or(("serve", matches));
+    if name == "health" {
+        // A probe has nothing to do with the settings.
+        return runtime()?.block_on(health::run(matches));
+    }
     let loaded = load(&cli::sources(matches)?)?;
     match name {
         "settings" => settings(matches, &loaded),

@@ -1,5 +1,7 @@
 //! The listening socket, and what to do when there can't be one.
 
+use anyhow::Context;
+use listenfd::ListenFd;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
@@ -13,6 +15,19 @@ const BACKLOG: i32 = 4096;
 /// Listens at an address. The error says what is in the way, and what to do.
 pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     open(address, false).and_then(listen).map_err(|error| explain(address, error))
+}
+
+/// The socket that a service manager holds for this program (sd_listen_fds(3)), and its address.
+pub(super) fn given() -> anyhow::Result<Option<(Socket, SocketAddr)>> {
+    let listener = ListenFd::from_env().take_tcp_listener(0).context("the socket that was given is none of TCP")?;
+    let Some(listener) = listener else { return Ok(None) };
+    let socket = Socket::from(listener);
+    let address = socket.local_addr()?.as_socket().context("the socket that was given has no address")?;
+    // Nobody else is to have it, not even the programs that this one starts.
+    socket.set_cloexec(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(Some((socket, address)))
 }
 
 /// Opens a socket for an address that others of this user's may share. Until it listens, it gets no clients.

@@ -29,7 +29,7 @@ fn address(first: SocketAddr, worker: Option<Worker>) -> anyhow::Result<SocketAd
 ///
 /// # Errors
 /// If the address can't be had, for a process that is nobody's replacement.
-pub(super) async fn start(first: SocketAddr, worker: Option<Worker>, hub: Hub) -> anyhow::Result<Scrapes> {
+pub(super) fn start(first: SocketAddr, worker: Option<Worker>, hub: Hub) -> anyhow::Result<Scrapes> {
     let address = address(first, worker)?;
     let listener = match listener::bind(address) {
         Err(_) if worker.is_some() => None,

@@ -47,6 +47,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// The workers' processes and sockets.
 pub(super) struct Supervisor<'a> {
     settings: &'a Settings,
+    /// The one socket of all workers, if a service manager holds it.
+    given: Option<Socket>,
     address: SocketAddr,
     /// Where the program is: what stands there when a worker is started is what it runs.
     program: PathBuf,
@@ -114,19 +116,25 @@ enum Event {
 }
 
 impl<'a> Supervisor<'a> {
-    pub(super) fn new(settings: &'a Settings, workers: usize, secret: Option<String>) -> anyhow::Result<Self> {
-        let first = listener::open_shared(settings.listen)?;
+    pub(super) fn new(
+        settings: &'a Settings,
+        given: Option<Socket>,
+        workers: usize,
+        secret: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let first = socket_of_worker(given.as_ref(), settings.listen)?;
         let address = first.local_addr()?.as_socket().context("the listener has no address")?;
         let mut seats = vec![Seat::new(first)];
         for _ in 1..workers {
             // With port 0 the others share the one that the first was given.
-            seats.push(Seat::new(listener::open_shared(address)?));
+            seats.push(Seat::new(socket_of_worker(given.as_ref(), address)?));
         }
         // Asked later, the system would name the file that this process was started from, even if it is gone.
         let program = env::current_exe().context("the program does not find itself")?;
         let (tell, words) = unbounded_channel();
         Ok(Self {
             settings,
+            given,
             address,
             program,
             secret,
@@ -215,10 +223,11 @@ impl<'a> Supervisor<'a> {
         let seat = &mut self.seats[index];
         let socket = match &seat.socket {
             Some(socket) => socket.try_clone()?,
-            None => seat.socket.insert(listener::open_shared(address)?).try_clone()?,
+            None => seat.socket.insert(socket_of_worker(self.given.as_ref(), address)?).try_clone()?,
         };
         let mut command = Command::new(&self.program);
         command.args(env::args_os().skip(1));
+        command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("LISTEN_FDS");
         command.env(WORKER, format!("{index}/{}", std::process::id()));
         if let Some(secret) = &self.secret {
             command.env("FANFARE_SECRET_KEY", secret);
@@ -400,6 +409,11 @@ impl<'a> Supervisor<'a> {
         ensure!(!forced, "ended at once, as a second signal asked");
         Ok(())
     }
+}
+
+/// A socket for a worker: one of its own, unless all have one that was given.
+fn socket_of_worker(given: Option<&Socket>, address: SocketAddr) -> anyhow::Result<Socket> {
+    given.map_or_else(|| listener::open_shared(address), |given| Ok(given.try_clone()?))
 }
 
 impl Seat {

@@ -1,0 +1,187 @@
+//! The proxies of deploy/ in front of two workers, with the files as they stand there: TLS, the upgrade, whose address counts,
+//! and workers that are replaced behind them.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Child, ChildStdin, Command, Output, Stdio},
+};
+use tempfile::TempDir;
+use testbed::{Authority, HubProcess, RedisServer, free_port, until};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const EVENTS: usize = 400;
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+/// A file of deploy/, with what a host has to say in it.
+fn deployed(file: &str, changes: &[(&str, &str)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    changes.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{file} has no {from:?}");
+        text.replace(from, to)
+    })
+}
+
+/// Two workers, and a proxy in front of them.
+struct Site {
+    proxy: Child,
+    port: u16,
+    hub: HubProcess,
+    files: TempDir,
+    _redis: RedisServer,
+}
+
+impl Site {
+    fn start(proxy: fn(&Path, u16, &str) -> Command) -> Self {
+        let (redis, files, port) = (RedisServer::start(), tempfile::tempdir().unwrap(), free_port());
+        Authority::new().issue(files.path(), 90);
+        let url = redis.url();
+        let arguments = [
+            ["--redis-url", &url],
+            ["--workers", "2"],
+            ["--trusted-proxies", "127.0.0.1"],
+            ["--max-connections-per-address", "5"],
+            // It counts in each worker; one shard of all clients could come to either.
+            ["--database-url", "none"],
+        ];
+        let hub = HubProcess::start(program(), &arguments.concat(), &[("SECRET_KEY", SECRET)]);
+        let mut command = proxy(files.path(), port, &hub.address().to_string());
+        let log = fs::File::create(files.path().join("proxy.log")).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/setup"));
+        let site = Self { proxy: child, port, hub, files, _redis: redis };
+        until("the proxy lets clients through", || site.run(&["health"]).status.success());
+        site
+    }
+
+    /// The program, to be run against the proxy.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let url = format!("https://localhost:{}", self.port);
+        let mut command = Command::new(program());
+        command.args(arguments).args(["--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
+        command.env("SSL_CERT_FILE", self.files.path().join("ca.pem")).current_dir(self.files.path());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn listen(&self, from: &str) -> Child {
+        let count = EVENTS.to_string();
+        let mut tail = self.command(&["tail", "--count", &count]);
+        let log = fs::File::create(self.files.path().join(from)).unwrap();
+        let tail = tail.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let live = || fs::read_to_string(self.files.path().join(from)).unwrap().contains("connected as");
+        until("the listener is live", live);
+        tail
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.proxy.kill();
+        let _ = self.proxy.wait();
+    }
+}
+
+fn nginx(files: &Path, port: u16, hub: &str) -> Command {
+    let path = |name: &str| files.join(name).display().to_string();
+    let changes = [
+        ("listen 443 ssl", &*format!("listen 127.0.0.1:{port} ssl")),
+        ("/etc/ssl/fanfare/fullchain.pem", &path("server.pem")),
+        ("/etc/ssl/fanfare/privkey.pem", &path("server.key")),
+        ("server 127.0.0.1:8000", &format!("server {hub}")),
+    ];
+    fs::write(files.join("fanfare.conf"), deployed("nginx/fanfare.conf", &changes)).unwrap();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {};\n", path(name)))
+        .concat();
+    let main = format!(
+        "daemon off;\npid {};\nerror_log stderr;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
+         http {{\n{temporary}include {};\n}}\n",
+        path("pid"),
+        path("fanfare.conf")
+    );
+    fs::write(files.join("nginx.conf"), main).unwrap();
+    // Debian has it where only root looks.
+    let mut command = Command::new(if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" });
+    command.arg("-p").arg(files).arg("-c").arg(files.join("nginx.conf"));
+    command
+}
+
+fn caddy(files: &Path, port: u16, hub: &str) -> Command {
+    let path = |name: &str| files.join(name).display().to_string();
+    let site = format!(
+        "{{\n\tadmin off\n\tauto_https off\n}}\nhttps://localhost:{port} {{\n\ttls {} {}\n",
+        path("server.pem"),
+        path("server.key")
+    );
+    let changes = [("hub.example.org {\n", &*site), ("127.0.0.1:8000 {", &format!("{hub} {{"))];
+    fs::write(files.join("Caddyfile"), deployed("caddy/Caddyfile", &changes)).unwrap();
+    let mut command = Command::new("caddy");
+    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(files.join("Caddyfile")).env("HOME", files);
+    command
+}
+
+fn publish(input: &mut ChildStdin, events: std::ops::Range<usize>) {
+    for n in events {
+        writeln!(input, "{}", json!({"type": "note", "event_id": format!("e{n}"), "data": {"n": n}})).unwrap();
+    }
+    input.flush().unwrap();
+}
+
+/// Clients from an address of theirs, all of whom get in and get everything, or not.
+fn all_get_in(site: &Site, source: &str, clients: &str) -> bool {
+    let load = ["bench", "--connections", clients, "--hold", "1s", "--source", source, "--rate", "20"];
+    site.run(&load).status.success()
+}
+
+fn workers_behind(proxy: fn(&Path, u16, &str) -> Command) {
+    let site = Site::start(proxy);
+    let listeners = ["first", "second"].map(|name| site.listen(name));
+    let mut publisher = site.command(&["publish", "--stdin"]);
+    let mut publisher = publisher.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut input = publisher.stdin.take().unwrap();
+    publish(&mut input, 0..EVENTS / 2);
+    site.hub.signal(Signal::SIGHUP);
+    until("the workers are replaced", || site.hub.log().contains("all workers are replaced"));
+    publish(&mut input, EVENTS / 2..EVENTS);
+    drop(input);
+    assert!(publisher.wait().unwrap().success());
+    for listener in listeners {
+        let heard = listener.wait_with_output().unwrap();
+        let ids: Vec<_> = String::from_utf8(heard.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["data"]["n"].as_u64().unwrap())
+            .collect();
+        assert_eq!(ids, (0..EVENTS as u64).collect::<Vec<_>>(), "each once, in order, over the roll");
+    }
+    // Two workers with five each: eleven from one address can't all get in, and ten from two addresses can.
+    assert!(!all_get_in(&site, "127.0.0.9", "11"), "clients count by the proxy's word");
+    std::thread::scope(|scope| {
+        let both = ["127.0.0.7", "127.0.0.8"].map(|source| scope.spawn(|| all_get_in(&site, source, "5")));
+        assert!(both.map(|all| all.join().unwrap()).iter().all(|all| *all), "each address has its own limit");
+    });
+}
+
+#[test]
+fn nginx_leads_to_the_workers_over_a_roll() {
+    workers_behind(nginx);
+}
+
+#[test]
+fn caddy_leads_to_the_workers_over_a_roll() {
+    workers_behind(caddy);
+}

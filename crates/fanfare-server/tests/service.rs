@@ -1,0 +1,151 @@
+//! The program as a service manager runs it: it says how it stands, and takes a socket that it is given.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use testbed::{HubProcess, RedisServer, get, until};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_fanfare"))
+}
+
+/// What a service manager hears.
+struct Manager {
+    socket: UnixDatagram,
+    _home: tempfile::TempDir,
+    path: String,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, path: path.display().to_string(), _home: home }
+    }
+
+    fn next(&self) -> String {
+        let mut buffer = [0; 256];
+        let n = self.socket.recv(&mut buffer).expect("a word in time");
+        String::from_utf8(buffer[..n].to_vec()).unwrap().trim().to_owned()
+    }
+}
+
+fn tells_how_it_stands(more: &[&str]) {
+    let manager = Manager::new();
+    let environment = [("SECRET_KEY", SECRET), ("NOTIFY_SOCKET", &manager.path), ("WATCHDOG_USEC", "200000")];
+    let mut hub = HubProcess::launch(program(), more, &environment);
+    assert_eq!(manager.next(), "READY=1");
+    assert!(hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"), "it serves as soon as it says so");
+    for _ in 0..3 {
+        assert_eq!(manager.next(), "WATCHDOG=1");
+    }
+    hub.signal(Signal::SIGTERM);
+    loop {
+        match &*manager.next() {
+            "WATCHDOG=1" => {}
+            other => break assert_eq!(other, "STOPPING=1"),
+        }
+    }
+    assert!(hub.wait().success());
+}
+
+#[test]
+fn one_process_tells_how_it_stands() {
+    tells_how_it_stands(&[]);
+}
+
+#[test]
+fn a_supervisor_tells_how_all_stand_and_its_workers_nothing() {
+    let redis = RedisServer::start();
+    tells_how_it_stands(&["--redis-url", &redis.url(), "--workers", "2"]);
+}
+
+/// A hub with a socket that somebody else opened.
+struct Given {
+    child: Child,
+    log: tempfile::NamedTempFile,
+}
+
+impl Given {
+    fn start(listener: &TcpListener, more: &[&str]) -> Self {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let socket = OwnedFd::from(listener.try_clone().unwrap());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"]);
+        shell.arg(program()).args(["serve", "--database-url", "none"]).args(more).env("SECRET_KEY", SECRET);
+        shell.stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(log.reopen().unwrap());
+        Self { child: shell.spawn().unwrap(), log }
+    }
+
+    fn logged(&self, what: &str) -> bool {
+        std::fs::read_to_string(self.log.path()).unwrap().contains(what)
+    }
+
+    fn end(&mut self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serves_at_the_socket_it_is_given(more: &[&str], ready: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut hub = Given::start(&listener, more);
+    until("the hub is there", || hub.logged(ready));
+    assert!(get(address, "/health/ready").unwrap().starts_with("HTTP/1.1 200"));
+    hub.end();
+    // Whoever comes while nobody serves waits, and is answered by the next.
+    let mut waiting = TcpStream::connect(address).unwrap();
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    waiting.write_all(b"GET /health/live HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").unwrap();
+    let _next = Given::start(&listener, more);
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn a_process_serves_at_the_socket_it_is_given() {
+    serves_at_the_socket_it_is_given(&[], "listens on");
+}
+
+#[test]
+fn workers_serve_at_the_socket_that_the_supervisor_is_given() {
+    let redis = RedisServer::start();
+    serves_at_the_socket_it_is_given(&["--redis-url", &redis.url(), "--workers", "2"], "all workers are ready");
+}
+
+#[test]
+fn health_is_an_exit_status() {
+    let ask = |url: &str| Command::new(program()).args(["health", "--url", url]).output().unwrap();
+    let hub = HubProcess::start(program(), &[], &[("SECRET_KEY", SECRET)]);
+    let there = ask(&format!("http://{}", hub.address()));
+    assert!(there.status.success() && there.stdout == b"ready\n", "{there:?}");
+    let address = hub.address();
+    drop(hub);
+    let gone = ask(&format!("http://{address}"));
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("can't be reached"), "{gone:?}");
+}
