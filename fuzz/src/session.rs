@@ -231,7 +231,7 @@ fn as_read(code: u16) -> u16 {
 
 fn answer(text: &str) -> Option<Kind> {
     match wire::read(text) {
-        Ok((wire::Incoming::Pong | wire::Incoming::Ack, _)) => None,
+        Ok((wire::Incoming::Pong | wire::Incoming::Ack { .. }, _)) => None,
         Ok((wire::Incoming::Ping, _)) => Some(Kind::Pong),
         Ok((wire::Incoming::Unsubscribe { .. }, _)) => Some(Kind::Ack),
         Ok((wire::Incoming::Subscribe { .. } | wire::Incoming::Auth { .. }, _)) => Some(Kind::Verdict),

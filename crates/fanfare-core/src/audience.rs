@@ -111,6 +111,18 @@ impl FromStr for ConnectionId {
     }
 }
 
+/// For people: `everyone`, `user:ID`, `connection:ID` or `topic:NAME`, as `fanfare publish --audience` reads it.
+impl fmt::Display for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everyone => f.write_str("everyone"),
+            Self::User(user) => write!(f, "user:{user}"),
+            Self::Connection(id) => write!(f, "connection:{id}"),
+            Self::Topic(topic) => write!(f, "topic:{topic}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

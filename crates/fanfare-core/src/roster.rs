@@ -86,6 +86,8 @@ pub struct Roster {
     written: VecDeque<u32>,
     /// Entries that are no longer in the tail, or were read from the window, and what became of them here.
     swept: Vec<Swept>,
+    /// Events that clients said they have handled.
+    acknowledged: Vec<Box<str>>,
     seats: Slab<Seat>,
     users: HashMap<Arc<str>, Members, Hasher>,
     topics: HashMap<Arc<str>, Members, Hasher>,
@@ -148,6 +150,7 @@ impl Roster {
             tail: VecDeque::new(),
             written: VecDeque::new(),
             swept: Vec::new(),
+            acknowledged: Vec::new(),
             seats: Slab::new(),
             users: HashMap::default(),
             topics: HashMap::default(),
@@ -270,6 +273,7 @@ impl Roster {
             match effect {
                 Effect::Subscribed(topic) => Members::join(&mut self.topics, topic, slot),
                 Effect::Unsubscribed(topic) => Members::leave(&mut self.topics, &topic, slot),
+                Effect::Acknowledged(event_id) => self.acknowledged.push(event_id),
             }
         }
         self.settle(slot);
@@ -442,6 +446,25 @@ impl Roster {
     /// What was written since the last call, entry by entry.
     pub fn take_swept(&mut self) -> Vec<Swept> {
         std::mem::take(&mut self.swept)
+    }
+
+    /// The events that clients said they have handled since the last call.
+    pub fn take_acknowledged(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.acknowledged)
+    }
+
+    /// The open sessions that may see what is for `audience`.
+    pub fn concerned<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = &'a Session> {
+        let everyone = matches!(audience, Audience::Everyone).then(|| self.seats.iter().map(|(_, seat)| &seat.session));
+        let (members, one) = match audience {
+            Audience::Everyone => (None, None),
+            Audience::User(user) => (self.users.get(user), None),
+            Audience::Topic(topic) => (self.topics.get(topic), None),
+            Audience::Connection(id) => (None, self.holder(*id)),
+        };
+        let slots = members.into_iter().flat_map(Members::iter).chain(one);
+        let addressed = slots.filter_map(|slot| self.session(slot));
+        everyone.into_iter().flatten().chain(addressed).filter(|session| session.is_open())
     }
 
     /// How many sessions wait for their sockets to take more, and how many entries the last of them is behind the head.

@@ -133,6 +133,8 @@ pub enum Effect {
     Subscribed(Arc<str>),
     /// The session no longer sees a topic.
     Unsubscribed(Arc<str>),
+    /// The client says that it has handled an event.
+    Acknowledged(Box<str>),
 }
 
 /// A client that comes.
@@ -224,6 +226,17 @@ impl Arrival {
     }
 }
 
+/// How an entry stands with a client that may see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The client came when it was there already, with a cursor behind it or with none.
+    Before,
+    /// The client's cursor is behind it: it was sent, if the client held its topic then.
+    Passed,
+    /// The client has not come to it.
+    Waiting,
+}
+
 /// One client.
 #[derive(Debug)]
 pub struct Session {
@@ -236,6 +249,8 @@ pub struct Session {
     topics: Option<Box<Vec<Arc<str>>>>,
     /// Served up to here, if `behind`; else up to the head, or to here if that is further.
     cursor: u64,
+    /// Where it began: nothing up to here was sent to it.
+    began: u64,
     out: Option<Box<Outbox>>,
     decoder: ws::Decoder,
     heard_ms: u64,
@@ -246,6 +261,8 @@ pub struct Session {
     token: Token,
     state: State,
     ended: Option<CloseCode>,
+    /// From its last ping that was answered to the answer; 0: there was none, or it took less than half a millisecond.
+    round_trip_ms: u32,
     behind: bool,
     overdue: bool,
     /// A ping was sent that is not answered yet.
@@ -293,7 +310,7 @@ impl Session {
     pub fn open(mut arrival: Arrival, start: Start, replayed: usize, ctx: &mut Context<'_>) -> Self {
         let mut session = Self::new(&arrival.grant, arrival.connection, ctx);
         session.topics = (!arrival.topics.is_empty()).then(|| Box::new(std::mem::take(&mut arrival.topics)));
-        session.cursor = start.cursor;
+        (session.cursor, session.began) = (start.cursor, start.cursor);
         session.behind = start.cursor < ctx.head.sequence;
         session.say(
             Outgoing::Ack(Ack {
@@ -328,6 +345,8 @@ impl Session {
             rights: Rights::of(grant),
             topics: None,
             cursor: 0,
+            began: 0,
+            round_trip_ms: 0,
             out: None,
             decoder: ws::Decoder::default(),
             heard_ms: ctx.now.mono_ms,
@@ -396,6 +415,33 @@ impl Session {
     /// Whether to read from it: not while it leaves the answers it asked for lying.
     pub fn wants_input(&self) -> bool {
         self.state != State::Closed && self.out.as_ref().is_none_or(|out| out.rest().len() <= MAX_WAITING_BYTES)
+    }
+
+    /// When a frame of the client was last read, in the monotonic milliseconds of [`Now`].
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
+    }
+
+    /// From its last ping that was answered to the answer, in milliseconds.
+    pub fn round_trip_ms(&self) -> u32 {
+        self.round_trip_ms
+    }
+
+    /// How many bytes wait to be sent, beside events that it has not come to.
+    pub fn waiting_bytes(&self) -> usize {
+        self.out.as_ref().map_or(0, |out| out.rest().len())
+    }
+
+    /// How an entry stands that it may see, while the log's head is at `head`.
+    pub fn fate(&self, sequence: u64, head: u64) -> Fate {
+        let served = if self.behind { self.cursor } else { self.cursor.max(head) };
+        if sequence <= self.began {
+            Fate::Before
+        } else if sequence <= served {
+            Fate::Passed
+        } else {
+            Fate::Waiting
+        }
     }
 
     /// Whether it owes an answer to a ping.
@@ -524,7 +570,9 @@ impl Session {
         ctx.tally.messages += 1;
         match wire::read(text) {
             Ok((Incoming::Pong, _)) => self.answered(ctx),
-            Ok((Incoming::Ack, _)) => {}
+            Ok((Incoming::Ack { ack_event_id }, _)) => {
+                effects.extend(ack_event_id.map(|id| Effect::Acknowledged(id.into())));
+            }
             Ok((Incoming::Ping, _)) => self.say(Outgoing::Pong, ctx),
             Ok((Incoming::Subscribe { topic }, id)) => effects.extend(self.subscribe(&topic, id.as_deref(), ctx)),
             Ok((Incoming::Unsubscribe { topic }, id)) => effects.extend(self.unsubscribe(&topic, id.as_deref(), ctx)),
@@ -683,7 +731,9 @@ impl Session {
     fn answered(&mut self, ctx: &mut Context<'_>) {
         if std::mem::take(&mut self.pinged) {
             let pinged_ms = self.due_ms.saturating_sub(ctx.settings.heartbeat_ms);
-            ctx.tally.round_trips.add(ctx.now.mono_ms.saturating_sub(pinged_ms));
+            let took_ms = ctx.now.mono_ms.saturating_sub(pinged_ms);
+            self.round_trip_ms = u32::try_from(took_ms).unwrap_or(u32::MAX);
+            ctx.tally.round_trips.add(took_ms);
         }
     }
 

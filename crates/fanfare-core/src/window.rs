@@ -26,8 +26,12 @@ pub struct Entry {
     pub event_id: Box<str>,
     /// The whole WebSocket frame.
     pub frame: Box<[u8]>,
+    /// Who published it, as a text for people.
+    pub publisher: Option<Arc<str>>,
     /// How many clients of this node it was written to.
     pub written: AtomicU32,
+    /// How often clients of this node said that they have handled it.
+    pub acknowledged: AtomicU32,
 }
 
 /// How much a window or a log in memory keeps. What comes first counts.
@@ -122,7 +126,15 @@ impl Entry {
     /// Encodes an event that was checked before it came into the log: its id and its JSON.
     pub fn from_parts(sequence: u64, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
         let frame = ws::frame(ws::Opcode::Text, json);
-        Self { sequence, appended_ms, audience, event_id: event_id.into(), frame, written: AtomicU32::new(0) }
+        let (written, acknowledged) = (AtomicU32::new(0), AtomicU32::new(0));
+        let event_id = event_id.into();
+        Self { sequence, appended_ms, audience, event_id, frame, publisher: None, written, acknowledged }
+    }
+
+    /// Notes who published it.
+    #[must_use]
+    pub fn by(self, publisher: Option<Arc<str>>) -> Self {
+        Self { publisher, ..self }
     }
 
     /// The event's `type`; empty where it has none that can be read.
@@ -304,6 +316,22 @@ impl Window {
         let hash = self.hasher.hash_one(event_id);
         let held = self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id);
         held.copied().or_else(|| (self.floor_id.as_deref() == Some(event_id)).then_some(self.floor))
+    }
+
+    /// An event's entry, if it is held.
+    pub fn get(&self, event_id: &str) -> Option<&Arc<Entry>> {
+        self.find(event_id)
+            .filter(|sequence| *sequence > self.floor)
+            .and_then(|sequence| self.entries.get(index(self.floor, sequence)))
+    }
+
+    /// The newest entry up to a place that a client may see.
+    pub fn last_seen(&self, until: u64, viewer: Viewer<'_>) -> Option<&Arc<Entry>> {
+        let last = self.lists(viewer).filter_map(|list| {
+            let at = list.partition_point(|&sequence| sequence <= until);
+            list.get(at.checked_sub(1)?).copied()
+        });
+        last.max().and_then(|sequence| self.entries.get(index(self.floor, sequence)))
     }
 
     /// The entries behind a cursor, oldest first. The cursor must not lie before the [`floor`](Self::floor).

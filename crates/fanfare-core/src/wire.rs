@@ -2,6 +2,7 @@
 
 use crate::{ConnectionId, Position, event::MAX_DEPTH, json, time::iso_8601, window::Gap};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// What a hub says besides events. Each message has `type`, `event_id` (the connection's position) and `timestamp`;
@@ -165,8 +166,11 @@ pub enum Incoming<'a> {
     Pong,
     /// Asks for a pong.
     Ping,
-    /// Says up to where it has handled events.
-    Ack,
+    /// Says that it has handled an event.
+    Ack {
+        /// Which, by its `event_id`; `None` where it does not say, or not with a text.
+        ack_event_id: Option<Cow<'a, str>>,
+    },
     /// Wants a topic.
     Subscribe {
         /// Which.
@@ -222,11 +226,18 @@ struct RawMessage<'a> {
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     event_id: Option<Cow<'a, str>>,
+    /// Not looked at before it is known that this is an `ack`, and nothing wrong if it is something else.
+    #[serde(borrow, default)]
+    ack_event_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     topic: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     token: Option<Cow<'a, str>>,
 }
+
+/// A text that is borrowed where it can be.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Reads a client's message, and the `event_id` it gave it.
 ///
@@ -245,7 +256,10 @@ pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), BadMessa
     let incoming = match &*raw.kind {
         "pong" => Incoming::Pong,
         "ping" => Incoming::Ping,
-        "ack" => Incoming::Ack,
+        "ack" => {
+            let id = raw.ack_event_id.and_then(|id| serde_json::from_str::<Text<'_>>(id.get()).ok());
+            Incoming::Ack { ack_event_id: id.map(|Text(id)| id) }
+        }
         "subscribe" => Incoming::Subscribe { topic: need(raw.topic, "subscribe", "topic")? },
         "unsubscribe" => Incoming::Unsubscribe { topic: need(raw.topic, "unsubscribe", "topic")? },
         "auth" => Incoming::Auth { token: need(raw.token, "auth", "token")? },
@@ -315,7 +329,9 @@ mod tests {
         assert_eq!((message, id.as_deref()), (Incoming::Subscribe { topic: "a".into() }, Some("m1")));
         for (text, expected) in [
             (r#"{"type":"pong"}"#, Incoming::Pong),
-            (r#"{"type":"ack","ack_event_id":"e1"}"#, Incoming::Ack),
+            (r#"{"type":"ack","ack_event_id":"e1"}"#, Incoming::Ack { ack_event_id: Some("e1".into()) }),
+            (r#"{"type":"ack","ack_event_id":7}"#, Incoming::Ack { ack_event_id: None }),
+            (r#"{"type":"ack"}"#, Incoming::Ack { ack_event_id: None }),
             (r#"{"type":"auth","token":"t\u0041"}"#, Incoming::Auth { token: "tA".into() }),
         ] {
             assert_eq!(read(text).unwrap().0, expected);

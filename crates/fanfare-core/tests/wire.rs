@@ -82,7 +82,7 @@ fn messages() {
                 let mut read = match message {
                     Incoming::Ping => json!({"type": "ping"}),
                     Incoming::Pong => json!({"type": "pong"}),
-                    Incoming::Ack => json!({"type": "ack"}),
+                    Incoming::Ack { .. } => json!({"type": "ack"}),
                     Incoming::Subscribe { topic } => json!({"type": "subscribe", "topic": topic}),
                     Incoming::Unsubscribe { topic } => json!({"type": "unsubscribe", "topic": topic}),
                     Incoming::Auth { token } => json!({"type": "auth", "token": token}),

@@ -136,6 +136,7 @@ Examples:
   fanfare bench --preset medium --compare figures.json   beside the run before
   fanfare bench --connections 5000 --rate 50 --mix everyone=1,user=20 --hold 1m
   fanfare bench --storms 2 --storm-spread 5s --slow 5    break off, read slowly
+  fanfare bench --connections 20000 --churn 100 --hold 30m  come and go; does memory grow?
   fanfare bench --floor                                  beside a bare write loop
 
 Presets: small 1,000 connections, medium 10,000, target 50,000, large 100,000,
@@ -148,6 +149,19 @@ The exit status is 0 if all were there and nothing was lost, doubled or reordere
 Without --token each client is a user of its own, with a token that is made with the
 configured secret; with it all are the one user that it names, of whom the hub lets in
 max_connections_per_user, or any number if it is an administrator.";
+
+const WHY_EXAMPLES: &str = "\
+Examples:
+  fanfare why order-7                        when, from whom, to how many
+  fanfare why order-7 --user ann             and with each of ann's connections
+  fanfare why --connection 3f0c9d8e-6a8e-4d0c-9b7e-2f4f6f1f2a3b
+  fanfare why order-7 --json | jq .nodes
+
+Every node is asked. An event is known as long as it is held for clients that come back
+(window_age), a client that has left until a thousand more have left its node.
+
+It needs an administrator's token: from --token, from FANFARE_TOKEN, or made with the
+configured secret. The exit status is 1 where nothing is known.";
 
 const HEALTH_EXAMPLES: &str = "\
 Examples:
@@ -171,7 +185,19 @@ pub(crate) fn command() -> Command {
         // `fanfare --listen ...` serves too; the flags are explained where they belong.
         .args(setting_args(|_| true).map(|arg| arg.hide(true)))
         .arg(config_arg().hide(true))
-        .subcommands([serve(), settings(), check(), health(), token(), user(), key(), publish(), tail(), bench()])
+        .subcommands([
+            serve(),
+            settings(),
+            check(),
+            health(),
+            token(),
+            user(),
+            key(),
+            publish(),
+            tail(),
+            why(),
+            bench(),
+        ])
 }
 
 fn serve() -> Command {
@@ -325,6 +351,24 @@ fn tail() -> Command {
         .args(token_settings())
 }
 
+fn why() -> Command {
+    Command::new("why")
+        .about("Tell why an event came or did not, node by node, or how a client stands")
+        .after_help(WHY_EXAMPLES)
+        .arg(
+            Arg::new("event")
+                .value_name("EVENT")
+                .help("The event, by its event_id")
+                .required_unless_present("connection"),
+        )
+        .arg(value("user", "USER", "Tell too how it stands with each connection of this user").requires("event"))
+        .arg(value("connection", "ID", "Tell of this client instead, connected or gone").conflicts_with("event"))
+        .arg(switch("json", "Print it as JSON"))
+        .arg(url_arg("http://127.0.0.1:8000", "The hub, any of its nodes"))
+        .arg(bearer_arg())
+        .args(token_settings())
+}
+
 fn bench() -> Command {
     let number = |name, value_name, help| value(name, value_name, help).value_parser(value_parser!(u64).range(1..));
     let rate = |name, help| value(name, "N", help).value_parser(positive);
@@ -354,6 +398,7 @@ fn bench() -> Command {
             value("slow", "PERCENT", "How many of the clients read once a second only")
                 .value_parser(value_parser!(u32).range(..=100)),
         )
+        .arg(rate("churn", "Clients a second that break off and come back, all the time"))
         .arg(number("processes", "N", "Processes of clients [default: as few as can hold them]"))
         .arg(
             list("source", "ADDRESS", "Where to connect from; more after commas [default: loopback aliases]")
@@ -448,6 +493,7 @@ mod tests {
             SERVE_EXAMPLES,
             CHECK_EXAMPLES,
             HEALTH_EXAMPLES,
+            WHY_EXAMPLES,
             SETTINGS_EXAMPLES,
             TOKEN_EXAMPLES,
             USER_EXAMPLES,

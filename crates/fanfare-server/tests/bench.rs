@@ -59,7 +59,8 @@ fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
     let hub = hub(&["--redis-url", &redis.url(), "--workers", "2"]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "300", "--processes", "2", "--ramp", "500", "--rate", "40", "--hold", "4s"];
-    let more = ["--storms", "1", "--storm-spread", "500ms", "--slow", "5", "--json", "a.json", "--html", "a.html"];
+    let more = ["--storms", "1", "--storm-spread", "500ms", "--slow", "5", "--churn", "20"];
+    let more = [&more[..], &["--json", "a.json", "--html", "a.html"]].concat();
     let output = run(&home, &hub, &[&load[..], &more].concat());
     assert!(output.status.success(), "{}", said(&output));
     let outcome = figures(&home, "a.json");
@@ -77,7 +78,9 @@ fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
         + kinds["user"].as_f64().unwrap();
     assert_eq!(figure(&outcome, "deliveries"), expected);
     assert!(
-        figure(&outcome, "reconnect to ack, p50") > 0.0 && figure(&outcome, "from a storm until all were back") > 0.0
+        outcome["tally"]["churned"].as_u64().unwrap() > 40
+            && figure(&outcome, "reconnect to ack, p50") > 0.0
+            && figure(&outcome, "from a storm until all were back") > 0.0
     );
     let page = fs::read_to_string(home.path().join("a.html")).unwrap();
     assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "it needs nothing else");

@@ -496,3 +496,42 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
         assert_eq!(next(socket).await["data"]["n"], 1, "an administrator may have any number");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_asks_all_workers() {
+    let redis = RedisServer::start();
+    let hub = start(&redis, &["--workers", "2"]);
+    // As many as it takes for both workers to have some.
+    let mut clients = Vec::new();
+    for n in 0..12 {
+        clients.push(connect(&hub, &format!("user-{n}"), "").await);
+    }
+    publish_surely(&hub, 1);
+    for (socket, _) in &mut clients {
+        assert_eq!(next(socket).await["event_id"], "e1");
+    }
+    let url = format!("http://{}", hub.address());
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(program());
+        command.args(["why", "--url", &url]).args(arguments).env("SECRET_KEY", SECRET);
+        block_in_place(|| command.output()).unwrap()
+    };
+    let told = || serde_json::from_slice::<Value>(&run(&["e1", "--user", "user-3", "--json"]).stdout).unwrap();
+    block_in_place(|| {
+        until("both workers answer", || told()["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
+    });
+    let told = told();
+    let sum =
+        |field: &str| told["nodes"].as_array().unwrap().iter().map(|node| node[field].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("connected"), sum("matched"), sum("written"), sum("waiting")), (12, 12, 12, 0), "{told}");
+    assert_eq!((&told["publisher"], &told["silent_nodes"]), (&json!("user:backend"), &json!(0)));
+    let text = String::from_utf8(run(&["e1", "--user", "user-3"]).stdout).unwrap();
+    let connection = clients[3].1["connection_id"].as_str().unwrap();
+    assert!(text.contains(&format!("{connection} on ")) && text.contains(": written\n"), "{text}");
+    let text = String::from_utf8(run(&["--connection", connection]).stdout).unwrap();
+    assert!(text.starts_with(&format!("{connection} of user-3, from 127.0.0.1, on ")), "{text}");
+    assert!(text.contains("last event   e1\n") && text.contains("at the head"), "{text}");
+    let unknown = run(&["e2"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no node holds an event \"e2\""), "{unknown:?}");
+}

@@ -7,7 +7,7 @@ mod window;
 pub use memory::MemoryBroker;
 pub use window::SharedWindow;
 
-use crate::registry::Present;
+use crate::{registry::Present, why::Question};
 use fanfare_core::{Audience, ConnectionId, Event, Position, Revocation, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -21,6 +21,8 @@ pub struct Record {
     pub event: Event,
     /// Whom it is for.
     pub audience: Audience,
+    /// Who published it, as a text for people.
+    pub publisher: Option<Arc<str>>,
 }
 
 /// An event's place in the log.
@@ -121,6 +123,9 @@ pub trait Tail: Send + Sync + fmt::Debug {
 
     /// The node's clients, or those of one user.
     fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>>;
+
+    /// What the node has to say to a question, as JSON; `None`: nothing.
+    fn answer(&self, question: Question) -> Answer<'_, Option<String>>;
 }
 
 /// A log: one order for all events of all publishers.
@@ -144,6 +149,9 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
 
     /// Has every node carry something out, those included that are cut off now and come back within minutes.
     fn order(&self, order: Order) -> Answer<'_, ()>;
+
+    /// Asks every node, and gives what those said that answered in time, and how many were asked.
+    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)>;
 
     /// Lets go of what is too old at `unix_ms`.
     fn expire(&self, unix_ms: u64);

@@ -15,6 +15,7 @@ use crate::{
     node::Node,
     registry::{Present, Registry},
     shard::{Command, Shard},
+    why::{self, ClientDetails, Journey, Question},
 };
 use fanfare_core::{
     Audience, ConnectionId, Draft, Event, EventError, Grant, Lineage, Position, Revocation, Revocations,
@@ -22,6 +23,7 @@ use fanfare_core::{
     window::{Bounds, Window},
     ws,
 };
+use serde::de::DeserializeOwned;
 use std::{
     convert::Infallible,
     fmt, io,
@@ -33,6 +35,9 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::oneshot, time::MissedTickBehavior};
+
+/// Who published what the application itself publishes.
+const APPLICATION: &str = "application";
 
 /// A running hub: publish, look at it, mount it, end it. Cheap to clone.
 #[derive(Clone)]
@@ -229,6 +234,7 @@ impl HubBuilder {
             registry: OnceLock::new(),
             ready: AtomicBool::new(true),
             figures: self.figures.clone(),
+            departures: Mutex::default(),
             config: self.config.clone(),
         }
     }
@@ -328,8 +334,17 @@ impl Hub {
     /// # Errors
     /// If the event isn't valid or the log did not take it; then nothing was appended.
     pub async fn publish(&self, draft: Draft, audience: Audience) -> Result<Published, PublishError> {
-        let mut published = self.publish_all(vec![(draft, audience)]).await.map_err(|(_, error)| error)?;
-        published.pop().ok_or_else(|| BrokerError::Unavailable("the log gave no answer".to_owned()).into())
+        self.publish_by(draft, audience, APPLICATION).await
+    }
+
+    pub(crate) async fn publish_by(
+        &self,
+        draft: Draft,
+        audience: Audience,
+        publisher: &str,
+    ) -> Result<Published, PublishError> {
+        let published = self.publish_all_by(vec![(draft, audience)], publisher).await.map_err(|(_, error)| error);
+        published?.pop().ok_or_else(|| BrokerError::Unavailable("the log gave no answer".to_owned()).into())
     }
 
     /// Publishes events in their order, all or none.
@@ -337,11 +352,20 @@ impl Hub {
     /// # Errors
     /// If one isn't valid, with its place in the list, or the log did not take them; then nothing was appended.
     pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, (usize, PublishError)> {
+        self.publish_all_by(drafts, APPLICATION).await
+    }
+
+    pub(crate) async fn publish_all_by(
+        &self,
+        drafts: Vec<(Draft, Audience)>,
+        publisher: &str,
+    ) -> Result<Vec<Published>, (usize, PublishError)> {
+        let publisher: Arc<str> = publisher.into();
         let now = clock::now().unix_ms;
         let mut records = Vec::with_capacity(drafts.len());
         for (i, (draft, audience)) in drafts.into_iter().enumerate() {
             let event = self.finish(draft, now).map_err(|error| (i, error))?;
-            records.push(Record { event, audience });
+            records.push(Record { event, audience, publisher: Some(publisher.clone()) });
         }
         let name = |record: &Record| (record.event.event_id().to_owned(), record.event.event_type().to_owned());
         let names: Vec<_> = records.iter().map(name).collect();
@@ -457,6 +481,32 @@ impl Hub {
     /// If the list can't be reached.
     pub async fn connection(&self, connection: ConnectionId) -> Result<Option<Present>, BrokerError> {
         self.inner.registry.find(connection).await
+    }
+
+    /// The journey of an event over all nodes, and with each connection of a user if one is named. `None`: no node holds
+    /// it; it was never published, or is older than what the windows hold.
+    ///
+    /// # Errors
+    /// If the nodes can't be asked.
+    pub async fn journey(&self, event_id: &str, user: Option<&str>) -> Result<Option<Journey>, BrokerError> {
+        let question = Question::Event { event_id: event_id.to_owned(), user: user.map(str::to_owned) };
+        let (answers, asked) = self.ask(question).await?;
+        Ok(why::journey(event_id.to_owned(), answers, asked))
+    }
+
+    /// How a client stands, on whichever node it is, or how it ended the last time, if a node still remembers it.
+    ///
+    /// # Errors
+    /// If the nodes can't be asked.
+    pub async fn client(&self, connection: ConnectionId) -> Result<Option<ClientDetails>, BrokerError> {
+        let (answers, _) = self.ask(Question::Client { connection: connection.to_string() }).await?;
+        Ok(why::client(answers))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<(Vec<T>, usize), BrokerError> {
+        let (answers, asked) = self.inner.broker.ask(question).await?;
+        // A node of another version may say what is not understood.
+        Ok((answers.iter().filter_map(|answer| serde_json::from_str(answer).ok()).collect(), asked))
     }
 
     /// Ends one connection with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on whichever node it

@@ -22,6 +22,7 @@ pub mod registry;
 mod shard;
 mod socket;
 mod upgrade;
+pub mod why;
 
 pub use auth::{Algorithm, AuthError, Minter, Verifier};
 pub use broker::{Broker, BrokerError};

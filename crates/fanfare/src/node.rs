@@ -11,11 +11,12 @@ use crate::{
     identity::Names,
     metrics::{Counter, Figures, Metrics},
     registry::{Present, Registry},
-    shard::{Command, ShardHandle},
+    shard::{Command, ShardHandle, Traced},
+    why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
-use fanfare_core::{CloseCode, ConnectionId, Grant, Revocation, Revocations, session::Denied};
+use fanfare_core::{CloseCode, ConnectionId, Grant, Position, Revocation, Revocations, session::Denied};
 use std::sync::{
-    Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct Node {
     pub(crate) ready: AtomicBool,
     /// The application's.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
+    pub(crate) departures: Mutex<Departures>,
 }
 
 impl Tail for Node {
@@ -105,12 +107,98 @@ impl Tail for Node {
         })
     }
 
+    fn answer(&self, question: Question) -> Answer<'_, Option<String>> {
+        Box::pin(async move {
+            let said = match question {
+                Question::Event { event_id, user } => {
+                    serde_json::to_string(&self.trace(&event_id, user.map(Arc::from)).await).ok()
+                }
+                Question::Client { connection } => {
+                    let found = match connection.parse() {
+                        Ok(connection) => self.inspect(connection).await,
+                        Err(_) => None,
+                    };
+                    found.and_then(|details| serde_json::to_string(&details).ok())
+                }
+            };
+            Ok::<_, BrokerError>(said)
+        })
+    }
+
     fn connections(&self) -> usize {
         self.shards().iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum()
     }
 }
 
 impl Node {
+    /// The clients that have left.
+    pub(crate) fn departures(&self) -> MutexGuard<'_, Departures> {
+        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of an event here.
+    async fn trace(&self, event_id: &str, user: Option<Arc<str>>) -> EventAnswer {
+        let (entry, epoch) = {
+            let window = self.window.read();
+            (window.get(event_id).cloned(), window.epoch())
+        };
+        let mut node = EventOnNode {
+            node: self.name.to_string(),
+            held: entry.is_some(),
+            connected: Tail::connections(self),
+            matched: 0,
+            written: 0,
+            waiting: 0,
+            acknowledged: 0,
+            skipped: Skipped::default(),
+            of_user: Vec::new(),
+        };
+        let Some(entry) = entry else { return EventAnswer { node, event: None } };
+        node.connected = 0;
+        for shard in self.shards() {
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::Trace(entry.clone(), user.clone(), reply));
+            // A shard that has ended has nobody.
+            let Traced { connected, matched, waiting, came_later, of_user } = answer.await.unwrap_or_default();
+            node.connected += connected;
+            node.matched += matched;
+            node.waiting += waiting;
+            node.skipped.came_later += came_later;
+            node.of_user.extend(of_user);
+        }
+        node.skipped.not_in_audience = node.connected.saturating_sub(node.matched);
+        node.written = entry.written.load(Ordering::Relaxed) as usize;
+        node.acknowledged = entry.acknowledged.load(Ordering::Relaxed) as usize;
+        let event = EventFacts {
+            event_type: entry.event_type().into_owned(),
+            audience: entry.audience.to_string(),
+            position: Position { epoch, sequence: entry.sequence }.to_string(),
+            accepted_ms: entry.appended_ms,
+            publisher: entry.publisher.as_deref().map(str::to_owned),
+            bytes: entry.json().len(),
+        };
+        EventAnswer { node, event: Some(event) }
+    }
+
+    /// How a client stands here, or how it ended here.
+    async fn inspect(&self, connection: ConnectionId) -> Option<ClientDetails> {
+        if let Some(shard) = self.shard_of(connection) {
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::Inspect(connection, reply));
+            if let Ok(Some(details)) = answer.await {
+                return Some(details);
+            }
+        }
+        let head = {
+            let window = self.window.read();
+            Position { epoch: window.epoch(), sequence: window.head() }
+        };
+        let departures = self.departures();
+        let departed = departures.find(connection)?;
+        let cursor = Position { sequence: departed.cursor, ..head };
+        Some(departed.details(&self.name, cursor.to_string(), head.sequence))
+    }
+
     /// Who keeps the list of who is connected, while there is one.
     pub(crate) fn registry(&self) -> Option<Arc<dyn Registry>> {
         self.registry.get().and_then(Weak::upgrade)

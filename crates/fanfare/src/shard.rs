@@ -10,12 +10,13 @@ use crate::{
     node::Node,
     registry::Present,
     socket::Socket,
+    why::{ClientAndEvent, ClientDetails, ClientFate, Departed, LiveDetails},
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
     roster::{Roster, Served, Slot},
-    session::{Arrival, Settings, Tally},
-    time::Now,
+    session::{Arrival, Fate, Settings, Tally},
+    time::{Now, iso_8601},
     window::Entry,
 };
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
@@ -47,6 +48,16 @@ const LINGER_MS: u64 = 250;
 /// How often what is too old is let go.
 const HOUSEKEEPING_MS: u64 = 1_000;
 
+/// What became of an event with the clients of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Traced {
+    pub(crate) connected: usize,
+    pub(crate) matched: usize,
+    pub(crate) waiting: usize,
+    pub(crate) came_later: usize,
+    pub(crate) of_user: Vec<ClientAndEvent>,
+}
+
 const WAKER: Token = Token(usize::MAX);
 
 /// How others reach a shard.
@@ -75,6 +86,10 @@ pub(crate) enum Command {
     LetGo(ConnectionId, u64),
     /// Tell how many sessions are behind the head, and how far the last of them is.
     Survey(oneshot::Sender<Lateness>),
+    /// Tell what became of an event, and with each connection of a user.
+    Trace(Arc<Entry>, Option<Arc<str>>, oneshot::Sender<Traced>),
+    /// Tell how a client stands.
+    Inspect(ConnectionId, oneshot::Sender<Option<ClientDetails>>),
     /// Tell who is connected, or who of one user is.
     List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
     /// End the connections whose tokens are no longer believed.
@@ -303,6 +318,12 @@ impl Shard {
                     // Who asked may have gone.
                     let _ = reply.send(Lateness { clients, farthest });
                 }
+                Command::Trace(entry, user, reply) => {
+                    let _ = reply.send(self.trace(&entry, user.as_deref()));
+                }
+                Command::Inspect(connection, reply) => {
+                    let _ = reply.send(self.inspect(connection, now));
+                }
                 Command::List(user, reply) => {
                     // Who asked may have gone.
                     let _ = reply.send(self.list(user.as_deref()));
@@ -331,6 +352,61 @@ impl Shard {
             self.node.metrics.add(Counter::Takeovers, 1);
             self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
         }
+    }
+
+    fn trace(&self, entry: &Entry, user: Option<&str>) -> Traced {
+        let head = self.roster.head();
+        let mut traced = Traced { connected: self.roster.len(), ..Traced::default() };
+        for session in self.roster.concerned(&entry.audience) {
+            traced.matched += 1;
+            match session.fate(entry.sequence, head) {
+                Fate::Before => traced.came_later += 1,
+                Fate::Waiting => traced.waiting += 1,
+                Fate::Passed => {}
+            }
+        }
+        let slots = user.into_iter().flat_map(|user| self.roster.slots_of(user));
+        let sessions = slots.filter_map(|slot| self.roster.session(slot)).filter(|session| session.is_open());
+        let of_user = sessions.map(|session| ClientAndEvent {
+            connection_id: session.connection().to_string(),
+            fate: match session.fate(entry.sequence, head) {
+                _ if !session.viewer().sees(&entry.audience) => ClientFate::NotInAudience,
+                Fate::Before => ClientFate::CameLater,
+                Fate::Waiting => ClientFate::Waiting,
+                Fate::Passed => ClientFate::Written,
+            },
+        });
+        Traced { of_user: of_user.collect(), ..traced }
+    }
+
+    fn inspect(&self, connection: ConnectionId, now: Now) -> Option<ClientDetails> {
+        let slot = self.roster.holder(connection)?;
+        let (session, present) = (self.roster.session(slot)?, self.present(slot)?);
+        let head = self.roster.head();
+        let cursor = session.position(Position { epoch: self.roster.epoch(), sequence: head });
+        let window = self.node.window.read();
+        let last = window.last_seen(cursor.sequence, session.viewer());
+        let last = last.filter(|entry| session.fate(entry.sequence, head) == Fate::Passed);
+        let live = LiveDetails {
+            admin: session.is_admin(),
+            topics: session.topics().iter().map(ToString::to_string).collect(),
+            last_frame_ms_ago: now.mono_ms.saturating_sub(session.heard_ms()),
+            overdue: session.is_overdue(),
+            waiting_bytes: session.waiting_bytes(),
+            last_event_id: last.map(|entry| entry.event_id.to_string()),
+        };
+        Some(ClientDetails {
+            connection_id: connection.to_string(),
+            user_id: present.user.to_string(),
+            node: present.node.to_string(),
+            connected_at: iso_8601(present.since_ms),
+            address: present.address.to_string(),
+            cursor: cursor.to_string(),
+            behind_events: head.saturating_sub(cursor.sequence),
+            round_trip_ms: session.round_trip_ms(),
+            live: Some(live),
+            closed: None,
+        })
     }
 
     fn list(&self, user: Option<&str>) -> Vec<Present> {
@@ -547,12 +623,22 @@ impl Shard {
     }
 
     fn drop_conn(&mut self, slot: Slot) {
-        let who = self.roster.session(slot).map(|session| (session.user().clone(), session.connection()));
+        let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
+        let who = self.roster.session(slot).map(|session| {
+            let cursor = session.position(head).sequence;
+            (session.user().clone(), session.connection(), cursor, session.round_trip_ms())
+        });
         let code = self.roster.remove(slot);
         self.node.metrics.add(close_counter(code), 1);
         if let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take)
-            && let Some((user, connection)) = who
+            && let Some((user, connection, cursor, round_trip_ms)) = who
         {
+            if let Some(address) = conn.counted {
+                let (since_ms, until_ms) = (conn.since_ms, clock::now().unix_ms);
+                let user = user.clone();
+                let departed = Departed { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
+                self.node.departures().add(departed);
+            }
             if let Some(registry) = self.node.registry()
                 && connection != ConnectionId(0)
             {
@@ -573,8 +659,21 @@ impl Shard {
         }
     }
 
+    /// Counts what clients said they have handled.
+    fn note_acknowledged(&mut self) {
+        let acknowledged = self.roster.take_acknowledged();
+        if acknowledged.is_empty() {
+            return;
+        }
+        let window = self.node.window.read();
+        for entry in acknowledged.iter().filter_map(|event_id| window.get(event_id)) {
+            entry.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Tells the node what changed.
     fn report(&mut self) {
+        self.note_acknowledged();
         self.handle.open.store(self.roster.len(), Ordering::Relaxed);
         self.handle.overdue.store(self.roster.overdue(), Ordering::Relaxed);
         let tally = self.roster.take_tally();

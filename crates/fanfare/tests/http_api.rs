@@ -347,6 +347,10 @@ async fn what_is_refused_is_named_and_counted() {
         ("POST", "/agents/a/activity", NOBODY, JSON, "{}", 401, "token_missing", ""),
         ("GET", "/metrics", NOBODY, "", "", 401, "token_missing", ""),
         ("GET", "/metrics", PUBLISHER, "", "", 403, "forbidden", "administrator"),
+        ("GET", "/events/e1", PUBLISHER, "", "", 403, "forbidden", "administrator"),
+        ("GET", "/events/e1", ADMIN, "", "", 404, "not_found", "no node holds an event \"e1\""),
+        ("GET", "/connections/c1", PUBLISHER, "", "", 403, "forbidden", "administrator"),
+        ("GET", "/connections/c1", ADMIN, "", "", 404, "not_found", "no connection \"c1\""),
         ("POST", "/events", PUBLISHER, JSON, "{", 400, "not_json", "not JSON"),
         ("POST", "/events", PUBLISHER, JSON, "", 400, "not_json", "empty"),
         ("POST", "/events/batch", PUBLISHER, JSON, "", 400, "not_json", "empty"),
@@ -533,6 +537,8 @@ async fn the_description_is_complete() {
     let expected = [
         "DELETE /connections/{connection_id}",
         "GET /.well-known/jwks.json",
+        "GET /connections/{connection_id}",
+        "GET /events/{event_id}",
         "GET /health",
         "GET /health/live",
         "GET /health/ready",
@@ -600,7 +606,7 @@ async fn the_docs_page_needs_nothing_from_elsewhere() {
 async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
     let own = Router::new().route("/own", axum::routing::get(async || "own")).fallback(async || "theirs");
     let app = own.merge(hub(Config::default()).router());
-    for (path, text) in [("/own", "own"), ("/nowhere", "theirs"), ("/events/nowhere", "theirs")] {
+    for (path, text) in [("/own", "own"), ("/nowhere", "theirs"), ("/tasks/nowhere", "theirs")] {
         assert_eq!(send(&app, request("GET", path, NOBODY, "", "")).await.text, text);
     }
     assert_eq!(get(&app, "/health/live").await.status, 200);

@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
-use fanfare::{Audience, CloseCode, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
+use fanfare::{
+    Audience, CloseCode, Config, Draft, Hub, Minter, Verifier,
+    auth::Claims,
+    metrics::Counter,
+    why::{ClientFate, EventOnNode},
+};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
@@ -319,4 +324,108 @@ async fn nothing_is_left_of_clients_that_left() {
     }
     until("all have left", || server.hub.stats().local == 0).await;
     assert_eq!(server.hub.metrics().get(Counter::ClosedAbnormal), 200);
+}
+
+/// What became of an event on the one node that there is.
+async fn on_node(hub: &Hub, event_id: &str, user: Option<&str>) -> EventOnNode {
+    let journey = hub.journey(event_id, user).await.unwrap().expect("the event is held");
+    assert_eq!((journey.nodes.len(), journey.silent_nodes), (1, 0));
+    journey.nodes.into_iter().next().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journey_of_an_event_is_told() {
+    let server = serve(Config::default()).await;
+    let (mut ann, _) = server.connect("ann", "&topics=t").await;
+    let (mut bob, _) = server.connect("bob", "").await;
+    let draft = |id: &str| Draft::parse(&format!(r#"{{"type":"note","event_id":"{id}","data":{{}}}}"#)).unwrap();
+    for (id, audience) in
+        [("all", Audience::Everyone), ("hers", Audience::User("ann".into())), ("topic", Audience::Topic("t".into()))]
+    {
+        server.hub.publish(draft(id), audience).await.unwrap();
+    }
+    for id in ["all", "hers", "topic"] {
+        assert_eq!(next(&mut ann).await["event_id"], id);
+    }
+    assert_eq!(next(&mut bob).await["event_id"], "all");
+    for ack in [r#"{"type":"ack","ack_event_id":"all"}"#, r#"{"type":"ack","ack_event_id":"no such event"}"#] {
+        bob.send(Message::text(ack)).await.unwrap();
+    }
+    bob.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+    assert_eq!(next(&mut bob).await["type"], "pong");
+    let (_carol, _) = server.connect("carol", "").await;
+
+    let journey = server.hub.journey("all", None).await.unwrap().unwrap();
+    assert_eq!((&*journey.event_type, &*journey.audience), ("note", "everyone"));
+    assert_eq!(journey.publisher.as_deref(), Some("application"));
+    assert!(
+        journey.position.ends_with("-1") && journey.accepted_at.ends_with('Z') && journey.bytes > 20,
+        "{journey:?}"
+    );
+    let all = on_node(&server.hub, "all", Some("carol")).await;
+    assert_eq!((all.connected, all.matched, all.written, all.waiting, all.acknowledged), (3, 3, 2, 0, 1));
+    assert_eq!((all.skipped.not_in_audience, all.skipped.came_later), (0, 1));
+    assert_eq!(all.of_user[0].fate, ClientFate::CameLater);
+    for id in ["hers", "topic"] {
+        let hers = on_node(&server.hub, id, Some("bob")).await;
+        assert_eq!((hers.connected, hers.matched, hers.written, hers.skipped.not_in_audience), (3, 1, 1, 2), "{id}");
+        assert_eq!(hers.of_user[0].fate, ClientFate::NotInAudience);
+        let hers = on_node(&server.hub, id, Some("ann")).await;
+        assert_eq!(hers.of_user[0].fate, ClientFate::Written);
+    }
+    assert_eq!(server.hub.journey("no such event", None).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_event_is_told() {
+    const EVENTS: u64 = 600;
+    let server = serve(Config::default()).await;
+    let mut slow = server.connect_narrowly("slow").await;
+    let (mut quick, ack) = server.connect("quick", "").await;
+    for n in 1..=EVENTS {
+        server.publish(n, 16_000, Audience::Everyone).await;
+    }
+    let mut last = String::new();
+    for _ in 0..EVENTS {
+        last = next(&mut quick).await["event_id"].as_str().unwrap().to_owned();
+    }
+    let event = on_node(&server.hub, &last, Some("slow")).await;
+    assert_eq!((event.matched, event.written, event.waiting), (2, 1, 1));
+    assert_eq!(event.of_user[0].fate, ClientFate::Waiting);
+    let waiting = event.of_user[0].connection_id.parse().unwrap();
+    let details = server.hub.client(waiting).await.unwrap().unwrap();
+    assert!(details.behind_events > 0 && details.live.unwrap().waiting_bytes > 0);
+    assert_eq!(server.hub.lateness().await.clients, 1);
+    let quick = server.hub.client(ack["connection_id"].as_str().unwrap().parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!((quick.behind_events, quick.live.unwrap().last_event_id), (0, Some(last.clone())));
+    while next(&mut slow).await["event_id"] != *last {}
+    let details = server.hub.client(waiting).await.unwrap().unwrap();
+    assert_eq!((details.behind_events, details.live.unwrap().last_event_id), (0, Some(last)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_known_for_a_while_after_it_left() {
+    let server = serve(Config::default()).await;
+    let (mut socket, ack) = server.connect("ann", "&topics=t").await;
+    let id = ack["connection_id"].as_str().unwrap();
+    let connection = id.parse().unwrap();
+    let details = server.hub.client(connection).await.unwrap().unwrap();
+    assert_eq!((&*details.user_id, &*details.address, &*details.connection_id), ("ann", "127.0.0.1", id));
+    let live = details.live.unwrap();
+    assert_eq!((live.topics, live.admin, live.overdue, live.last_event_id), (vec!["t".to_owned()], false, false, None));
+    server.hub.disconnect(connection, "enough").await.unwrap();
+    assert_eq!(u16::from(close(&mut socket).await.code), 4003);
+    drop(socket);
+    until("it has left", || server.hub.stats().local == 0).await;
+    let closed = loop {
+        // Its socket is dropped once it has answered the close.
+        let details = server.hub.client(connection).await.unwrap().unwrap();
+        if let Some(closed) = details.closed {
+            assert_eq!((details.live, &*details.user_id), (None, "ann"));
+            break closed;
+        }
+    };
+    assert_eq!(closed.code, 4003);
+    assert!(closed.meaning.contains("operator"), "{closed:?}");
+    assert_eq!(server.hub.client(fanfare::ConnectionId(1)).await.unwrap(), None);
 }

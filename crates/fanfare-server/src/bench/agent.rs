@@ -112,6 +112,8 @@ struct Agent {
     tally: Tally,
     live: u64,
     publishing: bool,
+    /// Since when clients come and go, and how many have.
+    churn: Option<(Instant, u64)>,
     storm: Option<Instant>,
     scratch: Vec<u8>,
     needs: Vec<Need>,
@@ -170,6 +172,7 @@ impl Agent {
             tally: Tally::default(),
             live: 0,
             publishing: false,
+            churn: None,
             storm: None,
             scratch: vec![0; 256 << 10],
             needs: vec![],
@@ -196,6 +199,7 @@ impl Agent {
             orders.try_iter().for_each(|order| self.obey(order));
             self.timers();
             self.connect_due();
+            self.churn();
             if Instant::now() >= report {
                 report = Instant::now() + REPORT;
                 self.report()?;
@@ -214,9 +218,15 @@ impl Agent {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Start(_) => {}
-            Order::Publishing => self.publishing = true,
+            Order::Publishing => {
+                self.publishing = true;
+                self.churn = (self.churn_pace() > 0.0).then(|| (Instant::now(), 0));
+            }
             Order::Storm => self.storm(),
-            Order::Finish(totals) => self.finish = Some(totals.into_iter().collect()),
+            Order::Finish(totals) => {
+                self.churn = None;
+                self.finish = Some(totals.into_iter().collect());
+            }
         }
     }
 
@@ -239,13 +249,39 @@ impl Agent {
         self.storm = Some(now);
     }
 
+    /// Clients of this process that are to leave, a second.
+    fn churn_pace(&self) -> f64 {
+        let Plan { churn, connections, .. } = self.setup.plan;
+        churn * self.slots.len() as f64 / connections.max(1) as f64
+    }
+
+    /// Has clients leave whose turn it is, without a word; they come back within a second, with their cursors.
+    fn churn(&mut self) {
+        let Some((since, left)) = self.churn else { return };
+        let due = (since.elapsed().as_secs_f64() * self.churn_pace()) as u64;
+        for _ in left..due {
+            let at = fastrand::usize(..self.slots.len());
+            let slot = &mut self.slots[at];
+            if slot.client.phase == Phase::Live {
+                slot.socket = None;
+                slot.client.phase = Phase::Away;
+                self.live -= 1;
+                self.tally.churned += 1;
+                self.timers.push(Reverse((Instant::now() + PAUSE.mul_f64(fastrand::f64()), at, Due::Retry)));
+            }
+        }
+        self.churn = Some((since, left.max(due)));
+    }
+
     /// When the next client is to connect, or a timer runs out.
     fn next_due(&self) -> Option<Instant> {
         let (since, started) = self.paced;
         let connect =
             (!self.queue.is_empty()).then(|| since + Duration::from_secs_f64((started + 1) as f64 / self.pace));
         let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
-        connect.into_iter().chain(timer).min()
+        let churn =
+            self.churn.map(|(since, left)| since + Duration::from_secs_f64((left + 1) as f64 / self.churn_pace()));
+        connect.into_iter().chain(timer).chain(churn).min()
     }
 
     fn connect_due(&mut self) {
@@ -420,7 +456,9 @@ impl Agent {
         }
         let total = |stream| totals.get(&stream).copied().unwrap_or(0);
         let due: u64 = self.slots.iter().map(|slot| slot.client.due(total)).sum();
-        let over = due == 0 || self.moved.0.elapsed() > STRAGGLERS;
+        // Those who left a moment ago are on their way back.
+        let complete = self.setup.plan.churn == 0.0 || self.live == self.slots.len() as u64;
+        let over = due == 0 && complete || self.moved.0.elapsed() > STRAGGLERS;
         if over {
             self.tally.lost += due;
         }

@@ -56,6 +56,8 @@ const TOKENS: Duration = Duration::from_secs(24 * 3_600);
 const RAMP_LIMIT: f64 = 2.0;
 const RAMP_GRACE: Duration = Duration::from_secs(30);
 const RAMP_STANDSTILL: usize = 10;
+/// Every so many seconds it is looked what the hub uses.
+const SAMPLE: usize = 10;
 /// How long what is on its way may take, and what the processes measured.
 const END: Duration = Duration::from_secs(60);
 
@@ -227,6 +229,9 @@ struct Load {
     began: Instant,
     processes: Option<Processes>,
     before: Usage,
+    /// What the hub used while events were published.
+    samples: Vec<(f64, Usage)>,
+    publishing: bool,
 }
 
 /// What a load came to.
@@ -293,6 +298,8 @@ impl Load {
             began: Instant::now(),
             processes,
             before,
+            samples: vec![],
+            publishing: false,
         })
     }
 
@@ -308,6 +315,7 @@ impl Load {
         let bar = self::bar("publishing", hold.as_secs());
         if stage != Stage::Interrupted {
             self.order(&Order::Publishing).await?;
+            self.publishing = true;
             let load = &mut self;
             (publisher, stage) = tokio::task::LocalSet::new()
                 .run_until(async {
@@ -325,6 +333,7 @@ impl Load {
                 .await?;
         }
         bar.finish_and_clear();
+        self.publishing = false;
 
         let bar = self::bar("what is on its way", self.agents.len() as u64);
         self.order(&Order::Finish(publisher.totals())).await?;
@@ -340,6 +349,7 @@ impl Load {
             before: self.before,
             connected,
             after,
+            samples: self.samples,
         });
         Ok(Measured { tally: self.tally, published: publisher.published, server, timeline: self.timeline, interrupted })
     }
@@ -453,6 +463,9 @@ impl Load {
             bytes,
         });
         self.recent.clear();
+        if self.publishing && self.timeline.len().is_multiple_of(SAMPLE) {
+            self.samples.push((at, self.usage()));
+        }
     }
 
     /// When the last second of the timeline ended, and what had come until then.

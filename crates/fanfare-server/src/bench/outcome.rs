@@ -47,7 +47,13 @@ pub(crate) struct Server {
     pub(crate) before: Usage,
     pub(crate) connected: Usage,
     pub(crate) after: Usage,
+    /// While events were published, with the seconds since the load began.
+    #[serde(default)]
+    pub(crate) samples: Vec<(f64, Usage)>,
 }
+
+/// So many samples tell how something develops.
+const ENOUGH: usize = 6;
 
 /// The bare write loop's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,6 +81,24 @@ pub(crate) struct Second {
 }
 
 impl Server {
+    /// How fast user memory grew in the second half of the time (least squares), once what fills up has filled up.
+    pub(crate) fn memory_kib_a_minute(&self) -> Option<f64> {
+        let half = &self.samples[self.samples.len() / 2..];
+        if half.len() < ENOUGH / 2 {
+            return None;
+        }
+        let n = half.len() as f64;
+        let mean = |of: fn(&(f64, Usage)) -> f64| half.iter().map(of).sum::<f64>() / n;
+        let (minutes, memory) = (mean(|(at, _)| at / 60.0), mean(|(_, usage)| usage.memory_kib));
+        let (mut above, mut below) = (0.0, 0.0);
+        for (at, usage) in half {
+            let aside = at / 60.0 - minutes;
+            above += aside * (usage.memory_kib - memory);
+            below += aside * aside;
+        }
+        (below > 0.0).then(|| above / below)
+    }
+
     pub(crate) fn cpu_us_a_delivery(&self, deliveries: u64) -> f64 {
         per(self.after.cpu.saturating_sub(self.connected.cpu), deliveries)
     }
@@ -138,6 +162,9 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
         );
         add("hub: user memory at the end", server.after.memory_kib / 1_024.0, "MiB");
         add("hub: CPU a connect", per(connected, tally.connects.count()), "us");
+        if let Some(slope) = server.memory_kib_a_minute() {
+            add("hub: growth of user memory in the second half", slope, "KiB/min");
+        }
         // After a storm it would be that of the reconnects too.
         if tally.deliveries > 0 && tally.resumes.count() == 0 {
             add("hub: CPU a delivery", server.cpu_us_a_delivery(tally.deliveries), "us");
@@ -172,5 +199,22 @@ impl Outcome {
     pub(crate) fn is_flawless(&self) -> bool {
         let Tally { lost, doubled, reordered, absent, .. } = self.tally;
         lost + doubled + reordered + absent == 0 && self.published.refused.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_that_of_the_second_half() {
+        let sample = |at: f64, memory_kib: f64| (at, Usage { memory_kib, ..Usage::default() });
+        let mut samples: Vec<_> = (0..10).map(|n| sample(f64::from(n) * 30.0, f64::from(n) * 500.0)).collect();
+        samples.extend((10..20).map(|n| sample(f64::from(n) * 30.0, 5_000.0 + f64::from(n))));
+        let usage = Usage::default();
+        let server = Server { processes: 1, before: usage, connected: usage, after: usage, samples };
+        let slope = server.memory_kib_a_minute().unwrap();
+        assert!((slope - 2.0).abs() < 1e-6, "{slope}");
+        assert_eq!(Server { samples: server.samples[..4].to_vec(), ..server }.memory_kib_a_minute(), None);
     }
 }

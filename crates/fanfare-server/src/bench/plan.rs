@@ -74,6 +74,9 @@ pub(crate) struct Plan {
     pub(crate) mix: [u32; 3],
     /// Bytes of an event's `data`, about.
     pub(crate) payload: usize,
+    /// Clients a second that break off and come back, all the time.
+    #[serde(default)]
+    pub(crate) churn: f64,
     /// How often all clients break off and come back.
     pub(crate) storms: u32,
     /// The time in which they come back.
@@ -130,6 +133,7 @@ impl Plan {
             rate: matches.get_one("rate").copied().unwrap_or(rate),
             mix,
             payload: matches.get_one::<u32>("payload").map_or(200, |&bytes| bytes as usize),
+            churn: matches.get_one("churn").copied().unwrap_or(0.0),
             storms,
             storm_spread,
             slow_percent: matches.get_one("slow").copied().unwrap_or(0),
@@ -220,9 +224,11 @@ mod tests {
     #[test]
     fn flags_change_a_preset() {
         let plan =
-            plan("--preset medium --connections 70 --hold 5s --ramp 2.5 --mix user=3 --slow 10 --storms 1").unwrap();
+            plan("--preset medium --connections 70 --hold 5s --ramp 2.5 --mix user=3 --slow 10 --storms 1 --churn 7")
+                .unwrap();
         assert_eq!((plan.connections, plan.hold, plan.ramp), (70, Duration::from_secs(5), 2.5));
         assert_eq!((plan.mix, plan.slow_percent, plan.processes, plan.rate), ([0, 0, 3], 10, 1, 10.0));
+        assert_eq!((plan.storms, plan.churn), (1, 7.0));
         assert_eq!((0..100).filter(|&client| plan.is_slow(client)).count(), 10);
     }
 

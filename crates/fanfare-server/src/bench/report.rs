@@ -3,6 +3,7 @@
 use super::{
     outcome::{Outcome, QUANTILES},
     tally::Times,
+    usage::Usage,
 };
 use anyhow::Context;
 use std::{collections::BTreeMap, fmt::Write, fs};
@@ -66,6 +67,9 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
             format!("all back after {}; {} deliveries made up for", storms.join(", "), grouped(tally.replayed)),
         )?;
     }
+    if plan.churn > 0.0 {
+        line("churn", format!("{} left and came back", grouped(tally.churned)))?;
+    }
     line(
         "checked",
         format!(
@@ -100,6 +104,23 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
             let _ = write!(said, " ({:.2} x the floor)", floors.value);
         }
         line("hub", said)?;
+        if let (Some(slope), Some((_, first)), Some((_, last))) =
+            (server.memory_kib_a_minute(), server.samples.first(), server.samples.last())
+        {
+            let mib = |usage: &Usage| usage.memory_kib / 1_024.0;
+            line(
+                "over time",
+                format!(
+                    "memory {:.2} to {:.2} MiB, {slope:+.1} KiB a minute in the second half; files {} to {}; threads {} to {}",
+                    mib(first),
+                    mib(last),
+                    grouped(first.files),
+                    grouped(last.files),
+                    first.threads,
+                    last.threads
+                ),
+            )?;
+        }
     }
     if let Some(advice) = advice(outcome) {
         line("", advice)?;

@@ -106,6 +106,9 @@ pub(crate) struct Tally {
     pub(crate) broken: u64,
     /// Clients that are not there at the end.
     pub(crate) absent: u64,
+    /// Clients that left and came back because that was wanted.
+    #[serde(default)]
+    pub(crate) churned: u64,
     /// For each storm: from its beginning until the last client was back, in microseconds.
     pub(crate) storms: Vec<u64>,
     /// For each event that had several receivers: when the last of them had it, in microseconds, and how many there were.
@@ -134,6 +137,7 @@ impl Tally {
         self.failed += other.failed;
         self.broken += other.broken;
         self.absent += other.absent;
+        self.churned += other.churned;
         self.storms.resize(self.storms.len().max(other.storms.len()), 0);
         self.storms.iter_mut().zip(other.storms).for_each(|(longest, us)| *longest = us.max(*longest));
         for (what, count) in other.errors {

@@ -19,6 +19,8 @@ pub(crate) struct Usage {
     /// All that is resident (VmRSS), in KiB.
     pub(crate) resident_kib: f64,
     pub(crate) files: u64,
+    #[serde(default)]
+    pub(crate) threads: u64,
 }
 
 impl Processes {
@@ -45,7 +47,9 @@ impl Processes {
                 sum.memory_kib += memory.anonymous;
                 sum.resident_kib += memory.resident;
             }
-            sum.files += fs::read_dir(format!("/proc/{id}/fd")).map_or(0, |files| files.count() as u64);
+            let entries = |what| fs::read_dir(format!("/proc/{id}/{what}")).map_or(0, |entries| entries.count() as u64);
+            sum.files += entries("fd");
+            sum.threads += entries("task");
         }
         sum
     }
@@ -106,7 +110,10 @@ mod tests {
         let found = Processes::listening_on(port).unwrap();
         assert_eq!(found.ids, [std::process::id()]);
         let usage = found.usage();
-        assert!(usage.memory_kib > 0.0 && usage.files > 2 && usage.cpu > Duration::ZERO, "{usage:?}");
+        assert!(
+            usage.memory_kib > 0.0 && usage.files > 2 && usage.threads > 0 && usage.cpu > Duration::ZERO,
+            "{usage:?}"
+        );
         drop(listener);
         assert!(Processes::listening_on(port).is_none());
     }

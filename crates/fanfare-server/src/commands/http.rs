@@ -69,22 +69,31 @@ impl Server {
 
     /// Posts JSON. An error means that it isn't known whether the request arrived.
     pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
-        if token.contains(|c: char| !c.is_ascii_graphic()) {
-            return Err(Usage("the token has characters that no token has".to_owned()).into());
-        }
-        let request = self.client.post(self.url(path)).bearer_auth(token);
+        let request = self.client.post(self.url(path)).bearer_auth(checked(token)?);
         answer(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
 
-    /// Gets what is open to everybody.
-    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        answer(self.client.get(self.url(path))).await
+    /// Gets something, with a token if it is not open to everybody.
+    pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<Answer> {
+        let request = self.client.get(self.url(path));
+        answer(match token {
+            Some(token) => request.bearer_auth(checked(token)?),
+            None => request,
+        })
+        .await
     }
 
     fn url(&self, path: &str) -> String {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}{}{path}", self.authority, self.base)
     }
+}
+
+fn checked(token: &str) -> Result<&str, Usage> {
+    if token.contains(|c: char| !c.is_ascii_graphic()) {
+        return Err(Usage("the token has characters that no token has".to_owned()));
+    }
+    Ok(token)
 }
 
 async fn answer(request: RequestBuilder) -> anyhow::Result<Answer> {

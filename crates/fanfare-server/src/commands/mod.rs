@@ -9,6 +9,7 @@ mod publish;
 mod tail;
 pub(crate) mod token;
 mod user;
+mod why;
 
 use crate::{
     bench, check, cli, serve,
@@ -39,6 +40,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "check" => runtime()?.block_on(check::run(matches, &loaded.settings)),
         "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
         "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
+        "why" => runtime()?.block_on(why::run(matches, &loaded.settings)),
         "bench" => bench::run(matches, &loaded.settings),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),
         _ => serve::run(&loaded.settings),

@@ -8,6 +8,7 @@ use std::{
     sync::atomic::{AtomicI64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
+use tokio::runtime::Handle;
 
 /// When the certificate ends, in seconds since 1970-01-01T00:00:00Z; 0: there is none.
 pub(super) type CertificateEnd = Arc<AtomicI64>;
@@ -17,12 +18,14 @@ pub(super) type CertificateEnd = Arc<AtomicI64>;
 pub(super) struct Vitals {
     started: f64,
     certificate_end: CertificateEnd,
+    /// That of the process's own tasks: requests on their way, and what goes on in the background.
+    tasks: Option<Handle>,
 }
 
 impl Vitals {
     pub(super) fn new(certificate_end: CertificateEnd) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        Self { started, certificate_end }
+        Self { started, certificate_end, tasks: Handle::try_current().ok() }
     }
 }
 
@@ -46,6 +49,10 @@ impl Figures for Vitals {
         });
         let started =
             gauge("process_start_time_seconds", "When the process started, in seconds since 1970.", self.started);
+        let tasks = self.tasks.as_ref().map(|handle| {
+            let help = "Tasks of the HTTP server and of what goes on in the background; a client is none.";
+            gauge("fanfare_tasks", help, handle.metrics().num_alive_tasks() as f64)
+        });
         let end = self.certificate_end.load(Ordering::Relaxed);
         let certificate = (end != 0).then(|| {
             gauge(
@@ -54,7 +61,14 @@ impl Figures for Vitals {
                 end as f64,
             )
         });
-        cpu.into_iter().chain(resident).chain(open).chain(limit).chain([started]).chain(certificate).collect()
+        cpu.into_iter()
+            .chain(resident)
+            .chain(open)
+            .chain(limit)
+            .chain([started])
+            .chain(tasks)
+            .chain(certificate)
+            .collect()
     }
 }
 

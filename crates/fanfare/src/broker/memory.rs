@@ -4,6 +4,7 @@ use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail
 use crate::{
     clock,
     registry::{Present, Registry},
+    why::Question,
 };
 use fanfare_core::{
     ConnectionId, Lineage, Position,
@@ -78,7 +79,7 @@ impl Log {
             return Appended { position: Position { epoch, sequence }, duplicate: true };
         }
         let sequence = self.entries.head() + 1;
-        let entry = Arc::new(Entry::new(sequence, now, record.audience, &record.event));
+        let entry = Arc::new(Entry::new(sequence, now, record.audience, &record.event).by(record.publisher));
         self.entries.push(entry.clone());
         fresh.push(entry);
         Appended { position: Position { epoch, sequence }, duplicate: false }
@@ -138,6 +139,17 @@ impl Broker for MemoryBroker {
     fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>> {
         let entries = self.log().entries.since(after).take(limit).cloned().collect();
         Box::pin(ready(Ok(entries)))
+    }
+
+    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)> {
+        let tails = self.log().tails.clone();
+        Box::pin(async move {
+            let mut answers = Vec::new();
+            for tail in &tails {
+                answers.extend(tail.answer(question.clone()).await?);
+            }
+            Ok((answers, tails.len()))
+        })
     }
 
     fn order(&self, order: Order) -> Answer<'_, ()> {

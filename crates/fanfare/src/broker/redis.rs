@@ -7,6 +7,7 @@ mod inspect;
 mod keys;
 mod link;
 mod pulse;
+mod questions;
 mod record;
 mod recovery;
 mod registry;
@@ -25,6 +26,7 @@ use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail
 use crate::{
     metrics::Metrics,
     registry::{Present, Registry},
+    why::Question,
 };
 use bus::{Bus, Waiter};
 use fanfare_core::{
@@ -206,6 +208,14 @@ impl Broker for RedisBroker {
 
     fn order(&self, order: Order) -> Answer<'_, ()> {
         Box::pin(self.order_now(order))
+    }
+
+    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)> {
+        Box::pin(async move {
+            let link = self.shared.link()?;
+            let (answers, nodes) = questions::ask(&self.shared, &link, &question).await?;
+            Ok((answers.into_iter().filter(|answer| !answer.is_empty()).collect(), nodes))
+        })
     }
 
     /// Redis keeps its own time.

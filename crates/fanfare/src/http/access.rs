@@ -32,6 +32,11 @@ impl FromRequestParts<Hub> for Publisher {
 }
 
 impl Publisher {
+    /// Whose it is, as the log notes it.
+    pub(super) fn name(&self) -> String {
+        format!("user:{}", self.user)
+    }
+
     /// Counts events against the publisher's limit; a request counts as one already.
     pub(super) fn count(&self, events: usize, hub: &Hub) -> Result<(), ApiError> {
         hub.publisher_keeps_pace(&self.user, events).map_err(|ms| {

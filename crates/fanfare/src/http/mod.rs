@@ -14,6 +14,7 @@ mod metrics;
 mod reference;
 mod responses;
 mod tokens;
+mod why;
 
 pub use error::{not_found, problem};
 pub(crate) use metrics::metrics_text;
@@ -37,6 +38,7 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .merge(more)
         .routes(routes!(events::publish))
         .routes(routes!(events::publish_batch))
+        .routes(routes!(why::event))
         .routes(routes!(reference::update_task))
         .routes(routes!(reference::broadcast_task_update))
         .routes(routes!(reference::notify_user))
@@ -46,6 +48,7 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .routes(routes!(connections::of_user))
         .routes(routes!(connections::disconnect_user))
         .routes(routes!(connections::disconnect))
+        .routes(routes!(why::client))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::jwks))
         .routes(routes!(health::connections))

@@ -160,13 +160,13 @@ type Answer<T> = Result<(HeaderMap, Json<T>), ApiError>;
     )
 )]
 pub(super) async fn update_task(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     PathId(task_id): PathId,
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
 ) -> Answer<StatusBody> {
-    let published = publish_task(&hub, &task_id, params, fields).await?;
+    let published = publish_task(&hub, &publisher, &task_id, params, fields).await?;
     Ok(answer(&published, StatusBody { status: "updated" }))
 }
 
@@ -186,13 +186,13 @@ pub(super) async fn update_task(
     )
 )]
 pub(super) async fn broadcast_task_update(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     PathId(task_id): PathId,
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
 ) -> Answer<TaskBody> {
-    let published = publish_task(&hub, &task_id, params, fields).await?;
+    let published = publish_task(&hub, &publisher, &task_id, params, fields).await?;
     Ok(answer(&published, TaskBody { message: "Task update broadcasted", task_id }))
 }
 
@@ -216,14 +216,14 @@ pub(super) async fn broadcast_task_update(
     )
 )]
 pub(super) async fn notify_user(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     PathId(user_id): PathId,
     Params(params): Params<NotifyParams>,
     OptionalFields(fields): OptionalFields,
 ) -> Answer<StatusBody> {
     let draft = notification(params, fields)?;
-    let published = hub.publish(draft, events::user(&user_id)?).await?;
+    let published = hub.publish_by(draft, events::user(&user_id)?, &publisher.name()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
 }
 
@@ -244,13 +244,13 @@ pub(super) async fn notify_user(
     )
 )]
 pub(super) async fn send_notification(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     PathId(user_id): PathId,
     fields: Fields,
 ) -> Answer<UserBody> {
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
-    let published = hub.publish(draft, events::user(&user_id)?).await?;
+    let published = hub.publish_by(draft, events::user(&user_id)?, &publisher.name()).await?;
     Ok(answer(&published, UserBody { message: "Notification sent", user_id }))
 }
 
@@ -269,7 +269,7 @@ pub(super) async fn send_notification(
     )
 )]
 pub(super) async fn create_calendar_event(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     mut fields: Fields,
 ) -> Answer<CalendarBody> {
@@ -282,7 +282,7 @@ pub(super) async fn create_calendar_event(
         }
     };
     let draft = Draft::new(CalendarEventCreated::TYPE, &fields)?;
-    let published = hub.publish(draft, Audience::Everyone).await?;
+    let published = hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?;
     Ok(answer(&published, CalendarBody { message: "Calendar event created", event_id }))
 }
 
@@ -303,26 +303,27 @@ pub(super) async fn create_calendar_event(
     )
 )]
 pub(super) async fn record_agent_activity(
-    _: Publisher,
+    publisher: Publisher,
     State(hub): State<Hub>,
     PathId(agent_id): PathId,
     mut fields: Fields,
 ) -> Answer<StatusBody> {
     fields.put_path_id("agent_id", &agent_id)?;
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
-    let published = hub.publish(draft, Audience::Everyone).await?;
+    let published = hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
 }
 
 async fn publish_task(
     hub: &Hub,
+    publisher: &Publisher,
     task_id: &str,
     params: TaskParams,
     fields: Option<Fields>,
 ) -> Result<Published, ApiError> {
     let fields = task_data(task_id, params, fields.unwrap_or_else(Fields::empty))?;
     let draft = Draft::new(TaskStatusUpdate::TYPE, &fields)?;
-    Ok(hub.publish(draft, Audience::Everyone).await?)
+    Ok(hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?)
 }
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.

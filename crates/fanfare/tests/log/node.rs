@@ -8,6 +8,7 @@ use fanfare::{
     },
     metrics::Metrics,
     registry::Present,
+    why::Question,
 };
 use fanfare_core::{
     Lineage, Revocation,
@@ -50,6 +51,10 @@ impl Tail for Node {
             _ => None,
         });
         revocations.collect()
+    }
+
+    fn answer(&self, question: Question) -> Answer<'_, Option<String>> {
+        Box::pin(ready(Ok(Some(format!("{} heard {question:?}", self.name)))))
     }
 
     fn connections(&self) -> usize {
@@ -102,7 +107,7 @@ pub(crate) async fn linked_with(
 
 pub(crate) fn record(id: &str, audience: Audience) -> Record {
     let draft = Draft::new("note", &serde_json::json!({ "id": id })).unwrap();
-    Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience }
+    Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience, publisher: None }
 }
 
 /// Appends events for everyone, each on its own.

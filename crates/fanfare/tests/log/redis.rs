@@ -11,6 +11,7 @@ use fanfare::{
         redis::{Durability, LinkError, RedisOptions},
     },
     registry::{Present, Registry},
+    why::Question,
 };
 use fanfare_core::{
     Revocation, Revocations,
@@ -18,6 +19,7 @@ use fanfare_core::{
     window::{Bounds, GapReason},
 };
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     sync::Arc,
@@ -55,6 +57,25 @@ async fn all_nodes_see_one_order() {
     first.catch_up().await.unwrap();
     second.catch_up().await.unwrap();
     assert_eq!((one.head(), one.ids()), (1_000, other.ids()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_is_asked_and_one_that_is_gone_is_missed() {
+    let server = RedisServer::start();
+    let (first, one) = linked(&server.url()).await;
+    let (second, other) = linked(&server.url()).await;
+    until("both are known", || first.standing().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
+    let question = Question::Client { connection: "c1".to_owned() };
+    let (answers, asked) = first.ask(question.clone()).await.unwrap();
+    let expected = [&one, &other].map(|node| format!("{} heard {question:?}", node.name));
+    assert_eq!((answers.iter().collect::<BTreeSet<_>>(), asked), (expected.iter().collect(), 2));
+    // Gone without a word, as by a crash: it is asked until its beat is old.
+    server.cli(&["HSET", "ws:node:ghost", "connections", "0"]);
+    server.cli(&["ZADD", "ws:nodes", "9999999999999", "ghost"]);
+    until("the ghost is known", || first.standing().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
+    let (answers, asked) = first.ask(question).await.unwrap();
+    assert_eq!((answers.len(), asked), (2, 3));
+    drop(second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +151,7 @@ async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
         let batch = ((n - 1) * 100 + 1..=n * 100).map(|i| {
             let draft = fanfare::Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
             let event = draft.finish(0, || format!("e{i}")).unwrap();
-            fanfare::broker::Record { event, audience: Audience::Everyone }
+            fanfare::broker::Record { event, audience: Audience::Everyone, publisher: None }
         });
         nodes[0].0.append(batch.collect()).await.unwrap();
     }

@@ -5,6 +5,7 @@ use fanfare::{
     Audience, ConnectionId,
     broker::{Broker, MemoryBroker, Order, redis::RedisOptions},
     registry::{Present, Registry},
+    why::Question,
 };
 use fanfare_core::{Revocation, window::Bounds};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -15,6 +16,7 @@ async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>) {
     keeps_audiences(&*broker, &node).await;
     gives_ranges(&*broker).await;
     hands_orders_on(&*broker, &node).await;
+    asks_the_node(&*broker, &node).await;
     takes_many_publishers_at_once(&broker, &node).await;
     knows_who_is_connected(&*broker, &node).await;
     assert_eq!(broker.standing().problem, None);
@@ -71,6 +73,12 @@ async fn hands_orders_on(broker: &dyn Broker, node: &Node) {
     }
     until("the orders arrive", || node.orders.lock().unwrap().len() == orders.len()).await;
     assert_eq!(*node.orders.lock().unwrap(), orders);
+}
+
+async fn asks_the_node(broker: &dyn Broker, node: &Node) {
+    let question = Question::Event { event_id: "an odd \"id\"".to_owned(), user: Some("ann".to_owned()) };
+    let (answers, asked) = broker.ask(question.clone()).await.unwrap();
+    assert_eq!((answers, asked), (vec![format!("{} heard {question:?}", node.name)], 1));
 }
 
 async fn takes_many_publishers_at_once<B: Broker>(broker: &Arc<B>, node: &Node) {

@@ -17,6 +17,8 @@ pub(super) struct Keys {
     pub(super) ears: String,
     pub(super) control: String,
     pub(super) revoked: String,
+    /// What the key of the answers to a question begins with.
+    answers: String,
     /// What a node's key begins with.
     pub(super) node: String,
     /// What a connection's key begins with.
@@ -43,11 +45,17 @@ impl Keys {
             ears: key("ears"),
             control: key("control"),
             revoked: key("revoked"),
+            answers: key("answers:"),
             node: key("node:"),
             connection: key("connection:"),
             user: key("user:"),
             channels: namespace.to_owned(),
         }
+    }
+
+    /// The answers to a question.
+    pub(super) fn answers(&self, question: &str) -> String {
+        format!("{}{question}", self.answers)
     }
 
     /// The connections of a node.

@@ -2,6 +2,7 @@
 
 use super::{
     link::{BLOCK, Link, LinkError},
+    questions,
     record::{self, stream_id, text},
     revoked,
     shared::Shared,
@@ -38,7 +39,7 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
 
 /// Follows the log and the nodes' orders until the link ends. `orders` is the place up to which orders were read.
 pub(super) async fn run(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     mut connection: MultiplexedConnection,
     orders: &mut String,
 ) -> Result<Infallible, LinkError> {
@@ -96,7 +97,7 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
 }
 
 /// Reads one message of the control stream. `all`: the window has all that the log had at the time of the answer.
-fn obey(shared: &Shared, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
+fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
     let Value::Array(parts) = item else { return Ok(()) };
     let [id, Value::Array(fields)] = &parts[..] else { return Ok(()) };
     let fields: HashMap<&str, &str> =
@@ -136,6 +137,7 @@ fn obey(shared: &Shared, item: &Value, orders: &mut String, all: bool) -> Result
                 shared.tail.obey(Order::Surplus { connection });
             }
         }
+        "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
         "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
     }

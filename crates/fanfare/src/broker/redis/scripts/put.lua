@@ -10,8 +10,8 @@ local function clock()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
-local function put(sequence, ms, id, audience, json)
-  redis.call('XADD', KEYS[1], '0-' .. whole(sequence), 'i', id, 'a', audience, 't', whole(ms), 'd', json)
+local function put(sequence, ms, id, audience, json, publisher)
+  redis.call('XADD', KEYS[1], '0-' .. whole(sequence), 'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher)
   redis.call('HSET', KEYS[3], id, whole(sequence))
   return #id + #audience + #json + 100
 end

@@ -1,0 +1,181 @@
+//! `fanfare why`: the journey of one event, or how one client stands, as a hub and all its nodes tell it.
+
+use super::{
+    access::Access,
+    http::{Answer, Server},
+    print,
+};
+use crate::settings::Settings;
+use anyhow::{Context, bail};
+use clap::ArgMatches;
+use fanfare::{
+    auth::Claims,
+    why::{ClientDetails, EventOnNode, Journey},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use std::fmt::Write;
+
+pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
+    let server = Server::parse(text("url").unwrap_or_default())?;
+    let claims = Claims { sub: "fanfare why".to_owned(), admin: true, ..Claims::default() };
+    let token = Access::new(matches, settings, claims)?.token()?;
+    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let path = match (text("event"), text("connection")) {
+        (Some(event), _) => {
+            let user = text("user").map_or_else(String::new, |user| format!("?user={}", encoded(user)));
+            format!("/events/{}{user}", encoded(event))
+        }
+        (None, connection) => format!("/connections/{}", encoded(connection.unwrap_or_default())),
+    };
+    let answer = server.get(&path, Some(&token)).await.with_context(|| format!("{server} can't be asked"))?;
+    if !answer.status.is_success() {
+        bail!("{}", refusal(&answer));
+    }
+    if matches.get_flag("json") {
+        let value: Value = serde_json::from_slice(&answer.body).context("the hub's answer can't be read")?;
+        return print(&format!("{value:#}\n"));
+    }
+    let unread = "the hub's answer can't be read; --json prints it as it came";
+    match text("event") {
+        Some(_) => print(&journey(&serde_json::from_slice(&answer.body).context(unread)?, text("user"))),
+        None => print(&client(&serde_json::from_slice(&answer.body).context(unread)?)),
+    }
+}
+
+fn refusal(answer: &Answer) -> String {
+    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    body["detail"].as_str().map_or_else(|| format!("the hub answered {}", answer.status), str::to_owned)
+}
+
+fn journey(journey: &Journey, user: Option<&str>) -> String {
+    let Journey { event_id, event_type, audience, position, accepted_at, publisher, bytes, nodes, silent_nodes } =
+        journey;
+    let mut out = format!("{event_id}: {event_type} for {audience}, {bytes} bytes\n");
+    let from = publisher.as_ref().map_or_else(String::new, |publisher| format!(" from {publisher}"));
+    let _ = writeln!(out, "accepted {accepted_at}{from}, at {position}\n");
+    let _ = writeln!(
+        out,
+        "{:<16} {:>9} {:>8} {:>8} {:>8} {:>8} {:>13} {:>11}",
+        "node", "connected", "matched", "written", "waiting", "acked", "not for them", "came later"
+    );
+    for node in nodes {
+        out += &line(node);
+    }
+    if *silent_nodes > 0 {
+        let _ = writeln!(out, "{silent_nodes} more did not answer in time");
+    }
+    let Some(user) = user else { return out };
+    let _ = writeln!(out, "\nconnections of {user}");
+    let mut any = false;
+    for node in nodes {
+        for client in &node.of_user {
+            any = true;
+            let _ = writeln!(out, "{} on {}: {}", client.connection_id, node.node, client.fate);
+        }
+    }
+    if !any {
+        out += "none now; who comes back with its cursor is sent it then, as long as it is held\n";
+    }
+    out
+}
+
+fn line(node: &EventOnNode) -> String {
+    let EventOnNode { node: name, held, connected, matched, written, waiting, acknowledged, skipped, .. } = node;
+    if !held {
+        return format!("{name:<16} {connected:>9} does not hold it: it has not come there, or is too old\n");
+    }
+    let (other, later) = (skipped.not_in_audience, skipped.came_later);
+    format!(
+        "{name:<16} {connected:>9} {matched:>8} {written:>8} {waiting:>8} {acknowledged:>8} {other:>13} {later:>11}\n"
+    )
+}
+
+fn client(client: &ClientDetails) -> String {
+    let ClientDetails {
+        connection_id, user_id, node, connected_at, address, cursor, behind_events, round_trip_ms, ..
+    } = client;
+    let mut out = format!("{connection_id} of {user_id}, from {address}, on {node}\n");
+    let _ = writeln!(out, "connected    {connected_at}");
+    let behind =
+        if *behind_events == 0 { "at the head".to_owned() } else { format!("{behind_events} behind the head") };
+    let _ = writeln!(out, "cursor       {cursor}, {behind}");
+    let _ = writeln!(out, "round trip   {round_trip_ms} ms");
+    if let Some(live) = &client.live {
+        let overdue = if live.overdue { ", and it owes an answer to a ping" } else { "" };
+        let _ = writeln!(out, "last frame   {:.1} s ago{overdue}", live.last_frame_ms_ago as f64 / 1e3);
+        let _ = writeln!(out, "last event   {}", live.last_event_id.as_deref().unwrap_or("none that is held"));
+        if live.waiting_bytes > 0 {
+            let _ = writeln!(out, "waiting      {} bytes that its socket does not take", live.waiting_bytes);
+        }
+        if !live.topics.is_empty() {
+            let _ = writeln!(out, "topics       {}", live.topics.join(", "));
+        }
+        if live.admin {
+            out += "token        an administrator's\n";
+        }
+    }
+    if let Some(closed) = &client.closed {
+        let _ = writeln!(out, "closed       {} with {}: {}", closed.at, closed.code, closed.meaning);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_journey_is_told() {
+        let told: Journey = serde_json::from_value(json!({
+            "event_id": "order-7", "event_type": "note", "audience": "user:ann", "position": "pos-1f-42",
+            "accepted_at": "2026-11-23T09:30:00.125Z", "publisher": "user:backend", "bytes": 187, "silent_nodes": 1,
+            "nodes": [
+                {"node": "a", "held": true, "connected": 1204, "matched": 2, "written": 2, "waiting": 0, "acknowledged": 1,
+                    "skipped": {"not_in_audience": 1202, "came_later": 0},
+                    "of_user": [{"connection_id": "c1", "fate": "written"}]},
+                {"node": "b", "held": false, "connected": 7, "matched": 0, "written": 0, "waiting": 0, "acknowledged": 0,
+                    "skipped": {"not_in_audience": 0, "came_later": 0}}
+            ]
+        }))
+        .unwrap();
+        let text = journey(&told, Some("ann"));
+        for says in [
+            "order-7: note for user:ann, 187 bytes\n",
+            "accepted 2026-11-23T09:30:00.125Z from user:backend, at pos-1f-42\n",
+            "a                     1204        2        2        0        1          1202           0\n",
+            "b                        7 does not hold it",
+            "1 more did not answer in time\n",
+            "c1 on a: written\n",
+        ] {
+            assert!(text.contains(says), "{says}: {text}");
+        }
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+        assert!(journey(&told, Some("bob")).contains("c1"), "the hub says whose they are");
+    }
+
+    #[test]
+    fn a_client_is_told_whether_it_is_there_or_gone() {
+        let mut told = json!({
+            "connection_id": "c1", "user_id": "ann", "node": "a", "connected_at": "2026-11-23T09:30:00.125Z",
+            "address": "203.0.113.7", "cursor": "pos-1f-42", "behind_events": 3, "round_trip_ms": 12,
+            "live": {"admin": false, "topics": ["t"], "last_frame_ms_ago": 1500, "overdue": true, "waiting_bytes": 10}
+        });
+        let text = client(&serde_json::from_value(told.clone()).unwrap());
+        for says in [
+            "c1 of ann, from 203.0.113.7, on a",
+            "3 behind the head",
+            "1.5 s ago, and it owes",
+            "10 bytes",
+            "topics       t",
+        ] {
+            assert!(text.contains(says), "{says}: {text}");
+        }
+        told["live"].take();
+        told["closed"] = json!({"at": "2026-11-23T09:40:00.125Z", "code": 4000, "meaning": "It was silent."});
+        let text = client(&serde_json::from_value(told).unwrap());
+        assert!(text.contains("closed       2026-11-23T09:40:00.125Z with 4000: It was silent.\n"), "{text}");
+    }
+}
