@@ -147,7 +147,8 @@ export class Client<Events extends object = EventMap> {
       const { error, details } = frame as { error?: string; details?: { message?: string } };
       return void this.tell(this.problems, { error: error ?? "error", message: details?.message ?? "" });
     }
-    if (frame.type !== "gap" && !this.isNew(frame.event_id)) return;
+    // What the hub tells of itself ($sys) has no place in the log.
+    if (frame.type !== "gap" && frame.event_id && !this.isNew(frame.event_id)) return;
     this.waiting.push(frame);
     this.deliver();
   }

@@ -44,6 +44,12 @@ pub enum TopicError {
     Character,
 }
 
+/// What the names of the hub's own topics begin with. Only administrators hold them, and nobody publishes to them.
+pub const OWN_TOPICS: char = '$';
+
+/// The hub's own topic: how all nodes stand, every few seconds.
+pub const SYS_TOPIC: &str = "$sys";
+
 /// Whether `name` can be a topic.
 pub fn check_topic(name: &str) -> Result<(), TopicError> {
     if name.is_empty() {

@@ -1,5 +1,6 @@
 //! What a verified token allows. Knows nothing of how a token is verified.
 
+use crate::audience::OWN_TOPICS;
 use std::sync::Arc;
 
 /// What a verified token allows its bearer.
@@ -34,9 +35,9 @@ impl Grant {
     }
 }
 
-/// Whether one of the patterns fits `topic`.
+/// Whether one of the patterns fits `topic`. The hub's own topics fit none.
 pub(crate) fn allows(patterns: &[Box<str>], topic: &str) -> bool {
-    patterns.iter().any(|pattern| matches_pattern(pattern, topic))
+    !topic.starts_with(OWN_TOPICS) && patterns.iter().any(|pattern| matches_pattern(pattern, topic))
 }
 
 /// Whether `text` fits `pattern`, where `*` stands for any run of characters.
@@ -86,5 +87,12 @@ mod tests {
         let grant = Grant { admin: true, ..Grant::default() };
         assert!(grant.may_publish() && grant.may_subscribe("anything"));
         assert!(!Grant::default().may_publish() && !Grant::default().may_subscribe("anything"));
+    }
+
+    #[test]
+    fn the_hubs_own_topics_are_for_administrators() {
+        let everything = Grant { topics: vec!["*".into(), "$sys".into()], ..Grant::default() };
+        assert!(everything.may_subscribe("anything") && !everything.may_subscribe("$sys"));
+        assert!(Grant { admin: true, ..Grant::default() }.may_subscribe("$sys"));
     }
 }

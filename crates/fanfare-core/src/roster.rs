@@ -5,6 +5,7 @@
 
 use crate::{
     Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
+    audience::SYS_TOPIC,
     session::{Arrival, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, Tally},
     time::Now,
     window::{Entry, Start, Viewer, Window},
@@ -465,6 +466,34 @@ impl Roster {
         let slots = members.into_iter().flat_map(Members::iter).chain(one);
         let addressed = slots.filter_map(|slot| self.session(slot));
         everyone.into_iter().flatten().chain(addressed).filter(|session| session.is_open())
+    }
+
+    /// How many clients hold a topic.
+    pub fn holders_of_topic(&self, topic: &str) -> usize {
+        self.topics.get(topic).map_or(0, |members| members.iter().count())
+    }
+
+    /// Tells who holds `$sys` how all nodes stand; who does not take it as fast is told the next time.
+    pub fn tell_sys(&mut self, data: &str, now: Now) {
+        let slots: Vec<Slot> = self.topics.get(SYS_TOPIC).map_or_else(Vec::new, |members| members.iter().collect());
+        for slot in slots {
+            self.with_session(slot, now, |session, ctx| {
+                if session.is_open() && !session.has_output() {
+                    session.say(Outgoing::Sys { data }, ctx);
+                }
+            });
+        }
+    }
+
+    /// The sessions that are farthest behind the head and wait for their sockets, at most `count`, with how far they are.
+    pub fn slowest(&self, count: usize) -> Vec<(&Session, u64)> {
+        let blocked = self.seats.iter().filter(|(_, seat)| seat.blocked);
+        let mut slow: Vec<_> = blocked
+            .filter_map(|(_, seat)| Some((&seat.session, self.head.saturating_sub(seat.session.behind()?))))
+            .collect();
+        slow.sort_by_key(|(_, distance)| Reverse(*distance));
+        slow.truncate(count);
+        slow
     }
 
     /// How many sessions wait for their sockets to take more, and how many entries the last of them is behind the head.

@@ -11,6 +11,11 @@ use std::borrow::Cow;
 pub enum Outgoing<'a> {
     /// Answers a connect, subscribe, unsubscribe or auth.
     Ack(Ack<'a>),
+    /// How all nodes stand, for who holds the topic `$sys`. It has no place in the log, and so no `event_id`.
+    Sys {
+        /// A JSON object.
+        data: &'a str,
+    },
     /// Asks whether the client is there.
     Ping,
     /// Answers a client's ping.
@@ -114,6 +119,7 @@ impl Outgoing<'_> {
             // Pings are most of what an idle hub says; their text needs no serializer.
             Self::Ping => bare("ping", &event_id, &timestamp),
             Self::Pong => bare("pong", &event_id, &timestamp),
+            Self::Sys { data } => format!(r#"{{"type":"$sys","timestamp":"{timestamp}","data":{data}}}"#),
             Self::Ack(ack) => json("ack", event_id, timestamp, ack.body()),
             Self::Error { error, message } => {
                 json("error", event_id, timestamp, ErrorBody { error, details: Details { message } })

@@ -150,6 +150,26 @@ Without --token each client is a user of its own, with a token that is made with
 configured secret; with it all are the one user that it names, of whom the hub lets in
 max_connections_per_user, or any number if it is an administrator.";
 
+const LOG_LEVEL_EXAMPLES: &str = "\
+Examples:
+  fanfare log-level debug
+  fanfare log-level info,fanfare::broker=debug,hyper=warn
+  fanfare log-level info                     as it is unless log_level is set
+
+Levels are error, warn, info, debug, trace and off. It holds until a process ends. It needs
+an administrator's token: from --token, from FANFARE_TOKEN, or made with the configured
+secret.";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  fanfare plan --connections 1000000 --events 2000
+  fanfare plan --connections 50000 --events 20 --receivers 5000 --cores 4
+  fanfare plan --connections 50000 --tls --spare 0
+  fanfare plan --connections 50000 --from here.json        (from bench --json here.json)
+  fanfare plan --check
+
+What is not computed: the network between, Redis' own CPU, and what a proxy takes.";
+
 const WHY_EXAMPLES: &str = "\
 Examples:
   fanfare why order-7                        when, from whom, to how many
@@ -190,6 +210,8 @@ pub(crate) fn command() -> Command {
             settings(),
             check(),
             health(),
+            plan(),
+            log_level(),
             token(),
             user(),
             key(),
@@ -351,6 +373,42 @@ fn tail() -> Command {
         .args(token_settings())
 }
 
+fn log_level() -> Command {
+    Command::new("log-level")
+        .about("Switch what a running hub logs, on all its nodes")
+        .after_help(LOG_LEVEL_EXAMPLES)
+        .arg(Arg::new("level").value_name("LEVEL").help("A level, for all or by module").required(true))
+        .arg(url_arg("http://127.0.0.1:8000", "The hub, any of its nodes"))
+        .arg(bearer_arg())
+        .args(token_settings())
+}
+
+fn plan() -> Command {
+    let number = |name, help| value(name, "N", help).value_parser(positive);
+    Command::new("plan")
+        .about("Compute how many machines a load takes, from what was measured")
+        .after_help(PLAN_EXAMPLES)
+        .arg(number("connections", "Clients that are connected").required_unless_present("check"))
+        .arg(number("events", "Events a second").default_value("10"))
+        .arg(number("receivers", "Clients that an event is for, on the average").default_value("1"))
+        .arg(number("payload", "Bytes of an event's JSON").default_value("300"))
+        .arg(number("connects", "Connects a second [default: each client once an hour]"))
+        .arg(value("heartbeat", "DURATION", "How often each client is sent a ping").default_value("30s"))
+        .arg(switch("tls", "TLS ends in the hub, not in a proxy"))
+        .arg(number("cores", "Cores of a machine").default_value("2"))
+        .arg(value("memory", "SIZE", "Memory of a machine").default_value("8GiB"))
+        .arg(number("files", "Files that a process may open").default_value("1000000"))
+        .arg(
+            value("window", "SIZE", "What each process holds for clients that come back (window_bytes)")
+                .default_value("64MiB"),
+        )
+        .arg(number("busy", "How busy the cores may be, in percent").default_value("60"))
+        .arg(number("spare", "Machines that may fail").default_value("1"))
+        .arg(value("from", "FILE", "Take the costs of a machine from a run of `fanfare bench --json FILE` there"))
+        .arg(switch("check", "Print the model beside what was measured instead"))
+        .arg(switch("json", "Print it as JSON"))
+}
+
 fn why() -> Command {
     Command::new("why")
         .about("Tell why an event came or did not, node by node, or how a client stands")
@@ -494,6 +552,8 @@ mod tests {
             CHECK_EXAMPLES,
             HEALTH_EXAMPLES,
             WHY_EXAMPLES,
+            PLAN_EXAMPLES,
+            LOG_LEVEL_EXAMPLES,
             SETTINGS_EXAMPLES,
             TOKEN_EXAMPLES,
             USER_EXAMPLES,

@@ -198,6 +198,10 @@ async fn serve(
     let ending = tokio::select! {
         never = door.keep_open(&listener) => match never {},
         ending = signals.end_of(worker) => ending,
+        () = hub.drain_wanted() => {
+            tracing::info!("an administrator wants this process to end");
+            if worker.is_some() { Ending::Replaced } else { Ending::Alone }
+        }
     };
 
     let begun = Instant::now();
@@ -243,7 +247,10 @@ async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, v
         verifier = with_source;
         jwks::follow(url, settings.algorithm, settings.jwks_refresh, source).await?;
     }
-    let mut builder = Hub::builder(verifier).config(settings.hub.clone()).figures(Arc::new(vitals));
+    let mut builder = Hub::builder(verifier)
+        .config(settings.hub.clone())
+        .figures(Arc::new(vitals))
+        .log_switch(Arc::new(logging::Switch));
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }

@@ -535,3 +535,62 @@ async fn why_asks_all_workers() {
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("no node holds an event \"e2\""), "{unknown:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_drained_is_followed_by_another() {
+    let redis = RedisServer::start();
+    let hub = start(&redis, &["--workers", "2"]);
+    let (_socket, ack) = connect(&hub, "ann", "").await;
+    let connection = ack["connection_id"].as_str().unwrap();
+    let claims = Claims { sub: "ops".to_owned(), admin: true, ..Claims::default() };
+    let admin = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let client = reqwest::Client::new();
+    let base = format!("http://{}", hub.address());
+    let before = hub.workers();
+    let node = {
+        let details = client.get(format!("{base}/connections/{connection}")).bearer_auth(&admin).send().await.unwrap();
+        let details: Value = serde_json::from_str(&details.text().await.unwrap()).unwrap();
+        details["node"].as_str().unwrap().to_owned()
+    };
+    let drained = client.post(format!("{base}/nodes/{node}/drain")).bearer_auth(&admin).send().await.unwrap();
+    assert_eq!(drained.status(), 202);
+    block_in_place(|| {
+        until("the worker is drained, and another is there", || {
+            let now = hub.workers();
+            now.len() == 2 && now.iter().filter(|id| before.contains(id)).count() == 1
+        });
+    });
+    assert!(hub.log().contains("an administrator wants this process to end"), "{}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_logged_is_switched_on_all_workers() {
+    let redis = RedisServer::start();
+    let hub = start(&redis, &["--workers", "2"]);
+    let url = format!("http://{}", hub.address());
+    let switch = |level: &str| {
+        let mut command = std::process::Command::new(program());
+        command.args(["log-level", level, "--url", &url]).env("SECRET_KEY", SECRET);
+        block_in_place(|| command.output()).unwrap()
+    };
+    let lines = |what: &str| hub.log().lines().filter(|line| line.contains(what)).count();
+    // A request that is no HTTP is told of at debug alone.
+    let nonsense = || {
+        let mut stream = TcpStream::connect(hub.address()).unwrap();
+        stream.write_all(b"nonsense\r\n\r\n").unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    };
+    block_in_place(nonsense);
+    assert!(switch("debug").status.success());
+    block_in_place(|| until("both workers have switched", || lines("log_level is debug now") == 2));
+    assert_eq!(lines("an HTTP connection ended early"), 0);
+    block_in_place(|| {
+        until("it is told of now", || {
+            nonsense();
+            lines("an HTTP connection ended early") > 0
+        });
+    });
+    let wrong = switch("loud");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("error, warn, info, debug or trace"), "{wrong:?}");
+}

@@ -76,6 +76,16 @@ pub enum Order {
     },
     /// Believe some tokens no longer, and end the connections that they opened.
     Revoke(Revocation),
+    /// Have a node see its clients off and end.
+    Drain {
+        /// Which.
+        node: String,
+    },
+    /// Log so much from now on.
+    LogLevel {
+        /// As the application's log understands it.
+        filter: String,
+    },
     /// End every connection of a user.
     DisconnectUser {
         /// Whose.

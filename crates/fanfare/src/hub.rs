@@ -15,6 +15,7 @@ use crate::{
     node::Node,
     registry::{Present, Registry},
     shard::{Command, Shard},
+    sys::{self, NodeFigures},
     why::{self, ClientDetails, Journey, Question},
 };
 use fanfare_core::{
@@ -34,7 +35,7 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
-use tokio::{sync::oneshot, time::MissedTickBehavior};
+use tokio::{sync::Notify, time::MissedTickBehavior};
 
 /// Who published what the application itself publishes.
 const APPLICATION: &str = "application";
@@ -45,12 +46,14 @@ pub struct Hub {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     node: Arc<Node>,
     broker: Arc<dyn Broker>,
     registry: Arc<dyn Registry>,
     keeper: Option<Arc<dyn RevocationStore>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Somebody tells who holds `$sys` how all nodes stand.
+    told: AtomicBool,
 }
 
 /// How a hub is to be.
@@ -62,6 +65,7 @@ pub struct HubBuilder {
     revocations: Revocations,
     keeper: Option<Arc<dyn RevocationStore>>,
     figures: Vec<Arc<dyn Figures>>,
+    log_switch: Option<Arc<dyn LogSwitch>>,
     echo: bool,
 }
 
@@ -69,6 +73,18 @@ pub struct HubBuilder {
 pub trait RevocationStore: Send + Sync + fmt::Debug + 'static {
     /// Writes one down. It takes effect only if that works.
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()>;
+}
+
+/// Switches what the application logs, while it runs.
+pub trait LogSwitch: Send + Sync + fmt::Debug + 'static {
+    /// Whether it understands a filter.
+    ///
+    /// # Errors
+    /// If not: what it expects, as a sentence.
+    fn check(&self, filter: &str) -> Result<(), String>;
+
+    /// Logs by this filter from now on. Must not block.
+    fn set(&self, filter: &str);
 }
 
 /// An event that stands in the log.
@@ -185,6 +201,13 @@ impl HubBuilder {
         self
     }
 
+    /// Sets what `/log-level` switches, on whichever node it is called.
+    #[must_use]
+    pub fn log_switch(mut self, switch: Arc<dyn LogSwitch>) -> Self {
+        self.log_switch = Some(switch);
+        self
+    }
+
     /// Sends each message back instead of reading it: for conformance tests of the WebSocket layer.
     #[doc(hidden)]
     #[must_use]
@@ -234,7 +257,9 @@ impl HubBuilder {
             registry: OnceLock::new(),
             ready: AtomicBool::new(true),
             figures: self.figures.clone(),
+            log_switch: self.log_switch.clone(),
             departures: Mutex::default(),
+            drain_wanted: Notify::new(),
             config: self.config.clone(),
         }
     }
@@ -249,7 +274,16 @@ impl HubBuilder {
         let _ = node.registry.set(Arc::downgrade(&registry));
         let threads = Self::spawn(shards, &node, &broker)?;
         let keeper = self.keeper;
-        Ok(Hub { inner: Arc::new(Inner { node, broker, registry, keeper, threads: Mutex::new(threads) }) })
+        Ok(Hub {
+            inner: Arc::new(Inner {
+                node,
+                broker,
+                registry,
+                keeper,
+                threads: Mutex::new(threads),
+                told: AtomicBool::new(false),
+            }),
+        })
     }
 
     fn shards(&self, node: &Arc<Node>) -> io::Result<Vec<Shard>> {
@@ -325,6 +359,7 @@ impl Hub {
             revocations: Revocations::default(),
             keeper: None,
             figures: Vec::new(),
+            log_switch: None,
             echo: false,
         }
     }
@@ -397,7 +432,14 @@ impl Hub {
     }
 
     /// The routes of the hub and further ones, in one description.
+    ///
+    /// To be called where there is a Tokio runtime, or who holds the topic `$sys` is told nothing.
     pub fn router_with(&self, more: utoipa_axum::router::OpenApiRouter<Self>) -> axum::Router {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !self.inner.told.swap(true, Ordering::Relaxed)
+        {
+            runtime.spawn(sys::tell(Arc::downgrade(&self.inner)));
+        }
         axum::Router::new()
             .route("/ws", axum::routing::any(crate::upgrade::upgrade).with_state(self.inner.node.clone()))
             .merge(crate::http::router(self.clone(), more))
@@ -427,15 +469,7 @@ impl Hub {
 
     /// How far this node's clients are behind the log's head.
     pub async fn lateness(&self) -> Lateness {
-        let mut all = Lateness::default();
-        for shard in self.inner.node.shards() {
-            let (reply, answer) = oneshot::channel();
-            shard.send(Command::Survey(reply));
-            // A shard that has ended has nobody.
-            let Lateness { clients, farthest } = answer.await.unwrap_or_default();
-            all = Lateness { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
-        }
-        all
+        self.inner.node.lateness().await
     }
 
     /// All figures in the text form that Prometheus reads (OpenMetrics 1.0), as `/metrics` gives them.
@@ -503,7 +537,15 @@ impl Hub {
         Ok(why::client(answers))
     }
 
-    async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<(Vec<T>, usize), BrokerError> {
+    pub(crate) fn of(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.inner.node
+    }
+
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<(Vec<T>, usize), BrokerError> {
         let (answers, asked) = self.inner.broker.ask(question).await?;
         // A node of another version may say what is not understood.
         Ok((answers.iter().filter_map(|answer| serde_json::from_str(answer).ok()).collect(), asked))
@@ -525,6 +567,39 @@ impl Hub {
     /// If the other nodes can't be told.
     pub async fn disconnect_user(&self, user: &str, reason: &str) -> Result<(), BrokerError> {
         self.inner.broker.order(Order::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
+    }
+
+    /// What switches the application's log, if there is such.
+    pub(crate) fn log_switch(&self) -> Option<&Arc<dyn LogSwitch>> {
+        self.inner.node.log_switch.as_ref()
+    }
+
+    /// Has all nodes log by this filter from now on.
+    ///
+    /// # Errors
+    /// If the other nodes can't be told.
+    pub async fn set_log_level(&self, filter: &str) -> Result<(), BrokerError> {
+        self.inner.broker.order(Order::LogLevel { filter: filter.to_owned() }).await
+    }
+
+    /// Asks a node to see its clients off and end, as [`drain_wanted`](Self::drain_wanted) then says there. Returns whether
+    /// there is such a node.
+    ///
+    /// # Errors
+    /// If the nodes can't be asked.
+    pub async fn drain(&self, node: &str) -> Result<bool, BrokerError> {
+        let (nodes, _) = self.ask::<NodeFigures>(Question::Figures).await?;
+        let known = nodes.iter().any(|figures| figures.node == node);
+        if known {
+            self.inner.broker.order(Order::Drain { node: node.to_owned() }).await?;
+        }
+        Ok(known)
+    }
+
+    /// Returns once an administrator wants this node to end. What is to be done then is the application's business:
+    /// [`shutdown`](Self::shutdown), and the end of the process.
+    pub async fn drain_wanted(&self) {
+        self.inner.node.drain_wanted.notified().await;
     }
 
     /// What a token allows.

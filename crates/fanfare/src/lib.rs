@@ -21,6 +21,7 @@ pub mod origin;
 pub mod registry;
 mod shard;
 mod socket;
+mod sys;
 mod upgrade;
 pub mod why;
 
@@ -33,4 +34,4 @@ pub use fanfare_core::{
     time::iso_8601,
 };
 pub use http::{not_found, problem};
-pub use hub::{Hub, HubBuilder, Lateness, PublishError, Published, RevocationStore, StartError, Stats};
+pub use hub::{Hub, HubBuilder, Lateness, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats};

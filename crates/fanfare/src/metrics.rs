@@ -347,6 +347,11 @@ impl Metrics {
         self.measures[measure as usize].counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
+    /// How often each bucket of a measure was counted; the last is what is longer than all bounds.
+    pub fn buckets(&self, measure: Measure) -> Vec<u64> {
+        self.measures[measure as usize].counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
     /// Counts an event that was appended to the log.
     pub(crate) fn add_event(&self, event_type: &str) {
         self.add(Counter::Events, 1);

@@ -8,19 +8,21 @@ use crate::{
     broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
     clock,
     config::Config,
+    hub::{Lateness, LogSwitch},
     identity::Names,
-    metrics::{Counter, Figures, Metrics},
+    metrics::{Counter, Figures, Measure, Metrics},
     registry::{Present, Registry},
     shard::{Command, ShardHandle, Traced},
+    sys::{self, NodeFigures, SLOW},
     why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
 use fanfare_core::{CloseCode, ConnectionId, Grant, Position, Revocation, Revocations, session::Denied};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// What the parts of one node share.
 #[derive(Debug)]
@@ -41,7 +43,10 @@ pub(crate) struct Node {
     pub(crate) ready: AtomicBool,
     /// The application's.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
+    pub(crate) log_switch: Option<Arc<dyn LogSwitch>>,
     pub(crate) departures: Mutex<Departures>,
+    /// An administrator wants it to end.
+    pub(crate) drain_wanted: Notify,
 }
 
 impl Tail for Node {
@@ -81,6 +86,16 @@ impl Tail for Node {
                     shard.send(Command::Revoke(revocation.clone()));
                 }
             }
+            Order::LogLevel { filter } => {
+                if let Some(switch) = &self.log_switch {
+                    switch.set(&filter);
+                }
+            }
+            Order::Drain { node } => {
+                if *node == *self.name {
+                    self.drain_wanted.notify_one();
+                }
+            }
             Order::DisconnectUser { user, reason } => {
                 for shard in self.shards() {
                     shard.send(Command::CloseUser(user.clone(), CloseCode::Disconnected, reason.clone()));
@@ -113,6 +128,7 @@ impl Tail for Node {
                 Question::Event { event_id, user } => {
                     serde_json::to_string(&self.trace(&event_id, user.map(Arc::from)).await).ok()
                 }
+                Question::Figures => serde_json::to_string(&self.figures().await).ok(),
                 Question::Client { connection } => {
                     let found = match connection.parse() {
                         Ok(connection) => self.inspect(connection).await,
@@ -197,6 +213,60 @@ impl Node {
         let departed = departures.find(connection)?;
         let cursor = Position { sequence: departed.cursor, ..head };
         Some(departed.details(&self.name, cursor.to_string(), head.sequence))
+    }
+
+    /// How far its clients are behind the log's head.
+    pub(crate) async fn lateness(&self) -> Lateness {
+        let mut all = Lateness::default();
+        for shard in self.shards() {
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::Survey(reply));
+            // A shard that has ended has nobody.
+            let Lateness { clients, farthest } = answer.await.unwrap_or_default();
+            all = Lateness { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
+        }
+        all
+    }
+
+    /// How it stands.
+    pub(crate) async fn figures(&self) -> NodeFigures {
+        let standing = self.broker.get().and_then(Weak::upgrade).map(|broker| broker.standing()).unwrap_or_default();
+        let mut slow = Vec::new();
+        for shard in self.shards() {
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::Slowest(reply));
+            slow.extend(answer.await.unwrap_or_default());
+        }
+        slow.sort_by_key(|client| std::cmp::Reverse(client.behind_events));
+        let sum = |of: fn(&ShardHandle) -> &AtomicUsize| {
+            self.shards().iter().map(|shard| of(shard).load(Ordering::Relaxed)).sum::<usize>()
+        };
+        let figures = self.figures.iter().flat_map(|figures| figures.figures());
+        let (window_events, window_bytes) = {
+            let window = self.window.read();
+            (window.len(), window.bytes())
+        };
+        NodeFigures {
+            node: self.name.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms: clock::now().unix_ms,
+            ready: self.is_ready(),
+            problem: standing.problem,
+            connections: sum(|shard| &shard.open),
+            overdue: sum(|shard| &shard.overdue),
+            behind: self.lateness().await.clients,
+            lag_ms: standing.lag.map(|lag| lag.as_secs_f64() * 1e3),
+            window_events,
+            window_bytes,
+            log_events: standing.events,
+            log_bytes: standing.bytes,
+            busy_us: self.shards().iter().map(|shard| shard.busy_us.load(Ordering::Relaxed)).collect(),
+            counters: sys::counters(&self.metrics),
+            latency: self.metrics.buckets(Measure::AppendToWrite),
+            round_trip: self.metrics.buckets(Measure::RoundTrip),
+            process: figures.map(|figure| (figure.name.to_owned(), figure.value)).collect(),
+            slow: slow.into_iter().take(SLOW).collect(),
+        }
     }
 
     /// Who keeps the list of who is connected, while there is one.

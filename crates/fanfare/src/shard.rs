@@ -10,10 +10,12 @@ use crate::{
     node::Node,
     registry::Present,
     socket::Socket,
+    sys::{SLOW, SlowClient},
     why::{ClientAndEvent, ClientDetails, ClientFate, Departed, LiveDetails},
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
+    audience::SYS_TOPIC,
     roster::{Roster, Served, Slot},
     session::{Arrival, Fate, Settings, Tally},
     time::{Now, iso_8601},
@@ -73,6 +75,8 @@ pub(crate) struct ShardHandle {
     pub(crate) leaving: AtomicUsize,
     /// How long it was busy, in microseconds.
     pub(crate) busy_us: AtomicU64,
+    /// Clients that hold the topic `$sys`.
+    pub(crate) watchers: AtomicUsize,
 }
 
 /// What a shard is asked to do.
@@ -86,6 +90,10 @@ pub(crate) enum Command {
     LetGo(ConnectionId, u64),
     /// Tell how many sessions are behind the head, and how far the last of them is.
     Survey(oneshot::Sender<Lateness>),
+    /// Tell who holds `$sys` how all nodes stand.
+    Tell(Arc<str>),
+    /// Tell who is slowest.
+    Slowest(oneshot::Sender<Vec<SlowClient>>),
     /// Tell what became of an event, and with each connection of a user.
     Trace(Arc<Entry>, Option<Arc<str>>, oneshot::Sender<Traced>),
     /// Tell how a client stands.
@@ -197,6 +205,7 @@ impl Shard {
             overdue: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
             busy_us: AtomicU64::new(0),
+            watchers: AtomicUsize::new(0),
         });
         Ok(Self {
             node,
@@ -317,6 +326,15 @@ impl Shard {
                     let (clients, farthest) = self.roster.behind();
                     // Who asked may have gone.
                     let _ = reply.send(Lateness { clients, farthest });
+                }
+                Command::Tell(text) => self.roster.tell_sys(&text, now),
+                Command::Slowest(reply) => {
+                    let slow = self.roster.slowest(SLOW).into_iter().map(|(session, behind_events)| SlowClient {
+                        connection_id: session.connection().to_string(),
+                        user_id: session.user().to_string(),
+                        behind_events,
+                    });
+                    let _ = reply.send(slow.collect());
                 }
                 Command::Trace(entry, user, reply) => {
                     let _ = reply.send(self.trace(&entry, user.as_deref()));
@@ -675,6 +693,7 @@ impl Shard {
     fn report(&mut self) {
         self.note_acknowledged();
         self.handle.open.store(self.roster.len(), Ordering::Relaxed);
+        self.handle.watchers.store(self.roster.holders_of_topic(SYS_TOPIC), Ordering::Relaxed);
         self.handle.overdue.store(self.roster.overdue(), Ordering::Relaxed);
         let tally = self.roster.take_tally();
         if tally != Tally::default() {

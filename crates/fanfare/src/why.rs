@@ -20,6 +20,8 @@ pub enum Question {
         /// Tell too how it stands with each connection of this user.
         user: Option<String>,
     },
+    /// How the node stands.
+    Figures,
     /// How a client stands, or why it left.
     Client {
         /// Which.

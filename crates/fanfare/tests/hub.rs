@@ -429,3 +429,49 @@ async fn a_client_is_known_for_a_while_after_it_left() {
     assert!(closed.meaning.contains("operator"), "{closed:?}");
     assert_eq!(server.hub.client(fanfare::ConnectionId(1)).await.unwrap(), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_all_nodes_stand_is_told_to_administrators_alone() {
+    let server = serve(Config::default()).await;
+    let claims = Claims { sub: "ops".to_owned(), admin: true, ..Claims::default() };
+    let admin = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let url = format!("ws://{}/ws?token={admin}&topics=$sys", server.address);
+    let (mut ops, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    assert_eq!(next(&mut ops).await["type"], "ack");
+    // A pattern for everything is none for the hub's own.
+    let (mut ann, _) = server.connect("ann", "&topics=$sys").await;
+    assert_eq!(next(&mut ann).await["error"], "forbidden");
+    let first = next(&mut ops).await;
+    assert_eq!((&first["type"], &first["event_id"]), (&json!("$sys"), &Value::Null), "it has no place in the log");
+    server.publish(1, 10, Audience::Everyone).await;
+    assert_eq!(next(&mut ops).await["data"]["n"], 1);
+    let told = loop {
+        let told = next(&mut ops).await;
+        if told["data"]["events"][0].is_object() {
+            break told["data"].clone();
+        }
+    };
+    let node = &told["nodes"][0];
+    assert_eq!((&node["connections"], &node["ready"], &told["silent_nodes"]), (&json!(2), &json!(true), &json!(0)));
+    assert_eq!((&node["counters"]["events"], &node["window_events"]), (&json!(1), &json!(1)), "{told}");
+    assert_eq!(told["events"][0]["publisher"], "application");
+    assert_eq!(node["latency"].as_array().unwrap().len(), told["latency_bounds_us"].as_array().unwrap().len() + 1);
+    // It is in nobody's way: the log holds what was published alone.
+    assert_eq!(server.hub.stats().head.sequence, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_told_to_drain() {
+    let server = serve(Config::default()).await;
+    let claims = Claims { sub: "ops".to_owned(), admin: true, ..Claims::default() };
+    let admin = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let (mut ops, _) =
+        tokio_tungstenite::connect_async(format!("ws://{}/ws?token={admin}&topics=$sys", server.address))
+            .await
+            .unwrap();
+    assert_eq!(next(&mut ops).await["type"], "ack");
+    let name = next(&mut ops).await["data"]["node"].as_str().unwrap().to_owned();
+    assert_eq!(server.hub.drain("no such node").await, Ok(false));
+    assert_eq!(server.hub.drain(&name).await, Ok(true));
+    tokio::time::timeout(PATIENCE, server.hub.drain_wanted()).await.expect("the node is told");
+}

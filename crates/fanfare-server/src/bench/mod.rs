@@ -8,7 +8,7 @@ mod client;
 mod floor;
 mod frame;
 mod html;
-mod outcome;
+pub(crate) mod outcome;
 mod plan;
 pub(crate) mod proc;
 mod publisher;

@@ -5,6 +5,8 @@ mod backoff;
 mod health;
 pub(crate) mod http;
 mod key;
+mod log_level;
+mod plan;
 mod publish;
 mod tail;
 pub(crate) mod token;
@@ -32,6 +34,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         // A probe has nothing to do with the settings.
         return runtime()?.block_on(health::run(matches));
     }
+    if name == "plan" {
+        return plan::run(matches);
+    }
     let loaded = load(&cli::sources(matches)?)?;
     match name {
         "settings" => settings(matches, &loaded),
@@ -40,6 +45,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "check" => runtime()?.block_on(check::run(matches, &loaded.settings)),
         "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
         "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
+        "log-level" => runtime()?.block_on(log_level::run(matches, &loaded.settings)),
         "why" => runtime()?.block_on(why::run(matches, &loaded.settings)),
         "bench" => bench::run(matches, &loaded.settings),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),

@@ -1,4 +1,4 @@
-//! The live page and the client that it uses: two files without anything from elsewhere, under a policy that lets nothing else run.
+//! The live page, the operator's dashboard and what they use: files without anything from elsewhere, under a policy that lets nothing else run.
 
 use aws_lc_rs::digest;
 use axum::{
@@ -12,24 +12,34 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 const PAGE: &str = include_str!("../../assets/live.html");
+const DASHBOARD: &str = include_str!("../../assets/dashboard.html");
+const CHARTS: &str = include_str!("../../assets/uplot/uPlot.iife.min.js");
+const CHARTS_STYLE: &str = include_str!("../../assets/uplot/uPlot.min.css");
 /// The core of `clients/typescript`, as it is built there; a test compares them.
 const CLIENT: &str = include_str!("../../assets/client.js");
 
 pub(super) fn router() -> Router {
-    let headers = headers();
-    let script = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/javascript; charset=utf-8")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
+    let (live, dashboard) = (headers(PAGE), headers(DASHBOARD));
+    let file = |media| {
+        [
+            (CONTENT_TYPE, HeaderValue::from_static(media)),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        ]
+    };
+    let script = file("text/javascript; charset=utf-8");
+    let (charts, style) = (script.clone(), file("text/css; charset=utf-8"));
     Router::new()
-        .route("/", get(async move || (headers, PAGE)))
+        .route("/", get(async move || (live, PAGE)))
+        .route("/dashboard", get(async move || (dashboard, DASHBOARD)))
         .route("/client.js", get(async move || (script, CLIENT)))
+        .route("/uplot.js", get(async move || (charts, CHARTS)))
+        .route("/uplot.css", get(async move || (style, CHARTS_STYLE)))
 }
 
-fn headers() -> [(HeaderName, HeaderValue); 5] {
+fn headers(page: &str) -> [(HeaderName, HeaderValue); 5] {
     // The hashes are in base64, which a header can hold.
-    let policy = HeaderValue::from_str(&policy(PAGE)).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    let policy = HeaderValue::from_str(&policy(page)).unwrap_or(HeaderValue::from_static("default-src 'none'"));
     [
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (CONTENT_SECURITY_POLICY, policy),
@@ -42,7 +52,7 @@ fn headers() -> [(HeaderName, HeaderValue); 5] {
 /// Allows the page's own script and style by their hashes, and connections to where it came from.
 fn policy(page: &str) -> String {
     format!(
-        "default-src 'none'; script-src 'self'{}; style-src{}; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
+        "default-src 'none'; script-src 'self'{}; style-src 'self'{}; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'",
         hashes(page, "script type=\"module\""),
         hashes(page, "style")
@@ -75,15 +85,21 @@ mod tests {
             policy.contains("script-src 'self' 'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI=';"),
             "{policy}"
         );
-        assert!(policy.contains("style-src 'sha256-ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=';"), "{policy}");
+        assert!(policy.contains("style-src 'self' 'sha256-ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=';"), "{policy}");
         assert!(hashes("<p>", "script").contains("'none'"));
     }
 
     #[test]
     fn every_script_and_style_of_the_page_is_hashed() {
-        for (element, name) in [("script type=\"module\"", "script"), ("style", "style")] {
-            assert_eq!(PAGE.matches(&format!("<{name}")).count(), PAGE.matches(&format!("<{element}>")).count());
+        for page in [PAGE, DASHBOARD] {
+            for (element, name) in [("script type=\"module\"", "script"), ("style", "style")] {
+                let others = page.matches(&format!("<{name} src=")).count();
+                assert_eq!(
+                    page.matches(&format!("<{name}")).count() - others,
+                    page.matches(&format!("<{element}>")).count()
+                );
+            }
+            assert!(!page.contains(" style=\"") && !page.contains(" onclick="), "no attribute has a hash");
         }
-        assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="), "no attribute has a hash");
     }
 }

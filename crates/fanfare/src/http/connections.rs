@@ -7,7 +7,7 @@ use super::{
     responses::{ConnectionErrors, RegistryErrors},
 };
 use crate::{ConnectionId, Hub, registry::Present};
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::StatusCode};
 use fanfare_core::time::iso_8601;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -110,6 +110,38 @@ pub(super) async fn disconnect_user(
     // Whoever is not on the list yet is told too.
     hub.disconnect_user(&user_id, reason.as_deref().unwrap_or(REASON)).await?;
     Ok(Json(DisconnectedBody { disconnected }))
+}
+
+/// A node that was told to end.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DrainedBody {
+    /// The node.
+    #[schema(example = "5af7e6e8e4c2f20b")]
+    node: String,
+}
+
+/// Drain a node
+///
+/// The node takes nobody in any more, tells its clients to come back elsewhere, in waves, and ends. A supervisor or a service
+/// manager starts another in its place.
+#[utoipa::path(
+    post,
+    path = "/nodes/{node}/drain",
+    tag = "operate",
+    operation_id = "drain",
+    security(("bearer" = [])),
+    params(("node" = String, Path, description = "The node, by the name that the dashboard and `/connections` tell.")),
+    responses((status = 202, description = "It was told.", body = DrainedBody), ConnectionErrors)
+)]
+pub(super) async fn drain(
+    _: Admin,
+    State(hub): State<Hub>,
+    PathId(node): PathId,
+) -> Result<(StatusCode, Json<DrainedBody>), ApiError> {
+    if hub.drain(&node).await? {
+        return Ok((StatusCode::ACCEPTED, Json(DrainedBody { node })));
+    }
+    Err(ApiError::new(ErrorCode::NotFound, format!("no node {node:?} is there")))
 }
 
 /// Disconnect one client

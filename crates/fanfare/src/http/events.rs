@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Audience, ConnectionId, Draft, Hub, PublishError, Published};
 use axum::{Json, extract::State, http::StatusCode};
-use fanfare_core::audience::{MAX_TOPIC_BYTES, MAX_USER_BYTES, check_topic};
+use fanfare_core::audience::{MAX_TOPIC_BYTES, MAX_USER_BYTES, OWN_TOPICS, check_topic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 use std::{collections::BTreeMap, sync::Arc};
@@ -59,7 +59,7 @@ enum AudienceInput {
 fn audience_schema() -> Schema {
     let id = || ObjectBuilder::new().schema_type(Type::String);
     let uuid = "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$";
-    let topic = "^[^,*\\s\\x00-\\x1f\\x7f-\\x9f]+$";
+    let topic = "^(?!\\$)[^,*\\s\\x00-\\x1f\\x7f-\\x9f]+$";
     let object = |name: &str, id: ObjectBuilder, what: &str| {
         let only = AdditionalProperties::FreeForm(false);
         ObjectBuilder::new().description(Some(what)).property(name, id).required(name).additional_properties(Some(only))
@@ -213,6 +213,9 @@ fn audience(raw: &RawValue) -> Result<Audience, ApiError> {
             .parse::<ConnectionId>()
             .map(Audience::Connection)
             .map_err(|error| invalid(format!("the field `audience.connection` is {error}"))),
+        AudienceInput::Topic(name) if name.starts_with(OWN_TOPICS) => {
+            Err(invalid("the field `audience.topic` can't be used: topics that begin with $ are the hub's own"))
+        }
         AudienceInput::Topic(name) => check_topic(&name)
             .map(|()| Audience::Topic(Arc::from(name)))
             .map_err(|error| invalid(format!("the field `audience.topic` can't be used: {error}"))),

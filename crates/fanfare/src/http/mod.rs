@@ -10,6 +10,7 @@ mod docs;
 mod error;
 mod events;
 mod health;
+mod log_level;
 mod metrics;
 mod reference;
 mod responses;
@@ -49,6 +50,8 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .routes(routes!(connections::disconnect_user))
         .routes(routes!(connections::disconnect))
         .routes(routes!(why::client))
+        .routes(routes!(connections::drain))
+        .routes(routes!(log_level::set))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::jwks))
         .routes(routes!(health::connections))

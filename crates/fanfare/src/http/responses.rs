@@ -19,6 +19,9 @@ pub(super) struct ConnectionErrors;
 /// What can go wrong with revoking tokens.
 pub(super) struct RevokeErrors;
 
+/// What can go wrong with switching what is logged.
+pub(super) struct LogErrors;
+
 /// What can go wrong with publishing.
 pub(super) struct PublishErrors;
 
@@ -81,6 +84,12 @@ impl IntoResponses for ConnectionErrors {
 impl IntoResponses for RevokeErrors {
     fn responses() -> Responses {
         responses(&[ADMIN, REVOKE].concat())
+    }
+}
+
+impl IntoResponses for LogErrors {
+    fn responses() -> Responses {
+        responses(&[ADMIN, REVOKE, &[ErrorCode::NotFound]].concat())
     }
 }
 

@@ -137,6 +137,8 @@ fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> R
                 shared.tail.obey(Order::Surplus { connection });
             }
         }
+        "log_level" => shared.tail.obey(Order::LogLevel { filter: field("f").to_owned() }),
+        "drain" => shared.tail.obey(Order::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
         "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
@@ -157,6 +159,8 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
             let (which, before) = revoked::text(revocation);
             vec![("k", "revoke".to_owned()), ("w", which), ("s", before.to_string())]
         }
+        Order::LogLevel { filter } => vec![("k", "log_level".to_owned()), ("f", filter.clone())],
+        Order::Drain { node } => vec![("k", "drain".to_owned()), ("n", node.clone())],
         Order::Surplus { connection } => vec![("k", "surplus".to_owned()), ("c", connection.to_string())],
         Order::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]

@@ -1,0 +1,22 @@
+//! `fanfare log-level`: how much a running hub logs, on all its nodes.
+
+use super::{access::Access, http::Server, print};
+use crate::settings::Settings;
+use anyhow::{Context, bail};
+use clap::ArgMatches;
+use fanfare::auth::Claims;
+use serde_json::{Value, json};
+
+pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let text = |name: &str| matches.get_one::<String>(name).map_or("", String::as_str);
+    let server = Server::parse(text("url"))?;
+    let claims = Claims { sub: "fanfare log-level".to_owned(), admin: true, ..Claims::default() };
+    let token = Access::new(matches, settings, claims)?.token()?;
+    let body = json!({ "log_level": text("level") }).to_string();
+    let answer = server.post("/log-level", &token, body).await.with_context(|| format!("{server} can't be asked"))?;
+    if answer.status.is_success() {
+        return print(&format!("log_level is {} on all nodes, until they end\n", text("level")));
+    }
+    let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    bail!("{}", said["detail"].as_str().map_or_else(|| format!("the hub answered {}", answer.status), str::to_owned))
+}

@@ -1,0 +1,167 @@
+//! What nodes tell of themselves to whoever holds the topic `$sys`: figures, who is slow, and what was published last.
+
+use crate::{
+    hub::Hub,
+    metrics::{Counter, Measure},
+    shard::Command,
+    why::Question,
+};
+use fanfare_core::{Position, time::iso_8601};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often it is told, while somebody listens.
+const PERIOD: Duration = Duration::from_secs(2);
+/// Of how many slow clients a node tells.
+pub(crate) const SLOW: usize = 10;
+/// Of how many events it is told at once; of more, their number.
+const EVENTS: usize = 50;
+
+/// How a node stands.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct NodeFigures {
+    pub(crate) node: String,
+    pub(crate) version: String,
+    /// When this was said, in milliseconds since 1970-01-01T00:00:00Z.
+    pub(crate) at_ms: u64,
+    pub(crate) ready: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
+    pub(crate) connections: usize,
+    pub(crate) overdue: usize,
+    pub(crate) behind: usize,
+    pub(crate) lag_ms: Option<f64>,
+    pub(crate) window_events: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) log_events: usize,
+    pub(crate) log_bytes: usize,
+    /// How long each shard was busy, in microseconds.
+    pub(crate) busy_us: Vec<u64>,
+    /// Every counter that is not 0: a family's name, or the name and its label's value.
+    pub(crate) counters: BTreeMap<String, u64>,
+    /// How often each bucket was counted.
+    pub(crate) latency: Vec<u64>,
+    pub(crate) round_trip: Vec<u64>,
+    /// What the application adds.
+    pub(crate) process: BTreeMap<String, f64>,
+    pub(crate) slow: Vec<SlowClient>,
+}
+
+/// A client that does not take events as fast as they come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SlowClient {
+    pub(crate) connection_id: String,
+    pub(crate) user_id: String,
+    pub(crate) behind_events: u64,
+}
+
+/// An event that was published since it was last told.
+#[derive(Debug, Serialize)]
+struct Told {
+    event_id: String,
+    event_type: String,
+    audience: String,
+    position: String,
+    accepted_at: String,
+    bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publisher: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Sys<'a> {
+    /// The node that tells it.
+    node: &'a str,
+    nodes: Vec<Box<RawValue>>,
+    silent_nodes: usize,
+    /// The upper bounds of the buckets of `latency` and `round_trip`, in microseconds.
+    latency_bounds_us: &'a [u64],
+    round_trip_bounds_us: &'a [u64],
+    events: Vec<Told>,
+    /// Events since the last time that are not among them.
+    more_events: u64,
+}
+
+/// The counters that are not 0.
+pub(crate) fn counters(metrics: &crate::metrics::Metrics) -> BTreeMap<String, u64> {
+    let named = Counter::ALL.iter().map(|&counter| {
+        let family = counter.family().trim_start_matches("fanfare_");
+        let name = counter.label().map_or_else(|| family.to_owned(), |(_, value)| format!("{family} {value}"));
+        (name, metrics.get(counter))
+    });
+    named.filter(|(_, count)| *count > 0).collect()
+}
+
+/// Tells it for as long as the hub is there.
+pub(crate) async fn tell(hub: Weak<crate::hub::Inner>) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut cursor = None;
+    loop {
+        ticks.tick().await;
+        let Some(inner) = hub.upgrade() else { return };
+        let hub = Hub::of(inner);
+        if hub.node().shards().iter().all(|shard| shard.watchers.load(Ordering::Relaxed) == 0) {
+            cursor = None;
+            continue;
+        }
+        let Some(text) = describe(&hub, &mut cursor).await else { continue };
+        let text: Arc<str> = text.into();
+        for shard in hub.node().shards() {
+            shard.send(Command::Tell(text.clone()));
+        }
+    }
+}
+
+/// Asks all nodes, and adds what was published since `cursor`.
+async fn describe(hub: &Hub, cursor: &mut Option<Position>) -> Option<String> {
+    let asked = hub.ask::<Value>(Question::Figures).await;
+    // Without the others there is still this node.
+    let (nodes, asked) = match asked {
+        Ok((nodes, asked)) if !nodes.is_empty() => (nodes, asked),
+        _ => (vec![serde_json::to_value(hub.node().figures().await).ok()?], 1),
+    };
+    let silent_nodes = asked.saturating_sub(nodes.len());
+    let nodes = nodes.iter().filter_map(|node| serde_json::value::to_raw_value(node).ok()).collect();
+    let (events, more_events) = news(hub, cursor);
+    let sys = Sys {
+        node: &hub.node().name,
+        nodes,
+        silent_nodes,
+        latency_bounds_us: Measure::AppendToWrite.bounds_us(),
+        round_trip_bounds_us: Measure::RoundTrip.bounds_us(),
+        events,
+        more_events,
+    };
+    serde_json::to_string(&sys).ok()
+}
+
+fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<Told>, u64) {
+    let (entries, head) = {
+        let window = hub.node().window.read();
+        let head = Position { epoch: window.epoch(), sequence: window.head() };
+        let since = cursor.filter(|cursor| cursor.epoch == head.epoch).map_or(head.sequence, |cursor| cursor.sequence);
+        let since = since.max(window.floor());
+        let newest = since.max(head.sequence.saturating_sub(EVENTS as u64));
+        let entries: Vec<_> = window.since(newest).cloned().collect();
+        (entries, (head, newest - since))
+    };
+    let (head, more) = head;
+    *cursor = Some(head);
+    let told = entries.iter().map(|entry| Told {
+        event_id: entry.event_id.to_string(),
+        event_type: entry.event_type().into_owned(),
+        audience: entry.audience.to_string(),
+        position: Position { epoch: head.epoch, sequence: entry.sequence }.to_string(),
+        accepted_at: iso_8601(entry.appended_ms),
+        bytes: entry.json().len(),
+        publisher: entry.publisher.as_deref().map(str::to_owned),
+    });
+    (told.collect(), more)
+}
