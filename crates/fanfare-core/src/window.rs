@@ -28,6 +28,8 @@ pub struct Entry {
     pub frame: Box<[u8]>,
     /// Who published it, as a text for people.
     pub publisher: Option<Arc<str>>,
+    /// What its publish is traced as, as a text for whoever traces it.
+    pub trace: Option<Arc<str>>,
     /// How many clients of this node it was written to.
     pub written: AtomicU32,
     /// How often clients of this node said that they have handled it.
@@ -128,13 +130,13 @@ impl Entry {
         let frame = ws::frame(ws::Opcode::Text, json);
         let (written, acknowledged) = (AtomicU32::new(0), AtomicU32::new(0));
         let event_id = event_id.into();
-        Self { sequence, appended_ms, audience, event_id, frame, publisher: None, written, acknowledged }
+        Self { sequence, appended_ms, audience, event_id, frame, publisher: None, trace: None, written, acknowledged }
     }
 
-    /// Notes who published it.
+    /// Notes who published it, and what that is traced as.
     #[must_use]
-    pub fn by(self, publisher: Option<Arc<str>>) -> Self {
-        Self { publisher, ..self }
+    pub fn by(self, publisher: Option<Arc<str>>, trace: Option<Arc<str>>) -> Self {
+        Self { publisher, trace, ..self }
     }
 
     /// The event's `type`; empty where it has none that can be read.

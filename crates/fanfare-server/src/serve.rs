@@ -6,6 +6,7 @@ mod banner;
 mod introduction;
 pub(crate) mod jwks;
 mod listener;
+mod otlp;
 mod page;
 mod scrape;
 mod service;
@@ -31,6 +32,7 @@ use fanfare::{
 };
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use otlp::Traces;
 use socket2::Socket;
 use std::{
     convert::Infallible,
@@ -170,7 +172,8 @@ async fn serve(
     };
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
-    let hub = start_hub(settings, &keyring, &store, Vitals::new(certificate_end)).await?;
+    let traces = Traces::start(settings, &format!("{}", process::id()))?.map(Arc::new);
+    let hub = start_hub(settings, &keyring, &store, Vitals::new(certificate_end), traces.clone()).await?;
     accounts::follow(store.clone(), hub.clone()).await;
     let listener = match bound {
         Some(listener) => listener,
@@ -233,6 +236,10 @@ async fn serve(
     if requests.is_err() {
         tracing::warn!("requests were cut off after {} s", GRACE.as_secs());
     }
+    if let Some(traces) = traces {
+        // Only a panic would be an error.
+        let _ = tokio::task::spawn_blocking(move || traces.end()).await;
+    }
     let left = hub.stats().local;
     if left > 0 {
         tracing::warn!(clients = left, "clients were cut off at the end of drain_timeout");
@@ -240,7 +247,13 @@ async fn serve(
     Ok(())
 }
 
-async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, vitals: Vitals) -> anyhow::Result<Hub> {
+async fn start_hub(
+    settings: &Settings,
+    keyring: &Keyring,
+    store: &Arc<Store>,
+    vitals: Vitals,
+    traces: Option<Arc<Traces>>,
+) -> anyhow::Result<Hub> {
     let mut verifier = keyring.verifier(settings);
     if let Some(url) = &settings.jwks_url {
         let (with_source, source) = verifier.with_source();
@@ -251,6 +264,9 @@ async fn start_hub(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, v
         .config(settings.hub.clone())
         .figures(Arc::new(vitals))
         .log_switch(Arc::new(logging::Switch));
+    if let Some(traces) = traces {
+        builder = builder.tracer(traces);
+    }
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }
@@ -439,7 +455,8 @@ async fn serve_connection(
         }
     };
     if let Err(error) = result {
-        if error.is_timeout() {
+        // Who had an answer and asks nothing more was no handshake.
+        if error.is_timeout() && !*first_request.borrow() {
             metrics.add(Counter::LimitHandshake, 1);
         } else if error.is_parse() {
             metrics.add(Counter::BadRequests, 1);

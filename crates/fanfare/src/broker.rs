@@ -23,6 +23,8 @@ pub struct Record {
     pub audience: Audience,
     /// Who published it, as a text for people.
     pub publisher: Option<Arc<str>>,
+    /// What its publish is traced as ([`Publishing::context`](crate::trace::Publishing::context)).
+    pub trace: Option<Arc<str>>,
 }
 
 /// An event's place in the log.

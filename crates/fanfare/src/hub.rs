@@ -4,7 +4,7 @@ use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
     broker::{
-        Answer, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
+        Answer, Appended, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     clock,
@@ -16,6 +16,7 @@ use crate::{
     registry::{Present, Registry},
     shard::{Command, Shard},
     sys::{self, NodeFigures},
+    trace::{Traced, Tracer},
     why::{self, ClientDetails, Journey, Question},
 };
 use fanfare_core::{
@@ -37,8 +38,20 @@ use std::{
 };
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
-/// Who published what the application itself publishes.
-const APPLICATION: &str = "application";
+/// Who publishes, and under which trace.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) publisher: Arc<str>,
+    /// The `traceparent` of the request.
+    pub(crate) trace: Option<String>,
+}
+
+impl Origin {
+    /// The application itself.
+    fn application() -> Self {
+        Self { publisher: "application".into(), trace: None }
+    }
+}
 
 /// A running hub: publish, look at it, mount it, end it. Cheap to clone.
 #[derive(Clone)]
@@ -66,6 +79,7 @@ pub struct HubBuilder {
     keeper: Option<Arc<dyn RevocationStore>>,
     figures: Vec<Arc<dyn Figures>>,
     log_switch: Option<Arc<dyn LogSwitch>>,
+    tracer: Option<Arc<dyn Tracer>>,
     echo: bool,
 }
 
@@ -208,6 +222,13 @@ impl HubBuilder {
         self
     }
 
+    /// Sets who makes spans of publishes and writes. Without, nothing is traced.
+    #[must_use]
+    pub fn tracer(mut self, tracer: Arc<dyn Tracer>) -> Self {
+        self.tracer = Some(tracer);
+        self
+    }
+
     /// Sends each message back instead of reading it: for conformance tests of the WebSocket layer.
     #[doc(hidden)]
     #[must_use]
@@ -258,6 +279,7 @@ impl HubBuilder {
             ready: AtomicBool::new(true),
             figures: self.figures.clone(),
             log_switch: self.log_switch.clone(),
+            tracer: self.tracer.clone(),
             departures: Mutex::default(),
             drain_wanted: Notify::new(),
             config: self.config.clone(),
@@ -360,6 +382,7 @@ impl Hub {
             keeper: None,
             figures: Vec::new(),
             log_switch: None,
+            tracer: None,
             echo: false,
         }
     }
@@ -369,16 +392,16 @@ impl Hub {
     /// # Errors
     /// If the event isn't valid or the log did not take it; then nothing was appended.
     pub async fn publish(&self, draft: Draft, audience: Audience) -> Result<Published, PublishError> {
-        self.publish_by(draft, audience, APPLICATION).await
+        self.publish_by(draft, audience, Origin::application()).await
     }
 
     pub(crate) async fn publish_by(
         &self,
         draft: Draft,
         audience: Audience,
-        publisher: &str,
+        origin: Origin,
     ) -> Result<Published, PublishError> {
-        let published = self.publish_all_by(vec![(draft, audience)], publisher).await.map_err(|(_, error)| error);
+        let published = self.publish_all_by(vec![(draft, audience)], origin).await.map_err(|(_, error)| error);
         published?.pop().ok_or_else(|| BrokerError::Unavailable("the log gave no answer".to_owned()).into())
     }
 
@@ -387,24 +410,33 @@ impl Hub {
     /// # Errors
     /// If one isn't valid, with its place in the list, or the log did not take them; then nothing was appended.
     pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, (usize, PublishError)> {
-        self.publish_all_by(drafts, APPLICATION).await
+        self.publish_all_by(drafts, Origin::application()).await
     }
 
     pub(crate) async fn publish_all_by(
         &self,
         drafts: Vec<(Draft, Audience)>,
-        publisher: &str,
+        origin: Origin,
     ) -> Result<Vec<Published>, (usize, PublishError)> {
-        let publisher: Arc<str> = publisher.into();
+        let span = self.inner.node.tracer.as_ref().and_then(|tracer| tracer.publish(origin.trace.as_deref()));
+        let trace: Option<Arc<str>> = span.as_ref().map(|span| span.context().into());
         let now = clock::now().unix_ms;
         let mut records = Vec::with_capacity(drafts.len());
         for (i, (draft, audience)) in drafts.into_iter().enumerate() {
             let event = self.finish(draft, now).map_err(|error| (i, error))?;
-            records.push(Record { event, audience, publisher: Some(publisher.clone()) });
+            records.push(Record { event, audience, publisher: Some(origin.publisher.clone()), trace: trace.clone() });
         }
         let name = |record: &Record| (record.event.event_id().to_owned(), record.event.event_type().to_owned());
         let names: Vec<_> = records.iter().map(name).collect();
-        let appended = self.inner.broker.append(records).await.map_err(|error| (0, error.into()))?;
+        let appended = self.inner.broker.append(records).await;
+        if let Some(span) = span {
+            let (event_id, event_type) = names.first().map_or(("", ""), |(id, kind)| (id, kind));
+            let first =
+                |appended: &Vec<Appended>| appended.first().map_or_else(String::new, |a| a.position.to_string());
+            let result = appended.as_ref().map(first).map_err(ToString::to_string);
+            span.end(&Traced { event_type, event_id, events: names.len(), publisher: &origin.publisher, result });
+        }
+        let appended = appended.map_err(|error| (0, error.into()))?;
         let published = names.into_iter().zip(appended).map(|((event_id, event_type), appended)| {
             if appended.duplicate {
                 self.metrics().add(Counter::Duplicates, 1);

@@ -22,6 +22,7 @@ pub mod registry;
 mod shard;
 mod socket;
 mod sys;
+pub mod trace;
 mod upgrade;
 pub mod why;
 

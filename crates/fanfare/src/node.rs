@@ -14,6 +14,7 @@ use crate::{
     registry::{Present, Registry},
     shard::{Command, ShardHandle, Traced},
     sys::{self, NodeFigures, SLOW},
+    trace::Tracer,
     why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
 use fanfare_core::{CloseCode, ConnectionId, Grant, Position, Revocation, Revocations, session::Denied};
@@ -44,6 +45,7 @@ pub(crate) struct Node {
     /// The application's.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
     pub(crate) log_switch: Option<Arc<dyn LogSwitch>>,
+    pub(crate) tracer: Option<Arc<dyn Tracer>>,
     pub(crate) departures: Mutex<Departures>,
     /// An administrator wants it to end.
     pub(crate) drain_wanted: Notify,

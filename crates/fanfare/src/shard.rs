@@ -11,6 +11,7 @@ use crate::{
     registry::Present,
     socket::Socket,
     sys::{SLOW, SlowClient},
+    trace::Written,
     why::{ClientAndEvent, ClientDetails, ClientFate, Departed, LiveDetails},
 };
 use fanfare_core::{
@@ -712,6 +713,17 @@ impl Shard {
             metrics.add_of_type(ByType::Deliveries, &entry.event_type(), clients);
             if same[0].live {
                 metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
+            }
+            if let (Some(tracer), Some(context)) = (&self.node.tracer, &entry.trace) {
+                tracer.written(&Written {
+                    context,
+                    event_type: &entry.event_type(),
+                    event_id: &entry.event_id,
+                    node: &self.node.name,
+                    clients,
+                    appended_ms: entry.appended_ms,
+                    written_ms: now_ms,
+                });
             }
         }
     }

@@ -98,7 +98,7 @@ impl Costs {
     }
 
     /// These costs on another machine: as much more or less for everything that takes CPU as one run there took.
-    fn as_measured(mut self, point: &Point) -> Self {
+    fn scaled_to(mut self, point: &Point) -> Self {
         let factor = point.cpu_seconds / self.cpu_seconds(point);
         let all = [&mut self.delivery_us, &mut self.delivery_growth_us, &mut self.heartbeat_us, &mut self.idle_ms];
         all.into_iter().for_each(|cost| *cost *= factor);
@@ -232,7 +232,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| format!("--from {path}"))?;
             let outcome: Outcome = serde_json::from_str(&text)
                 .with_context(|| format!("--from {path} is not what `fanfare bench --json` writes"))?;
-            Costs::default().as_measured(&point(&outcome)?)
+            Costs::default().scaled_to(&point(&outcome)?)
         }
         None => Costs::default(),
     };
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_fits_what_was_measured() {
+    fn the_model_fits_what_wscaled_to() {
         let (costs, points) = (Costs::default(), points().unwrap());
         assert!(points.len() >= 10);
         for point in &points {
@@ -475,7 +475,7 @@ mod tests {
         let costs = Costs::default();
         let slow = Point { cpu_seconds: 0.0, ..points().unwrap()[4].clone() };
         let slow = Point { cpu_seconds: 2.0 * costs.cpu_seconds(&slow), ..slow };
-        let scaled = costs.clone().as_measured(&slow);
+        let scaled = costs.clone().scaled_to(&slow);
         assert!((scaled.delivery_us / costs.delivery_us - 2.0).abs() < 1e-9);
         assert!((scaled.cpu_seconds(&slow) - slow.cpu_seconds).abs() < 1e-9);
     }

@@ -201,6 +201,7 @@ kind!(
 kind!(count, "N", "a whole number, 0 or more", usize, whole, usize::to_string);
 kind!(rate, "N", "a whole number, 0 or more", u32, whole, u32::to_string);
 kind!(positive_count, "N", "a whole number, 1 or more", usize, positive, usize::to_string);
+kind!(share, "SHARE", "a number from 0 to 1, such as 0.01", f64, fraction, f64::to_string);
 kind!(
     duration,
     "DURATION",
@@ -241,6 +242,10 @@ fn whole<T: FromStr>(text: &str) -> Option<T> {
         return None;
     }
     text.replace('_', "").parse().ok()
+}
+
+fn fraction(text: &str) -> Option<f64> {
+    text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share))
 }
 
 fn positive<T: FromStr + Default + PartialEq>(text: &str) -> Option<T> {

@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     pub(crate) log_level: String,
     pub(crate) log_format: LogFormat,
+    pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) trace_share: f64,
     pub(crate) hub: Config,
 }
 
@@ -81,6 +83,8 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(60),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
+            trace_share: 1.0,
             hub: Config::default(),
         }
     }
@@ -201,6 +205,10 @@ settings! {
     log_level: log_level;
     /// How log lines are written: text or json.
     log_format: log_format;
+    /// Where traces from publish to write go: an OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318. Without one nothing is traced.
+    otlp_endpoint: web_url, alias = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    /// The share of publishes that is traced, from 0 to 1, where the publisher's own trace (traceparent) does not say.
+    trace_share: share;
     /// Threads that own connections. 0: one for every two cores.
     shards: count(hub);
     /// How often each connection is sent a ping.

@@ -79,7 +79,8 @@ impl Log {
             return Appended { position: Position { epoch, sequence }, duplicate: true };
         }
         let sequence = self.entries.head() + 1;
-        let entry = Arc::new(Entry::new(sequence, now, record.audience, &record.event).by(record.publisher));
+        let entry =
+            Arc::new(Entry::new(sequence, now, record.audience, &record.event).by(record.publisher, record.trace));
         self.entries.push(entry.clone());
         fresh.push(entry);
         Appended { position: Position { epoch, sequence }, duplicate: false }

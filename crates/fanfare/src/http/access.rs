@@ -1,7 +1,7 @@
 //! Who may call: extractors that let a request pass or answer 401 and 403. Knows tokens only by what they grant.
 
 use super::error::{ApiError, ErrorCode};
-use crate::{Grant, Hub, upgrade::bearer};
+use crate::{Grant, Hub, hub::Origin, upgrade::bearer};
 use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, request::Parts},
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(super) struct Publisher {
     /// Whose it is, as its limit counts.
     user: Arc<str>,
+    /// The trace that the request belongs to.
+    trace: Option<String>,
 }
 
 /// The request's token allows everything.
@@ -25,16 +27,17 @@ impl FromRequestParts<Hub> for Publisher {
         if !grant.may_publish() {
             return Err(forbidden("the token does not allow publishing: it needs the claim \"publish\": true"));
         }
-        let publisher = Self { user: grant.user };
+        let trace = parts.headers.get("traceparent").and_then(|text| text.to_str().ok()).map(str::to_owned);
+        let publisher = Self { user: grant.user, trace };
         publisher.count(1, hub)?;
         Ok(publisher)
     }
 }
 
 impl Publisher {
-    /// Whose it is, as the log notes it.
-    pub(super) fn name(&self) -> String {
-        format!("user:{}", self.user)
+    /// Whose it is, as the log notes it, and what it is traced under.
+    pub(super) fn origin(self) -> Origin {
+        Origin { publisher: format!("user:{}", self.user).into(), trace: self.trace }
     }
 
     /// Counts events against the publisher's limit; a request counts as one already.

@@ -157,7 +157,7 @@ pub(super) async fn publish(
     EventText(text): EventText,
 ) -> Result<(StatusCode, Json<PublishedBody>), ApiError> {
     let (draft, audience) = parse(&text)?;
-    let published = hub.publish_by(draft, audience, &publisher.name()).await?;
+    let published = hub.publish_by(draft, audience, publisher.origin()).await?;
     let status = if published.duplicate { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(published.into())))
 }
@@ -184,7 +184,7 @@ pub(super) async fn publish_batch(
 ) -> Result<Json<BatchBody>, ApiError> {
     let drafts = parse_batch(&text, hub.config().max_batch_events)?;
     publisher.count(drafts.len().saturating_sub(1), &hub)?;
-    let published = hub.publish_all_by(drafts, &publisher.name()).await.map_err(|(index, error)| match error {
+    let published = hub.publish_all_by(drafts, publisher.origin()).await.map_err(|(index, error)| match error {
         // What holds the log back is no event's fault.
         error @ PublishError::Broker(_) => error.into(),
         error => ApiError::from(error).in_batch(index),

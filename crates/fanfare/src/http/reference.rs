@@ -166,7 +166,7 @@ pub(super) async fn update_task(
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
 ) -> Answer<StatusBody> {
-    let published = publish_task(&hub, &publisher, &task_id, params, fields).await?;
+    let published = publish_task(&hub, publisher, &task_id, params, fields).await?;
     Ok(answer(&published, StatusBody { status: "updated" }))
 }
 
@@ -192,7 +192,7 @@ pub(super) async fn broadcast_task_update(
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
 ) -> Answer<TaskBody> {
-    let published = publish_task(&hub, &publisher, &task_id, params, fields).await?;
+    let published = publish_task(&hub, publisher, &task_id, params, fields).await?;
     Ok(answer(&published, TaskBody { message: "Task update broadcasted", task_id }))
 }
 
@@ -223,7 +223,7 @@ pub(super) async fn notify_user(
     OptionalFields(fields): OptionalFields,
 ) -> Answer<StatusBody> {
     let draft = notification(params, fields)?;
-    let published = hub.publish_by(draft, events::user(&user_id)?, &publisher.name()).await?;
+    let published = hub.publish_by(draft, events::user(&user_id)?, publisher.origin()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
 }
 
@@ -250,7 +250,7 @@ pub(super) async fn send_notification(
     fields: Fields,
 ) -> Answer<UserBody> {
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
-    let published = hub.publish_by(draft, events::user(&user_id)?, &publisher.name()).await?;
+    let published = hub.publish_by(draft, events::user(&user_id)?, publisher.origin()).await?;
     Ok(answer(&published, UserBody { message: "Notification sent", user_id }))
 }
 
@@ -282,7 +282,7 @@ pub(super) async fn create_calendar_event(
         }
     };
     let draft = Draft::new(CalendarEventCreated::TYPE, &fields)?;
-    let published = hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?;
+    let published = hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?;
     Ok(answer(&published, CalendarBody { message: "Calendar event created", event_id }))
 }
 
@@ -310,20 +310,20 @@ pub(super) async fn record_agent_activity(
 ) -> Answer<StatusBody> {
     fields.put_path_id("agent_id", &agent_id)?;
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
-    let published = hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?;
+    let published = hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
 }
 
 async fn publish_task(
     hub: &Hub,
-    publisher: &Publisher,
+    publisher: Publisher,
     task_id: &str,
     params: TaskParams,
     fields: Option<Fields>,
 ) -> Result<Published, ApiError> {
     let fields = task_data(task_id, params, fields.unwrap_or_else(Fields::empty))?;
     let draft = Draft::new(TaskStatusUpdate::TYPE, &fields)?;
-    Ok(hub.publish_by(draft, Audience::Everyone, &publisher.name()).await?)
+    Ok(hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?)
 }
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.

@@ -107,7 +107,7 @@ pub(crate) async fn linked_with(
 
 pub(crate) fn record(id: &str, audience: Audience) -> Record {
     let draft = Draft::new("note", &serde_json::json!({ "id": id })).unwrap();
-    Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience, publisher: None }
+    Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience, publisher: None, trace: None }
 }
 
 /// Appends events for everyone, each on its own.

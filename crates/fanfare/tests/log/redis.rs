@@ -151,7 +151,7 @@ async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
         let batch = ((n - 1) * 100 + 1..=n * 100).map(|i| {
             let draft = fanfare::Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
             let event = draft.finish(0, || format!("e{i}")).unwrap();
-            fanfare::broker::Record { event, audience: Audience::Everyone, publisher: None }
+            fanfare::broker::Record { event, audience: Audience::Everyone, publisher: None, trace: None }
         });
         nodes[0].0.append(batch.collect()).await.unwrap();
     }

@@ -106,9 +106,9 @@ fn command(shared: &Shared, link: &Link, records: &[&Record]) -> Cmd {
     let mut command = link.script(Script::Append, &[&keys.log, &keys.epoch, &keys.ids]);
     let touch = shared.options.durability == Durability::Replica;
     command.arg(&link.server).arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
-    for Record { event, audience, publisher } in records {
+    for Record { event, audience, publisher, trace } in records {
         command.arg(event.event_id()).arg(audience_text(audience)).arg(event.json());
-        command.arg(publisher.as_deref().unwrap_or_default());
+        command.arg(publisher.as_deref().unwrap_or_default()).arg(trace.as_deref().unwrap_or_default());
     }
     command
 }
@@ -121,7 +121,7 @@ fn remember(shared: &Shared, records: &[&Record], places: &[i64], now: u64) {
         let sequence = place.unsigned_abs();
         if place > 0 && sequence > head {
             let entry = Entry::new(sequence, now, record.audience.clone(), &record.event);
-            unseen.push_back(Arc::new(entry.by(record.publisher.clone())));
+            unseen.push_back(Arc::new(entry.by(record.publisher.clone(), record.trace.clone())));
         }
     }
 }

@@ -150,7 +150,7 @@ fn record(shared: &Shared, message: &Msg) -> Result<Record, String> {
     if bytes > limit {
         return Err(format!("it has {bytes} bytes; at most {limit} are allowed (max_event_bytes)"));
     }
-    Ok(Record { event, audience, publisher: Some(format!("channel:{channel}").into()) })
+    Ok(Record { event, audience, publisher: Some(format!("channel:{channel}").into()), trace: None })
 }
 
 /// An id for a message that has none: by its channel and content.

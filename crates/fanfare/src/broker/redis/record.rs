@@ -50,9 +50,9 @@ fn entry(item: &Value) -> Result<Entry, LinkError> {
         let (id, to, ms) = (text(field("i")?)?, audience(text(field("a")?)?)?, text(field("t")?)?.parse().ok()?);
         Some((id, to, ms, bytes(field("d")?)?))
     };
-    let publisher = field("p").and_then(text).filter(|by| !by.is_empty()).map(Arc::from);
+    let said = |name| field(name).and_then(text).filter(|text| !text.is_empty()).map(Arc::from);
     Ok(match known() {
-        Some((id, to, ms, json)) => Entry::from_parts(sequence, ms, to, id, json).by(publisher),
+        Some((id, to, ms, json)) => Entry::from_parts(sequence, ms, to, id, json).by(said("p"), said("x")),
         // Whatever it is, it has a place in the log, and is for nobody.
         None => Entry::from_parts(sequence, 0, Audience::Connection(ConnectionId(0)), &stream_id(sequence), b"{}"),
     })
@@ -106,12 +106,14 @@ mod tests {
 
     #[test]
     fn an_entry_is_read() {
-        let answer =
-            Value::Array(vec![item("0-7", &["i", "e7", "a", "u:ann", "t", "12", "d", "{\"a\":1}", "p", "user:ann"])]);
+        let answer = Value::Array(vec![item(
+            "0-7",
+            &["i", "e7", "a", "u:ann", "t", "12", "d", "{\"a\":1}", "p", "user:ann", "x", "00-1"],
+        )]);
         let entry = &entries(answer).unwrap()[0];
         assert_eq!((entry.sequence, &*entry.event_id, entry.appended_ms), (7, "e7", 12));
         assert_eq!((&entry.audience, entry.json()), (&Audience::User("ann".into()), &b"{\"a\":1}"[..]));
-        assert_eq!(entry.publisher.as_deref(), Some("user:ann"));
+        assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
     }
 
     #[test]

@@ -96,7 +96,7 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<bool, L
         command.arg(&link.server).arg(&lineage).arg(&before).arg(first).arg(&shared.node);
         for entry in &lost {
             command.arg(entry.appended_ms).arg(&*entry.event_id).arg(audience_text(&entry.audience)).arg(entry.json());
-            command.arg(entry.publisher.as_deref().unwrap_or_default());
+            command.arg(entry.publisher.as_deref().unwrap_or_default()).arg(entry.trace.as_deref().unwrap_or_default());
         }
         if read::<i64>(link.call(&command).await?)? < 0 {
             break;

@@ -1,6 +1,6 @@
 -- Appends records in their order, each event_id once.
 -- ARGV: 1 server, 2 most events, 3 most bytes, 4 longest age in ms, 5 '1' to write even if nothing is new, then
---       event_id, audience, json, publisher for each record
+--       event_id, audience, json, publisher, trace for each record
 -- Returns the time in ms, then for each record its sequence, negative if the log had it already.
 
 local meta = redis.call('HMGET', KEYS[2], 'server', 'head', 'bytes')
@@ -8,12 +8,12 @@ if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not t
 local head, bytes, now = tonumber(meta[2] or 0), tonumber(meta[3] or 0), clock()
 local first = head
 local out = {now}
-for i = 6, #ARGV, 4 do
+for i = 6, #ARGV, 5 do
   local held = redis.call('HGET', KEYS[3], ARGV[i])
   if held then
     out[#out + 1] = -tonumber(held)
   else
-    bytes = bytes + put(head + 1, now, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+    bytes = bytes + put(head + 1, now, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
     head = head + 1
     out[#out + 1] = head
   end

@@ -10,8 +10,12 @@ local function clock()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
-local function put(sequence, ms, id, audience, json, publisher)
-  redis.call('XADD', KEYS[1], '0-' .. whole(sequence), 'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher)
+local function put(sequence, ms, id, audience, json, publisher, trace)
+  local fields = {'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher}
+  if trace ~= '' then
+    fields[11], fields[12] = 'x', trace
+  end
+  redis.call('XADD', KEYS[1], '0-' .. whole(sequence), unpack(fields))
   redis.call('HSET', KEYS[3], id, whole(sequence))
   return #id + #audience + #json + 100
 end
