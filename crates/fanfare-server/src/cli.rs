@@ -156,9 +156,9 @@ Examples:
   fanfare log-level info,fanfare::broker=debug,hyper=warn
   fanfare log-level info                     as it is unless log_level is set
 
-Levels are error, warn, info, debug, trace and off. It holds until a process ends. It needs
-an administrator's token: from --token, from FANFARE_TOKEN, or made with the configured
-secret.";
+Levels are error, warn, info, debug, trace and off. It holds until a process ends. It
+needs an administrator's token: from --token, from FANFARE_TOKEN, or made with the
+configured secret.";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:

@@ -10,12 +10,14 @@ use std::{
     io::Write,
     path::Path,
     process::{Child, ChildStdin, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use testbed::{Authority, HubProcess, RedisServer, free_port, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const EVENTS: usize = 400;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -59,7 +61,11 @@ impl Site {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/setup"));
         let site = Self { proxy: child, port, hub, files, _redis: redis };
-        until("the proxy lets clients through", || site.run(&["health"]).status.success());
+        let deadline = Instant::now() + PATIENCE;
+        while !site.run(&["health"]).status.success() {
+            let log = || fs::read_to_string(site.files.path().join("proxy.log")).unwrap();
+            assert!(Instant::now() < deadline, "the proxy lets nobody through: {:?} {}", site.run(&["health"]), log());
+        }
         site
     }
 
@@ -123,7 +129,7 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
 fn caddy(files: &Path, port: u16, hub: &str) -> Command {
     let path = |name: &str| files.join(name).display().to_string();
     let site = format!(
-        "{{\n\tadmin off\n\tauto_https off\n}}\nhttps://localhost:{port} {{\n\ttls {} {}\n",
+        "{{\n\tadmin off\n\tauto_https off\n}}\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {} {}\n",
         path("server.pem"),
         path("server.key")
     );

@@ -35,10 +35,12 @@ pub(super) fn entries(answer: Value) -> Result<Vec<Arc<Entry>>, LinkError> {
     let Value::Array(items) = answer else {
         return if answer == Value::Nil { Ok(Vec::new()) } else { Err(foreign(&answer)) };
     };
-    items.iter().map(|item| entry(item).map(Arc::new)).collect()
+    let mut publisher = None;
+    items.iter().map(|item| entry(item, &mut publisher).map(Arc::new)).collect()
 }
 
-fn entry(item: &Value) -> Result<Entry, LinkError> {
+/// Reads an entry. `publisher` is that of the one before: there are few, and each has its name once.
+fn entry(item: &Value, publisher: &mut Option<Arc<str>>) -> Result<Entry, LinkError> {
     let Value::Array(parts) = item else { return Err(foreign(item)) };
     let [id, Value::Array(fields)] = &parts[..] else { return Err(foreign(item)) };
     let sequence = text(id).and_then(|id| id.strip_prefix("0-")?.parse().ok()).ok_or_else(|| foreign(id))?;
@@ -50,9 +52,15 @@ fn entry(item: &Value) -> Result<Entry, LinkError> {
         let (id, to, ms) = (text(field("i")?)?, audience(text(field("a")?)?)?, text(field("t")?)?.parse().ok()?);
         Some((id, to, ms, bytes(field("d")?)?))
     };
-    let said = |name| field(name).and_then(text).filter(|text| !text.is_empty()).map(Arc::from);
+    let said = |name| field(name).and_then(text).filter(|text| !text.is_empty());
+    let by = said("p");
+    if publisher.as_deref() != by {
+        *publisher = by.map(Arc::from);
+    }
     Ok(match known() {
-        Some((id, to, ms, json)) => Entry::from_parts(sequence, ms, to, id, json).by(said("p"), said("x")),
+        Some((id, to, ms, json)) => {
+            Entry::from_parts(sequence, ms, to, id, json).by(publisher.clone(), said("x").map(Arc::from))
+        }
         // Whatever it is, it has a place in the log, and is for nobody.
         None => Entry::from_parts(sequence, 0, Audience::Connection(ConnectionId(0)), &stream_id(sequence), b"{}"),
     })
