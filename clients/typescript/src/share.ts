@@ -118,7 +118,7 @@ export class Shared implements Source {
         this.cursor.lastEventId ??= word.cursor.lastEventId!;
         return this.tell(word.state);
       case "frame":
-        this.cursor.lastEventId = word.frame.event_id;
+        if (word.frame.event_id) this.cursor.lastEventId = word.frame.event_id;
         return this.sink.frame(word.frame);
     }
   }

@@ -265,8 +265,8 @@ pub struct Session {
     round_trip_ms: u32,
     behind: bool,
     overdue: bool,
-    /// A ping was sent that is not answered yet.
-    pinged: bool,
+    /// When the ping was sent that is not answered yet; 0: none is.
+    pinged_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -357,7 +357,7 @@ impl Session {
             ended: None,
             behind: false,
             overdue: false,
-            pinged: false,
+            pinged_ms: 0,
         }
     }
 
@@ -478,6 +478,8 @@ impl Session {
     /// Says that history is gone, and goes on behind it.
     pub fn skip_to(&mut self, start: Start, ctx: &mut Context<'_>) {
         self.cursor = start.cursor;
+        // In a log that goes on from an earlier place, what comes is new to it.
+        self.began = self.began.min(start.cursor);
         // The window may be further than this shard has heard.
         self.behind = start.cursor < ctx.head.sequence;
         self.tell_gap(start, ctx);
@@ -729,8 +731,8 @@ impl Session {
 
     /// The first pong after a ping tells how long the way to the client and back is.
     fn answered(&mut self, ctx: &mut Context<'_>) {
-        if std::mem::take(&mut self.pinged) {
-            let pinged_ms = self.due_ms.saturating_sub(ctx.settings.heartbeat_ms);
+        let pinged_ms = std::mem::take(&mut self.pinged_ms);
+        if pinged_ms > 0 {
             let took_ms = ctx.now.mono_ms.saturating_sub(pinged_ms);
             self.round_trip_ms = u32::try_from(took_ms).unwrap_or(u32::MAX);
             ctx.tally.round_trips.add(took_ms);
@@ -744,7 +746,9 @@ impl Session {
         // A client that doesn't take what waits for it would not take a ping either.
         if self.out.is_none() {
             ctx.tally.pings += 1;
-            self.pinged = true;
+            if self.pinged_ms == 0 {
+                self.pinged_ms = now;
+            }
             self.say(Outgoing::Ping, ctx);
         }
     }

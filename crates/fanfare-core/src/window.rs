@@ -24,6 +24,8 @@ pub struct Entry {
     pub audience: Audience,
     /// Its name.
     pub event_id: Box<str>,
+    /// Its `type`; empty where it has none that can be read.
+    pub event_type: Box<str>,
     /// The whole WebSocket frame.
     pub frame: Box<[u8]>,
     /// Who published it, as a text for people.
@@ -122,31 +124,49 @@ const SCAN_AT_MOST: u64 = 64;
 impl Entry {
     /// Encodes an event for its place.
     pub fn new(sequence: u64, appended_ms: u64, audience: Audience, event: &Event) -> Self {
-        Self::from_parts(sequence, appended_ms, audience, event.event_id(), event.json().as_bytes())
+        Self::of_type(sequence, appended_ms, audience, event.event_id(), event.event_type(), event.json().as_bytes())
     }
 
     /// Encodes an event that was checked before it came into the log: its id and its JSON.
     pub fn from_parts(sequence: u64, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Type<'a> {
+            #[serde(borrow)]
+            r#type: Cow<'a, str>,
+        }
+        let event_type = serde_json::from_slice(json).map_or(Cow::Borrowed(""), |Type { r#type }| r#type);
+        Self::of_type(sequence, appended_ms, audience, event_id, &event_type, json)
+    }
+
+    fn of_type(
+        sequence: u64,
+        appended_ms: u64,
+        audience: Audience,
+        event_id: &str,
+        event_type: &str,
+        json: &[u8],
+    ) -> Self {
         let frame = ws::frame(ws::Opcode::Text, json);
         let (written, acknowledged) = (AtomicU32::new(0), AtomicU32::new(0));
-        let event_id = event_id.into();
-        Self { sequence, appended_ms, audience, event_id, frame, publisher: None, trace: None, written, acknowledged }
+        let (event_id, event_type) = (event_id.into(), event_type.into());
+        Self {
+            sequence,
+            appended_ms,
+            audience,
+            event_id,
+            event_type,
+            frame,
+            publisher: None,
+            trace: None,
+            written,
+            acknowledged,
+        }
     }
 
     /// Notes who published it, and what that is traced as.
     #[must_use]
     pub fn by(self, publisher: Option<Arc<str>>, trace: Option<Arc<str>>) -> Self {
         Self { publisher, trace, ..self }
-    }
-
-    /// The event's `type`; empty where it has none that can be read.
-    pub fn event_type(&self) -> Cow<'_, str> {
-        #[derive(Deserialize)]
-        struct Type<'a> {
-            #[serde(borrow)]
-            r#type: Cow<'a, str>,
-        }
-        serde_json::from_slice(self.json()).map_or(Cow::Borrowed(""), |Type { r#type }| r#type)
     }
 
     /// The event's JSON: the frame without its head.
@@ -160,9 +180,11 @@ impl Entry {
         self.frame.get(head..).unwrap_or_default()
     }
 
-    /// What an entry costs in memory, in bytes: its frame, its id and a fixed part for the indexes.
+    /// What an entry costs in memory, in bytes: its frame, its texts and a fixed part for the indexes.
     pub fn weight(&self) -> usize {
-        self.frame.len() + self.event_id.len() + 160
+        let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        let texts = self.event_id.len() + self.event_type.len() + length(&self.publisher) + length(&self.trace);
+        self.frame.len() + texts + 240
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     node::Node,
     registry::{Present, Registry},
     shard::{Command, Shard},
-    sys::{self, NodeFigures},
+    sys::{self, Named},
     trace::{Traced, Tracer},
     why::{self, ClientDetails, Journey, Question},
 };
@@ -620,8 +620,12 @@ impl Hub {
     /// # Errors
     /// If the nodes can't be asked.
     pub async fn drain(&self, node: &str) -> Result<bool, BrokerError> {
-        let (nodes, _) = self.ask::<NodeFigures>(Question::Figures).await?;
-        let known = nodes.iter().any(|figures| figures.node == node);
+        if node == &*self.inner.node.name {
+            self.inner.node.drain_wanted.notify_one();
+            return Ok(true);
+        }
+        let (nodes, _) = self.ask::<Named>(Question::Figures).await?;
+        let known = nodes.iter().any(|named| named.node == node);
         if known {
             self.inner.broker.order(Order::Drain { node: node.to_owned() }).await?;
         }

@@ -368,6 +368,17 @@ impl Metrics {
         }
     }
 
+    /// Counts something of the types of many events.
+    pub(crate) fn add_all_of_type<'a>(&self, what: ByType, all: impl Iterator<Item = (&'a str, u64)>) {
+        let mut all = all.peekable();
+        while let Some((event_type, mut n)) = all.next() {
+            while let Some((_, more)) = all.next_if(|(next, _)| *next == event_type) {
+                n += more;
+            }
+            self.add_of_type(what, event_type, n);
+        }
+    }
+
     /// How often something was counted of an event's type.
     pub fn of_type(&self, what: ByType, event_type: &str) -> u64 {
         let types = self.types.lock().unwrap_or_else(PoisonError::into_inner);

@@ -188,7 +188,7 @@ impl Node {
         node.written = entry.written.load(Ordering::Relaxed) as usize;
         node.acknowledged = entry.acknowledged.load(Ordering::Relaxed) as usize;
         let event = EventFacts {
-            event_type: entry.event_type().into_owned(),
+            event_type: entry.event_type.to_string(),
             audience: entry.audience.to_string(),
             position: Position { epoch, sequence: entry.sequence }.to_string(),
             accepted_ms: entry.appended_ms,

@@ -17,7 +17,7 @@ use crate::{
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
     audience::SYS_TOPIC,
-    roster::{Roster, Served, Slot},
+    roster::{Roster, Served, Slot, Swept},
     session::{Arrival, Fate, Settings, Tally},
     time::{Now, iso_8601},
     window::Entry,
@@ -66,7 +66,8 @@ const WAKER: Token = Token(usize::MAX);
 /// How others reach a shard.
 #[derive(Debug)]
 pub(crate) struct ShardHandle {
-    inbox: Mutex<Vec<Command>>,
+    /// `None` once the shard has ended: what it is asked then is dropped, and who waits for an answer hears that.
+    inbox: Mutex<Option<Vec<Command>>>,
     waker: Waker,
     /// A wake is under way already.
     awake: AtomicBool,
@@ -182,7 +183,9 @@ struct Draining {
 impl ShardHandle {
     /// Asks the shard to do something.
     pub(crate) fn send(&self, command: Command) {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inbox) = &mut *inbox else { return };
+        inbox.push(command);
         self.wake();
     }
 
@@ -195,11 +198,21 @@ impl ShardHandle {
     }
 }
 
+impl Drop for Shard {
+    /// However it ended, nobody is here any more, and nobody answers.
+    fn drop(&mut self) {
+        *self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for count in [&self.handle.open, &self.handle.overdue, &self.handle.leaving, &self.handle.watchers] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Shard {
     pub(crate) fn new(node: Arc<Node>, settings: Settings, head: Position) -> io::Result<Self> {
         let poll = Poll::new()?;
         let handle = Arc::new(ShardHandle {
-            inbox: Mutex::default(),
+            inbox: Mutex::new(Some(Vec::new())),
             waker: Waker::new(poll.registry(), WAKER)?,
             awake: AtomicBool::new(false),
             open: AtomicUsize::new(0),
@@ -313,7 +326,8 @@ impl Shard {
     }
 
     fn obey(&mut self, now: Now) {
-        let commands = std::mem::take(&mut *self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        let inbox = self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take);
+        let commands = inbox.unwrap_or_default();
         for command in commands {
             match command {
                 Command::Adopt(adoption) => self.adopt(adoption, now),
@@ -707,20 +721,18 @@ impl Shard {
         let metrics = &self.node.metrics;
         let swept = self.roster.take_swept();
         let now_ms = if swept.is_empty() { 0 } else { clock::now().unix_ms };
-        for same in swept.chunk_by(|a, b| Arc::ptr_eq(&a.entry, &b.entry)) {
-            let entry = &same[0].entry;
-            let clients = same.iter().map(|swept| u64::from(swept.clients)).sum();
-            metrics.add_of_type(ByType::Deliveries, &entry.event_type(), clients);
-            if same[0].live {
-                metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
-            }
+        let deliveries = swept.iter().map(|swept| (&*swept.entry.event_type, u64::from(swept.clients)));
+        metrics.add_all_of_type(ByType::Deliveries, deliveries);
+        // What is replayed says nothing of how long news takes.
+        for Swept { entry, clients, .. } in swept.iter().filter(|swept| swept.live) {
+            metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
             if let (Some(tracer), Some(context)) = (&self.node.tracer, &entry.trace) {
                 tracer.written(&Written {
                     context,
-                    event_type: &entry.event_type(),
+                    event_type: &entry.event_type,
                     event_id: &entry.event_id,
                     node: &self.node.name,
-                    clients,
+                    clients: u64::from(*clients),
                     appended_ms: entry.appended_ms,
                     written_ms: now_ms,
                 });

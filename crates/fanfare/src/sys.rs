@@ -23,15 +23,21 @@ pub(crate) const SLOW: usize = 10;
 /// Of how many events it is told at once; of more, their number.
 const EVENTS: usize = 50;
 
+/// A node, of whichever version.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Named {
+    pub(crate) node: String,
+}
+
 /// How a node stands.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct NodeFigures {
     pub(crate) node: String,
     pub(crate) version: String,
     /// When this was said, in milliseconds since 1970-01-01T00:00:00Z.
     pub(crate) at_ms: u64,
     pub(crate) ready: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
     pub(crate) connections: usize,
     pub(crate) overdue: usize,
@@ -54,7 +60,7 @@ pub(crate) struct NodeFigures {
 }
 
 /// A client that does not take events as fast as they come.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct SlowClient {
     pub(crate) connection_id: String,
     pub(crate) user_id: String,
@@ -156,7 +162,7 @@ fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<Told>, u64) {
     *cursor = Some(head);
     let told = entries.iter().map(|entry| Told {
         event_id: entry.event_id.to_string(),
-        event_type: entry.event_type().into_owned(),
+        event_type: entry.event_type.to_string(),
         audience: entry.audience.to_string(),
         position: Position { epoch: head.epoch, sequence: entry.sequence }.to_string(),
         accepted_at: iso_8601(entry.appended_ms),

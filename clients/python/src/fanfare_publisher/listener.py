@@ -97,7 +97,8 @@ class Client:
             return None, Gap(str(frame.get("reason", "")), frame.get("missed"))
         if kind in ("pong", "error", "goaway") or event_id in self._known:
             return None, None
-        self._known[event_id] = None
+        if event_id:
+            self._known[event_id] = None
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
         return None, WSMessage.model_validate(frame)

@@ -73,6 +73,11 @@ impl Figures for Vitals {
 }
 
 fn open_files() -> Option<f64> {
+    // Since Linux 6.2 the directory's size is their number; to count them takes long where there are many.
+    let told = fs::metadata("/proc/self/fd").ok()?.len();
+    if told > 0 {
+        return Some(told as f64);
+    }
     // The directory is itself open while it is read.
     Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as f64)
 }

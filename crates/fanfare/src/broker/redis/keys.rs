@@ -2,7 +2,7 @@
 
 use fanfare_core::{
     Audience, ConnectionId,
-    audience::{MAX_USER_BYTES, check_topic},
+    audience::{MAX_USER_BYTES, OWN_TOPICS, check_topic},
 };
 use std::sync::Arc;
 
@@ -89,7 +89,9 @@ impl Keys {
         match name.split_once(':') {
             None => (name == "broadcast").then_some(Audience::Everyone),
             Some(("user", id)) if !id.is_empty() && id.len() <= MAX_USER_BYTES => Some(Audience::User(Arc::from(id))),
-            Some(("topic", name)) if check_topic(name).is_ok() => Some(Audience::Topic(Arc::from(name))),
+            Some(("topic", name)) if check_topic(name).is_ok() && !name.starts_with(OWN_TOPICS) => {
+                Some(Audience::Topic(Arc::from(name)))
+            }
             Some(("connection", id)) => id.parse::<ConnectionId>().ok().map(Audience::Connection),
             Some(_) => None,
         }

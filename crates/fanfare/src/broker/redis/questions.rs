@@ -2,6 +2,7 @@
 
 use super::{
     link::{Link, LinkError, read},
+    recovery::ALIVE_MS,
     shared::Shared,
 };
 use crate::{clock, identity::random, why::Question};
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// How long answers wait for who asked, in seconds.
-const KEPT_SECS: u64 = 10;
+const KEPT_SECS: i64 = 10;
 
 /// Asks every node. Gives what those said that answered in time, and how many there are.
 pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Result<(Vec<String>, usize), LinkError> {
@@ -24,14 +25,18 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
     let text = serde_json::to_string(question).map_err(|error| LinkError::Answer(error.to_string()))?;
     let mut command = cmd("XADD");
     command.arg(&shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");
-    command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(text).arg("s").arg(link.clock_ms().await?);
+    let now = link.clock_ms().await?;
+    command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(text).arg("s").arg(now);
     link.call(&command).await?;
-    let nodes = shared.standing().cluster.map_or(1, |(_, nodes)| nodes);
+    // Those who live now: of one that has just come, the last beat does not know.
+    let alive = cmd("ZCOUNT").arg(&shared.keys.nodes).arg(now.saturating_sub(ALIVE_MS)).arg("+inf").take();
+    let nodes: usize = read(link.call(&alive).await?)?;
     let deadline = Instant::now() + PATIENCE;
     let key = shared.keys.answers(&id);
     loop {
-        let answers: Vec<String> = read(link.call(cmd("LRANGE").arg(&key).arg(0).arg(-1)).await?)?;
-        if answers.len() >= nodes || Instant::now() >= deadline {
+        let there: usize = read(link.call(cmd("LLEN").arg(&key)).await?)?;
+        if there >= nodes || Instant::now() >= deadline {
+            let answers = read(link.call(cmd("LRANGE").arg(&key).arg(0).arg(-1)).await?)?;
             return Ok((answers, nodes));
         }
         sleep(LOOK).await;
@@ -41,18 +46,16 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
 /// Answers a question in the background. One that is as old as `asked_ms` is nobody's any more if that is long ago.
 pub(super) fn answer(shared: &Arc<Shared>, id: &str, question: &str, asked_ms: u64) {
     // The clocks of Redis and of this machine may differ by some seconds.
-    let late = clock::now().unix_ms.saturating_sub(asked_ms) > 1_000 * KEPT_SECS;
+    let late = clock::now().unix_ms.saturating_sub(asked_ms) > 1_000 * KEPT_SECS.unsigned_abs();
     let Ok(question) = serde_json::from_str::<Question>(question) else { return };
     let Some(link) = shared.link().ok().filter(|_| !late) else { return };
     let (shared, key) = (shared.clone(), shared.keys.answers(id));
     tokio::spawn(async move {
         let said = shared.tail.answer(question).await.unwrap_or_default().unwrap_or_default();
-        let told = async {
-            // One that has nothing to say says so, or it would be waited for.
-            link.call(cmd("RPUSH").arg(&key).arg(said)).await?;
-            link.call(cmd("EXPIRE").arg(&key).arg(KEPT_SECS)).await
-        };
-        if let Err(error) = told.await {
+        // One that has nothing to say says so, or it would be waited for.
+        let mut told = redis::pipe();
+        told.rpush(&key, said).expire(&key, KEPT_SECS);
+        if let Err(error) = link.call_all(&told).await {
             tracing::debug!(%error, "a question was not answered");
         }
     });
