@@ -119,6 +119,7 @@ mod tests {
             (&format!("ws:connection:{id}"), Some(Audience::Connection(id))),
             ("ws:topic:project:7", Some(Audience::Topic("project:7".into()))),
             ("ws:topic:a b", None),
+            ("ws:topic:$sys", None),
             ("ws:user:", None),
             ("ws:connection:7", None),
             ("ws:node:x", None),
