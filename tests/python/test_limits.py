@@ -22,6 +22,7 @@ def refused(hub, sub: str) -> tuple[int, str]:
         return client.closed()
 
 
+# attack: more connections than a limit => closed with 1013; who reconnects keeps their place
 @pytest.mark.parametrize(
     ("setting", "value", "first", "second", "spare"),
     [
@@ -68,6 +69,7 @@ def test_connects_a_second_are_limited(hub_with):
     assert "out" in answers and "not upgraded" in answers, answers
 
 
+# attack: a message over max_message_bytes or max_frame_bytes => closed with 1009; others are undisturbed
 @pytest.mark.parametrize("max_message_bytes", [1000, 5000])
 def test_a_message_too_large_closes(hub_with, max_message_bytes):
     hub = hub_with(max_frame_bytes=1000, max_message_bytes=max_message_bytes)
@@ -81,6 +83,7 @@ def test_a_message_too_large_closes(hub_with, max_message_bytes):
         assert bystander.ids_until("undisturbed") == ["undisturbed"]
 
 
+# attack: one large message in many fragments => counted together, closed with 1009
 def test_fragments_count_together(hub_with):
     hub = hub_with(max_frame_bytes=1000, max_message_bytes=1000)
     with hub.client() as client:
@@ -89,6 +92,7 @@ def test_fragments_count_together(hub_with):
         assert client.closed()[0] == 1009
 
 
+# attack: more messages than max_messages_per_second => closed with 4002; others are undisturbed
 def test_too_many_messages_close(hub_with):
     hub = hub_with(max_messages_per_second=5)
     with hub.client() as bystander, hub.client() as client:
@@ -110,6 +114,7 @@ def test_a_binary_message_closes(hub):
         assert client.closed()[0] == 1003
 
 
+# attack: more topics than max_topics_per_connection => error too_many_topics
 def test_topics_of_a_connection_are_limited(hub_with):
     hub = hub_with(max_topics_per_connection=2)
     with hub.client(claims={"topics": ["*"]}, topics="a,b,c") as client:
@@ -124,6 +129,7 @@ def test_topics_of_a_connection_are_limited(hub_with):
         assert client.next()["topic"] == "d"
 
 
+# attack: an event over max_event_bytes => 413
 def test_an_event_too_large_is_refused(hub_with):
     hub = hub_with(max_event_bytes=1000)
     answer = hub.post("/events", {"type": "note", "data": {"x": "y" * 1000}})
@@ -131,6 +137,7 @@ def test_an_event_too_large_is_refused(hub_with):
     assert "max_event_bytes" in answer.json()["detail"]
 
 
+# attack: a request head that never ends => cut off at handshake_timeout and counted
 def test_a_request_that_never_ends_is_cut_off_and_counted(hub_with):
     hub = hub_with(handshake_timeout="1s")
     with socket.create_connection(hub.address.split(":"), timeout=DEADLINE) as stream:

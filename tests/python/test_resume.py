@@ -90,6 +90,7 @@ def test_topics_are_replayed_too(hub):
         assert client.ids_until("replay-end") == ["replay-topic", "replay-end"]
 
 
+# attack: reconnecting under another user's connection_id => the client gets a fresh connection_id
 @pytest.mark.parametrize("wanted", ["of another user", "of nobody", "no uuid"])
 def test_a_name_that_is_not_the_users_own_gets_a_fresh_one(hub, wanted):
     with hub.client("ann") as ann:

@@ -28,6 +28,7 @@ def storm(hub, first: int) -> None:
     assert answer.status == 200, answer.text
 
 
+# attack: a client that does not read => delays nobody; it receives everything or a gap
 @pytest.mark.parametrize("window", [100_000, 1000])
 def test_a_slow_client_harms_nobody_and_gets_everything_or_a_gap(hub_with, window):
     hub = hub_with(window_events=window, connects_per_second_per_address=0)

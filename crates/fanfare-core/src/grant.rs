@@ -89,6 +89,7 @@ mod tests {
         assert!(!Grant::default().may_publish() && !Grant::default().may_subscribe("anything"));
     }
 
+    // attack: subscribing to the hub's own topics with a topic pattern such as * => only administrators may
     #[test]
     fn the_hubs_own_topics_are_for_administrators() {
         let everything = Grant { topics: vec!["*".into(), "$sys".into()], ..Grant::default() };

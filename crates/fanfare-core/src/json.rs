@@ -91,6 +91,7 @@ mod tests {
         assert_eq!(fields, [("z", "1.0"), ("a", "12345678901234567890123"), ("m", "[ 1 ]")]);
     }
 
+    // attack: an event with a duplicate field that readers may understand differently => rejected
     #[test]
     fn a_field_that_stands_twice_is_refused() {
         let error = serde_json::from_str::<Object>(r#"{"a":1,"b":2,"a":3}"#).expect_err("twice");

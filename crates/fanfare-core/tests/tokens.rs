@@ -178,6 +178,7 @@ fn a_newer_token_keeps_the_client() {
     assert!(world.closed.is_some());
 }
 
+// attack: an auth message with another user's token => does not extend the connection
 #[test]
 fn another_users_token_keeps_nobody() {
     let mut world = World::new(grant(100));
@@ -187,6 +188,7 @@ fn another_users_token_keeps_nobody() {
     assert!(world.closed.is_some());
 }
 
+// attack: keeping topics after a token that allows fewer => the subscriptions end
 #[test]
 fn a_newer_token_that_allows_less_takes_topics_away() {
     let mut world = World::new(grant(100));

@@ -119,16 +119,19 @@ fn script() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
 
+    // attack: random frames in random pieces => decoded or rejected as an independent implementation does
     #[test]
     fn frames_made_up_are_heard_alike(input in input()) {
         frames::check(&input);
     }
 
+    // attack: random sessions of messages, pauses and stalls => the session's invariants hold; never a panic
     #[test]
     fn sessions_made_up_are_answered_right(input in script()) {
         session::check(&input);
     }
 
+    // attack: random bytes instead of frames => decoded or rejected as an independent implementation does; never a panic
     #[test]
     fn bytes_made_up_are_heard_alike(input in vec(any::<u8>(), 0..100)) {
         frames::check(&input);
@@ -146,11 +149,13 @@ fn check_corpus(target: &str, check: impl Fn(&[u8])) {
     }
 }
 
+// attack: every frame input that fuzzing found => decoded or rejected as an independent implementation does
 #[test]
 fn the_corpus_of_frames_is_heard_alike() {
     check_corpus("frames", frames::check);
 }
 
+// attack: every session input that fuzzing found => the session's invariants hold
 #[test]
 fn the_corpus_of_sessions_is_answered_right() {
     check_corpus("session", session::check);

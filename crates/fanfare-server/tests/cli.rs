@@ -240,6 +240,7 @@ fn a_configured_secret_puts_no_token_into_the_log() {
     assert_eq!(server.end().0, 0);
 }
 
+// attack: a short secret, a public key as secret, a public address without a secret => the program does not start and says why
 #[test]
 fn what_would_not_be_safe_does_not_start() {
     for (program, says) in [
@@ -264,6 +265,7 @@ fn what_would_not_be_safe_does_not_start() {
     }
 }
 
+// attack: injecting a script into the live page => the content security policy allows only the page's own hashes
 #[test]
 fn the_page_runs_nothing_but_itself() {
     let mut server = Running::serve(Program::new("page"));

@@ -85,6 +85,7 @@ fn metrics(address: SocketAddr) -> String {
     answer
 }
 
+// attack: 4,000 connects from one address => those over the rate get 429 with Retry-After or a close code; connected clients are served; no descriptor leaks
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_connects_is_refused_and_nobody_else_notices() {
     const CONNECTS: usize = 4_000;
@@ -122,6 +123,7 @@ async fn a_flood_of_connects_is_refused_and_nobody_else_notices() {
     assert!(counted.is_some_and(|counted: usize| counted >= refused), "{counted:?} of {refused}");
 }
 
+// attack: 300 connections that never finish their request => closed at handshake_timeout; connected clients are served meanwhile
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_never_end_are_ended() {
     let hub = start(&["--handshake-timeout", "1s", "--connects-per-second-per-address", "0"]);
@@ -139,6 +141,7 @@ async fn handshakes_that_never_end_are_ended() {
     drop(slow);
 }
 
+// attack: a client that floods with pings, fragments or messages => closed; other clients are served
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_floods_is_closed_and_the_others_are_served() {
     let hub = start(&[]);
@@ -165,6 +168,7 @@ async fn a_client_that_floods_is_closed_and_the_others_are_served() {
     assert!(!round_trips(&mut served, || false).await.is_empty());
 }
 
+// attack: request smuggling by ambiguous lengths and headers, and path traversal => never a second answer; 404 or 400
 #[test]
 fn a_request_is_one_request() {
     let hub = HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), &[], &[("SECRET_KEY", SECRET)]);

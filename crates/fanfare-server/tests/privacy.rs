@@ -52,6 +52,7 @@ fn ask(hub: &HubProcess, method: &str, path: &str, bearer: &str, body: &str) -> 
     })
 }
 
+// attack: reading logs at level trace, answers and close reasons for credentials => no password, token, key or secret appears in any
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_however_detailed_holds_what_lets_somebody_in() {
     let (redis, postgres) = block_in_place(|| (RedisServer::setup().password("hush-redis").start(), Postgres::start()));

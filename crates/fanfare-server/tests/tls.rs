@@ -186,6 +186,7 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
     assert_eq!(next(&mut before).await["type"], "pong");
 }
 
+// attack: TLS 1.0, TLS 1.1 and cipher suites without forward secrecy => the handshake fails
 #[tokio::test(flavor = "multi_thread")]
 async fn only_versions_that_are_safe_are_spoken() {
     let server = block_in_place(|| Server::start(&[]));
@@ -226,6 +227,7 @@ async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
     }
 }
 
+// attack: a PROXY header from an address that is not listed => the connection fails; a client can't choose its own address
 #[tokio::test(flavor = "multi_thread")]
 async fn a_balancer_says_whose_connection_it_is_before_tls_begins() {
     let server =

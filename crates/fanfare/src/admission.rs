@@ -233,6 +233,7 @@ mod tests {
         }
     }
 
+    // attack: more connections than the limits by user, by address and in total => rejected with the limit's own reason
     #[test]
     fn each_limit_counts_its_own() {
         let (ann, bob) = ("ann", "bob");

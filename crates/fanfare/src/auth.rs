@@ -469,6 +469,7 @@ mod tests {
         }
     }
 
+    // attack: flipping any bit of a token => rejected
     #[test]
     fn every_bit_of_a_token_counts() {
         let good = with_claims(&json!({"sub": "ann"}));
@@ -520,6 +521,7 @@ mod tests {
         assert!(!shown.contains("0123") && !shown.contains("48, 49") && shown.contains("Hs256"), "{shown}");
     }
 
+    // attack: a token of another issuer or for another audience => rejected
     #[test]
     fn issuer_and_audience_are_checked() {
         let strict = Verifier::from_secret(SECRET).unwrap().issuer("us").audience("hub");

@@ -69,6 +69,7 @@ impl fmt::Debug for Names {
 mod tests {
     use super::*;
 
+    // attack: a forged or foreign connection_id => not accepted; the client gets a fresh one
     #[test]
     fn a_name_belongs_to_its_user_alone() {
         let names = Names::new(b"one");

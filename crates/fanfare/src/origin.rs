@@ -212,6 +212,7 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
+    // attack: an Origin that resembles an allowed one => not taken for it
     #[test]
     fn pages_of_other_sites_are_told_apart() {
         let (listed, config): (Origins, _) =
@@ -257,6 +258,7 @@ mod tests {
         assert!(check("10.0.0.1") && !check("10.0.0.2"));
     }
 
+    // attack: a forged X-Forwarded-For => ignored unless the peer is a trusted proxy
     #[test]
     fn only_proxies_that_are_named_are_believed() {
         let proxies: Proxies = "10.0.0.0/8, 2001:db8::1".parse().unwrap();

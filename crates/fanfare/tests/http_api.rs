@@ -305,6 +305,7 @@ async fn the_references_endpoints_publish_what_it_published() {
     assert!(text.contains(r#""data":{"event_id":""#), "the id stands first: {text}");
 }
 
+// attack: receiving another user's notifications, even as an administrator => delivered to their user only
 #[tokio::test]
 async fn a_notification_reaches_only_its_user() {
     let app = hub(Config::default()).router();
@@ -441,6 +442,7 @@ async fn the_limits_are_those_of_the_settings() {
     }
 }
 
+// attack: an endless request body => 413 at the limit
 #[tokio::test]
 async fn a_body_is_read_no_further_than_its_limit() {
     let app = hub(Config::default()).router();
@@ -746,6 +748,7 @@ async fn heard_from(address: SocketAddr, origin: &str) -> String {
     heard(&mut socket).await
 }
 
+// attack: a page of another site that opens a socket => closed with origin_not_allowed and counted
 #[tokio::test]
 async fn pages_of_other_sites_are_turned_away() {
     let listed = Config { allowed_origins: "https://app.example.org".parse().unwrap(), ..Config::default() };
@@ -769,6 +772,7 @@ async fn pages_of_other_sites_are_turned_away() {
     }
 }
 
+// attack: a page of another site that calls the HTTP API => gets no CORS permission
 #[tokio::test]
 async fn pages_of_allowed_sites_may_call_the_api() {
     let preflight = |origin: &str| {
@@ -794,6 +798,7 @@ async fn pages_of_allowed_sites_may_call_the_api() {
     );
 }
 
+// attack: a publisher over its rate => 429 with Retry-After; other publishers are not affected
 #[tokio::test]
 async fn publishers_are_told_when_they_publish_too_often() {
     let hub = hub(Config { publishes_per_second: 5, ..Config::default() });

@@ -97,6 +97,7 @@ fn two_keys_are_valid_during_a_rotation() {
 }
 
 /// A public key is known to everybody: whoever could pass it off as a secret could sign (RFC 8725 section 2.1).
+// attack: a token signed by HMAC with the public key as its secret (algorithm confusion) => rejected as a wrong algorithm or signature
 #[test]
 fn a_public_key_never_serves_as_a_secret() {
     for algorithm in with_keys() {
@@ -121,6 +122,7 @@ fn a_public_key_never_serves_as_a_secret() {
 }
 
 /// What a header says of keys comes from whoever made the token (RFC 8725 sections 3.9 and 3.10).
+// attack: a token whose header brings or names its own key (jwk, jku, x5u, x5c, kid) => rejected
 #[test]
 fn no_header_brings_a_key_of_its_own() {
     for algorithm in with_keys() {
@@ -172,6 +174,7 @@ fn signed(header: &Value, claims: &Value, key: &KeyPair, algorithm: Algorithm) -
     format!("{message}.{signature}")
 }
 
+// attack: tokens with missing, zeroed, cut, doubled or transplanted signatures => rejected as token_invalid
 #[test]
 fn signatures_that_are_none_are_refused() {
     for algorithm in with_keys() {
@@ -270,6 +273,7 @@ fn the_vectors_of_the_standards() {
 }
 
 /// RFC 7519 section 3.1 with the secret of RFC 7515 appendix A.1 is the first vector above; section 6.1 is unsecured.
+// attack: a token with alg none => rejected
 #[test]
 fn an_unsecured_token_is_refused() {
     let token = "eyJhbGciOiJub25lIn0.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
@@ -301,6 +305,7 @@ fn keys_that_do_not_fit_are_refused_with_what_would() {
     assert_eq!(error, "ES384 takes an EC key on the curve P-384, and this is none");
 }
 
+// attack: a JWKS with weak, symmetric, private or encryption keys => none of them is used to verify tokens
 #[test]
 fn of_a_set_only_those_keys_are_taken_that_are_for_the_algorithm() {
     let jwk = |family: Family, algorithm| {

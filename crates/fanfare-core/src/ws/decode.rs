@@ -438,6 +438,7 @@ mod tests {
         assert!(CloseCode::ALL.iter().all(|code| may_be_sent(code.number())));
     }
 
+    // attack: a frame over max_frame_bytes => closed at its header, before its payload is read
     #[test]
     fn what_is_too_big_is_refused_by_its_header() {
         let limits = Limits { max_frame_bytes: 200, max_message_bytes: 300 };
@@ -461,6 +462,7 @@ mod tests {
         assert_eq!(decode(&mut [just], &limits).0.len(), 2);
     }
 
+    // attack: a frame header that announces a huge length => takes no memory
     #[test]
     fn an_announced_length_takes_no_memory() {
         let mut decoder = Decoder::default();

@@ -385,6 +385,7 @@ mod tests {
         }
     }
 
+    // attack: reading secrets from the printed settings => shown as set, never in plain text
     #[test]
     fn nothing_secret_is_shown() {
         assert_eq!(secret::show(&Some(Secret::new("hush"))), "set");

@@ -206,6 +206,7 @@ mod tests {
         }
     }
 
+    // attack: a secret given in the wrong setting => the error message does not repeat it
     #[test]
     fn a_secret_in_the_wrong_place_is_not_repeated() {
         let error = load(&environment(&[("REDIS_URL", "hush")])).expect_err("no URL").to_string();
