@@ -104,6 +104,8 @@ export class Link implements Source {
       this.socket = socket;
       socket.onmessage = ({ data }) => { if (turn === this.turn) this.receive(data); };
       socket.onclose = ({ code, reason }) => { if (turn === this.turn) this.closed(code, reason); };
+      // Node 22's socket fires no `close` after a failed connect. Where one follows, it comes first and has the better code.
+      socket.onerror = () => void setTimeout(() => { if (turn === this.turn) this.closed(1006, ""); }, 0);
     } catch (cause) {
       // What can't even be tried is not tried again.
       return this.refuse(String(cause instanceof Error ? cause.message : cause));
@@ -255,6 +257,7 @@ export class Link implements Source {
     const socket = this.socket;
     this.socket = undefined;
     if (!socket) return;
+    // `onerror` stays: the package `ws` ends the process if a socket that is closed early fails without one.
     socket.onmessage = socket.onclose = null;
     try {
       socket.close(1000, reason);

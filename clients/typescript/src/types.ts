@@ -136,6 +136,7 @@ export interface SocketLike {
   close(code?: number, reason?: string): void;
   onmessage: ((event: any) => void) | null;
   onclose: ((event: any) => void) | null;
+  onerror: ((event: any) => void) | null;
 }
 
 /** A message of the hub, as it came. */

@@ -211,6 +211,37 @@ describe("a silent death", () => {
   });
 });
 
+describe("a failed connect", () => {
+  test("that only fires error ends the attempt at once", async () => {
+    hub.connect();
+    await settled();
+    hub.fail();
+    await after(1);
+    assert.deepEqual([state().name, state().code, state().reason], ["connecting", 1006, "the connection broke off"]);
+    await after(1_000);
+    assert.equal(hub.sockets.length, 2);
+  });
+
+  test("that fires error and then close counts once, with the code of the close", async () => {
+    await live();
+    hub.fail();
+    hub.close(1008, "token_revoked: get a new one");
+    await after(1);
+    assert.deepEqual([state().name, state().code], ["refused", 1008]);
+  });
+
+  test("of a socket that was given up changes nothing", async () => {
+    const client = hub.connect();
+    await settled();
+    const { socket } = hub;
+    client.close();
+    assert.ok(socket.onerror, "the package ws ends the process where nobody listens");
+    socket.onerror(new Event("error"));
+    await after(60_000);
+    assert.deepEqual([state().name, hub.sockets.length], ["closed", 1]);
+  });
+});
+
 test("goaway is heeded: it leaves when it was told to, and comes back", async () => {
   await live();
   hub.say({ type: "goaway", event_id: "pos-1-1", reconnect_after_ms: 700, reason: "restart" });

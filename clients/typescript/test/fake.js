@@ -47,6 +47,12 @@ export class Hub {
 
   event(id, type = "note", data = {}) { this.say({ type, event_id: id, data }); }
 
+  /** A failed connect, as Node 22's socket reports it: `error` and no `close`. */
+  fail() {
+    this.socket.readyState = 3;
+    this.socket.onerror?.(new Event("error"));
+  }
+
   close(code, reason = "") {
     this.socket.readyState = 3;
     this.socket.onclose?.({ code, reason });
