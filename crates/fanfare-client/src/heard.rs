@@ -72,6 +72,10 @@ pub struct Problem {
     pub error: String,
     /// What a person can read.
     pub message: String,
+    /// What the hub rejected: the message's type (`subscribe`, `auth`), or what the connect's `ack` answered.
+    pub ack_event_id: Option<String>,
+    /// The topic that was rejected.
+    pub topic: Option<String>,
 }
 
 /// Another attempt would end as the last one did.

@@ -4,7 +4,7 @@ use crate::{
     closes::{pause, verdict, words},
     heard::{Event, Gap, Heard, Problem, Refused, State},
 };
-use fanfare_core::close::Reconnect;
+use fanfare_core::{audience::check_topic, close::Reconnect};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use std::{
@@ -94,6 +94,8 @@ struct Own<'a> {
     reason: Option<String>,
     missed: Option<u64>,
     error: Option<String>,
+    ack_event_id: Option<String>,
+    topic: Option<String>,
     #[serde(borrow)]
     details: Option<&'a RawValue>,
     reconnect_after_ms: Option<u64>,
@@ -192,10 +194,13 @@ impl Link {
         }
     }
 
-    pub(crate) fn subscribe(&mut self, topic: &str) {
+    /// A name that is no topic is rejected here: in the list of the URL, a comma would make two topics of it.
+    pub(crate) fn subscribe(&mut self, topic: &str) -> Result<(), Refused> {
+        check_topic(topic).map_err(|error| Refused::because(format!("{topic:?} is not a topic: {error}")))?;
         if self.topics.insert(topic.to_owned()) {
             self.ask("subscribe", topic);
         }
+        Ok(())
     }
 
     pub(crate) fn unsubscribe(&mut self, topic: &str) {
@@ -239,7 +244,7 @@ impl Link {
                 let Own { reason, missed, .. } = serde_json::from_str(text)?;
                 Some(Heard::Gap(Gap { reason: reason.unwrap_or_default(), missed }))
             }
-            "error" => Some(refused(&serde_json::from_str(text)?)),
+            "error" => Some(refused(serde_json::from_str(text)?)),
             _ => self.event(text, head),
         })
     }
@@ -360,18 +365,19 @@ fn endpoint(text: &str) -> Result<Url, Refused> {
     Ok(url)
 }
 
-fn refused(own: &Own<'_>) -> Heard {
+fn refused(own: Own<'_>) -> Heard {
     #[derive(Deserialize)]
     struct Details {
         message: String,
     }
     let details = own.details.map_or("", RawValue::get);
     let message = serde_json::from_str(details).map_or_else(|_| details.to_owned(), |Details { message }| message);
-    problem(own.error.as_deref().unwrap_or("error"), message)
+    let error = own.error.unwrap_or_else(|| "error".to_owned());
+    Heard::Problem(Problem { error, message, ack_event_id: own.ack_event_id, topic: own.topic })
 }
 
 fn problem(error: &str, message: impl Into<String>) -> Heard {
-    Heard::Problem(Problem { error: error.to_owned(), message: message.into() })
+    Heard::Problem(Problem { error: error.to_owned(), message: message.into(), ack_event_id: None, topic: None })
 }
 
 #[cfg(test)]
@@ -432,8 +438,11 @@ mod tests {
             }
             assert_eq!(subject.sends().first().unwrap_or(&Value::Null), &client["sends"], "{case}");
             match heard {
-                Some(Heard::Problem(Problem { error, message })) => {
-                    assert_eq!(client["problem"], json!({"error": error, "message": message}), "{case}");
+                Some(Heard::Problem(Problem { error, message, ack_event_id, topic })) => {
+                    let problem = &client["problem"];
+                    assert_eq!((&problem["error"], &problem["message"]), (&json!(error), &json!(message)), "{case}");
+                    let said = [&case["say"]["ack_event_id"], &case["say"]["topic"]];
+                    assert_eq!(said, [&json!(ack_event_id), &json!(topic)], "{case}");
                 }
                 Some(Heard::Gap(Gap { reason, missed })) => {
                     let mut gap = json!({"reason": reason});
@@ -481,8 +490,8 @@ mod tests {
     #[test]
     fn every_frames_id_is_a_place_to_go_on_from() {
         let mut subject = Subject::new(None);
-        subject.link.subscribe("a");
-        subject.link.subscribe("b");
+        subject.link.subscribe("a").unwrap();
+        subject.link.subscribe("b").unwrap();
         assert_eq!(subject.link.address().as_str(), "ws://h:1/hub/ws?topics=a%2Cb");
         subject.hears(FIRST_ACK);
         subject.hears(r#"{"type":"ping","event_id":"pos-1-7","timestamp":""}"#);
@@ -503,26 +512,36 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_no_topic_is_rejected_before_it_is_sent() {
+        let mut subject = Subject::new(None);
+        for name in ["project:7,secret", "", "a b", "project:*"] {
+            let error = subject.link.subscribe(name).unwrap_err();
+            assert!(error.reason.contains("is not a topic"), "{error}");
+        }
+        assert_eq!(subject.link.address().as_str(), "ws://h:1/hub/ws");
+    }
+
+    #[test]
     fn topics_that_changed_while_it_connected_are_asked_for_after_it() {
         let mut subject = Subject::new(None);
-        subject.link.subscribe("early");
-        subject.link.subscribe("never mind");
+        subject.link.subscribe("early").unwrap();
+        subject.link.subscribe("never-mind").unwrap();
         subject.link.address();
-        subject.link.subscribe("late");
-        subject.link.unsubscribe("never mind");
+        subject.link.subscribe("late").unwrap();
+        subject.link.unsubscribe("never-mind");
         assert!(subject.sends().is_empty());
         subject.hears(FIRST_ACK);
         let asked =
-            [json!({"type": "subscribe", "topic": "late"}), json!({"type": "unsubscribe", "topic": "never mind"})];
+            [json!({"type": "subscribe", "topic": "late"}), json!({"type": "unsubscribe", "topic": "never-mind"})];
         assert_eq!(subject.sends(), asked);
-        subject.link.subscribe("late");
+        subject.link.subscribe("late").unwrap();
         assert!(subject.sends().is_empty(), "it is asked for already");
     }
 
     #[test]
     fn a_hub_reads_what_is_sent() {
         let mut subject = Subject::live(None);
-        subject.link.subscribe("t");
+        subject.link.subscribe("t").unwrap();
         subject.link.unsubscribe("t");
         subject.link.use_token("k".to_owned());
         subject.hears(r#"{"type":"ping","event_id":"pos-1-7","timestamp":""}"#);

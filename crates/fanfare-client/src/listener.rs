@@ -114,13 +114,13 @@ impl Options {
     /// A listener, which connects when it is first asked for what it heard.
     ///
     /// # Errors
-    /// If the URL can't be a hub's.
+    /// If the URL can't be a hub's, or a name can't be a topic's.
     pub fn listen(self) -> Result<Listener, Refused> {
         let Self { url, token, topics, cursor, longest, tls } = self;
         let mut link = Link::new(&url, token.given(), Instant::now())?;
         link.cursor = cursor;
         link.longest = longest.unwrap_or(link.longest);
-        topics.iter().for_each(|topic| link.subscribe(topic));
+        topics.iter().try_for_each(|topic| link.subscribe(topic))?;
         Ok(Listener { link, token, tls, phase: Phase::Resting(Box::pin(sleep(Duration::ZERO))), renewal: None })
     }
 }
@@ -153,8 +153,11 @@ impl Listener {
     }
 
     /// Asks for the events of a topic, now and whenever it connects. Sent with the next call of [`next`](Self::next).
-    pub fn subscribe(&mut self, topic: &str) {
-        self.link.subscribe(topic);
+    ///
+    /// # Errors
+    /// If the name can't be a topic's: 1 to 128 bytes without comma, asterisk or white space.
+    pub fn subscribe(&mut self, topic: &str) -> Result<(), Refused> {
+        self.link.subscribe(topic)
     }
 
     /// No longer wants the events of a topic.

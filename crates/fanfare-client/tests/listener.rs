@@ -199,7 +199,7 @@ async fn topics_come_and_go() {
     live(&mut listener).await;
     server.publish(1, Audience::Topic("a".into())).await;
     assert_eq!(number(&mut listener).await, 1);
-    listener.subscribe("b");
+    listener.subscribe("b").unwrap();
     listener.unsubscribe("a");
     tokio::select! {
         heard = listener.next() => panic!("{heard:?}"),

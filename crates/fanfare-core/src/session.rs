@@ -8,7 +8,7 @@ use crate::{
     audience::{MAX_TOPIC_BYTES, TopicError, check_topic},
     time::Now,
     window::{Entry, Start, Viewer},
-    wire::{self, Ack, Incoming, Outgoing},
+    wire::{self, Ack, ErrorFrame, Incoming, Outgoing, RejectedMessage},
     ws,
 };
 use smallvec::SmallVec;
@@ -176,6 +176,13 @@ impl TopicRefused {
         }
     }
 
+    /// The topic; of a name that is too long for one, the beginning.
+    pub fn topic(&self) -> &str {
+        match self {
+            Self::Invalid(topic, _) | Self::Forbidden(topic) | Self::TooMany(topic, _) => topic,
+        }
+    }
+
     fn count(&self, tally: &mut Tally) {
         match self {
             Self::Invalid(..) => tally.bad_messages += 1,
@@ -218,6 +225,11 @@ impl Arrival {
             }
         }
         Self { grant, connection, topics, refused, last_event_id }
+    }
+
+    /// What the frames that answer the connect name as the message they answer.
+    fn acknowledged_as(&self) -> &str {
+        self.last_event_id.as_deref().unwrap_or("initial_connect")
     }
 
     /// What it may see.
@@ -314,7 +326,7 @@ impl Session {
         session.behind = start.cursor < ctx.head.sequence;
         session.say(
             Outgoing::Ack(Ack {
-                ack_event_id: arrival.last_event_id.as_deref().unwrap_or("initial_connect"),
+                ack_event_id: arrival.acknowledged_as(),
                 connection_id: arrival.connection,
                 resumed: start.asked && start.gap.is_none(),
                 replayed,
@@ -325,7 +337,7 @@ impl Session {
         );
         session.tell_gap(start, ctx);
         for error in &arrival.refused {
-            session.refuse_topic(error, ctx);
+            session.refuse_topic(error, arrival.acknowledged_as(), ctx);
         }
         session
     }
@@ -582,9 +594,11 @@ impl Session {
                 let lost = self.authenticate(&token, id.as_deref(), ctx);
                 effects.extend(lost.into_iter().map(Effect::Unsubscribed));
             }
-            Err(error) => {
+            Err(RejectedMessage { reason, ack_event_id }) => {
                 ctx.tally.bad_messages += 1;
-                self.say(Outgoing::Error { error: error.code(), message: &error.to_string() }, ctx);
+                let (error, message) = (reason.code(), &*reason.to_string());
+                let ack_event_id = ack_event_id.as_deref();
+                self.say(Outgoing::Error(ErrorFrame { error, message, ack_event_id, topic: None }), ctx);
             }
         }
     }
@@ -592,12 +606,13 @@ impl Session {
     /// A subscription begins at the session's cursor.
     fn subscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
         let allowed = self.rights.as_ref().is_some_and(|rights| rights.allow(topic));
+        let ack_event_id = id.unwrap_or("subscribe");
         if let Err(error) = check(topic, self.topics(), allowed, ctx.settings.max_topics) {
-            self.refuse_topic(&error, ctx);
+            self.refuse_topic(&error, ack_event_id, ctx);
             return None;
         }
         let held = self.topics().iter().any(|held| **held == *topic);
-        self.acknowledge(id.unwrap_or("subscribe"), Some(topic), ctx);
+        self.acknowledge(ack_event_id, Some(topic), ctx);
         (!held).then(|| {
             let topic: Arc<str> = topic.into();
             self.topics.get_or_insert_default().push(topic.clone());
@@ -605,9 +620,15 @@ impl Session {
         })
     }
 
-    fn refuse_topic(&mut self, error: &TopicRefused, ctx: &mut Context<'_>) {
+    fn refuse_topic(&mut self, error: &TopicRefused, ack_event_id: &str, ctx: &mut Context<'_>) {
         error.count(ctx.tally);
-        self.say(Outgoing::Error { error: error.code(), message: &error.to_string() }, ctx);
+        let frame = ErrorFrame {
+            error: error.code(),
+            message: &error.to_string(),
+            ack_event_id: Some(ack_event_id),
+            topic: Some(error.topic()),
+        };
+        self.say(Outgoing::Error(frame), ctx);
     }
 
     fn unsubscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
@@ -623,32 +644,33 @@ impl Session {
 
     /// A newer token of the same user takes the place of the old one. Returns the topics that it does not allow any more.
     fn authenticate(&mut self, token: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
-        match (ctx.verify)(token) {
+        let ack_event_id = id.unwrap_or("auth");
+        let denied = match (ctx.verify)(token) {
             Ok(grant) if grant.user == self.user => {
                 self.rights = Rights::of(&grant);
                 self.token = Token::of(&grant, ctx);
-                self.acknowledge(id.unwrap_or("auth"), None, ctx);
-                return self.drop_forbidden_topics(ctx);
+                self.acknowledge(ack_event_id, None, ctx);
+                return self.drop_forbidden_topics(ack_event_id, ctx);
             }
             Ok(_) => {
                 ctx.tally.forbidden += 1;
-                let message = "the token is another user's: open a connection of its own for it";
-                self.say(Outgoing::Error { error: "wrong_user", message }, ctx);
+                let message = "the token is another user's: open a connection of its own for it".to_owned();
+                Denied { code: "wrong_user", message }
             }
-            Err(Denied { code, message }) => {
-                self.say(Outgoing::Error { error: code, message: &message }, ctx);
-            }
-        }
+            Err(denied) => denied,
+        };
+        let (error, message) = (denied.code, &*denied.message);
+        self.say(Outgoing::Error(ErrorFrame { error, message, ack_event_id: Some(ack_event_id), topic: None }), ctx);
         Vec::new()
     }
 
-    fn drop_forbidden_topics(&mut self, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
+    fn drop_forbidden_topics(&mut self, ack_event_id: &str, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
         let Some(mut topics) = self.topics.take() else { return Vec::new() };
         let allowed = |topic: &Arc<str>| self.rights.as_ref().is_some_and(|rights| rights.allow(topic));
         let lost: Vec<_> = topics.extract_if(.., |topic| !allowed(topic)).collect();
         self.topics = (!topics.is_empty()).then_some(topics);
         for topic in &lost {
-            self.refuse_topic(&TopicRefused::Forbidden(topic.to_string()), ctx);
+            self.refuse_topic(&TopicRefused::Forbidden(topic.to_string()), ack_event_id, ctx);
         }
         lost
     }

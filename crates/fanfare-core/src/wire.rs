@@ -21,12 +21,7 @@ pub enum Outgoing<'a> {
     /// Answers a client's ping.
     Pong,
     /// The client's message was not understood or not allowed; the connection stays.
-    Error {
-        /// What is wrong, as a word.
-        error: &'a str,
-        /// What is wrong, as a sentence with what to do.
-        message: &'a str,
-    },
+    Error(ErrorFrame<'a>),
     /// History for this cursor is gone.
     Gap(Gap),
     /// The connection's token ends soon: show a newer one.
@@ -57,6 +52,19 @@ pub struct Ack<'a> {
     /// Milliseconds between pings; written in seconds.
     pub heartbeat_ms: u64,
     /// The topic that was subscribed to or unsubscribed from.
+    pub topic: Option<&'a str>,
+}
+
+/// The fields of an `error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorFrame<'a> {
+    /// What is wrong, as a word.
+    pub error: &'a str,
+    /// What is wrong, as a sentence with what to do.
+    pub message: &'a str,
+    /// What is answered, by the same rule as in an [`Ack`]; `None` where the message has no readable `type`.
+    pub ack_event_id: Option<&'a str>,
+    /// The topic that the message or the rejection is about.
     pub topic: Option<&'a str>,
 }
 
@@ -91,6 +99,10 @@ struct Details<'a> {
 struct ErrorBody<'a> {
     error: &'a str,
     details: Details<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack_event_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -121,9 +133,7 @@ impl Outgoing<'_> {
             Self::Pong => bare("pong", &event_id, &timestamp),
             Self::Sys { data } => format!(r#"{{"type":"$sys","timestamp":"{timestamp}","data":{data}}}"#),
             Self::Ack(ack) => json("ack", event_id, timestamp, ack.body()),
-            Self::Error { error, message } => {
-                json("error", event_id, timestamp, ErrorBody { error, details: Details { message } })
-            }
+            Self::Error(frame) => json("error", event_id, timestamp, frame.body()),
             Self::Gap(gap) => {
                 json("gap", event_id, timestamp, GapBody { reason: gap.reason.as_str(), missed: gap.missed })
             }
@@ -156,6 +166,13 @@ impl<'a> Ack<'a> {
             heartbeat: seconds(self.heartbeat_ms),
             topic: self.topic,
         }
+    }
+}
+
+impl<'a> ErrorFrame<'a> {
+    fn body(self) -> ErrorBody<'a> {
+        let Self { error, message, ack_event_id, topic } = self;
+        ErrorBody { error, details: Details { message }, ack_event_id, topic }
     }
 }
 
@@ -213,6 +230,15 @@ pub enum BadMessage {
     },
 }
 
+/// A client's message that is rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedMessage<'a> {
+    /// Why.
+    pub reason: BadMessage,
+    /// What the rejection answers: the message's `event_id`, or its `type` if it has none.
+    pub ack_event_id: Option<Cow<'a, str>>,
+}
+
 const KNOWN_TYPES: &str = "ping, pong, ack, subscribe, unsubscribe or auth";
 
 impl BadMessage {
@@ -245,21 +271,47 @@ struct RawMessage<'a> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// What names a message of which the rest can't be read.
+#[derive(Deserialize)]
+struct Name<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    event_id: Option<&'a RawValue>,
+}
+
 /// Reads a client's message, and the `event_id` it gave it.
 ///
 /// # Errors
 /// If it is not one that the protocol knows; it then must change nothing.
-pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), BadMessage> {
+pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), RejectedMessage<'_>> {
+    let unnamed = |why: String| RejectedMessage { reason: BadMessage::Malformed(why), ack_event_id: None };
     if !text.trim_ascii_start().starts_with('{') {
-        return Err(BadMessage::Malformed("not an object".to_owned()));
+        return Err(unnamed("not an object".to_owned()));
     }
     let depth = json::depth(text);
     if depth > MAX_DEPTH {
-        return Err(BadMessage::Malformed(format!("nested {depth} deep; at most {MAX_DEPTH} are allowed")));
+        return Err(unnamed(format!("nested {depth} deep; at most {MAX_DEPTH} are allowed")));
     }
-    let raw: RawMessage<'_> = serde_json::from_str(text).map_err(|error| BadMessage::Malformed(error.to_string()))?;
+    let raw: RawMessage<'_> = serde_json::from_str(text)
+        .map_err(|error| RejectedMessage { ack_event_id: name(text), ..unnamed(error.to_string()) })?;
+    let (kind, event_id) = (raw.kind.clone(), raw.event_id.clone());
+    match understand(raw) {
+        Ok(incoming) => Ok((incoming, event_id)),
+        Err(reason) => Err(RejectedMessage { reason, ack_event_id: Some(event_id.unwrap_or(kind)) }),
+    }
+}
+
+/// The `event_id` of a message with a field of the wrong type, or its `type` if the `event_id` is not a string.
+fn name(text: &str) -> Option<Cow<'_, str>> {
+    let Name { kind, event_id } = serde_json::from_str(text).ok()?;
+    let event_id = event_id.and_then(|id| serde_json::from_str::<Text<'_>>(id.get()).ok());
+    Some(event_id.map_or(kind, |Text(id)| id))
+}
+
+fn understand(raw: RawMessage<'_>) -> Result<Incoming<'_>, BadMessage> {
     let need = |value: Option<_>, kind, field| value.ok_or(BadMessage::Missing { kind, field });
-    let incoming = match &*raw.kind {
+    Ok(match &*raw.kind {
         "pong" => Incoming::Pong,
         "ping" => Incoming::Ping,
         "ack" => {
@@ -270,8 +322,7 @@ pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), BadMessa
         "unsubscribe" => Incoming::Unsubscribe { topic: need(raw.topic, "unsubscribe", "topic")? },
         "auth" => Incoming::Auth { token: need(raw.token, "auth", "token")? },
         other => return Err(BadMessage::UnknownType(other.chars().take(40).collect())),
-    };
-    Ok((incoming, raw.event_id))
+    })
 }
 
 #[cfg(test)]
@@ -302,9 +353,24 @@ mod tests {
                 r#","ack_event_id":"initial_connect","connection_id":"00000000-0000-0000-0000-000000000001","resumed":false,"replayed":2,"heartbeat":30}"#,
             ),
             (
-                Outgoing::Error { error: "malformed", message: "say \"it\"" },
+                Outgoing::Error(ErrorFrame {
+                    error: "malformed",
+                    message: "say \"it\"",
+                    ack_event_id: None,
+                    topic: None,
+                }),
                 "error",
                 r#","error":"malformed","details":{"message":"say \"it\""}}"#,
+            ),
+            (
+                Outgoing::Error(ErrorFrame {
+                    error: "forbidden",
+                    message: "no",
+                    ack_event_id: Some("m\"1"),
+                    topic: Some("a"),
+                }),
+                "error",
+                r#","error":"forbidden","details":{"message":"no"},"ack_event_id":"m\"1","topic":"a"}"#,
             ),
             (
                 Outgoing::Gap(Gap { reason: GapReason::Expired, missed: Some(3) }),
@@ -360,10 +426,10 @@ mod tests {
             (r#"{"type":"subscribe","topic":null}"#, "missing_field"),
             (r#"{"type":"auth"}"#, "missing_field"),
         ] {
-            assert_eq!(read(text).unwrap_err().code(), code, "{text}");
+            assert_eq!(read(text).unwrap_err().reason.code(), code, "{text}");
         }
         let deep = |depth| format!(r#"{{"type":"ping","unread":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert_eq!(read(&deep(MAX_DEPTH)).unwrap_err().code(), "malformed");
+        assert_eq!(read(&deep(MAX_DEPTH)).unwrap_err().reason.code(), "malformed");
         assert_eq!(read(&deep(MAX_DEPTH - 1)).unwrap().0, Incoming::Ping);
     }
 }

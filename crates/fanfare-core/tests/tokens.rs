@@ -180,6 +180,54 @@ fn a_newer_token_keeps_the_client() {
 
 // attack: an auth message with another user's token => does not extend the connection
 #[test]
+fn an_error_names_the_message_that_it_answers_and_the_topic() {
+    let mut world = World::new(grant(100));
+    for message in [
+        r#"{"type":"subscribe","topic":"secret","event_id":"m1"}"#,
+        r#"{"type":"subscribe","topic":"secret"}"#,
+        r#"{"type":"subscribe","topic":"a,secret","event_id":"m2"}"#,
+        r#"{"type":"auth","token":"bad","event_id":"m3"}"#,
+        r#"{"type":"auth","token":"bad"}"#,
+        r#"{"type":"nonsense"}"#,
+        "nonsense",
+    ] {
+        world.say(message, &grant(0));
+    }
+    world.say(r#"{"type":"auth","token":"good","event_id":"m4"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
+    let errors = world.messages.iter().filter(|message| message["type"] == "error");
+    let named: Vec<_> = errors.map(|error| (error["ack_event_id"].as_str(), error["topic"].as_str())).collect();
+    assert_eq!(
+        named,
+        [
+            (Some("m1"), Some("secret")),
+            (Some("subscribe"), Some("secret")),
+            (Some("m2"), Some("a,secret")),
+            (Some("m3"), None),
+            (Some("auth"), None),
+            (Some("nonsense"), None),
+            (None, None),
+            (Some("m4"), Some("a")),
+        ]
+    );
+}
+
+#[test]
+fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
+    for (last_event_id, answered) in [(None, "initial_connect"), (Some("pos-1-0".to_owned()), "pos-1-0")] {
+        let mut world = World::new(grant(100));
+        let arrival = Arrival::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
+        let start = world.window.start(arrival.last_event_id.as_deref());
+        world.roster.connect(arrival, start, 0, world.now);
+        world.messages.clear();
+        world.serve();
+        let messages = world.messages.iter();
+        let named: Vec<_> = messages.map(|message| (message["type"].as_str(), message["topic"].as_str())).collect();
+        assert_eq!(named, [(Some("ack"), None), (Some("error"), Some("secret")), (Some("error"), Some("a*"))]);
+        assert!(world.messages.iter().all(|message| message["ack_event_id"] == answered));
+    }
+}
+
+#[test]
 fn another_users_token_keeps_nobody() {
     let mut world = World::new(grant(100));
     world.say(r#"{"type":"auth","token":"good"}"#, &Grant { user: "bob".into(), ..grant(400) });

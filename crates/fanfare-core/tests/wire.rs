@@ -6,7 +6,7 @@ use fanfare_core::{
     CloseCode, Draft, Position,
     close::Reconnect,
     window::{Gap, GapReason},
-    wire::{self, Ack, Incoming, Outgoing},
+    wire::{self, Ack, ErrorFrame, Incoming, Outgoing, RejectedMessage},
 };
 use serde_json::{Value, json};
 
@@ -57,7 +57,12 @@ fn frames() {
             }),
             "ping" => Outgoing::Ping,
             "pong" => Outgoing::Pong,
-            "error" => Outgoing::Error { error: text("error"), message: text("message") },
+            "error" => Outgoing::Error(ErrorFrame {
+                error: text("error"),
+                message: text("message"),
+                ack_event_id: say["ack_event_id"].as_str(),
+                topic: say["topic"].as_str(),
+            }),
             "gap" => Outgoing::Gap(Gap {
                 reason: [GapReason::Expired, GapReason::Reset]
                     .into_iter()
@@ -77,7 +82,10 @@ fn frames() {
 fn messages() {
     for case in cases(include_str!("../../../tests/wire/messages.json")) {
         match wire::read(case["text"].as_str().unwrap()) {
-            Err(error) => assert_eq!(case["refused"], error.code(), "{case}"),
+            Err(RejectedMessage { reason, ack_event_id }) => {
+                assert_eq!(case["refused"], reason.code(), "{case}");
+                assert_eq!(case["ack_event_id"].as_str(), ack_event_id.as_deref(), "{case}");
+            }
             Ok((message, id)) => {
                 let mut read = match message {
                     Incoming::Ping => json!({"type": "ping"}),

@@ -58,7 +58,7 @@ impl Tail {
             match self.listener.next().await.map_err(|refused| self.refused(refused))? {
                 Heard::Event(event) => self.event(&event)?,
                 Heard::Gap(missing) => say(&gap(&missing)),
-                Heard::Problem(Problem { error, message }) => say(&format!("{error}: {message}")),
+                Heard::Problem(Problem { error, message, .. }) => say(&format!("{error}: {message}")),
                 Heard::State(state) => say(&standing(&state)),
                 _ => {}
             }
