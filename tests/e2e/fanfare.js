@@ -100,9 +100,10 @@ export class Hub {
     return `${signed}.${createHmac("sha256", SECRET).update(signed).digest("base64url")}`;
   }
 
+  /** Publishes an event; to everyone, unless it names an audience. */
   async publish(event) {
     const response = await fetch(`${this.origin}/events`, {
-      method: "POST", body: JSON.stringify(event),
+      method: "POST", body: JSON.stringify({ audience: "everyone", ...event }),
       headers: { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" },
     });
     assert.ok(response.ok, `${response.status} ${await response.clone().text()}`);

@@ -300,7 +300,7 @@ describe("trying things", () => {
     await hub.publish({ type: "task.done", event_id: "a", data: { big: 1 } });
     await hub.publish({ type: "note", event_id: "b" });
     // A number that a program reading it as a double would round.
-    const exact = '{"type":"note","event_id":"c","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
+    const exact = '{"type":"note","event_id":"c","audience":"everyone","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
     await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" } });
     const row = await page.event("c");
 
@@ -328,7 +328,7 @@ describe("trying things", () => {
   });
 
   live("a storm leaves five hundred rows, the newest", {}, async (hub, page) => {
-    const batch = { events: numbered(0, 1000).map((id) => ({ type: "note", event_id: id })) };
+    const batch = { events: numbered(0, 1000).map((id) => ({ type: "note", event_id: id, audience: "everyone" })) };
     const response = await fetch(`${hub.origin}/events/batch`, {
       method: "POST", body: JSON.stringify(batch),
       headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" },

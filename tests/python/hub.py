@@ -152,7 +152,7 @@ class Hub:
         return answer.json()
 
     def publish_many(self, event_ids) -> None:
-        events = [{"type": "note", "event_id": event_id} for event_id in event_ids]
+        events = [{"type": "note", "event_id": event_id, "audience": "everyone"} for event_id in event_ids]
         answer = self.post("/events/batch", {"events": events})
         assert answer.status == 200, answer.text
 

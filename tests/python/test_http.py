@@ -12,8 +12,8 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
 def test_an_event_id_is_accepted_once(hub):
     with hub.client() as client:
-        first = hub.post("/events", {"type": "note", "event_id": "once", "data": {"n": 1}})
-        again = hub.post("/events", {"type": "note", "event_id": "once", "data": {"n": 2}})
+        first = hub.post("/events", {"type": "note", "event_id": "once", "audience": "everyone", "data": {"n": 1}})
+        again = hub.post("/events", {"type": "note", "event_id": "once", "audience": "everyone", "data": {"n": 2}})
         assert (first.status, again.status) == (201, 200)
         assert first.json() == {"event_id": "once", "position": first.json()["position"], "duplicate": False}
         assert again.json() == {**first.json(), "duplicate": True}
@@ -23,11 +23,11 @@ def test_an_event_id_is_accepted_once(hub):
 
 def test_a_batch_keeps_its_order_and_is_all_or_nothing(hub):
     with hub.client() as client:
-        events = [{"type": "note", "event_id": f"batch-{n}"} for n in range(100)]
+        events = [{"type": "note", "event_id": f"batch-{n}", "audience": "everyone"} for n in range(100)]
         answer = hub.post("/events/batch", {"events": events})
         assert answer.status == 200
         assert [result["event_id"] for result in answer.json()["results"]] == [event["event_id"] for event in events]
-        bad = hub.post("/events/batch", {"events": [{"type": "note", "event_id": "batch-bad"}, {"type": "ping"}]})
+        bad = hub.post("/events/batch", {"events": [{"type": "note", "event_id": "batch-bad", "audience": "everyone"}, {"type": "ping", "audience": "everyone"}]})
         assert (bad.status, bad.json()["index"]) == (422, 1)
         hub.publish("batch-end")
         assert client.ids_until("batch-end") == [f"batch-{n}" for n in range(100)] + ["batch-end"]
@@ -64,19 +64,34 @@ def test_the_references_endpoints(hub, path, body, answer, kind, data):
 @pytest.mark.parametrize(
     ("path", "body", "says"),
     [
-        ("/tasks/t1/update?status=running&progress=101", None, "progress"),
-        ("/tasks/t1/update", {"status": "running", "progress": -1}, "progress"),
-        ("/tasks/t1/update", {"status": "dancing"}, "status"),
         ("/tasks/t1/update", None, "status"),
-        ("/events", {"type": "task_status_update", "data": {"task_id": "t", "status": "running", "progress": 700}}, "progress"),
-        ("/events", {"type": "ping"}, "ping"),
-        ("/events", {"data": {}}, "type"),
+        ("/events", {"type": "ping", "audience": "everyone"}, "ping"),
+        ("/events", {"type": "$sys", "audience": "everyone"}, "$"),
+        ("/events", {"data": {}, "audience": "everyone"}, "type"),
         ("/events", {"type": "note", "audience": None}, "audience"),
-        ("/events", {"type": "note", "data": 7}, "data"),
+        ("/events", {"type": "note"}, '"audience": "everyone"'),
+        ("/events", {"type": "note", "audience": "everyone", "user": "bob"}, '"audience": {"user": "bob"}'),
     ],
 )
 def test_what_can_not_be_an_event_is_told_by_name(hub, path, body, says):
     answer = hub.post(path, body)
+    assert answer.status == 422, answer.text
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/tasks/t1/update?status=running&progress=101", None, "progress"),
+        ("/tasks/t1/update", {"status": "running", "progress": -1}, "progress"),
+        ("/tasks/t1/update", {"status": "dancing"}, "status"),
+        ("/events", {"type": "task_status_update", "audience": "everyone", "data": {"task_id": 7}}, "task_id"),
+        ("/events", {"type": "note", "audience": "everyone", "data": 7}, "data"),
+    ],
+)
+def test_validate_events_is_strict_about_known_fields(hub, hub_with, path, body, says):
+    assert hub.post(path, body).status in (200, 201)
+    answer = hub_with(validate_events="true").post(path, body)
     assert answer.status == 422, answer.text
     assert says in answer.json()["detail"]
 

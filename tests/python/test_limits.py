@@ -132,7 +132,7 @@ def test_topics_of_a_connection_are_limited(hub_with):
 # attack: an event over max_event_bytes => 413
 def test_an_event_too_large_is_refused(hub_with):
     hub = hub_with(max_event_bytes=1000)
-    answer = hub.post("/events", {"type": "note", "data": {"x": "y" * 1000}})
+    answer = hub.post("/events", {"type": "note", "audience": "everyone", "data": {"x": "y" * 1000}})
     assert answer.status == 413
     assert "max_event_bytes" in answer.json()["detail"]
 

@@ -126,5 +126,6 @@ def test_an_event_passes_through_unchanged_and_in_order(hub):
         '"data":{"b": 12345678901234567890, "a": null},"a":true}'
     )
     with hub.client() as client:
-        assert hub.post("/events", body.encode()).status == 201
+        addressed = body[:-1] + ',"audience":"everyone"}'
+        assert hub.post("/events", addressed.encode()).status == 201
         assert client.socket.recv(10) == body

@@ -23,7 +23,7 @@ def stalled_client(hub) -> Client:
 
 
 def storm(hub, first: int) -> None:
-    events = [{"type": "note", "event_id": f"n-{n}", "data": {"x": FILLING}} for n in range(first, first + 500)]
+    events = [{"type": "note", "event_id": f"n-{n}", "audience": "everyone", "data": {"x": FILLING}} for n in range(first, first + 500)]
     answer = hub.post("/events/batch", {"events": events})
     assert answer.status == 200, answer.text
 

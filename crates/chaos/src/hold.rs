@@ -85,7 +85,9 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
         held as f64 / connected as f64
     );
     for n in 1..=EVENTS {
-        let body = json!({ "type": "note", "event_id": format!("hold-{n}"), "data": { "n": n } }).to_string();
+        let body =
+            json!({ "type": "note", "audience": "everyone", "event_id": format!("hold-{n}"), "data": { "n": n } })
+                .to_string();
         publish(hub.address(), &body)?;
     }
     for (child, _) in &mut children {

@@ -2,6 +2,7 @@
 
 use crate::closes;
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// Something that a listener heard.
@@ -99,7 +100,7 @@ impl Event {
         &self.event_id
     }
 
-    /// The value of `timestamp`: ISO 8601 if the hub wrote it, and otherwise what the publisher did.
+    /// The value of `timestamp`: ISO 8601 if the hub wrote it, otherwise whatever the publisher sent, a number as its digits.
     pub fn timestamp(&self) -> &str {
         &self.timestamp
     }
@@ -109,16 +110,20 @@ impl Event {
         &self.json
     }
 
-    /// The value of `data`.
+    /// The value of `data`, or of `payload` in an event that has no `data`.
     ///
     /// # Errors
     /// If it is of another shape.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         #[derive(Deserialize)]
-        struct Whole<T> {
-            data: T,
+        struct Whole<'a> {
+            #[serde(borrow)]
+            data: Option<&'a RawValue>,
+            #[serde(borrow)]
+            payload: Option<&'a RawValue>,
         }
-        serde_json::from_str::<Whole<T>>(&self.json).map(|whole| whole.data)
+        let whole: Whole<'_> = serde_json::from_str(&self.json)?;
+        serde_json::from_str(whole.data.or(whole.payload).map_or("null", RawValue::get))
     }
 }
 

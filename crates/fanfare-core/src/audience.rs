@@ -1,5 +1,8 @@
 //! Who an event is for. Knows names, and not who is connected.
 
+use crate::json;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// Who an event is for.
@@ -44,6 +47,26 @@ pub enum TopicError {
     Character,
 }
 
+/// Why nothing can be published to an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AudienceError {
+    /// Not one of the four forms.
+    #[error("must be \"everyone\", {{\"user\": ID}}, {{\"connection\": UUID}} or {{\"topic\": NAME}}")]
+    Form,
+    /// A user's id that is empty or longer than [`MAX_USER_BYTES`].
+    #[error("can't be used: a user's id must have 1 to {MAX_USER_BYTES} bytes")]
+    User,
+    /// Not a connection id.
+    #[error("can't be used: {0}")]
+    Connection(#[from] NotAConnectionId),
+    /// Not the name of a topic.
+    #[error("can't be used: {0}")]
+    Topic(#[from] TopicError),
+    /// A topic that is reserved for the hub.
+    #[error("can't be used: topics that begin with $ are reserved for the hub")]
+    ReservedTopic,
+}
+
 /// What the names of the hub's own topics begin with. Only administrators hold them, and nobody publishes to them.
 pub const OWN_TOPICS: char = '$';
 
@@ -60,6 +83,54 @@ pub fn check_topic(name: &str) -> Result<(), TopicError> {
         Err(TopicError::Character)
     } else {
         Ok(())
+    }
+}
+
+impl Audience {
+    /// Reads an audience from JSON: `"everyone"`, `{"user": ID}`, `{"connection": UUID}` or `{"topic": NAME}`. The id of a
+    /// user may be a number.
+    ///
+    /// # Errors
+    /// If it is anything else, null included: a publisher that lost a user's id must not reach everyone.
+    pub fn from_json(raw: &RawValue) -> Result<Self, AudienceError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Form<'a> {
+            Everyone,
+            #[serde(borrow)]
+            User(&'a RawValue),
+            Connection(String),
+            Topic(String),
+        }
+        let audience = match serde_json::from_str(raw.get()).map_err(|_| AudienceError::Form)? {
+            Form::Everyone => Self::Everyone,
+            Form::User(id) => Self::User(user_id(id).ok_or(AudienceError::Form)?),
+            Form::Connection(id) => Self::Connection(id.parse()?),
+            Form::Topic(name) => Self::Topic(name.into()),
+        };
+        audience.check().map(|()| audience)
+    }
+
+    /// Whether events can be published to it.
+    ///
+    /// # Errors
+    /// If a name in it is not valid, or reserved for the hub.
+    pub fn check(&self) -> Result<(), AudienceError> {
+        match self {
+            Self::Everyone | Self::Connection(_) => Ok(()),
+            Self::User(id) if id.is_empty() || id.len() > MAX_USER_BYTES => Err(AudienceError::User),
+            Self::User(_) => Ok(()),
+            Self::Topic(name) if name.starts_with(OWN_TOPICS) => Err(AudienceError::ReservedTopic),
+            Self::Topic(name) => Ok(check_topic(name)?),
+        }
+    }
+}
+
+/// A user's id: a string, or the digits of a whole number, as in a token's `sub`.
+fn user_id(raw: &RawValue) -> Option<Arc<str>> {
+    match json::number(raw) {
+        Some(digits) => digits.parse::<i64>().ok().map(|number| number.to_string().into()),
+        None => serde_json::from_str::<String>(raw.get()).ok().map(Arc::from),
     }
 }
 
@@ -148,6 +219,38 @@ mod tests {
             assert_eq!(text.parse::<ConnectionId>(), Err(NotAConnectionId), "{text}");
         }
         assert!("01234567-89ab-8def-8123-456789abcdef0".parse::<ConnectionId>().is_err());
+    }
+
+    #[test]
+    fn audiences_are_read_from_json() {
+        let read = |text: &str| Audience::from_json(&RawValue::from_string(text.to_owned()).expect(text));
+        assert_eq!(read("\"everyone\""), Ok(Audience::Everyone));
+        assert_eq!(read("{\"user\":\"ann\"}"), Ok(Audience::User("ann".into())));
+        assert_eq!(read("{\"user\": 42}"), Ok(Audience::User("42".into())));
+        assert_eq!(read("{\"topic\":\"project:7\"}"), Ok(Audience::Topic("project:7".into())));
+        let id = ConnectionId(7);
+        assert_eq!(read(&format!("{{\"connection\":\"{id}\"}}")), Ok(Audience::Connection(id)));
+        for text in [
+            "null",
+            "\"ann\"",
+            "\"user:ann\"",
+            "{}",
+            "[]",
+            "42",
+            "{\"user\":null}",
+            "{\"user\":1.5}",
+            "{\"user\":true}",
+            "{\"user\":\"a\",\"topic\":\"b\"}",
+            "{\"users\":[\"a\"]}",
+            "{\"connection\":7}",
+            "{\"everyone\":true}",
+        ] {
+            assert_eq!(read(text), Err(AudienceError::Form), "{text}");
+        }
+        assert_eq!(read("{\"user\":\"\"}"), Err(AudienceError::User));
+        assert_eq!(read("{\"connection\":\"7\"}"), Err(AudienceError::Connection(NotAConnectionId)));
+        assert_eq!(read("{\"topic\":\"a*\"}"), Err(AudienceError::Topic(TopicError::Character)));
+        assert_eq!(read("{\"topic\":\"$sys\"}"), Err(AudienceError::ReservedTopic));
     }
 
     #[test]

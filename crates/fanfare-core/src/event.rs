@@ -1,18 +1,28 @@
 //! What is published: a JSON object of which fanfare reads a few fields and passes on every one as it came.
 
+mod typed;
+
+pub use typed::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate};
+
 use crate::{
     Position,
     json::{self, Object},
     time::iso_8601,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 /// The longest `event_id`, in bytes.
 pub const MAX_EVENT_ID_BYTES: usize = 128;
 
 /// The longest `type`, in bytes.
-pub const MAX_TYPE_BYTES: usize = 64;
+pub const MAX_TYPE_BYTES: usize = 256;
+
+/// The longest `type` that [`Draft::validate`] accepts, in bytes.
+pub const MAX_STRICT_TYPE_BYTES: usize = 64;
+
+/// The first character of the types that are reserved for the hub; no event may have one of them.
+pub const RESERVED_TYPE_PREFIX: char = '$';
 
 /// How deep an event's arrays and objects may be nested.
 pub const MAX_DEPTH: usize = 64;
@@ -113,25 +123,53 @@ impl Draft {
         Ok(self)
     }
 
+    /// The JSON text of a field.
+    pub fn field(&self, name: &str) -> Option<&RawValue> {
+        self.fields.get(name)
+    }
+
     /// Takes a field out of the event, such as one that is for the hub and not for the clients.
     pub fn take(&mut self, field: &str) -> Option<Box<RawValue>> {
         self.fields.take(field)
     }
 
-    /// Checks the event and completes it: a missing `event_id` is asked of `fresh_id`, a missing `timestamp` is
-    /// `unix_ms`, a missing `data` is `{}`. All else stays as it came and in its order.
+    /// Checks the fields as strictly as `validate_events` asks for: `event_id` and `timestamp` are strings, `data` is an
+    /// object, the type is a plain word, and the data of a known type has the shape of that type.
     ///
     /// # Errors
-    /// If a field that fanfare reads is missing or has a value that it can't have.
-    pub fn finish(self, unix_ms: u64, fresh_id: impl FnOnce() -> String) -> Result<Event, EventError> {
+    /// The first field that does not comply.
+    pub fn validate(&self) -> Result<(), EventError> {
+        let event_type = self.text("type")?.ok_or(EventError::Missing("type"))?;
+        if event_type.len() > MAX_STRICT_TYPE_BYTES {
+            return Err(invalid("type", format!("must have 1 to {MAX_STRICT_TYPE_BYTES} bytes")));
+        }
+        if !event_type.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:/".contains(&b)) {
+            return Err(invalid("type", "may have only letters, digits and _ - . : /"));
+        }
+        self.text("event_id")?;
+        self.text("timestamp")?;
+        let data = self.fields.get("data");
+        if data.is_some_and(|raw| !raw.get().starts_with('{')) {
+            return Err(invalid("data", "must be a JSON object"));
+        }
+        typed::check(&event_type, data)
+    }
+
+    /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a missing
+    /// `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that number, and an
+    /// `event_id` or `timestamp` of null counts as missing. All other fields stay as they came and in their order.
+    ///
+    /// # Errors
+    /// If `type` is missing or reserved, or `event_id` cannot be a cursor.
+    pub fn finish(mut self, unix_ms: u64, fresh_id: impl FnOnce() -> String) -> Result<Event, EventError> {
         let event_type = self.text("type")?.ok_or(EventError::Missing("type"))?;
         check_type(&event_type)?;
-        let event_id = self.text("event_id")?;
+        self.drop_null("event_id");
+        self.drop_null("timestamp");
+        let event_id = self.id("event_id")?;
         if let Some(id) = &event_id {
             check_event_id(id)?;
         }
-        self.text("timestamp")?;
-        self.check_data(&event_type)?;
 
         let made_id = event_id.is_none();
         let event_id = event_id.unwrap_or_else(fresh_id);
@@ -154,7 +192,7 @@ impl Draft {
                 }
             }
         }
-        if self.fields.get("data").is_none() {
+        if self.fields.get("data").is_none() && self.fields.get("payload").is_none() {
             push_field(&mut json, "data", "{}");
         }
         json.push('}');
@@ -169,22 +207,22 @@ impl Draft {
         serde_json::from_str(raw.get()).map(Some).map_err(|_| invalid(field, "must be a string"))
     }
 
-    fn check_data(&self, event_type: &str) -> Result<(), EventError> {
-        let Some(raw) = self.fields.get("data") else {
-            return match event_type {
-                TaskStatusUpdate::TYPE => Err(EventError::Missing("data")),
-                _ => Ok(()),
-            };
+    /// A field that names something: a string, or a number, which is replaced by its digits as a string.
+    fn id(&mut self, field: &'static str) -> Result<Option<String>, EventError> {
+        let Some((_, raw)) = self.fields.0.iter_mut().find(|(name, _)| name == field) else {
+            return Ok(None);
         };
-        if !raw.get().starts_with('{') {
-            return Err(invalid("data", "must be a JSON object"));
+        if let Some(digits) = json::number(raw) {
+            let text = digits.to_owned();
+            *raw = serde_json::value::to_raw_value(&text).map_err(|error| EventError::Json(error.to_string()))?;
+            return Ok(Some(text));
         }
-        match event_type {
-            TaskStatusUpdate::TYPE => TaskStatusUpdate::check(&data_object(raw)?),
-            AgentActivityUpdate::TYPE => AgentActivityUpdate::check(&data_object(raw)?),
-            CalendarEventCreated::TYPE => CalendarEventCreated::check(&data_object(raw)?),
-            _ => Ok(()),
-        }
+        let text = serde_json::from_str(raw.get());
+        text.map(Some).map_err(|_| invalid(field, "must be a string or a number"))
+    }
+
+    fn drop_null(&mut self, field: &str) {
+        self.fields.0.retain(|(name, raw)| name != field || raw.get() != "null");
     }
 }
 
@@ -207,12 +245,22 @@ fn invalid(field: &'static str, expected: impl Into<String>) -> EventError {
     EventError::Field { field, expected: expected.into() }
 }
 
-fn check_type(event_type: &str) -> Result<(), EventError> {
+/// Whether an event may have this type.
+///
+/// # Errors
+/// If it is empty, too long, reserved or has control characters.
+pub fn check_type(event_type: &str) -> Result<(), EventError> {
     if event_type.is_empty() || event_type.len() > MAX_TYPE_BYTES {
         return Err(invalid("type", format!("must have 1 to {MAX_TYPE_BYTES} bytes")));
     }
-    if !event_type.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:/$".contains(&b)) {
-        return Err(invalid("type", "may have only letters, digits and _ - . : / $"));
+    if event_type.chars().any(char::is_control) {
+        return Err(invalid("type", "must have no control characters"));
+    }
+    if event_type.starts_with(RESERVED_TYPE_PREFIX) {
+        return Err(invalid(
+            "type",
+            format!("can't be `{event_type}`: types that begin with $ are reserved for the hub"),
+        ));
     }
     if RESERVED_TYPES.contains(&event_type) {
         return Err(invalid("type", format!("can't be `{event_type}`: that type belongs to the protocol")));
@@ -232,139 +280,6 @@ fn check_event_id(id: &str) -> Result<(), EventError> {
     }
     Ok(())
 }
-
-/// What a task is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskStatus {
-    /// Known, and not begun.
-    Pending,
-    /// Waiting for its turn.
-    Queued,
-    /// Being done.
-    Running,
-    /// Being done; the word some publishers use.
-    InProgress,
-    /// Stopped, to go on later.
-    Paused,
-    /// Done.
-    Completed,
-    /// Ended without success.
-    Failed,
-    /// Ended by somebody's wish.
-    Cancelled,
-}
-
-impl TaskStatus {
-    /// Every status as it is written.
-    pub const NAMES: &[&str] =
-        &["pending", "queued", "running", "in_progress", "paused", "completed", "failed", "cancelled"];
-}
-
-/// The data of a `task_status_update`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TaskStatusUpdate {
-    /// Which task.
-    pub task_id: String,
-    /// What it is doing.
-    pub status: TaskStatus,
-    /// How much is done, in percent: 0 to 100.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<f64>,
-    /// Whatever else there is to say.
-    #[serde(flatten)]
-    pub more: serde_json::Map<String, Value>,
-}
-
-impl TaskStatusUpdate {
-    /// The event's `type`.
-    pub const TYPE: &str = "task_status_update";
-
-    fn check(data: &serde_json::Map<String, Value>) -> Result<(), EventError> {
-        text_field(data, "task_id", "data.task_id")?.ok_or(EventError::Missing("data.task_id"))?;
-        if let Some(status) = text_field(data, "status", "data.status")?
-            && !TaskStatus::NAMES.contains(&status)
-        {
-            return Err(invalid("data.status", format!("must be one of {}", TaskStatus::NAMES.join(", "))));
-        }
-        match data.get("progress") {
-            None | Some(Value::Null) => Ok(()),
-            Some(progress) if progress.as_f64().is_some_and(|p| (0.0..=100.0).contains(&p)) => Ok(()),
-            Some(_) => Err(invalid("data.progress", "must be a number from 0 to 100")),
-        }
-    }
-}
-
-/// The data of an `agent_activity_update`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AgentActivityUpdate {
-    /// Which agent.
-    pub agent_id: String,
-    /// Whatever else there is to say: `action`, `status` and the like.
-    #[serde(flatten)]
-    pub more: serde_json::Map<String, Value>,
-}
-
-impl AgentActivityUpdate {
-    /// The event's `type`.
-    pub const TYPE: &str = "agent_activity_update";
-
-    /// The reference sends notifications under this type too, so `agent_id` may be missing.
-    fn check(data: &serde_json::Map<String, Value>) -> Result<(), EventError> {
-        text_field(data, "agent_id", "data.agent_id").map(drop)
-    }
-}
-
-/// The data of a `calendar_event_created`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CalendarEventCreated {
-    /// The calendar's own id of the event; not the `event_id` of the message.
-    pub event_id: String,
-    /// What it is called.
-    pub title: String,
-    /// When it begins, as ISO 8601.
-    pub start_time: String,
-    /// Whatever else there is to say.
-    #[serde(flatten)]
-    pub more: serde_json::Map<String, Value>,
-}
-
-impl CalendarEventCreated {
-    /// The event's `type`.
-    pub const TYPE: &str = "calendar_event_created";
-
-    fn check(data: &serde_json::Map<String, Value>) -> Result<(), EventError> {
-        text_field(data, "event_id", "data.event_id")?;
-        text_field(data, "title", "data.title")?;
-        text_field(data, "start_time", "data.start_time").map(drop)
-    }
-}
-
-/// A field that must be a string with something in it where it is there.
-fn text_field<'a>(
-    data: &'a serde_json::Map<String, Value>,
-    key: &str,
-    field: &'static str,
-) -> Result<Option<&'a str>, EventError> {
-    match data.get(key) {
-        None => Ok(None),
-        Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
-        Some(_) => Err(invalid(field, "must be a string with something in it")),
-    }
-}
-
-macro_rules! typed {
-    ($($kind:ident),+) => {$(
-        impl TryFrom<&$kind> for Draft {
-            type Error = EventError;
-
-            fn try_from(data: &$kind) -> Result<Self, EventError> {
-                Self::new($kind::TYPE, data)
-            }
-        }
-    )+};
-}
-typed!(TaskStatusUpdate, AgentActivityUpdate, CalendarEventCreated);
 
 #[cfg(test)]
 mod tests {
@@ -399,13 +314,29 @@ mod tests {
             ("{", "not a JSON object"),
             (r#"{"data":{}}"#, "`type` is missing"),
             (r#"{"type":7}"#, "`type` must be a string"),
-            (r#"{"type":""}"#, "`type` must have 1 to 64"),
-            (r#"{"type":"a b"}"#, "`type` may have only"),
+            (r#"{"type":""}"#, "`type` must have 1 to 256"),
+            (r#"{"type":"a\u001bb"}"#, "`type` must have no control"),
+            (r#"{"type":"$sys"}"#, "reserved for the hub"),
             (r#"{"type":"ping"}"#, "belongs to the protocol"),
             (r#"{"type":"a","type":"b"}"#, "stands twice"),
             (r#"{"type":"note","event_id":""}"#, "`event_id` must have 1 to 128"),
             (r#"{"type":"note","event_id":"a\nb"}"#, "`event_id` must have no control"),
             (r#"{"type":"note","event_id":"pos-1-2"}"#, "form of a position"),
+            (r#"{"type":"note","event_id":{}}"#, "`event_id` must be a string or a number"),
+            (&deep, "nested 72 deep"),
+        ] {
+            let error = finish(text).expect_err(text).to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn strict_validation_applies_to_types_and_known_data() {
+        let long = format!(r#"{{"type":"{}"}}"#, "x".repeat(65));
+        for (text, says) in [
+            (long.as_str(), "`type` must have 1 to 64"),
+            (r#"{"type":"a b"}"#, "`type` may have only"),
+            (r#"{"type":"note","event_id":5}"#, "`event_id` must be a string"),
             (r#"{"type":"note","timestamp":5}"#, "`timestamp` must be a string"),
             (r#"{"type":"note","data":[]}"#, "`data` must be a JSON object"),
             (r#"{"type":"task_status_update"}"#, "`data` is missing"),
@@ -415,10 +346,11 @@ mod tests {
             (r#"{"type":"task_status_update","data":{"task_id":"t","progress":"1"}}"#, "from 0 to 100"),
             (r#"{"type":"agent_activity_update","data":{"agent_id":1}}"#, "`data.agent_id` must be a string"),
             (r#"{"type":"calendar_event_created","data":{"title":""}}"#, "`data.title` must be a string"),
-            (&deep, "nested 72 deep"),
         ] {
-            let error = finish(text).expect_err(text).to_string();
+            let draft = Draft::parse(text).expect(text);
+            let error = draft.validate().expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
+            assert!(finish(text).is_ok(), "{text}: it is an event all the same");
         }
     }
 
@@ -436,7 +368,7 @@ mod tests {
             r#"{"type":"task_status_update","event_id":"e","timestamp":"1970-01-01T00:00:00.000Z","data":{"task_id":"t1","status":"in_progress","progress":50.0}}"#
         );
         update.progress = Some(100.5);
-        assert!(Draft::try_from(&update).and_then(|draft| draft.finish(0, String::new)).is_err());
+        assert!(Draft::try_from(&update).is_err());
     }
 
     #[test]

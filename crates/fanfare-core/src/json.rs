@@ -30,6 +30,12 @@ pub fn depth(text: &str) -> usize {
     deepest
 }
 
+/// The digits of a value that is a number, as they were written.
+pub fn number(raw: &RawValue) -> Option<&str> {
+    let text = raw.get();
+    text.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(text)
+}
+
 impl Object {
     /// The text of a field's value.
     pub fn get(&self, key: &str) -> Option<&RawValue> {

@@ -20,7 +20,7 @@ pub mod window;
 pub mod wire;
 pub mod ws;
 
-pub use audience::{Audience, ConnectionId};
+pub use audience::{Audience, AudienceError, ConnectionId};
 pub use close::{CloseCode, Reconnect};
 pub use event::{Draft, Event, EventError};
 pub use grant::Grant;

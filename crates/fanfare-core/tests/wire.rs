@@ -108,6 +108,9 @@ fn messages() {
 fn events() {
     for case in cases(include_str!("../../../tests/wire/events.json")) {
         let published = Draft::parse(case["published"].as_str().unwrap());
+        if let (Ok(draft), true) = (&published, case["delivered"].is_string()) {
+            assert_eq!(draft.validate().is_err(), case["strict"] == "refused", "{case}");
+        }
         match published.and_then(|draft| draft.finish(0, || "fresh".to_owned())) {
             Ok(event) => assert_eq!(
                 serde_json::from_str::<Value>(event.json()).unwrap(),

@@ -104,10 +104,10 @@ Examples:
   fanfare publish --type note --data '{\"text\":\"hi\"}'
   fanfare publish --type note --data '{\"text\":\"hi\"}' --audience user:alice
   fanfare publish --type note --audience topic:project:7 --event-id note-17
-  jq -c '.[]' events.json | fanfare publish --stdin
+  jq -c '.[]' events.json | fanfare publish --stdin --audience everyone
 
-With --stdin each line is one event, an object with type, and with data, event_id
-and audience if wanted. For each event that stands in the log, a line of JSON with
+With --stdin each line is one event, an object with type and audience, and with data
+and event_id if wanted; --audience is for the lines that have none. For each event that stands in the log, a line of JSON with
 its event_id and position goes to the standard output, in the order of the input.
 If the hub can't be reached, publishing is tried again under the same event_id, so
 that nothing is published twice.
@@ -345,13 +345,12 @@ fn publish() -> Command {
         .arg(value("type", "TYPE", "The event's type").required_unless_present("stdin"))
         .arg(value("data", "JSON", "The event's data, a JSON object").default_value("{}"))
         .arg(
-            value("audience", "WHO", "Who gets it: everyone, user:ID, connection:ID or topic:NAME")
-                .default_value("everyone"),
+            value("audience", "WHO", "Who receives it: everyone, user:ID, connection:ID or topic:NAME [default: everyone]; with --stdin: who receives the lines that have no audience"),
         )
         .arg(value("event-id", "ID", "The event's id, by which it is published once [default: a random one]"))
         .arg(
             switch("stdin", "Publish each line of the standard input as one event, in batches")
-                .conflicts_with_all(["type", "data", "audience", "event-id"]),
+                .conflicts_with_all(["type", "data", "event-id"]),
         )
         .arg(url_arg("http://127.0.0.1:8000", "The hub"))
         .arg(bearer_arg())

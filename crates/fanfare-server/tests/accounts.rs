@@ -333,7 +333,7 @@ async fn access_keys_publish_until_they_are_revoked() {
         let hub = database.hub(&[]);
         let key = database.must(&["key", "add", "ci"], "").trim().to_owned();
         assert!(key.starts_with("ffk_"), "{key}");
-        let publish = || post(&hub, "/events", Some(&key), &json!({"type": "note"})).status;
+        let publish = || post(&hub, "/events", Some(&key), &json!({"type": "note", "audience": "everyone"})).status;
         block_in_place(|| until("the key is known", || publish() == 201));
         assert_eq!(post(&hub, "/tokens/revoke", Some(&key), &json!({"user": "x"})).status, 403);
         let list = database.must(&["key", "list"], "");
@@ -357,7 +357,7 @@ async fn access_keys_publish_until_they_are_revoked() {
         assert!(closed.starts_with("1008 token_revoked"), "{closed}");
         assert_eq!(database.run(&["key", "revoke", "ci"], "").status.code(), Some(1), "there is none any more");
         let again = database.must(&["key", "add", "ci"], "").trim().to_owned();
-        let publish = || post(&hub, "/events", Some(&again), &json!({"type": "note"})).status;
+        let publish = || post(&hub, "/events", Some(&again), &json!({"type": "note", "audience": "everyone"})).status;
         block_in_place(|| until("another of the same name is another key", || publish() == 201));
         assert!(!hub.log().contains(&key[4..]), "{}", hub.log());
     }
@@ -392,7 +392,7 @@ async fn a_database_that_is_away_keeps_nobody_from_what_they_have() {
     let refused = login(&hub, "ann@example.org", PASSWORD);
     assert_eq!((refused.status, &refused.body["code"]), (503, &json!("accounts_unavailable")));
     assert!(refused.head.contains("retry-after: 5"), "{}", refused.head);
-    assert_eq!(post(&hub, "/events", Some(&token), &json!({"type": "note"})).status, 201);
+    assert_eq!(post(&hub, "/events", Some(&token), &json!({"type": "note", "audience": "everyone"})).status, 201);
     assert_eq!(heard(&mut socket).await, "note");
     block_in_place(|| database.postgres.as_mut().unwrap().restart());
     block_in_place(|| until("logins work again", || login(&hub, "ann@example.org", PASSWORD).status == 200));

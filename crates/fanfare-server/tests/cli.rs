@@ -335,15 +335,31 @@ fn refusals_end_the_client_commands() {
             program()
                 .env("SECRET_KEY", SECRET)
                 .args(&["publish", "--stdin", "--url", &url])
-                .input("{\"type\":\"a\"}\n\n{\"type\":\"\"}\n")
+                .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n\n{\"type\":\"\",\"audience\":\"everyone\"}\n")
                 .run(),
-            "line 3: the hub refuses it: the field `type` must have 1 to 64",
+            "line 3: the hub refuses it: the field `type` must have 1 to 256",
         ),
         (
             program()
                 .env("SECRET_KEY", SECRET)
                 .args(&["publish", "--stdin", "--url", &url])
-                .input("{\"type\":\"a\"}\n[]\n")
+                .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n{\"type\":\"a\"}\n")
+                .run(),
+            "line 2: the hub refuses it: the field `audience` is missing",
+        ),
+        (
+            program()
+                .env("SECRET_KEY", SECRET)
+                .args(&["publish", "--stdin", "--audience", "user:ann", "--url", &url])
+                .input("{\"type\":\"a\"}\n{\"type\":\"a\",\"user\":\"bob\"}\n")
+                .run(),
+            "line 2: the hub refuses it: the field `user` does not choose who receives the event",
+        ),
+        (
+            program()
+                .env("SECRET_KEY", SECRET)
+                .args(&["publish", "--stdin", "--url", &url])
+                .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n[]\n")
                 .run(),
             "line 2: not a JSON object",
         ),

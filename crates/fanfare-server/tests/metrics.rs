@@ -147,7 +147,8 @@ async fn deliveries_and_round_trips_are_measured() {
     let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
     let publish = format!("http://{}/events", hub.address());
     let request = reqwest::Client::new().post(publish).bearer_auth(token(true));
-    let request = request.header("content-type", "application/json").body(r#"{"type":"note","data":{}}"#);
+    let request =
+        request.header("content-type", "application/json").body(r#"{"type":"note","audience":"everyone","data":{}}"#);
     assert_eq!(request.send().await.unwrap().status(), 201);
     let (mut pinged, mut noted) = (false, false);
     while !(pinged && noted) {

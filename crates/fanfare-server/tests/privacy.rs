@@ -79,7 +79,9 @@ async fn no_log_however_detailed_holds_what_lets_somebody_in() {
     let [access, refresh] = ["access_token", "refresh_token"].map(|name| session[name].as_str().unwrap().to_owned());
     let tokens = ["query", "header", "protocol", "expired"].map(token);
     block_in_place(|| {
-        until("the key is known", || ask(&hub, "POST", "/events", key.trim(), r#"{"type":"note"}"#).contains(" 201 "));
+        until("the key is known", || {
+            ask(&hub, "POST", "/events", key.trim(), r#"{"type":"note","audience":"everyone"}"#).contains(" 201 ")
+        });
     });
     let mut answers = vec![
         ask(&hub, "POST", "/auth/login", "", &login.replace("horse", "house")),

@@ -142,7 +142,12 @@ fn caddy(files: &Path, port: u16, hub: &str) -> Command {
 
 fn publish(input: &mut ChildStdin, events: std::ops::Range<usize>) {
     for n in events {
-        writeln!(input, "{}", json!({"type": "note", "event_id": format!("e{n}"), "data": {"n": n}})).unwrap();
+        writeln!(
+            input,
+            "{}",
+            json!({"type": "note", "audience": "everyone", "event_id": format!("e{n}"), "data": {"n": n}})
+        )
+        .unwrap();
     }
     input.flush().unwrap();
 }

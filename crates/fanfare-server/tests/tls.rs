@@ -136,7 +136,10 @@ async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
         assert_eq!(next(socket).await["type"], "ack");
     }
     let lines: String = (1..=EVENTS)
-        .map(|n| json!({"type": "note", "data": {"n": n, "pad": "x".repeat(4_000)}}).to_string() + "\n")
+        .map(|n| {
+            json!({"type": "note", "audience": "everyone", "data": {"n": n, "pad": "x".repeat(4_000)}}).to_string()
+                + "\n"
+        })
         .collect();
     let file = server.files.path().join("events");
     std::fs::write(&file, lines).unwrap();

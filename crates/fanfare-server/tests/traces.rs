@@ -71,7 +71,7 @@ fn attribute<'a>(span: &'a Value, key: &str) -> &'a Value {
 }
 
 async fn publish(hub: &HubProcess, event_id: &str, traceparent: Option<&str>) {
-    let body = json!({ "type": "note", "event_id": event_id, "data": {} }).to_string();
+    let body = json!({ "type": "note", "audience": "everyone", "event_id": event_id, "data": {} }).to_string();
     let request = reqwest::Client::new().post(format!("http://{}/events", hub.address())).bearer_auth(token());
     let mut request = request.header("content-type", "application/json").body(body);
     if let Some(traceparent) = traceparent {

@@ -81,7 +81,8 @@ fn publish_surely(hub: &HubProcess, n: u64) {
 }
 
 fn try_publish(hub: &HubProcess, n: u64) -> io::Result<String> {
-    let body = json!({ "type": "note", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
+    let body =
+        json!({ "type": "note", "audience": "everyone", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
     block_in_place(|| {
         let mut stream = TcpStream::connect(hub.address())?;
         stream.set_read_timeout(Some(PATIENCE))?;

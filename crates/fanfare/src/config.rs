@@ -40,6 +40,8 @@ pub struct Config {
     pub max_event_bytes: usize,
     /// The most events in one batch.
     pub max_batch_events: usize,
+    /// Reject events whose fields do not have the documented types ([`Draft::validate`](fanfare_core::Draft::validate)).
+    pub validate_events: bool,
     /// Sites whose pages may connect, beside the hub's own.
     pub allowed_origins: Origins,
     /// Proxies in front of the hub, which are believed when they say whose request it is (`X-Forwarded-For`,
@@ -75,6 +77,7 @@ impl Default for Config {
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,
             max_batch_events: 1_000,
+            validate_events: false,
             allowed_origins: Origins::Same,
             trusted_proxies: Proxies::default(),
             drain_rate: 1_000,

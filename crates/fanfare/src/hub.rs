@@ -20,7 +20,7 @@ use crate::{
     why::{self, ClientDetails, Journey, Question},
 };
 use fanfare_core::{
-    Audience, ConnectionId, Draft, Event, EventError, Grant, Lineage, Position, Revocation, Revocations,
+    Audience, AudienceError, ConnectionId, Draft, Event, EventError, Grant, Lineage, Position, Revocation, Revocations,
     session::Settings,
     window::{Bounds, Window},
     ws,
@@ -112,12 +112,25 @@ pub struct Published {
     pub duplicate: bool,
 }
 
+/// Why a batch was not published. Nothing was appended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{error}", .index.map(|index| format!("event {index} of the batch: ")).unwrap_or_default())]
+pub struct BatchError {
+    /// Which event is not valid, counted from 0. `None`: the failure is not the fault of one event.
+    pub index: Option<usize>,
+    /// What is wrong.
+    pub error: PublishError,
+}
+
 /// Why an event was not published. Nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The event is not valid.
     #[error(transparent)]
     Invalid(#[from] EventError),
+    /// Nothing can be published to this audience.
+    #[error("the audience {0}")]
+    Audience(#[from] AudienceError),
     /// The event is too large.
     #[error("the event has {bytes} bytes; at most {limit} are allowed (max_event_bytes)")]
     TooLarge {
@@ -254,6 +267,7 @@ impl HubBuilder {
     /// If Redis can't be reached or can't hold the log, or the system gives no thread or no poll.
     pub async fn start_with_redis(self, mut options: RedisOptions) -> Result<Hub, StartError> {
         options.max_event_bytes = self.config.max_event_bytes;
+        options.validate_events = self.config.validate_events;
         options.max_connections_per_user = self.config.max_connections_per_user;
         let node = Arc::new(self.node());
         let metrics = node.metrics.clone();
@@ -390,7 +404,7 @@ impl Hub {
     /// Publishes an event: completes and checks it, and appends it to the log.
     ///
     /// # Errors
-    /// If the event isn't valid or the log did not take it; then nothing was appended.
+    /// If the event or its audience is not valid, or the log did not take it; then nothing was appended.
     pub async fn publish(&self, draft: Draft, audience: Audience) -> Result<Published, PublishError> {
         self.publish_by(draft, audience, Origin::application()).await
     }
@@ -401,15 +415,15 @@ impl Hub {
         audience: Audience,
         origin: Origin,
     ) -> Result<Published, PublishError> {
-        let published = self.publish_all_by(vec![(draft, audience)], origin).await.map_err(|(_, error)| error);
+        let published = self.publish_all_by(vec![(draft, audience)], origin).await.map_err(|failure| failure.error);
         published?.pop().ok_or_else(|| BrokerError::Unavailable("the log gave no answer".to_owned()).into())
     }
 
     /// Publishes events in their order, all or none.
     ///
     /// # Errors
-    /// If one isn't valid, with its place in the list, or the log did not take them; then nothing was appended.
-    pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, (usize, PublishError)> {
+    /// If one is not valid, with its index, or the log did not take them; then nothing was appended.
+    pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, BatchError> {
         self.publish_all_by(drafts, Origin::application()).await
     }
 
@@ -417,13 +431,14 @@ impl Hub {
         &self,
         drafts: Vec<(Draft, Audience)>,
         origin: Origin,
-    ) -> Result<Vec<Published>, (usize, PublishError)> {
+    ) -> Result<Vec<Published>, BatchError> {
         let span = self.inner.node.tracer.as_ref().and_then(|tracer| tracer.publish(origin.trace.as_deref()));
         let trace: Option<Arc<str>> = span.as_ref().map(|span| span.context().into());
         let now = clock::now().unix_ms;
         let mut records = Vec::with_capacity(drafts.len());
         for (i, (draft, audience)) in drafts.into_iter().enumerate() {
-            let event = self.finish(draft, now).map_err(|error| (i, error))?;
+            let event = self.finish(draft, &audience, now);
+            let event = event.map_err(|error| BatchError { index: Some(i), error })?;
             records.push(Record { event, audience, publisher: Some(origin.publisher.clone()), trace: trace.clone() });
         }
         let name = |record: &Record| (record.event.event_id().to_owned(), record.event.event_type().to_owned());
@@ -436,7 +451,7 @@ impl Hub {
             let result = appended.as_ref().map(first).map_err(ToString::to_string);
             span.end(&Traced { event_type, event_id, events: names.len(), publisher: &origin.publisher, result });
         }
-        let appended = appended.map_err(|error| (0, error.into()))?;
+        let appended = appended.map_err(|error| BatchError { index: None, error: error.into() })?;
         let published = names.into_iter().zip(appended).map(|((event_id, event_type), appended)| {
             if appended.duplicate {
                 self.metrics().add(Counter::Duplicates, 1);
@@ -448,14 +463,23 @@ impl Hub {
         Ok(published.collect())
     }
 
-    fn finish(&self, draft: Draft, unix_ms: u64) -> Result<Event, PublishError> {
-        let event = draft.finish(unix_ms, fresh_event_id).inspect_err(|_| self.metrics().add(Counter::BadEvents, 1))?;
+    fn finish(&self, draft: Draft, audience: &Audience, unix_ms: u64) -> Result<Event, PublishError> {
+        let event =
+            self.complete(draft, audience, unix_ms).inspect_err(|_| self.metrics().add(Counter::BadEvents, 1))?;
         let (bytes, limit) = (event.json().len(), self.config().max_event_bytes);
         if bytes > limit {
             self.metrics().add(Counter::LimitEventBytes, 1);
             return Err(PublishError::TooLarge { bytes, limit });
         }
         Ok(event)
+    }
+
+    fn complete(&self, draft: Draft, audience: &Audience, unix_ms: u64) -> Result<Event, PublishError> {
+        audience.check()?;
+        if self.config().validate_events {
+            draft.validate()?;
+        }
+        Ok(draft.finish(unix_ms, fresh_event_id)?)
     }
 
     /// The routes of the hub: `/ws`, the HTTP API and its description.

@@ -30,9 +30,11 @@ pub use auth::{Algorithm, AuthError, Minter, Verifier};
 pub use broker::{Broker, BrokerError};
 pub use config::Config;
 pub use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect, Revocation,
+    Audience, AudienceError, CloseCode, ConnectionId, Draft, Event, EventError, Grant, Position, Reconnect, Revocation,
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
     time::iso_8601,
 };
 pub use http::{not_found, problem};
-pub use hub::{Hub, HubBuilder, Lateness, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats};
+pub use hub::{
+    BatchError, Hub, HubBuilder, Lateness, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
+};

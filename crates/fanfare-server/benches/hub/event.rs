@@ -25,6 +25,13 @@ pub(crate) fn write(counter: u64, sent_ns: u64) -> Vec<u8> {
     json
 }
 
+/// The event as it is published: with its audience, which is not passed on.
+pub(crate) fn to_everyone(mut json: Vec<u8>) -> Vec<u8> {
+    json.pop();
+    json.extend_from_slice(br#","audience":"everyone"}"#);
+    json
+}
+
 /// The counter of an event, if `payload` is one and arrived unchanged.
 pub(crate) fn counter(payload: &[u8]) -> Option<u64> {
     let whole = payload.len() == LENGTH && payload.starts_with(HEAD) && payload.ends_with(END);

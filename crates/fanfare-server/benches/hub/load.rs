@@ -129,7 +129,7 @@ impl Load {
         self.wait_for("the publisher's answer", |load| load.targets[target].publisher.is_idle())?;
         let target = &mut self.targets[target];
         target.note_published(1);
-        target.publisher.post("/events", &event::write(target.published, monotonic_ns()?))
+        target.publisher.post("/events", &event::to_everyone(event::write(target.published, monotonic_ns()?)))
     }
 
     /// Publishes up to `most` events in one batch if the publisher is free and the slowest client would then be no
@@ -149,7 +149,8 @@ impl Load {
         let sent = monotonic_ns()?;
         let first = target.published + 1;
         target.note_published(count);
-        let body = event::batch((first..=target.published).map(|counter| event::write(counter, sent)));
+        let body =
+            event::batch((first..=target.published).map(|counter| event::to_everyone(event::write(counter, sent))));
         target.publisher.post("/events/batch", &body)
     }
 

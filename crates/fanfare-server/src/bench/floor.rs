@@ -22,6 +22,8 @@ const LISTENER: Token = Token(usize::MAX);
 const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const PUBLISHED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+/// The end of an event that names its audience last. A hub does not pass the audience on.
+const EVERYONE: &[u8] = br#","audience":"everyone"}"#;
 const ACK: &[u8] = br#"{"type":"ack"}"#;
 
 struct Floor {
@@ -110,7 +112,10 @@ impl Floor {
     }
 
     fn broadcast(&mut self, event: &[u8]) -> Result<()> {
-        let frame = frame::unmasked(frame::TEXT, event);
+        let frame = match event.strip_suffix(EVERYONE) {
+            Some(rest) => frame::unmasked(frame::TEXT, &[rest, b"}"].concat()),
+            None => frame::unmasked(frame::TEXT, event),
+        };
         self.subscribers.iter_mut().try_for_each(|stream| write_all(stream, &frame))
     }
 }

@@ -70,7 +70,8 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     let claims = Claims { sub: "fanfare publish".to_owned(), publish: true, ..Claims::default() };
     let publisher = Publisher { server, access: Access::new(matches, settings, claims)? };
     if matches.get_flag("stdin") {
-        publisher.publish_lines().await
+        let audience = matches.get_one::<String>("audience").map(|text| audience(text)).transpose()?;
+        publisher.publish_lines(audience).await
     } else {
         publisher.publish_one(&event(matches)?).await
     }
@@ -84,7 +85,7 @@ fn event(matches: &ArgMatches) -> anyhow::Result<String> {
     if !data.get().starts_with('{') {
         return Err(Usage("--data must be a JSON object, such as '{\"text\":\"hi\"}'".to_owned()).into());
     }
-    let audience = audience(text("audience"))?;
+    let audience = audience(matches.get_one::<String>("audience").map_or("everyone", String::as_str))?;
     // An id of our own makes it safe to try again.
     let event_id = matches.get_one::<String>("event-id").cloned().map_or_else(random_id, Ok)?;
     let event = Event { r#type: text("type"), event_id: &event_id, audience: &audience, data };
@@ -111,8 +112,8 @@ impl Publisher {
     }
 
     /// Sends what has come in as one batch, while the next lines come in.
-    async fn publish_lines(&self) -> anyhow::Result<()> {
-        let mut lines = read_lines();
+    async fn publish_lines(&self, audience: Option<Value>) -> anyhow::Result<()> {
+        let mut lines = read_lines(audience);
         let mut waiting = Vec::new();
         while lines.recv_many(&mut waiting, MAX_BATCH_EVENTS).await > 0 {
             let mut broken = None;
@@ -200,13 +201,15 @@ fn report(published: &[Published]) -> anyhow::Result<()> {
 }
 
 /// Reads lines on a thread of its own: the standard input can't be waited for in any other way.
-fn read_lines() -> mpsc::Receiver<anyhow::Result<Line>> {
+fn read_lines(audience: Option<Value>) -> mpsc::Receiver<anyhow::Result<Line>> {
     let (sender, receiver) = mpsc::channel(MAX_BATCH_EVENTS);
     thread::spawn(move || {
         for (index, line) in std::io::stdin().lock().lines().enumerate() {
             let line = match line {
                 Ok(line) if line.trim().is_empty() => continue,
-                Ok(line) => named_event(line.trim()).map(|event| Line { number: index + 1, event }),
+                Ok(line) => {
+                    complete_event(line.trim(), audience.as_ref()).map(|event| Line { number: index + 1, event })
+                }
                 Err(error) => Err(error.into()),
             };
             let line = line.with_context(|| format!("line {}", index + 1));
@@ -218,14 +221,20 @@ fn read_lines() -> mpsc::Receiver<anyhow::Result<Line>> {
     receiver
 }
 
-/// The event with an id, if it came without one. All else stays as it is.
-fn named_event(text: &str) -> anyhow::Result<String> {
+/// The event with an id and an audience, if it came without and there is one to give. All else stays as it is.
+fn complete_event(text: &str, audience: Option<&Value>) -> anyhow::Result<String> {
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).context("not a JSON object")?;
-    if fields.contains_key("event_id") {
-        return Ok(text.to_owned());
+    let mut added = String::new();
+    if !fields.contains_key("event_id") {
+        added = format!("\"event_id\":\"{}\",", random_id()?);
     }
-    let comma = if fields.is_empty() { "" } else { "," };
-    Ok(format!("{{\"event_id\":\"{}\"{comma}{}", random_id()?, &text[1..]))
+    if let Some(audience) = audience.filter(|_| !fields.contains_key("audience")) {
+        added = format!("{added}\"audience\":{audience},");
+    }
+    if fields.is_empty() {
+        added.pop();
+    }
+    Ok(format!("{{{added}{}", &text[1..]))
 }
 
 /// Cuts a batch where it would be too large for one request.
@@ -264,16 +273,22 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_a_name_gets_one_and_stays_as_it_is() {
-        let named = named_event(r#"{"type":"a","data":{"n":1.00}}"#).unwrap();
+    fn an_event_is_completed_and_otherwise_stays_as_it_is() {
+        let named = complete_event(r#"{"type":"a","data":{"n":1.00}}"#, None).unwrap();
         assert!(
             named.starts_with(r#"{"event_id":""#) && named.ends_with(r#"","type":"a","data":{"n":1.00}}"#),
             "{named}"
         );
         let given = r#"{"type":"a","event_id":"x"}"#;
-        assert_eq!(named_event(given).unwrap(), given);
-        assert!(serde_json::from_str::<Value>(&named_event("{}").unwrap()).is_ok());
-        assert!(named_event("[1]").is_err() && named_event("{").is_err());
+        assert_eq!(complete_event(given, None).unwrap(), given);
+        let everyone = json!("everyone");
+        let addressed = complete_event(given, Some(&everyone)).unwrap();
+        assert_eq!(addressed, r#"{"audience":"everyone","type":"a","event_id":"x"}"#);
+        assert_eq!(complete_event(&addressed, Some(&json!({"user": "ann"}))).unwrap(), addressed);
+        for audience in [None, Some(&everyone)] {
+            assert!(serde_json::from_str::<Value>(&complete_event("{}", audience).unwrap()).is_ok());
+        }
+        assert!(complete_event("[1]", None).is_err() && complete_event("{", None).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 /// Longer than anybody tries something out; the secret ends with the process anyway.
 const TRIAL: Duration = Duration::from_secs(24 * 3_600);
 
-const SAMPLE: &str = r#"{"type":"task_status_update","data":{"task_id":"t1","status":"in_progress","progress":50}}"#;
+const SAMPLE: &str = r#"{"type":"task_status_update","audience":"everyone","data":{"task_id":"t1","status":"in_progress","progress":50}}"#;
 
 pub(super) struct Banner<'a> {
     pub(super) address: SocketAddr,

@@ -210,6 +210,7 @@ kind!(
     |text: &str| parse_duration(text).filter(|duration| !duration.is_zero()),
     |value: &Duration| show_duration(*value)
 );
+kind!(switch, "BOOL", "true or false", bool, truth, bool::to_string);
 kind!(
     span,
     "DURATION",
@@ -226,6 +227,14 @@ kind!(
     |text: &str| parse_size(text).filter(|&bytes| bytes > 0),
     |value: &usize| show_size(*value)
 );
+
+fn truth(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
 
 fn not_set() -> String {
     "not set".to_owned()

@@ -241,6 +241,8 @@ settings! {
     max_event_bytes: size(hub);
     /// The most events in one batch.
     max_batch_events: positive_count(hub);
+    /// Reject events whose fields do not have the documented types, such as a task_status_update without a task_id or with an unknown status. Off: any JSON object with a type is published.
+    validate_events: switch(hub);
     /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, with commas between them; * for every one.
     allowed_origins: origins(hub);
     /// Proxies in front of the hub, as addresses or networks such as 10.0.0.0/8, which are believed when they say whose request it is (X-Forwarded-For).

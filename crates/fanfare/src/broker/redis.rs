@@ -79,6 +79,8 @@ pub struct RedisOptions {
     pub lag_limit: Duration,
     /// The largest event that is taken from a channel, in bytes of JSON.
     pub max_event_bytes: usize,
+    /// Apply [`Draft::validate`](fanfare_core::Draft::validate) to the events that are taken from channels.
+    pub validate_events: bool,
     /// Connections that a user may have on all nodes together. 0: no limit.
     pub max_connections_per_user: usize,
 }
@@ -92,6 +94,7 @@ impl RedisOptions {
             durability: Durability::Log,
             lag_limit: Duration::from_secs(5),
             max_event_bytes: 64 << 10,
+            validate_events: false,
             max_connections_per_user: 0,
         }
     }

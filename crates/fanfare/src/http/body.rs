@@ -136,6 +136,7 @@ impl Fields {
     /// Puts the name that the path gave first; a body that names another contradicts the path.
     pub(super) fn put_path_id(&mut self, name: &'static str, id: &str) -> Result<(), ApiError> {
         if let Some(own) = self.take(name)
+            && json::number(&own) != Some(id)
             && serde_json::from_str::<String>(own.get()).ok().as_deref() != Some(id)
         {
             return Err(invalid(format!("the field `{name}` is not the one in the path: leave it out")));

@@ -1,6 +1,6 @@
 //! What goes wrong in a request: one table of codes, from which the answers, the counters and the documentation come.
 
-use crate::{AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter};
+use crate::{AudienceError, AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter};
 use axum::{
     Json,
     extract::{
@@ -155,10 +155,16 @@ impl From<EventError> for ApiError {
     }
 }
 
+impl From<AudienceError> for ApiError {
+    fn from(error: AudienceError) -> Self {
+        Self::new(ErrorCode::Invalid, format!("the field `audience` {error}"))
+    }
+}
+
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         let code = match &error {
-            PublishError::Invalid(_) => ErrorCode::Invalid,
+            PublishError::Invalid(_) | PublishError::Audience(_) => ErrorCode::Invalid,
             PublishError::TooLarge { .. } => ErrorCode::EventTooLarge,
             PublishError::Broker(error) => error.into(),
         };

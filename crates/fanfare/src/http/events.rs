@@ -6,9 +6,9 @@ use super::{
     error::{ApiError, ErrorCode},
     responses::{BatchErrors, PublishErrors},
 };
-use crate::{Audience, ConnectionId, Draft, Hub, PublishError, Published};
+use crate::{Audience, BatchError, Draft, Hub, Published};
 use axum::{Json, extract::State, http::StatusCode};
-use fanfare_core::audience::{MAX_TOPIC_BYTES, MAX_USER_BYTES, OWN_TOPICS, check_topic};
+use fanfare_core::audience::{MAX_TOPIC_BYTES, MAX_USER_BYTES};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 use std::{collections::BTreeMap, sync::Arc};
@@ -21,39 +21,30 @@ use utoipa::{
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
 pub(super) struct EventInput {
-    /// What happened, as clients switch on it; not one of the protocol's own frames.
-    #[schema(min_length = 1, max_length = 64, example = "note")]
+    /// What happened, as clients switch on it. The types of the protocol's own frames and types that begin with `$` are
+    /// reserved.
+    #[schema(min_length = 1, max_length = 256, example = "note")]
     #[schema(
-        pattern = "^(?!(?:ack|ping|pong|error|gap|goaway|subscribe|unsubscribe|auth|auth_expiring)$)[A-Za-z0-9_\\-.:/$]+$"
+        pattern = "^(?!(?:ack|ping|pong|error|gap|goaway|subscribe|unsubscribe|auth|auth_expiring)$)(?!\\$)[^\\x00-\\x1f\\x7f-\\x9f]+$"
     )]
     r#type: String,
-    /// The particulars. The types `task_status_update`, `agent_activity_update` and `calendar_event_created` check
-    /// the fields that they know.
+    /// The content, usually an object. With `validate_events` it must be one, and the types `task_status_update`,
+    /// `agent_activity_update` and `calendar_event_created` check the fields that they know.
     #[schema(value_type = Option<Object>, nullable = false, example = json!({"text": "hello"}))]
     data: Option<Value>,
-    /// Publishing again under the same id publishes nothing and answers with the first one's position. Made if left
-    /// out. Not of the form `pos-…-…`, which the hub gives.
+    /// Publishing again under the same id publishes nothing and answers with the first one's position. Generated if
+    /// missing. Not of the form `pos-…-…`, which is reserved for the hub. A number becomes a string.
     #[schema(nullable = false, min_length = 1, max_length = 128, pattern = "^(?!pos-)[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     event_id: Option<String>,
-    /// When it happened, in ISO 8601. Now, if left out.
+    /// When it happened, in ISO 8601. The current time if missing.
     #[schema(nullable = false)]
     timestamp: Option<String>,
-    /// Who gets it. Everyone, if left out.
+    /// Who receives it.
     #[schema(schema_with = audience_schema)]
-    audience: Option<AudienceInput>,
+    audience: Value,
     /// Anything else.
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
-}
-
-/// Who gets an event.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum AudienceInput {
-    Everyone,
-    User(String),
-    Connection(String),
-    Topic(String),
 }
 
 fn audience_schema() -> Schema {
@@ -65,12 +56,12 @@ fn audience_schema() -> Schema {
         ObjectBuilder::new().description(Some(what)).property(name, id).required(name).additional_properties(Some(only))
     };
     OneOfBuilder::new()
-        .description(Some("Who gets it. Everyone, if left out."))
+        .description(Some("Who receives it."))
         .item(id().enum_values(Some(["everyone"])).description(Some("Every connection.")))
         .item(object(
             "user",
             id().min_length(Some(1)).max_length(Some(MAX_USER_BYTES)),
-            "Every connection of one user.",
+            "Every connection of one user. A number is taken as its digits.",
         ))
         .item(object("connection", id().pattern(Some(uuid)), "One connection."))
         .item(object(
@@ -136,7 +127,8 @@ impl From<Published> for PublishedBody {
 
 /// Publish one event
 ///
-/// An answer of success means that the event stands in the log: every client that may know gets it.
+/// An answer of success means that the event is in the log: every authorised client receives it. `audience` is required;
+/// fields such as `user` or `topic` beside it are rejected, because they choose nobody.
 #[utoipa::path(
     post,
     path = "/events",
@@ -172,8 +164,13 @@ pub(super) async fn publish(
     operation_id = "publish_batch",
     security(("bearer" = [])),
     request_body(content = BatchInput, examples(
-        ("array" = (value = json!([{"type": "note", "data": {"n": 1}}, {"type": "note", "audience": {"user": "u1"}}]))),
-        ("object" = (value = json!({"events": [{"type": "note", "event_id": "n-1", "data": {"n": 1}}]}))),
+        ("array" = (value = json!([
+            {"type": "note", "audience": "everyone", "data": {"n": 1}},
+            {"type": "note", "audience": {"user": "u1"}},
+        ]))),
+        ("object" = (value = json!({
+            "events": [{"type": "note", "event_id": "n-1", "audience": "everyone", "data": {"n": 1}}],
+        }))),
     )),
     responses((status = 200, description = "All stand in the log.", body = BatchBody), BatchErrors)
 )]
@@ -184,50 +181,62 @@ pub(super) async fn publish_batch(
 ) -> Result<Json<BatchBody>, ApiError> {
     let drafts = parse_batch(&text, hub.config().max_batch_events)?;
     publisher.count(drafts.len().saturating_sub(1), &hub)?;
-    let published = hub.publish_all_by(drafts, publisher.origin()).await.map_err(|(index, error)| match error {
-        // What holds the log back is no event's fault.
-        error @ PublishError::Broker(_) => error.into(),
-        error => ApiError::from(error).in_batch(index),
+    let published = hub.publish_all_by(drafts, publisher.origin()).await.map_err(|BatchError { index, error }| {
+        let error = ApiError::from(error);
+        match index {
+            Some(index) => error.in_batch(index),
+            None => error,
+        }
     })?;
     Ok(Json(BatchBody { results: published.into_iter().map(PublishedBody::from).collect() }))
 }
 
-/// Reads an event and whom it is for.
+/// Fields that other APIs name an audience with. As fields of an event they would be passed on, and the event would reach
+/// whomever `audience` names.
+const MISPLACED: &[(&str, &str)] = &[
+    ("user", "user"),
+    ("users", "user"),
+    ("connection", "connection"),
+    ("connections", "connection"),
+    ("topic", "topic"),
+    ("topics", "topic"),
+    ("channel", "topic"),
+    ("channels", "topic"),
+    ("audiences", "user"),
+];
+
+/// Reads an event and its audience.
 fn parse(text: &str) -> Result<(Draft, Audience), ApiError> {
     let mut draft = Draft::parse(text).map_err(|error| ApiError::of_text(text, error))?;
-    let audience = draft.take("audience").map_or(Ok(Audience::Everyone), |raw| audience(&raw))?;
-    Ok((draft, audience))
-}
-
-fn audience(raw: &RawValue) -> Result<Audience, ApiError> {
-    // `null` is no audience: who lost a user's id on the way must not reach everyone.
-    let input = serde_json::from_str(raw.get()).map_err(|_| {
+    if let Some(&(field, kind)) = MISPLACED.iter().find(|(field, _)| draft.field(field).is_some()) {
+        return Err(misplaced(field, kind, draft.field(field)));
+    }
+    let audience = draft.take("audience").ok_or_else(|| {
         invalid(
-            "the field `audience` must be \"everyone\", {\"user\": ID}, {\"connection\": UUID} or {\"topic\": NAME}",
+            "the field `audience` is missing: send \"audience\": \"everyone\" to reach every connection, or {\"user\": ID}, \
+             {\"connection\": UUID} or {\"topic\": NAME}",
         )
     })?;
-    match input {
-        AudienceInput::Everyone => Ok(Audience::Everyone),
-        AudienceInput::User(id) => user(&id),
-        AudienceInput::Connection(id) => id
-            .parse::<ConnectionId>()
-            .map(Audience::Connection)
-            .map_err(|error| invalid(format!("the field `audience.connection` is {error}"))),
-        AudienceInput::Topic(name) if name.starts_with(OWN_TOPICS) => {
-            Err(invalid("the field `audience.topic` can't be used: topics that begin with $ are the hub's own"))
-        }
-        AudienceInput::Topic(name) => check_topic(&name)
-            .map(|()| Audience::Topic(Arc::from(name)))
-            .map_err(|error| invalid(format!("the field `audience.topic` can't be used: {error}"))),
-    }
+    Ok((draft, Audience::from_json(&audience)?))
+}
+
+/// Names the right form, with the value if it is one name.
+fn misplaced(field: &str, kind: &str, value: Option<&RawValue>) -> ApiError {
+    let name = value.map_or("", RawValue::get);
+    let single = name.len() <= 64 && name.starts_with(|c: char| c == '"' || c.is_ascii_digit());
+    let name = if single { name } else { "..." };
+    let several = if field.ends_with('s') { ", one event for each" } else { "" };
+    invalid(format!(
+        "the field `{field}` does not choose who receives the event: send \"audience\": {{\"{kind}\": {name}}}{several}; if it \
+         belongs to the event, put it into `data`"
+    ))
 }
 
 /// The audience of one user.
 pub(super) fn user(id: &str) -> Result<Audience, ApiError> {
-    if id.is_empty() || id.len() > MAX_USER_BYTES {
-        return Err(invalid(format!("a user's id must have 1 to {MAX_USER_BYTES} bytes")));
-    }
-    Ok(Audience::User(Arc::from(id)))
+    let audience = Audience::User(Arc::from(id));
+    audience.check()?;
+    Ok(audience)
 }
 
 fn parse_batch(text: &str, limit: usize) -> Result<Vec<(Draft, Audience)>, ApiError> {

@@ -56,7 +56,7 @@ pub(super) struct TaskParams {
     #[param(schema_with = status_schema, required = false)]
     status: Option<String>,
     /// How much is done, in percent; the body's counts.
-    #[param(nullable = false, minimum = 0, maximum = 100, value_type = Option<f64>)]
+    #[param(nullable = false, value_type = Option<f64>)]
     progress: Option<String>,
 }
 
@@ -69,11 +69,13 @@ pub(super) struct NotifyParams {
 }
 
 fn status_schema() -> Object {
-    let names = Some(TaskStatus::NAMES.iter().copied());
+    let names = TaskStatus::NAMES.join(", ");
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .enum_values(names)
-        .description(Some("What the task is doing."))
+        .description(Some(format!(
+            "What the task is doing: {names}, or any other text unless `validate_events` is set."
+        )))
+        .examples(["running"])
         .build()
 }
 
@@ -85,8 +87,7 @@ pub(super) struct TaskInput {
     /// Needed here or in the query.
     #[schema(schema_with = status_schema, required = false)]
     status: Option<String>,
-    /// How much is done, in percent.
-    #[schema(minimum = 0, maximum = 100)]
+    /// How much is done, in percent. 0 to 100 with `validate_events`.
     progress: Option<f64>,
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
@@ -273,10 +274,11 @@ pub(super) async fn create_calendar_event(
     State(hub): State<Hub>,
     mut fields: Fields,
 ) -> Answer<CalendarBody> {
-    let event_id = match fields.get("event_id") {
-        Some(own) => serde_json::from_str(own.get()).map_err(|_| invalid("the field `event_id` must be a string"))?,
+    let event_id = match fields.get("event_id").filter(|own| own.get() != "null") {
+        Some(own) => serde_json::from_str(own.get()).unwrap_or_else(|_| own.get().to_owned()),
         None => {
             let fresh = fresh_event_id();
+            fields.take("event_id");
             fields.put_first("event_id", &fresh)?;
             fresh
         }
@@ -328,38 +330,29 @@ async fn publish_task(
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
 fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
-    let status = params.status.as_deref().map(known_status).transpose()?;
-    let progress = params.progress.map(percentage).transpose()?;
+    let status = params.status.map(|status| raw(&status)).transpose()?;
+    let progress = params.progress.map(number_or_text).transpose()?;
     if let Some(progress) = fields.take("progress").or(progress) {
         fields.put_first("progress", &progress)?;
     }
     let status = fields.take("status").or(status).ok_or_else(|| {
-        invalid(format!("the field `status` is missing: it is one of {}", TaskStatus::NAMES.join(", ")))
+        invalid(format!("the field `status` is missing: it is a text such as {}", TaskStatus::NAMES.join(", ")))
     })?;
     fields.put_first("status", &status)?;
     fields.put_path_id("task_id", task_id)?;
     Ok(fields)
 }
 
-/// The query's `status` as JSON.
-fn known_status(param: &str) -> Result<Box<RawValue>, ApiError> {
-    if !TaskStatus::NAMES.contains(&param) {
-        return Err(invalid(format!("the parameter `status` must be one of {}", TaskStatus::NAMES.join(", "))));
+/// The query's `progress` as JSON: in the digits that it came in, or as a string if it is no number.
+fn number_or_text(param: String) -> Result<Box<RawValue>, ApiError> {
+    match serde_json::from_str::<f64>(&param) {
+        Ok(_) => RawValue::from_string(param.trim().to_owned()).map_err(|error| invalid(error.to_string())),
+        Err(_) => raw(&param),
     }
-    raw(format!("\"{param}\""))
 }
 
-/// The query's `progress` as JSON, in the digits that it came in.
-fn percentage(param: String) -> Result<Box<RawValue>, ApiError> {
-    let number = serde_json::from_str::<f64>(&param).ok();
-    number
-        .filter(|percent| (0.0..=100.0).contains(percent))
-        .ok_or_else(|| invalid("the parameter `progress` must be a number from 0 to 100"))?;
-    raw(param)
-}
-
-fn raw(json: String) -> Result<Box<RawValue>, ApiError> {
-    RawValue::from_string(json).map_err(|error| invalid(error.to_string()))
+fn raw(text: &str) -> Result<Box<RawValue>, ApiError> {
+    serde_json::value::to_raw_value(text).map_err(|error| invalid(error.to_string()))
 }
 
 fn notification(params: NotifyParams, fields: Option<Fields>) -> Result<Draft, ApiError> {

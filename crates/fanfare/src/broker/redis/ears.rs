@@ -144,6 +144,9 @@ fn record(shared: &Shared, message: &Msg) -> Result<Record, String> {
     let payload = message.get_payload_bytes();
     let text = str::from_utf8(payload).map_err(|error| error.to_string())?;
     let draft = Draft::parse(text).map_err(|error| error.to_string())?;
+    if shared.options.validate_events {
+        draft.validate().map_err(|error| error.to_string())?;
+    }
     // Every node hears the message, and all have to give it the same id.
     let event = draft.finish(clock::now().unix_ms, || id_of(channel, payload)).map_err(|error| error.to_string())?;
     let (bytes, limit) = (event.json().len(), shared.options.max_event_bytes);
