@@ -162,8 +162,8 @@ def test_without_an_address_it_says_what_to_set(monkeypatch):
 
 def test_what_is_refused_says_why_and_is_not_tried_again(node):
     url = f"http://{node.address}"
-    with pytest.raises(PublishError, match="task_id") as refused, Publisher(url, token=KEY) as publisher:
-        publisher.publish_broadcast(TaskStatusUpdate(data={"status": "running"}))
+    with pytest.raises(PublishError, match="reserved") as refused, Publisher(url, token=KEY) as publisher:
+        publisher.publish_broadcast(WSMessage(type="$sys"))
     assert (refused.value.status, refused.value.may_be_published) == (422, False)
     with pytest.raises(PublishError) as refused, Publisher(url, token=token("reader")) as publisher:
         publisher.publish_broadcast(WSMessage(type="note"))

@@ -307,6 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn null_counts_as_missing() {
+        let event = finish(r#"{"type":"note","event_id":null,"timestamp":null,"data":null}"#).expect("valid");
+        assert_eq!(
+            event.json(),
+            r#"{"type":"note","event_id":"fresh","timestamp":"1970-01-01T00:00:00.000Z","data":null}"#
+        );
+    }
+
+    #[test]
     fn what_cannot_be_an_event_is_refused_by_name() {
         let deep = format!(r#"{{"type":"note","data":{{"a":{}{}}}}}"#, "[".repeat(70), "]".repeat(70));
         for (text, says) in [
