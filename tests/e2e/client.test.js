@@ -5,7 +5,6 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -119,14 +118,14 @@ tab("without a network it is offline, and with one it is back at once", {}, asyn
   assert.equal((await tab.state()).resumed, true);
 });
 
-tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING: "2s" }, async (hub, tab) => {
+tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
   const sign = (secs) => hub.sign({ sub: "ann", iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + secs });
   const asked = [];
-  await tab.connect({}, async (reason) => { asked.push(reason); return sign(asked.length === 1 ? 3 : 600); });
+  await tab.connect({}, async (reason) => { asked.push(reason); return sign(asked.length === 1 ? 8 : 600); });
   await tab.isState("live");
   await until(() => asked.length === 2, "a newer token to be asked for");
   await until(() => tab.sent.some(({ type }) => type === "auth"), "it to be shown");
-  const ended = Date.now() + 4_000;
+  const ended = Date.now() + 9_000;
   await until(() => Date.now() > ended, "the first token to have ended");
   await note(hub, "e1");
   await tab.has("e1");
@@ -276,18 +275,19 @@ describe("React", () => {
 class Redis {
   static async start() {
     const redis = new Redis();
-    const free = createServer().listen(0, "127.0.0.1");
-    await once(free, "listening");
-    const { port } = free.address();
-    free.close();
-    await once(free, "close");
+    // Below the ports that the system gives to outgoing connections.
+    const port = 29_600 + Math.floor(Math.random() * 2_400);
     redis.url = `redis://127.0.0.1:${port}`;
     redis.directory = mkdtempSync(join(tmpdir(), "fanfare-redis-"));
     redis.child = spawn("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--save", ""], { cwd: redis.directory });
     let output = "";
     redis.child.stdout.on("data", (data) => { output += data; });
-    await until(() => output.includes("Ready to accept connections"), () => `Redis:\n${output}`);
-    return redis;
+    const ended = () => redis.child.exitCode !== null;
+    await until(() => ended() || output.includes("Ready to accept connections"), () => `Redis:\n${output}`);
+    if (!ended()) return redis;
+    assert.match(output, /in use/);
+    rmSync(redis.directory, { recursive: true, force: true });
+    return Redis.start();
   }
 
   async end() {

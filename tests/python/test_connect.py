@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hub import Client, sign, token
+from hub import DEADLINE, Client, sign, token
 from websockets.exceptions import InvalidStatus
 
 POSITION = re.compile(r"pos-[0-9a-f]+-\d+")
@@ -102,7 +102,7 @@ def test_a_request_that_is_no_upgrade_is_told_so(hub):
 def raw_upgrade(hub, headers) -> int:
     import http.client
 
-    connection = http.client.HTTPConnection(hub.address, timeout=10)
+    connection = http.client.HTTPConnection(hub.address, timeout=DEADLINE)
     connection.request("GET", "/ws", headers={name.replace("_", "-"): value for name, value in headers.items()})
     status = connection.getresponse().status
     connection.close()

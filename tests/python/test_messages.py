@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hub import token
+from hub import DEADLINE, token
 
 
 def test_a_ping_is_answered(hub):
@@ -17,21 +17,21 @@ def test_a_ping_is_answered(hub):
 
 def test_a_ping_of_the_websocket_protocol_is_answered_too(hub):
     with hub.client() as client:
-        assert client.socket.ping("payload").wait(10)
+        assert client.socket.ping("payload").wait(DEADLINE)
 
 
 def test_the_hub_pings_and_hears_any_answer(hub_with):
-    hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="2s")
+    hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="4s")
     with hub.client() as client:
         assert client.ack["heartbeat"] == 1
         connected = time.monotonic()
-        answers = ['{"type":"pong"}', '{"type":"nonsense"}', '{"type":"ack","ack_event_id":"x"}', '{"type":"pong"}']
+        answers = ['{"type":"pong"}', '{"type":"nonsense"}', '{"type":"ack","ack_event_id":"x"}', '{"type":"pong"}'] * 2
         for answer in answers:
             ping = client.next_of("ping")
             assert list(ping) == ["type", "event_id", "timestamp"]
             client.send(answer)
         assert client.next_of("ping")["type"] == "ping"
-        assert time.monotonic() - connected > 2, "it lived longer than the timeout"
+        assert time.monotonic() - connected > 4, "it lived longer than the timeout"
 
 
 def test_who_says_nothing_is_closed(hub_with):
@@ -40,7 +40,7 @@ def test_who_says_nothing_is_closed(hub_with):
         connected = time.monotonic()
         code, reason = client.closed()
         assert (code, reason.split(":")[0]) == (4000, "silent for 2 s")
-        assert 1.5 < time.monotonic() - connected < 4
+        assert time.monotonic() - connected > 1.5, "not before its time"
 
 
 BAD = {

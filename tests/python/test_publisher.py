@@ -197,7 +197,7 @@ def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_
     try:
         with SyncListener(f"http://{hub.address}", token("ann"), types=["note"]) as events:
             events.wait_until_live()
-            with Publisher(**address, patience=60) as publisher:
+            with Publisher(**address, patience=90) as publisher:
 
                 def publish() -> None:
                     for n in range(400):
@@ -205,10 +205,10 @@ def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_
 
                 thread = threading.Thread(target=publish)
                 thread.start()
-                until(lambda: len(sequences) > 100, "the first hundred", 30)
+                until(lambda: len(sequences) > 100, "the first hundred")
                 server.kill()
                 server.start()
-                thread.join(60)
+                thread.join(DEADLINE)
                 assert not thread.is_alive() and len(sequences) == 400
             heard = [events.next(DEADLINE) for _ in range(400)]
             assert [one.data["n"] for one in heard] == list(range(400))
@@ -230,7 +230,7 @@ def test_a_listener_goes_on_where_it_was_when_the_hub_comes_back(tmp_path):
             assert events.next(DEADLINE).event_id == "e1"
             hub.restart()
             hub.publish("e2")
-            heard = events.next(30)
+            heard = events.next(DEADLINE)
             assert isinstance(heard, Gap) and heard.reason == "reset", "its log was in memory"
             assert events.next(DEADLINE).event_id == "e2"
     finally:
@@ -259,7 +259,7 @@ def test_the_fastapi_example(node, server, tmp_path):
         process = subprocess.Popen(command, cwd=example, env=environment, stdout=output, stderr=output)
     try:
         running = r"running on (http://\S+)"
-        base = until(lambda: re.search(running, Path(log).read_text()), "the application", 30)[1]
+        base = until(lambda: re.search(running, Path(log).read_text()), "the application")[1]
         with node.client("ann") as ann, httpx.Client(base_url=base) as app:
             task = app.post("/tasks/7/status", json={"status": "running"}).json()
             did = app.post("/users/ann/agents/a/activity", json={"action": "read"}).json()

@@ -213,7 +213,7 @@ impl World {
     fn roll(&self) {
         let before = self.hub.workers();
         self.hub.signal(Signal::SIGHUP);
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         loop {
             let now = self.hub.workers();
             if now.len() == self.workers && now.iter().all(|worker| !before.contains(worker)) {

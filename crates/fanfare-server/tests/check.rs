@@ -177,7 +177,7 @@ fn each_fault_of_a_redis_is_found() {
     assert!(level == "warn" && what.contains("maxmemory is 10 MiB"), "{what}");
 }
 
-/// A proxy that cuts each connection after a time.
+/// A proxy that cuts each connection some time after the server's first answer.
 fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -187,8 +187,9 @@ fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
             let pass =
                 |mut from: TcpStream, mut to: TcpStream| thread::spawn(move || std::io::copy(&mut from, &mut to));
             pass(client.try_clone().unwrap(), server.try_clone().unwrap());
-            pass(server, client.try_clone().unwrap());
             thread::spawn(move || {
+                let _ = server.peek(&mut [0]);
+                pass(server, client.try_clone().unwrap());
                 thread::sleep(patience);
                 let _ = client.shutdown(Shutdown::Both);
             });

@@ -21,7 +21,7 @@ use testbed::{HubProcess, until};
 use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An identity provider.
 #[derive(Clone, Default)]
@@ -114,12 +114,14 @@ async fn a_provider_changes_its_keys_and_nobody_restarts_anything() {
     assert_eq!(shown(&hub, &token(&first, "https://idp")).await, "ack");
     assert_eq!(shown(&hub, &token(&first, "https://other")).await, "1008 token_invalid");
     // A flood of made-up keys does not become one of questions.
-    let asked = provider.asked.load(Ordering::Relaxed);
+    let (asked, begun) = (provider.asked.load(Ordering::Relaxed), Instant::now());
     for _ in 0..50 {
         assert_eq!(shown(&hub, &token(&stranger, "https://idp")).await, "1008 token_invalid");
     }
     let more = provider.asked.load(Ordering::Relaxed) - asked;
-    assert!(more <= 2, "{more}");
+    // It asks at most every 10 s, however long the 50 connects took.
+    let most = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 10;
+    assert!(more <= most, "{more} of {most}");
 
     provider.serve(&[&first, &second]);
     until_shown(&hub, &token(&second, "https://idp"), "ack").await;
@@ -130,7 +132,8 @@ async fn a_provider_changes_its_keys_and_nobody_restarts_anything() {
     provider.leave();
     until_shown(&hub, &token(&stranger, "https://idp"), "1013 keys_unavailable").await;
     assert_eq!(shown(&hub, &token(&second, "https://idp")).await, "ack", "what was fetched stays");
-    assert!(hub.log().contains("can't be fetched: the answer was 502 Bad Gateway"), "{}", hub.log());
+    let says = "can't be fetched: the answer was 502 Bad Gateway";
+    block_in_place(|| until(says, || hub.log().contains(says)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,14 +12,14 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
-use testbed::{Authority, HubProcess, RedisServer, free_port, get, until};
+use testbed::{Authority, HubProcess, RedisServer, free_port, free_ports, get, until};
 use tokio::{task::block_in_place, time::timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 /// Where figures are served: not where the hub listens, which may take the next port.
 const HOME: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -160,8 +160,13 @@ async fn deliveries_and_round_trips_are_measured() {
         }
         noted |= text.contains("\"note\"");
     }
+    let counted = ["fanfare_round_trip_seconds_count", "fanfare_append_to_write_seconds_count", out];
     block_in_place(|| {
-        until("a round trip was measured", || figure(&scrape(port), "fanfare_round_trip_seconds_count") >= 1.0);
+        until("a round trip and the delivery were measured", || {
+            let text = scrape(port);
+            let value = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+            counted.iter().all(|name| value(name).is_some_and(|value| value >= 1.0))
+        });
     });
     let text = block_in_place(|| scrape(port));
     assert_eq!(figure(&text, out), 1.0);
@@ -175,7 +180,8 @@ async fn deliveries_and_round_trips_are_measured() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_worker_has_its_figures_and_its_replacement_goes_on_with_them() {
-    let (redis, port) = (RedisServer::start(), free_port());
+    // The second worker takes the next port.
+    let (redis, port) = (RedisServer::start(), free_ports(2));
     let (url, own) = (redis.url(), format!("{HOME}:{port}"));
     let arguments = ["--redis-url", &url, "--workers", "2", "--metrics-listen", &own];
     let hub = block_in_place(|| HubProcess::start(program(), &arguments, &[("SECRET_KEY", SECRET)]));

@@ -24,7 +24,7 @@ use tokio_tungstenite::{
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const PASSWORD: &str = "correct horse battery";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))

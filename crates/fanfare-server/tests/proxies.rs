@@ -17,7 +17,7 @@ use testbed::{Authority, HubProcess, RedisServer, free_port, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const EVENTS: usize = 400;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))

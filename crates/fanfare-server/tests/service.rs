@@ -5,7 +5,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     path::Path,
@@ -15,7 +15,7 @@ use std::{
 use testbed::{HubProcess, RedisServer, get, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -42,6 +42,16 @@ impl Manager {
         let n = self.socket.recv(&mut buffer).expect("a word in time");
         String::from_utf8(buffer[..n].to_vec()).unwrap().trim().to_owned()
     }
+
+    /// The next word that is no sign of life.
+    fn next_state(&self) -> String {
+        loop {
+            let word = self.next();
+            if word != "WATCHDOG=1" {
+                break word;
+            }
+        }
+    }
 }
 
 fn tells_how_it_stands(more: &[&str]) {
@@ -54,13 +64,31 @@ fn tells_how_it_stands(more: &[&str]) {
         assert_eq!(manager.next(), "WATCHDOG=1");
     }
     hub.signal(Signal::SIGTERM);
-    loop {
-        match &*manager.next() {
-            "WATCHDOG=1" => {}
-            other => break assert_eq!(other, "STOPPING=1"),
-        }
-    }
+    assert_eq!(manager.next_state(), "STOPPING=1");
     assert!(hub.wait().success());
+}
+
+/// The socket takes some ten words. What follows must not stop the hub.
+fn serves_while_nobody_reads_what_it_tells(more: &[&str]) {
+    let manager = Manager::new();
+    let environment = [("SECRET_KEY", SECRET), ("NOTIFY_SOCKET", &manager.path), ("WATCHDOG_USEC", "2000")];
+    let mut hub = HubProcess::launch(program(), more, &environment);
+    assert_eq!(manager.next(), "READY=1");
+    until("the manager's socket is full", || {
+        let probe = UnixDatagram::unbound().unwrap();
+        probe.set_nonblocking(true).unwrap();
+        probe.send_to(b"PROBE=1", &manager.path).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    });
+    assert!(hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"));
+    hub.signal(Signal::SIGTERM);
+    assert!(hub.wait().success(), "it ends though nobody reads that it does");
+}
+
+#[test]
+fn a_service_manager_that_does_not_read_stops_nothing() {
+    serves_while_nobody_reads_what_it_tells(&[]);
+    let redis = RedisServer::start();
+    serves_while_nobody_reads_what_it_tells(&["--redis-url", &redis.url(), "--workers", "2"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 

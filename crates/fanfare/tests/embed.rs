@@ -12,7 +12,7 @@ use tokio::{
 };
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn an_application_publishes_from_its_own_route_and_ends_cleanly() {

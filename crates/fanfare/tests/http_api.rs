@@ -23,7 +23,7 @@ use tower::ServiceExt;
 
 const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 const SECRET: &str = "a secret that is long enough for a test of HS256";
 

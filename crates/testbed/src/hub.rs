@@ -1,6 +1,6 @@
 //! The hub's program, as its users run it.
 
-use crate::process::{Process, free_port, until};
+use crate::process::{PATIENCE, Process, free_port, until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,10 +24,14 @@ pub struct HubProcess {
     home: TempDir,
 }
 
-/// The whole answer to a request, if there is one within a second.
+/// The whole answer to a request, unless nobody listens or the connection breaks off.
 pub fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    get_within(address, path, PATIENCE)
+}
+
+fn get_within(address: SocketAddr, path: &str, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -68,12 +72,13 @@ impl HubProcess {
         self.address
     }
 
-    /// Whether `/health/ready` says so.
+    /// Whether `/health/ready` says so within a second. One that is halted is not ready.
     pub fn is_ready(&self) -> bool {
-        self.get("/health/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        let answer = get_within(self.address, "/health/ready", Duration::from_secs(1));
+        answer.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// The whole answer to a request, if there is one within a second.
+    /// The whole answer to a request, unless nobody listens or the connection breaks off.
     pub fn get(&self, path: &str) -> Option<String> {
         get(self.address, path)
     }

@@ -22,6 +22,6 @@ pub use authority::Authority;
 pub use cluster::Cluster;
 pub use hub::{HubProcess, get};
 pub use postgres::Postgres;
-pub use process::{free_port, until};
+pub use process::{free_port, free_ports, until};
 pub use redis::{RedisServer, RedisSetup};
 pub use sentinel::Sentinels;

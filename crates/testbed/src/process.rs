@@ -2,18 +2,20 @@
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, Uid},
 };
 use std::{
+    env,
+    fs::{self, File},
     net::TcpListener,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-/// How long anything may take to come about.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take to come about. It bounds failures alone: a busy machine may need most of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until something holds, which must be soon.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -24,20 +26,42 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A port that nobody listens on, and that nobody else in this process is given. Below those that the system gives to
-/// outgoing connections, and apart for each process, so that tests that run at once do not meet.
+/// A port that nobody listens on, reserved until this process ends.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let start = u16::try_from(std::process::id() % 170).unwrap() * 50;
-        // Cluster nodes take the port 10,000 higher too.
-        let port = 11_000 + (start + n) % 8_500;
-        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if free(port) && free(port + 10_000) {
-            return port;
+    free_ports(1)
+}
+
+/// The first of `count` consecutive ports that nobody listens on, reserved until this process ends.
+///
+/// They are below those that the system gives to outgoing connections. A locked file for each port keeps every other test
+/// process of this user from being given the same one before its server listens.
+pub fn free_ports(count: u16) -> u16 {
+    const PORTS: u32 = 8_500;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes begin apart from each other, so that they seldom meet a locked file.
+    let start = std::process::id() % 170 * 50;
+    for _ in 0..PORTS {
+        let n = start + NEXT.fetch_add(count.into(), Ordering::Relaxed);
+        let first = 11_000 + u16::try_from(n % (PORTS - u32::from(count))).unwrap();
+        let mut locks = Vec::new();
+        if (first..first + count).all(|port| reserve(port).is_some_and(|lock| locks.push(lock) == ())) {
+            // The locks end with this process.
+            std::mem::forget(locks);
+            return first;
         }
     }
+    panic!("no free port between 11000 and 19500: end the servers that earlier tests left")
+}
+
+/// A lock on a port that nobody listens on.
+fn reserve(port: u16) -> Option<File> {
+    let folder = env::temp_dir().join(format!("fanfare-test-ports-{}", Uid::effective()));
+    fs::create_dir_all(&folder).unwrap();
+    let lock = File::create(folder.join(port.to_string())).unwrap();
+    lock.try_lock().ok()?;
+    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    // Cluster nodes take the port 10,000 higher too.
+    (free(port) && free(port + 10_000)).then_some(lock)
 }
 
 /// A process that ends with this value, however that ends: a guard beside it waits for its parent's end.

@@ -2,16 +2,37 @@
 //! Without one, nothing happens. Workers say nothing: their supervisor does.
 
 use sd_notify::NotifyState;
+use std::{
+    sync::{
+        LazyLock,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
 use tokio::time::sleep;
+
+/// How long the hub waits until the service manager's socket takes that it serves or ends.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A state, and who waits until it is told.
+type Told = (NotifyState<'static>, SyncSender<()>);
+
+/// A thread of its own tells: the socket of a service manager that does not read blocks its sender.
+static TELLER: LazyLock<Option<SyncSender<Told>>> = LazyLock::new(|| {
+    let (sender, states) = sync_channel(4);
+    let thread = thread::Builder::new().name("sd-notify".to_owned()).spawn(move || tell_all(&states));
+    thread.is_ok().then_some(sender)
+});
 
 /// The hub serves.
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready]);
+    tell(NotifyState::Ready, PATIENCE);
 }
 
 /// The hub sees its clients off.
 pub(super) fn ending() {
-    tell(&[NotifyState::Stopping]);
+    tell(NotifyState::Stopping, PATIENCE);
 }
 
 /// Says that this process is alive for as long as its event loop goes round, where a watchdog asks for it.
@@ -19,15 +40,29 @@ pub(super) fn keep_alive() {
     let Some(patience) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
         loop {
-            tell(&[NotifyState::Watchdog]);
+            tell(NotifyState::Watchdog, Duration::ZERO);
             // sd_watchdog_enabled(3) recommends half of what is allowed.
             sleep(patience / 2).await;
         }
     });
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager can't be told");
+fn tell(state: NotifyState<'static>, patience: Duration) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let (done, told) = sync_channel(1);
+    // A full queue means that nobody reads, and then nobody misses it.
+    if TELLER.as_ref().is_some_and(|teller| teller.try_send((state, done)).is_ok()) && !patience.is_zero() {
+        let _ = told.recv_timeout(patience);
+    }
+}
+
+fn tell_all(states: &Receiver<Told>) {
+    for (state, done) in states {
+        if let Err(error) = sd_notify::notify(&[state]) {
+            tracing::warn!(%error, "the service manager can't be told");
+        }
+        let _ = done.try_send(());
     }
 }

@@ -119,7 +119,7 @@ pub(crate) async fn append(broker: &dyn Broker, ids: impl IntoIterator<Item = St
 
 /// As a publisher does it: again and again until the log has it.
 pub(crate) async fn append_patiently(broker: &dyn Broker, id: &str) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while let Err(error) = broker.append(vec![record(id, Audience::Everyone)]).await {
         assert!(Instant::now() < deadline, "{id} was never taken: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -132,7 +132,7 @@ pub(crate) fn ids(prefix: &str, range: std::ops::RangeInclusive<u64>) -> Vec<Str
 
 /// Waits until something holds, which must be soon.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -130,7 +130,7 @@ async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
 
 /// Waits until the list is as it should be.
 pub(crate) async fn list<B: Registry>(broker: &B, user: &str, expected: &[Present]) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let deadline = std::time::Instant::now() + Duration::from_secs(120);
     loop {
         let found = broker.of_user(user).await.unwrap();
         if found == expected {
