@@ -11,10 +11,17 @@ use std::time::Duration;
 pub enum Heard {
     /// An event, in order and once.
     Event(Event),
-    /// History was lost between what came before and what comes next: fetch the state anew.
+    /// History was lost between what came before and what comes next: fetch the state anew, and then ask for more. The
+    /// cursor stays before the gap until then, so that one saved meanwhile leads to the same gap again.
     Gap(Gap),
     /// How the connection stands has changed.
     State(State),
+    /// The hub has taken a [`subscribe`](crate::Listener::subscribe): events of the topic follow from here on. Topics that
+    /// were asked for before the connection was live are subscribed to with it, unless a [`Problem`] names them.
+    Subscribed {
+        /// The topic.
+        topic: String,
+    },
     /// Something went wrong that didn't end the connection.
     Problem(Problem),
 }

@@ -28,9 +28,11 @@ mod closes;
 mod heard;
 mod link;
 mod listener;
+mod mismatch;
 mod token;
 
 pub use heard::{Event, Gap, Heard, Problem, Refused, State};
 pub use link::Cursor;
 pub use listener::{Listener, Options};
+pub use mismatch::scheme_mismatch;
 pub use token::{Token, TokenReason};

@@ -3,6 +3,7 @@
 use crate::{
     closes::{pause, verdict, words},
     heard::{Event, Gap, Heard, Problem, Refused, State},
+    token::TokenReason,
 };
 use fanfare_core::{audience::check_topic, close::Reconnect};
 use serde::Deserialize;
@@ -49,6 +50,8 @@ pub(crate) enum End {
 pub(crate) struct Link {
     url: Url,
     pub(crate) cursor: Cursor,
+    /// The place behind a gap that was handed out, and that is not yet known to be dealt with.
+    behind_gap: Option<String>,
     topics: BTreeSet<String>,
     /// The topics that stood in the URL.
     asked: BTreeSet<String>,
@@ -58,6 +61,8 @@ pub(crate) struct Link {
     renewable: bool,
     /// The token was given for this attempt, and nothing is known of it yet.
     fresh: bool,
+    /// The hub rejected the last token.
+    rejected: bool,
     live_since: Option<Instant>,
     /// Attempts in a row that led to nothing lasting.
     attempts: u32,
@@ -109,12 +114,14 @@ impl Link {
         Ok(Self {
             url: endpoint(url)?,
             cursor: Cursor::default(),
+            behind_gap: None,
             topics: BTreeSet::new(),
             asked: BTreeSet::new(),
             longest: Duration::from_secs(30),
             token: token.map(str::to_owned),
             renewable: token.is_none(),
             fresh: false,
+            rejected: false,
             live_since: None,
             attempts: 0,
             heard: now,
@@ -135,6 +142,18 @@ impl Link {
         self.token.as_deref()
     }
 
+    /// Why a token is asked for to connect.
+    pub(crate) fn token_reason(&self) -> TokenReason {
+        if self.rejected { TokenReason::Rejected } else { TokenReason::Connect }
+    }
+
+    /// The application asks for more: it has dealt with a gap that was handed out.
+    pub(crate) fn go_on(&mut self) {
+        if let Some(place) = self.behind_gap.take() {
+            self.cursor.last_event_id = Some(place);
+        }
+    }
+
     /// A token was given: to connect with, or to show over this connection.
     pub(crate) fn use_token(&mut self, token: String) {
         if self.is_live() {
@@ -147,7 +166,7 @@ impl Link {
 
     /// Another token is to be used, or another way to get one.
     pub(crate) fn replace_token(&mut self, token: Option<&str>) {
-        (self.renewable, self.fresh) = (token.is_none(), false);
+        (self.renewable, self.fresh, self.rejected) = (token.is_none(), false, false);
         self.attempts = 0;
         self.token = token.map(str::to_owned);
     }
@@ -221,8 +240,13 @@ impl Link {
 
     fn read(&mut self, text: &str, now: Instant) -> serde_json::Result<Option<Heard>> {
         let head: Head<'_> = serde_json::from_str(text)?;
-        // Any frame's id is a place to go on from.
-        if head.event_id.is_some() {
+        if head.r#type == "gap" {
+            let Own { reason, missed, .. } = serde_json::from_str(text)?;
+            self.behind_gap = head.event_id;
+            return Ok(Some(Heard::Gap(Gap { reason: reason.unwrap_or_default(), missed })));
+        }
+        // Any other frame's id is a place to go on from, except an ack's that stands behind a gap still to be told.
+        if head.event_id.is_some() && !(head.r#type == "ack" && self.gap_follows(text)?) {
             self.cursor.last_event_id.clone_from(&head.event_id);
         }
         Ok(match &*head.r#type {
@@ -242,13 +266,15 @@ impl Link {
                 self.goaway = Some(now + Duration::from_millis(own.reconnect_after_ms.unwrap_or(0)));
                 None
             }
-            "gap" => {
-                let Own { reason, missed, .. } = serde_json::from_str(text)?;
-                Some(Heard::Gap(Gap { reason: reason.unwrap_or_default(), missed }))
-            }
             "error" => Some(refused(serde_json::from_str(text)?)),
             _ => self.event(text, head),
         })
+    }
+
+    /// Whether this `ack` says that the connection does not go on where the cursor is.
+    fn gap_follows(&self, text: &str) -> serde_json::Result<bool> {
+        let own: Own<'_> = serde_json::from_str(text)?;
+        Ok(!self.is_live() && self.cursor.last_event_id.is_some() && own.resumed == Some(false))
     }
 
     /// What follows from an end: how long to wait, or that there is no use in it.
@@ -284,7 +310,7 @@ impl Link {
                 if !self.renewable || (self.fresh && !time_mends) {
                     return Err(Refused::closed(code, reason));
                 }
-                self.token = None;
+                (self.token, self.rejected) = (None, true);
                 Ok(Some(if self.fresh { Reconnect::Later } else { Reconnect::WithNewToken }))
             }
             other => Ok(other),
@@ -292,12 +318,13 @@ impl Link {
     }
 
     fn acknowledged(&mut self, own: Own<'_>, now: Instant) -> Option<Heard> {
-        // Others answer a subscribe or an auth.
+        // Others answer a subscribe, an unsubscribe or an auth.
         if self.is_live() {
-            return None;
+            let topic = own.topic.filter(|_| own.ack_event_id.as_deref() == Some("subscribe"))?;
+            return Some(Heard::Subscribed { topic });
         }
         self.live_since = Some(now);
-        self.fresh = false;
+        (self.fresh, self.rejected) = (false, false);
         let period = Duration::try_from_secs_f64(own.heartbeat.unwrap_or(30.0)).unwrap_or(Duration::from_secs(30));
         self.patience = period.mul_f64(1.5) + LATE;
         // Another id in the answer means that the old one is lost.
@@ -464,6 +491,7 @@ mod tests {
                 assert_eq!(subject.link.deadline(), back);
                 assert!(matches!(subject.link.expired(back), End::Closed { code: 1012, .. }));
             }
+            subject.link.go_on();
             assert_eq!(subject.link.cursor.last_event_id.as_deref(), Some("pos-ab-5"), "{case}");
         }
     }
@@ -503,6 +531,23 @@ mod tests {
         subject.hears(r#"{"type":"ping","event_id":"pos-1-7","timestamp":""}"#);
         let expected = "ws://h:1/hub/ws?connection_id=c%26d&last_event_id=pos-1-7&topics=a%2Cb";
         assert_eq!(subject.link.address().as_str(), expected);
+    }
+
+    #[test]
+    fn a_cursor_stays_before_a_gap_until_more_is_asked_for() {
+        let mut subject = Subject::new(None);
+        subject.link.cursor.last_event_id = Some("pos-1-2".to_owned());
+        let place = |subject: &Subject| subject.link.cursor.last_event_id.clone().unwrap();
+        subject.hears(FIRST_ACK);
+        assert_eq!(place(&subject), "pos-1-2", "the ack stands behind the gap that follows it");
+        // The connection breaks off in between: the next one must hear of the gap.
+        subject.link.ended(End::Lost(String::new()), subject.now, 1.0).unwrap();
+        subject.hears(FIRST_ACK);
+        let gap = r#"{"type":"gap","event_id":"pos-1-9","timestamp":"","reason":"expired","missed":7}"#;
+        assert!(matches!(subject.hears(gap), Some(Heard::Gap(_))));
+        assert_eq!(place(&subject), "pos-1-2", "what is saved while the state is fetched leads to the gap again");
+        subject.link.go_on();
+        assert_eq!(place(&subject), "pos-1-9");
     }
 
     #[test]

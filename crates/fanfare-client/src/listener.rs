@@ -3,6 +3,7 @@
 use crate::{
     heard::{Heard, Refused},
     link::{Cursor, End, FIRST, Link},
+    mismatch,
     token::{Token, TokenFuture, TokenReason},
 };
 use futures_util::{SinkExt, Stream, StreamExt, stream};
@@ -11,6 +12,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::{Future, pending},
+    io::ErrorKind,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -38,6 +40,9 @@ const UNREAD: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long a token may take that is asked for.
+const TOKEN: Duration = Duration::from_secs(30);
+
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 type Opening = Pin<Box<dyn Future<Output = Result<Socket, Failure>> + Send>>;
 
@@ -49,6 +54,7 @@ pub struct Options {
     topics: Vec<String>,
     cursor: Cursor,
     longest: Option<Duration>,
+    token_timeout: Duration,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -56,6 +62,7 @@ pub struct Options {
 pub struct Listener {
     link: Link,
     token: Token,
+    token_timeout: Duration,
     tls: Option<Arc<ClientConfig>>,
     phase: Phase,
     /// A token to show over the open connection.
@@ -80,7 +87,8 @@ impl Options {
     /// A hub, or its endpoint (`wss://host/ws`; `http` and `https` do as well), and a token for it.
     pub fn new(url: impl Into<String>, token: impl Into<Token>) -> Self {
         let (url, token) = (url.into(), token.into());
-        Self { url, token, topics: Vec::new(), cursor: Cursor::default(), longest: None, tls: None }
+        let (topics, cursor) = (Vec::new(), Cursor::default());
+        Self { url, token, topics, cursor, longest: None, token_timeout: TOKEN, tls: None }
     }
 
     /// The topics to subscribe to.
@@ -104,6 +112,13 @@ impl Options {
         self
     }
 
+    /// How long a token that is [asked](Token::asked) for may take; 30 s unless set.
+    #[must_use]
+    pub fn token_timeout(mut self, patience: Duration) -> Self {
+        self.token_timeout = patience;
+        self
+    }
+
     /// How to trust the hub's certificate; the system's authorities unless set.
     #[must_use]
     pub fn tls(mut self, config: Arc<ClientConfig>) -> Self {
@@ -116,12 +131,19 @@ impl Options {
     /// # Errors
     /// If the URL can't be a hub's, or a name can't be a topic's.
     pub fn listen(self) -> Result<Listener, Refused> {
-        let Self { url, token, topics, cursor, longest, tls } = self;
+        let Self { url, token, topics, cursor, longest, token_timeout, tls } = self;
         let mut link = Link::new(&url, token.given(), Instant::now())?;
         link.cursor = cursor;
         link.longest = longest.unwrap_or(link.longest);
         topics.iter().try_for_each(|topic| link.subscribe(topic))?;
-        Ok(Listener { link, token, tls, phase: Phase::Resting(Box::pin(sleep(Duration::ZERO))), renewal: None })
+        Ok(Listener {
+            link,
+            token,
+            token_timeout,
+            tls,
+            phase: Phase::Resting(Box::pin(sleep(Duration::ZERO))),
+            renewal: None,
+        })
     }
 }
 
@@ -134,6 +156,7 @@ impl Listener {
     /// # Errors
     /// If another attempt would end as the last one did. So does every further call, until [`retry`](Self::retry).
     pub async fn next(&mut self) -> Result<Heard, Refused> {
+        self.link.go_on();
         loop {
             if let Some(heard) = self.step().await? {
                 return Ok(heard);
@@ -152,7 +175,8 @@ impl Listener {
         })
     }
 
-    /// Asks for the events of a topic, now and whenever it connects. Sent with the next call of [`next`](Self::next).
+    /// Asks for the events of a topic, now and whenever it connects. Sent with the next call of [`next`](Self::next), which
+    /// later gives [`Heard::Subscribed`], or a [`Heard::Problem`] that names the topic.
     ///
     /// # Errors
     /// If the name can't be a topic's: 1 to 128 bytes without comma, asterisk or white space.
@@ -202,7 +226,7 @@ impl Listener {
             Phase::Resting(rest) => {
                 rest.await;
                 self.phase = match self.link.token() {
-                    None => self.token.ask(TokenReason::Connect).map_or_else(no_token, Phase::Asking),
+                    None => self.ask(self.link.token_reason()).map_or_else(no_token, Phase::Asking),
                     Some(_) => self.opening(),
                 };
             }
@@ -227,12 +251,16 @@ impl Listener {
                     Err(end) => return self.ended(end),
                 };
                 if std::mem::take(&mut self.link.expiring) {
-                    self.renewal = self.token.ask(TokenReason::Expiring);
+                    self.renewal = self.ask(TokenReason::Expiring);
                 }
                 return Ok(heard);
             }
         }
         Ok(None)
+    }
+
+    fn ask(&self, reason: TokenReason) -> Option<TokenFuture> {
+        self.token.ask(reason, self.token_timeout)
     }
 
     fn opening(&mut self) -> Phase {
@@ -343,10 +371,28 @@ async fn open(url: Url, token: String, tls: Option<Arc<ClientConfig>>) -> Result
     match timeout(FIRST, opening).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(tungstenite::Error::Http(answer))) => Err(answered(&url, &answer)),
-        Ok(Err(tungstenite::Error::Io(error))) => Err(unreachable(error.to_string())),
-        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Ok(Err(error)) => Err(match not_a_hub(&url, &error).await {
+            Some(why) => Failure::Final(Refused::because(why)),
+            None => unreachable(match error {
+                tungstenite::Error::Io(error) => error.to_string(),
+                other => other.to_string(),
+            }),
+        }),
         Err(_) => Err(unreachable("it does not answer".to_owned())),
     }
+}
+
+/// What is wrong with a server that is there, if another attempt would end in the same way.
+async fn not_a_hub(url: &Url, error: &tungstenite::Error) -> Option<String> {
+    use tungstenite::{Error, error::ProtocolError};
+    if matches!(error, Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused) {
+        return None;
+    }
+    let scheme = mismatch::scheme_mismatch(url, error).await;
+    // It answered, with something that is not HTTP.
+    let other = matches!(error, Error::Protocol(ProtocolError::HttparseError(_)));
+    let address = &url[Position::BeforeHost..Position::AfterPort];
+    scheme.or_else(|| other.then(|| format!("what is at {address} is no hub: its answer is not HTTP")))
 }
 
 /// What an answer other than the upgrade means.

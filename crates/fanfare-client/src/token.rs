@@ -1,12 +1,15 @@
 //! Where the token comes from: given once, or asked for when one is needed.
 
-use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use tokio::time::timeout;
 
 /// Why a token is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenReason {
-    /// To connect: there was none yet, or the hub refused the last one.
+    /// To connect, with any token that is still valid.
     Connect,
+    /// To connect: the hub rejected the last one, so the same again is of no use.
+    Rejected,
     /// The one in use ends soon; the new one is shown over the same connection.
     Expiring,
 }
@@ -24,8 +27,11 @@ pub(crate) enum Source {
 }
 
 impl Token {
-    /// A token that is asked for when one is needed: before the first connect, after the hub refused the last one, and
-    /// shortly before the one in use ends. An error is tried again later.
+    /// A token that is asked for when one is needed: before the first connect, after the hub rejected the last one, and
+    /// shortly before the one in use ends.
+    ///
+    /// An error, no answer within [`token_timeout`](crate::Options::token_timeout), or an answer that is neither a JWT nor
+    /// an access key is reported without showing it, and tried again later.
     pub fn asked<F, R>(ask: F) -> Self
     where
         F: Fn(TokenReason) -> R + Send + Sync + 'static,
@@ -35,11 +41,13 @@ impl Token {
     }
 
     /// Asks for one, if there is somebody to ask.
-    pub(crate) fn ask(&self, reason: TokenReason) -> Option<TokenFuture> {
-        match &self.0 {
-            Source::Given(_) => None,
-            Source::Asked(ask) => Some(ask(reason)),
-        }
+    pub(crate) fn ask(&self, reason: TokenReason, patience: Duration) -> Option<TokenFuture> {
+        let Source::Asked(ask) = &self.0 else { return None };
+        let answer = ask(reason);
+        Some(Box::pin(async move {
+            let token = timeout(patience, answer).await.map_err(|_| NoToken::Silent(patience))??;
+            if is_token(&token) { Ok(token) } else { Err(NoToken::Other.into()) }
+        }))
     }
 
     pub(crate) fn given(&self) -> Option<&str> {
@@ -48,6 +56,25 @@ impl Token {
             Source::Asked(_) => None,
         }
     }
+}
+
+/// Why what was asked gave no token.
+#[derive(Debug, thiserror::Error)]
+enum NoToken {
+    #[error("the token source did not answer within {} s", .0.as_secs_f64())]
+    Silent(Duration),
+    #[error("the token source returned neither a JWT nor an access key")]
+    Other,
+}
+
+/// Whether a text has the form of a JWT (RFC 7519 section 3) or of an access key. The hub looks closer.
+fn is_token(text: &str) -> bool {
+    let is_word = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if let Some(key) = text.strip_prefix("ffk_") {
+        return !key.is_empty() && is_word(key);
+    }
+    let parts: Vec<_> = text.split('.').collect();
+    parts.len() == 3 && parts.iter().all(|part| !part.is_empty() && is_word(part))
 }
 
 impl<T: Into<String>> From<T> for Token {
@@ -59,5 +86,32 @@ impl<T: Into<String>> From<T> for Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_token_is_told_apart() {
+        for token in ["aa.bb-_.cc", "ffk_aZ09-_"] {
+            assert!(is_token(token), "{token}");
+        }
+        for other in [
+            "",
+            "undefined",
+            "null",
+            "a.b",
+            "a..c",
+            "a.b.c.d",
+            "a.b.c\n",
+            "Bearer a.b.c",
+            "{\"a\":1}",
+            "ffk_",
+            "ffk_ x",
+        ] {
+            assert!(!is_token(other), "{other}");
+        }
     }
 }

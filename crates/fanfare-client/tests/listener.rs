@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -201,6 +201,7 @@ async fn topics_come_and_go() {
     assert_eq!(number(&mut listener).await, 1);
     listener.subscribe("b").unwrap();
     listener.unsubscribe("a");
+    assert!(matches!(next(&mut listener).await, Heard::Subscribed { topic } if topic == "b"));
     tokio::select! {
         heard = listener.next() => panic!("{heard:?}"),
         () = until("the hub has taken both", || server.hub.metrics().get(Counter::Messages) == 2) => {}
@@ -270,6 +271,128 @@ async fn a_gap_comes_before_what_follows_it() {
     for n in 21..=30 {
         assert_eq!(number(&mut listener).await, n);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_saved_while_a_gap_is_dealt_with_leads_to_the_gap_again() {
+    let server = serve(Config { window_events: 10, ..config() }).await;
+    for n in 1..=30 {
+        server.publish(n, Audience::Everyone).await;
+    }
+    let first = fanfare::Position { sequence: 1, ..server.hub.stats().head };
+    let mut cursor = Cursor { connection_id: None, last_event_id: Some(first.to_string()) };
+    for ends_after in ["the connect", "the gap"] {
+        let mut listener = server.options().cursor(cursor).listen().unwrap();
+        live(&mut listener).await;
+        if ends_after == "the gap" {
+            assert!(matches!(next(&mut listener).await, Heard::Gap(_)));
+        }
+        cursor = listener.cursor().clone();
+    }
+    let mut listener = server.options().cursor(cursor).listen().unwrap();
+    live(&mut listener).await;
+    assert!(matches!(next(&mut listener).await, Heard::Gap(_)), "it is told until the application asks for more");
+    assert_eq!(number(&mut listener).await, 21);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_is_answered() {
+    let server = serve(config()).await;
+    let claims = Claims { sub: "ann".to_owned(), topics: vec!["a".to_owned(), "b".to_owned()], ..Claims::default() };
+    let token = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let mut listener = options(server.address, token).topics(["a", "forbidden-before"]).listen().unwrap();
+    live(&mut listener).await;
+    let refused = async |listener: &mut Listener| match next(listener).await {
+        Heard::Problem(problem) => (problem.error, problem.topic.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden-before".to_owned()));
+    listener.subscribe("b").unwrap();
+    assert!(matches!(next(&mut listener).await, Heard::Subscribed { topic } if topic == "b"));
+    listener.subscribe("forbidden").unwrap();
+    assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden".to_owned()));
+    server.publish(1, Audience::Topic("b".into())).await;
+    assert_eq!(number(&mut listener).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
+    let server = serve(config()).await;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let reasons = asked.clone();
+    let source = Token::asked(move |reason| {
+        let mut reasons = reasons.lock().unwrap();
+        reasons.push(reason);
+        let turn = reasons.len();
+        async move {
+            match turn {
+                1 => Err("the login is away".into()),
+                2 => std::future::pending().await,
+                3 => Ok("<html>a page with a secret</html>".to_owned()),
+                4 => Ok(token("ann", 0)),
+                _ => Ok(token("ann", 3_600)),
+            }
+        }
+    });
+    let options = options(server.address, source).token_timeout(Duration::from_millis(50));
+    let mut listener = options.longest_pause(Duration::from_millis(10)).listen().unwrap();
+    for says in
+        ["the login is away", "did not answer within 0.05 s", "neither a JWT nor an access key", "token_expired"]
+    {
+        match next(&mut listener).await {
+            Heard::State(State::Connecting { reason, .. }) => {
+                assert!(reason.contains(says) && !reason.contains("secret"), "{says}: {reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    live(&mut listener).await;
+    let connect = TokenReason::Connect;
+    assert_eq!(*asked.lock().unwrap(), [connect, connect, connect, connect, TokenReason::Rejected]);
+}
+
+/// A server that answers as rustls does.
+async fn tls_server() -> SocketAddr {
+    let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let private = rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![key.cert.der().clone()], private).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move { drop(acceptor.accept(stream).await) });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_without_tls_for_a_server_with_it_is_final_and_the_reverse() {
+    let (tls, plain) = (tls_server().await, serve(config()).await.address);
+    for (url, says) in [
+        (format!("ws://{tls}/ws"), "speaks TLS: use wss:// or https:// in its URL"),
+        (format!("http://{tls}"), "speaks TLS: use wss:// or https:// in its URL"),
+        (format!("wss://{plain}/hub/ws"), "does not speak TLS: use ws:// or http:// in its URL"),
+    ] {
+        let mut listener = Options::new(&url, token("ann", 3_600)).listen().unwrap();
+        let refused = timeout(PATIENCE, listener.next()).await.unwrap().expect_err(&url);
+        assert!(refused.reason.contains(says), "{url}: {refused}");
+    }
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = other.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = other.accept().await {
+            let _ = stream.write_all(b"-ERR unknown command\r\n").await;
+            let _ = stream.read(&mut [0; 4_096]).await;
+        }
+    });
+    let mut listener = options(address, token("ann", 3_600)).listen().unwrap();
+    let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
+    assert!(refused.reason.contains("is no hub: its answer is not HTTP"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,8 +27,12 @@ fn hub(arguments: &[&str]) -> HubProcess {
 }
 
 fn bench(home: &TempDir, hub: &HubProcess, arguments: &[&str]) -> Command {
+    bench_at(&format!("ws://{}/ws", hub.address()), home, arguments)
+}
+
+fn bench_at(url: &str, home: &TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.args(["bench", "--url", &format!("ws://{}/ws", hub.address())]).args(arguments);
+    command.args(["bench", "--url", url]).args(arguments);
     command.env("SECRET_KEY", SECRET).env("RUST_BACKTRACE", "0").current_dir(home.path());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -129,6 +133,31 @@ fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
     let few = ["--connections", "10", "--hold", "1s", "--token", &token(false, false)];
     let output = run(&home, &hub, &few);
     assert!(output.status.success() && said(&output).contains("may not publish"), "{}", said(&output));
+}
+
+#[test]
+fn what_no_client_gets_past_is_said_once() {
+    let hub = hub(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let load = ["--connections", "500", "--processes", "2", "--hold", "1s"];
+    let mut wrong_secret = bench(&home, &hub, &load);
+    wrong_secret.env("SECRET_KEY", "another secret of thirty-two bytes");
+    let wrong_token = [&load[..], &["--token", "no token"]].concat();
+    let mut nobody = bench_at(&format!("http://127.0.0.1:{}", testbed::free_port()), &home, &load);
+    let mut other_path = bench_at(&format!("http://{}/elsewhere", hub.address()), &home, &load);
+    for (command, says) in [
+        (&mut wrong_secret, "signed with another key; is this the hub's secret?"),
+        (&mut bench(&home, &hub, &wrong_token), "token_invalid: "),
+        (&mut nobody, "there is no hub at 127.0.0.1:"),
+        (&mut other_path, "/elsewhere/ws is no hub: HTTP status 404"),
+    ] {
+        let output = command.output().unwrap();
+        let said = said(&output);
+        assert!(!output.status.success(), "{said}");
+        assert_eq!((said.matches(says).count(), said.lines().count()), (1, 1), "{says}: {said}");
+    }
+    let metrics = hub.get("/ws/health").unwrap();
+    assert!(metrics.contains(r#""total":0"#), "{metrics}");
 }
 
 #[test]

@@ -128,6 +128,37 @@ async fn the_programs_own_commands_speak_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_with_the_wrong_scheme_ends_and_says_the_right_one() {
+    let server = block_in_place(|| Server::start(&[]));
+    let plain = block_in_place(|| HubProcess::start(program(), &[], &[("SECRET_KEY", SECRET)]));
+    let ca = server.files.path().join("ca.pem");
+    for (url, says) in [
+        (format!("ws://localhost:{}/ws", server.hub.address().port()), "speaks TLS: use wss:// or https:// in its URL"),
+        (
+            format!("https://localhost:{}", plain.address().port()),
+            "does not speak TLS: use ws:// or http:// in its URL",
+        ),
+    ] {
+        for arguments in [
+            &["publish", "--type", "note"][..],
+            &["tail"],
+            &["bench", "--connections", "2", "--hold", "1s"],
+            &["health"],
+            &["why", "e1"],
+            &["check", "--hold", "1s"],
+        ] {
+            let mut command = Command::new(program());
+            command.args(arguments).args(["--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
+            command.env("SSL_CERT_FILE", &ca).current_dir(server.files.path());
+            let output = block_in_place(|| command.output()).unwrap();
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(!output.status.success() && said.contains(says), "{arguments:?} {url}: {said}");
+            assert!(!said.contains("again in") && said.matches(says).count() == 1, "{arguments:?} {url}: {said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
     const EVENTS: u64 = 2_000;
     let server = block_in_place(|| Server::start(&["--connects-per-second-per-address", "0"]));

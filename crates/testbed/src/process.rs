@@ -9,7 +9,10 @@ use std::{
     fs::{self, File},
     net::TcpListener,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -38,6 +41,8 @@ pub fn free_port() -> u16 {
 pub fn free_ports(count: u16) -> u16 {
     const PORTS: u32 = 8_500;
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    // A lock ends with its file, and all with this process.
+    static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
     // Processes begin apart from each other, so that they seldom meet a locked file.
     let start = std::process::id() % 170 * 50;
     for _ in 0..PORTS {
@@ -45,8 +50,7 @@ pub fn free_ports(count: u16) -> u16 {
         let first = 11_000 + u16::try_from(n % (PORTS - u32::from(count))).unwrap();
         let mut locks = Vec::new();
         if (first..first + count).all(|port| reserve(port).is_some_and(|lock| locks.push(lock) == ())) {
-            // The locks end with this process.
-            std::mem::forget(locks);
+            RESERVED.lock().unwrap().append(&mut locks);
             return first;
         }
     }

@@ -437,7 +437,12 @@ impl Agent {
         } else {
             self.tally.failed += 1;
         }
+        // A rejected token does not become a good one.
+        let rejected = ended.why.starts_with("closed 1008 ");
         self.tally.error(ended.why);
+        if rejected {
+            return;
+        }
         let pause = ended.back_after_ms.map_or_else(|| PAUSE.mul_f64(0.5 + fastrand::f64()), Duration::from_millis);
         self.timers.push(Reverse((Instant::now() + pause, at, Due::Retry)));
     }

@@ -33,6 +33,7 @@ use agent::{Order, Progress, Report, Setup};
 use anyhow::Context;
 use clap::ArgMatches;
 use fanfare::auth::Claims;
+use fanfare_client::Options;
 use indicatif::{ProgressBar, ProgressStyle};
 use outcome::{Floor, Outcome, Second, Server};
 use plan::Plan;
@@ -71,6 +72,8 @@ struct Who {
     /// All are of this one, if there is one token for all.
     user: Option<String>,
     token: Option<String>,
+    /// What the first client shows.
+    first: String,
     publisher: Access,
 }
 
@@ -132,7 +135,8 @@ fn maker(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<Mak
 fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Result<Who> {
     let Some(token) = matches.get_one::<String>("token").map(|token| token.trim().to_owned()) else {
         let publisher = Claims { sub: "bench".to_owned(), publish: true, ..claims() };
-        return Ok(Who { user: None, token: None, publisher: Access::made(settings, publisher)? });
+        let first = Maker::new(settings, claims(), TOKENS)?.token_of(&agent::user_name(0))?;
+        return Ok(Who { user: None, token: None, first, publisher: Access::made(settings, publisher)? });
     };
     let claims = parts(&token).map(|(_, claims)| claims).unwrap_or_default();
     let admin = claims["admin"] == true;
@@ -151,13 +155,31 @@ fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Re
     } else if plan.mix == [0; 3] {
         return Err(WrongUse("the token allows none of the audiences that --mix names".to_owned()).into());
     }
-    Ok(Who { user: user.or_else(|| Some(String::new())), publisher: Access::Given(token.clone()), token: Some(token) })
+    let user = user.or_else(|| Some(String::new()));
+    Ok(Who { user, publisher: Access::Given(token.clone()), first: token.clone(), token: Some(token) })
+}
+
+/// Has one client let in, so that what no client gets past is said once, and not by each of them.
+async fn try_out(plan: &Plan, who: &Who) -> anyhow::Result<()> {
+    let server = Http::parse(&plan.url)?;
+    server.connect().await.with_context(|| format!("there is no hub at {server}"))?;
+    let mut listener = Options::new(&plan.url, who.first.as_str()).listen()?;
+    match listener.next().await {
+        Err(rejected) if rejected.code == Some(1008) && who.token.is_none() => {
+            anyhow::bail!("{rejected}; is this the hub's secret? Set SECRET_KEY to it, or give --token")
+        }
+        Err(rejected) => return Err(rejected.into()),
+        // It is in, or there is no room now, which the clients wait for.
+        Ok(_) => listener.close().await,
+    }
+    Ok(())
 }
 
 /// The load on the hub, and then on the floor if that is wanted.
 async fn measure(plan: Plan, who: Who, target: Target) -> anyhow::Result<Outcome> {
+    try_out(&plan, &who).await?;
     let began_at = crate::commands::access::unix_secs();
-    let Who { user, token, publisher } = who;
+    let Who { user, token, publisher, .. } = who;
     let load = Load::start(&plan, "clients", token, target.address.port()).await?;
     let publisher = Publisher::new(Http::parse(&plan.url)?, publisher, &plan, load.run, user);
     let measured = load.run(publisher).await?;

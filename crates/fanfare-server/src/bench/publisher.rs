@@ -7,6 +7,7 @@ use super::{
     tally::{Stream, Times},
 };
 use crate::commands::{
+    Usage,
     access::Access,
     http::{Answer, Server},
 };
@@ -123,6 +124,7 @@ impl Publisher {
                     return Ok(());
                 }
                 Ok(answer) => format!("HTTP status {}", answer.status.as_u16()),
+                Err(error) if error.is::<Usage>() => return Err(error),
                 Err(error) => error.to_string(),
             };
             *self.published.retries.entry(why).or_default() += 1;

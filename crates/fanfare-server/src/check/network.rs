@@ -6,6 +6,7 @@ use crate::{
     settings::Settings,
 };
 use fanfare::auth::Claims;
+use fanfare_client::scheme_mismatch;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -51,7 +52,14 @@ pub(super) async fn check(url: &str, hold: Duration, settings: &Settings) -> any
             ];
             return Ok(vec![UPGRADE.fail(what, &nginx)]);
         }
-        Ok(Err(error)) => return Ok(vec![ADDRESS.fail(format!("{server}: {error}"), &[&format!("curl -v {url}")])]),
+        Ok(Err(error)) => {
+            let why = match server.websocket_url().parse() {
+                Ok(url) => scheme_mismatch(&url, &error).await,
+                Err(_) => None,
+            };
+            let why = why.unwrap_or_else(|| format!("{server}: {error}"));
+            return Ok(vec![ADDRESS.fail(why, &[&format!("curl -v {url}")])]);
+        }
         Err(_) => return Ok(vec![ADDRESS.fail(format!("{server} does not answer"), &[&format!("curl -v {url}")])]),
     };
     let opened = begun.elapsed();

@@ -2,8 +2,9 @@
 
 use super::Usage;
 use anyhow::Context;
+use fanfare_client::scheme_mismatch;
 use hyper::{StatusCode, Uri, body::Bytes, header::CONTENT_TYPE};
-use reqwest::{Client, RequestBuilder, redirect::Policy};
+use reqwest::{Client, RequestBuilder, Response, redirect::Policy};
 use std::{fmt, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -70,17 +71,36 @@ impl Server {
     /// Posts JSON. An error means that it isn't known whether the request arrived.
     pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
         let request = self.client.post(self.url(path)).bearer_auth(checked(token)?);
-        answer(request.header(CONTENT_TYPE, "application/json").body(json)).await
+        self.ask(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
 
     /// Gets something, with a token if it is not open to everybody.
     pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<Answer> {
         let request = self.client.get(self.url(path));
-        answer(match token {
+        self.ask(match token {
             Some(token) => request.bearer_auth(checked(token)?),
             None => request,
         })
         .await
+    }
+
+    async fn ask(&self, request: RequestBuilder) -> anyhow::Result<Answer> {
+        match request.send().await {
+            Ok(answer) => read(answer).await,
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Why there is no answer. Where the URL's scheme is wrong, another attempt is of no use.
+    async fn explain(&self, error: reqwest::Error) -> anyhow::Error {
+        let there = self.tls || !(error.is_connect() || error.is_timeout());
+        if there
+            && let Ok(url) = self.url("/").parse()
+            && let Some(why) = scheme_mismatch(&url, &error).await
+        {
+            return Usage(why).into();
+        }
+        plainly(error)
     }
 
     fn url(&self, path: &str) -> String {
@@ -96,8 +116,7 @@ fn checked(token: &str) -> Result<&str, Usage> {
     Ok(token)
 }
 
-async fn answer(request: RequestBuilder) -> anyhow::Result<Answer> {
-    let mut answer = request.send().await.map_err(plainly)?;
+async fn read(mut answer: Response) -> anyhow::Result<Answer> {
     let (status, mut body) = (answer.status(), Vec::new());
     while let Some(part) = answer.chunk().await.map_err(plainly)? {
         body.extend_from_slice(&part);
