@@ -48,8 +48,8 @@ pub fn free_ports(count: u16) -> u16 {
     for _ in 0..PORTS {
         let n = start + NEXT.fetch_add(count.into(), Ordering::Relaxed);
         let first = 11_000 + u16::try_from(n % (PORTS - u32::from(count))).unwrap();
-        let mut locks = Vec::new();
-        if (first..first + count).all(|port| reserve(port).is_some_and(|lock| locks.push(lock) == ())) {
+        let locks: Option<Vec<File>> = (first..first + count).map(reserve).collect();
+        if let Some(mut locks) = locks {
             RESERVED.lock().unwrap().append(&mut locks);
             return first;
         }
