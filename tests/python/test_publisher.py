@@ -14,9 +14,11 @@ from fanfare_publisher import (
     AgentActivityUpdate,
     AsyncPublisher,
     CalendarEventCreated,
+    EventRejected,
     Gap,
     Listener,
     MessageType,
+    NotAuthorized,
     Published,
     Publisher,
     PublishError,
@@ -26,7 +28,7 @@ from fanfare_publisher import (
     TaskStatusUpdate,
     WSMessage,
 )
-from fanfare_publisher import listener as listening
+from fanfare_publisher import client as listening
 from hub import DEADLINE, PUBLISHER, ROOT, Hub, token, until
 from redis_server import RedisServer
 
@@ -65,13 +67,17 @@ def test_closes(case):
 @pytest.mark.parametrize("case", vectors("frames"), ids=lambda case: case["text"][:40])
 def test_frames(case):
     expected = case["client"]
-    client = listening.Client("ws://hub/ws", lambda: "a newer token", [])
+    client = listening.Client("ws://hub/ws", [], renews=True)
     client.receive(vectors("frames")[0]["text"])
-    answer, heard = client.receive(case["text"])
+    received = client.receive(case["text"])
     assert client.last_event_id == "pos-ab-5"
+    answer = client.auth("a newer token") if received.wants_token else received.answer
     assert (json.loads(answer) if answer else None) == expected.get("sends")
     gap = expected.get("gap")
-    assert heard == (Gap(gap["reason"], gap.get("missed")) if gap else None)
+    assert received.heard == (Gap(gap["reason"], gap.get("missed")) if gap else None)
+    problem, said = received.problem, case["say"]
+    assert (problem and {"error": problem.error, "message": problem.message}) == expected.get("problem")
+    assert problem is None or (problem.topic, problem.ack_event_id) == (said.get("topic"), said.get("ack_event_id"))
     if "returns_after_ms" in expected:
         assert client.closed(1012, "") >= expected["returns_after_ms"] / 1_000
 
@@ -82,8 +88,8 @@ def test_events(case):
     fields = {name: value for name, value in expected.items() if name != "type" or case["class"] == "WSMessage"}
     message = CLASSES[case["class"]](**fields)
     assert json.loads(message.model_dump_json()) == expected
-    client = listening.Client("ws://hub/ws", "t", [])
-    assert client.receive(case["delivered"])[1].model_dump(mode="json") == expected
+    client = listening.Client("ws://hub/ws", [])
+    assert client.receive(case["delivered"]).heard.model_dump(mode="json") == expected
 
 
 def test_a_message_has_what_the_references_has():
@@ -162,12 +168,12 @@ def test_without_an_address_it_says_what_to_set(monkeypatch):
 
 def test_what_is_refused_says_why_and_is_not_tried_again(node):
     url = f"http://{node.address}"
-    with pytest.raises(PublishError, match="reserved") as refused, Publisher(url, token=KEY) as publisher:
+    with pytest.raises(EventRejected, match="reserved") as refused, Publisher(url, token=KEY) as publisher:
         publisher.publish_broadcast(WSMessage(type="$sys"))
-    assert (refused.value.status, refused.value.may_be_published) == (422, False)
-    with pytest.raises(PublishError) as refused, Publisher(url, token=token("reader")) as publisher:
+    assert (refused.value.status, refused.value.code, refused.value.may_be_published) == (422, "invalid", False)
+    with pytest.raises(NotAuthorized) as refused, Publisher(url, token=token("reader")) as publisher:
         publisher.publish_broadcast(WSMessage(type="note"))
-    assert refused.value.status == 403
+    assert (refused.value.status, refused.value.code) == (403, "forbidden")
 
 
 def test_nobody_there_is_an_error_in_time(tmp_path):
@@ -224,7 +230,7 @@ def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_
 def test_a_listener_goes_on_where_it_was_when_the_hub_comes_back(tmp_path):
     hub = Hub(tmp_path)
     try:
-        with SyncListener(f"http://{hub.address}", lambda: token("ann"), topics=["a"]) as events:
+        with SyncListener(f"http://{hub.address}", lambda: token("ann", topics=["a"]), topics=["a"]) as events:
             events.wait_until_live()
             hub.publish("e1")
             assert events.next(DEADLINE).event_id == "e1"

@@ -85,6 +85,27 @@ def test_malformed_messages_disturb_nothing(server, nodes):
     assert nodes[0].get("/ws/health").json()["status"] == "healthy"
 
 
+def test_the_reason_for_a_rejected_message_is_kept_for_its_publisher(server, nodes):
+    store = redis.Redis.from_url(server.url, decode_responses=True)
+    bad = {"type": "$sys", "event_id": "rejected-1"}
+    store.publish("ws:broadcast", json.dumps(bad))
+    reason = json.loads(until(lambda: store.get("ws:refused:rejected-1"), "the reason"))
+    assert reason["code"] == "invalid" and "reserved" in reason["message"]
+    assert 0 < store.ttl("ws:refused:rejected-1") <= 60
+    store.publish("ws:user:", json.dumps({"type": "note", "event_id": "rejected-2"}))
+    assert "channel" in json.loads(until(lambda: store.get("ws:refused:rejected-2"), "the reason"))["message"]
+
+
+# attack: a publisher on a channel sends messages whose ids are missing, huge or no text => no key is made for them
+def test_a_rejected_message_without_an_id_leaves_no_key(server, nodes):
+    store = redis.Redis.from_url(server.url, decode_responses=True)
+    for event_id in ("", "x" * 129, 7, None, ["a"]):
+        store.publish("ws:broadcast", json.dumps({"type": "$sys", "event_id": event_id}))
+    store.publish("ws:broadcast", json.dumps({"type": "$sys", "event_id": "rejected-last"}))
+    until(lambda: store.get("ws:refused:rejected-last"), "the reason for the last one")
+    assert set(store.keys("ws:refused:*")) <= {f"ws:refused:rejected-{name}" for name in ("1", "2", "last")}
+
+
 def test_both_nodes_know_who_is_connected(server, nodes):
     first, second = nodes
     store = redis.Redis.from_url(server.url, decode_responses=True)

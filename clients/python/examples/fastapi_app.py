@@ -6,6 +6,7 @@
 Without a Redis: FANFARE_URL=http://127.0.0.1:8000 FANFARE_TOKEN=... instead of REDIS_URL.
 """
 
+import logging
 from contextlib import asynccontextmanager
 from typing import Any, AsyncIterator, Dict
 
@@ -15,10 +16,15 @@ from fastapi.responses import JSONResponse
 from fanfare_publisher import (
     AgentActivityUpdate,
     CalendarEventCreated,
+    EventRejected,
+    InvalidEvent,
     PublishError,
     TaskStatusUpdate,
+    Unavailable,
     redis_pubsub,
 )
+
+log = logging.getLogger("uvicorn.error")
 
 
 @asynccontextmanager
@@ -33,7 +39,13 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(PublishError)
 async def not_published(_: Request, error: PublishError) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
+    if isinstance(error, Unavailable):
+        return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
+    if isinstance(error, (EventRejected, InvalidEvent)):
+        return JSONResponse({"detail": str(error), "code": error.code}, status_code=422)
+    # The token or the URL: what is wrong is the application's, and nothing for its users to read.
+    log.error("not published: %s", error)
+    return JSONResponse({"detail": "the event could not be published"}, status_code=500)
 
 
 @app.post("/tasks/{task_id}/status")

@@ -1,10 +1,24 @@
 """Publishes events to a fanfare hub, over Redis or HTTP, and listens to them.
 
 In the place of the FastAPI hub's own module: ``from fanfare_publisher import redis_pubsub, TaskStatusUpdate``.
+What goes on is logged under ``fanfare_publisher``.
 """
 
-from .errors import PublishError, Refused
-from .listener import Gap, Listener, SyncListener
+from .audience import EVERYONE, Audience, ToConnection, ToTopic, ToUser, to_connection, to_topic, to_user
+from .client import Gap, HubError
+from .errors import (
+    ConfigurationError,
+    EventRejected,
+    InvalidAudience,
+    InvalidEvent,
+    NotAuthorized,
+    PublishError,
+    Refused,
+    TopicRefused,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from .listener import Listener
 from .messages import (
     AgentActivityUpdate,
     CalendarEventCreated,
@@ -13,14 +27,24 @@ from .messages import (
     WSMessage,
 )
 from .publisher import AsyncPublisher, Published, Publisher, RedisPubSub, redis_pubsub
+from .sync_listener import SyncListener
+from .tokens import TokenReason
 
 __all__ = [
     "AgentActivityUpdate",
     "AsyncPublisher",
+    "Audience",
     "CalendarEventCreated",
+    "ConfigurationError",
+    "EVERYONE",
+    "EventRejected",
     "Gap",
+    "HubError",
+    "InvalidAudience",
+    "InvalidEvent",
     "Listener",
     "MessageType",
+    "NotAuthorized",
     "PublishError",
     "Published",
     "Publisher",
@@ -28,6 +52,16 @@ __all__ = [
     "Refused",
     "SyncListener",
     "TaskStatusUpdate",
+    "ToConnection",
+    "ToTopic",
+    "ToUser",
+    "TokenReason",
+    "TopicRefused",
+    "Unavailable",
+    "UnexpectedAnswer",
     "WSMessage",
     "redis_pubsub",
+    "to_connection",
+    "to_topic",
+    "to_user",
 ]

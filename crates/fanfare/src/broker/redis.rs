@@ -10,6 +10,7 @@ mod pulse;
 mod questions;
 mod record;
 mod recovery;
+mod refused;
 mod registry;
 mod revoked;
 mod scripts;

@@ -2,7 +2,8 @@
 //! for longest appends at once, and the others what has not come by the log after a while. The log keeps one of each.
 
 use super::{
-    link::LinkError,
+    link::{Link, LinkError},
+    refused::{self, Refused},
     shared::{Job, Shared},
 };
 use crate::{
@@ -17,6 +18,7 @@ use redis::{Msg, aio::PubSub};
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    fmt::Display,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -46,11 +48,22 @@ pub(super) async fn listen(shared: &Shared, ears: &mut PubSub) -> Result<(), Lin
     Ok(ears.psubscribe(&shared.keys.addressed_channels()).await?)
 }
 
-/// Hears messages until the link ends, and puts them where [`forward`] finds them.
+/// Hears messages until the link ends, and puts them where [`forward`] finds them. The publishers of what is no event are told why.
 pub(super) async fn run(
+    shared: &Shared,
+    link: &Link,
+    ears: PubSub,
+    heard: &mpsc::Sender<Record>,
+) -> Result<Infallible, LinkError> {
+    let (reasons, waiting) = refused::queue();
+    tokio::try_join!(hear(shared, ears, heard, &reasons), refused::write(shared, link, waiting)).map(|(never, _)| never)
+}
+
+async fn hear(
     shared: &Shared,
     mut ears: PubSub,
     heard: &mpsc::Sender<Record>,
+    reasons: &mpsc::Sender<Refused>,
 ) -> Result<Infallible, LinkError> {
     let probe = shared.keys.probe_channel(&shared.node);
     let mut messages = ears.on_message();
@@ -67,9 +80,12 @@ pub(super) async fn run(
                     tracing::error!("a message on a channel is lost: {MAX_WAITING} wait for the log already");
                 }
             }
-            Err(why) => {
+            Err(refused) => {
                 shared.metrics.add(Counter::BadPublications, 1);
+                let why = &refused.message;
                 tracing::warn!(channel = message.get_channel_name(), "a message on a channel is no event: {why}");
+                // A full queue drops it: the line above has said why.
+                let _ = reasons.try_send(refused.of(message.get_payload_bytes()));
             }
         }
     }
@@ -137,21 +153,23 @@ fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
     held.count().min(BATCH)
 }
 
-fn record(shared: &Shared, message: &Msg) -> Result<Record, String> {
+fn record(shared: &Shared, message: &Msg) -> Result<Record, Refused> {
+    let invalid = |error: &dyn Display| Refused::new("invalid", error);
     let channel = message.get_channel_name();
-    let audience =
-        shared.keys.audience_of(channel).ok_or("the channel's name ends in no user, connection id or topic")?;
+    let audience = shared.keys.audience_of(channel);
+    let audience = audience.ok_or_else(|| invalid(&"the channel's name ends in no user, connection id or topic"))?;
     let payload = message.get_payload_bytes();
-    let text = str::from_utf8(payload).map_err(|error| error.to_string())?;
-    let draft = Draft::parse(text).map_err(|error| error.to_string())?;
+    let text = str::from_utf8(payload).map_err(|error| Refused::new("not_json", &error))?;
+    let draft = Draft::parse(text).map_err(|error| invalid(&error))?;
     if shared.options.validate_events {
-        draft.validate().map_err(|error| error.to_string())?;
+        draft.validate().map_err(|error| invalid(&error))?;
     }
     // Every node hears the message, and all have to give it the same id.
-    let event = draft.finish(clock::now().unix_ms, || id_of(channel, payload)).map_err(|error| error.to_string())?;
+    let event = draft.finish(clock::now().unix_ms, || id_of(channel, payload)).map_err(|error| invalid(&error))?;
     let (bytes, limit) = (event.json().len(), shared.options.max_event_bytes);
     if bytes > limit {
-        return Err(format!("it has {bytes} bytes; at most {limit} are allowed (max_event_bytes)"));
+        let message = format!("it has {bytes} bytes; at most {limit} are allowed (max_event_bytes)");
+        return Err(Refused::new("event_too_large", &message));
     }
     Ok(Record { event, audience, publisher: Some(format!("channel:{channel}").into()), trace: None })
 }

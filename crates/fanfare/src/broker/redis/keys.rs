@@ -19,6 +19,8 @@ pub(super) struct Keys {
     pub(super) revoked: String,
     /// What the key of the answers to a question begins with.
     answers: String,
+    /// What the key of the reason for a rejected message begins with.
+    refused: String,
     /// What a node's key begins with.
     pub(super) node: String,
     /// What a connection's key begins with.
@@ -46,6 +48,7 @@ impl Keys {
             control: key("control"),
             revoked: key("revoked"),
             answers: key("answers:"),
+            refused: key("refused:"),
             node: key("node:"),
             connection: key("connection:"),
             user: key("user:"),
@@ -56,6 +59,11 @@ impl Keys {
     /// The answers to a question.
     pub(super) fn answers(&self, question: &str) -> String {
         format!("{}{question}", self.answers)
+    }
+
+    /// Why the message that was to be this event was rejected.
+    pub(super) fn refused(&self, event_id: &str) -> String {
+        format!("{}{event_id}", self.refused)
     }
 
     /// The connections of a node.

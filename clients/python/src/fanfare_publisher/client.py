@@ -1,0 +1,209 @@
+"""One listening client without I/O: where it is, and what it does about each frame and each close."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import ValidationError
+
+from .audience import topic_problem
+from .errors import Refused
+from .messages import WSMessage
+from .tokens import TokenReason
+
+#: What a close asks of a client; the hub's docs/protocol.md has the table.
+CLOSES: Dict[int, str] = {
+    1000: "never", 1001: "later", 1002: "never", 1003: "never", 1007: "never", 1008: "new token", 1009: "never",
+    1011: "later", 1012: "now", 1013: "later", 4000: "now", 4001: "never", 4002: "later", 4003: "never",
+}  # fmt: skip
+
+#: Reasons of 1008 that no token of the same user changes, and those that time changes.
+FINAL = re.compile(r"(forbidden|origin_not_allowed)\b")
+PASSING = re.compile(r"token_(expired|not_yet_valid)\b")
+
+#: The least pause and its spread at the first attempt, in seconds.
+PAUSES: Dict[str, Tuple[float, float]] = {
+    "new token": (0, 0.25), "now": (0, 0.25), "lost": (0, 1), "later": (1, 4),
+}  # fmt: skip
+
+KNOWN = 1_000
+
+
+@dataclass(frozen=True)
+class Gap:
+    """History was lost between what came before and what comes next: reload your data."""
+
+    reason: str
+    missed: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class HubError:
+    """The hub rejected something of this client's; the connection stays."""
+
+    #: A word: ``forbidden``, ``invalid_topic``, ``too_many_topics``, ``wrong_user``, ...
+    error: str
+    message: str
+    #: The topic that was rejected.
+    topic: Optional[str] = None
+    #: What it answers: the id or the type of the client's message, or what the first ``ack`` has.
+    ack_event_id: Optional[str] = None
+
+    @property
+    def is_about_topic(self) -> bool:
+        return self.topic is not None or self.error in ("forbidden", "invalid_topic", "too_many_topics")
+
+
+Heard = Union[WSMessage, Gap]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a frame asks for."""
+
+    answer: Optional[str] = None
+    heard: Optional[Heard] = None
+    problem: Optional[HubError] = None
+    wants_token: bool = False
+
+
+def verdict(code: int, reason: str) -> str:
+    """What a close asks of a client: never, now, later, new token, or lost for a code that no hub sends."""
+    return "never" if code == 1008 and FINAL.match(reason) else CLOSES.get(code, "lost")
+
+
+class Client:
+    """A client's place and its rules."""
+
+    def __init__(
+        self,
+        url: str,
+        topics: Iterable[str],
+        *,
+        renews: bool = False,
+        connection_id: Optional[str] = None,
+        last_event_id: Optional[str] = None,
+    ):
+        self._url, self.topics = _address(url), _topics(topics)
+        self.connection_id, self.last_event_id = connection_id, last_event_id
+        #: How long the hub may be silent, in seconds.
+        self.patience = 50.0
+        self.live = False
+        #: Why the next token is needed.
+        self.token_reason: TokenReason = "connect"
+        self._renews = renews
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._attempts, self._goaway, self._live_since = 0, 0.0, 0.0
+
+    def opening(self, token: str) -> Tuple[str, Dict[str, str]]:
+        """The address and the headers of the next attempt."""
+        self.live, self._goaway = False, 0.0
+        query = {"connection_id": self.connection_id, "last_event_id": self.last_event_id, "topics": ",".join(self.topics)}
+        text = urlencode({name: value for name, value in query.items() if value})
+        return f"{self._url}?{text}" if text else self._url, {"Authorization": f"Bearer {token}"}
+
+    def receive(self, text: Union[str, bytes]) -> Received:
+        """What to answer and what to hand on."""
+        frame = json.loads(text)
+        kind, event_id = frame.get("type"), frame.get("event_id")
+        if event_id:
+            self.last_event_id = event_id
+        if kind == "ack":
+            self._acknowledged(frame)
+        elif kind == "ping":
+            return Received(answer=json.dumps({"type": "pong", "event_id": event_id}))
+        elif kind == "auth_expiring":
+            return Received(wants_token=self._renews)
+        elif kind == "goaway":
+            self._goaway = float(frame.get("reconnect_after_ms", 0)) / 1_000
+        elif kind == "gap":
+            return Received(heard=Gap(str(frame.get("reason", "")), frame.get("missed")))
+        elif kind == "error":
+            return Received(problem=_problem(frame))
+        elif kind != "pong" and self._is_new(event_id):
+            return Received(heard=_event(frame))
+        return Received()
+
+    def auth(self, token: str) -> str:
+        """The message that shows a newer token."""
+        return json.dumps({"type": "auth", "token": token})
+
+    def closed(self, code: int, reason: str) -> float:
+        """How many seconds to wait before the next attempt. Raises :class:`Refused` where none would help."""
+        what = verdict(code, reason)
+        if what == "never" or (what == "new token" and not self._may_renew(reason)):
+            raise Refused(code, reason)
+        if self.live and time.monotonic() - self._live_since > 10:
+            self._attempts = 0
+        least, spread = PAUSES[what]
+        self._attempts += 1
+        return self._goaway + least + random.uniform(0, min(30.0, spread * 2.0 ** min(self._attempts - 1, 10)))
+
+    def _may_renew(self, reason: str) -> bool:
+        """Whether another token may help: one that was just asked for because of a refusal is not changed by the next."""
+        again = self.token_reason == "refused" and not self.live
+        if not self._renews or (again and not PASSING.match(reason)):
+            return False
+        self.token_reason = "refused"
+        return True
+
+    def _acknowledged(self, frame: Dict[str, Any]) -> None:
+        if self.live:
+            return
+        self.live, self._live_since, self.token_reason = True, time.monotonic(), "connect"
+        self.connection_id = frame.get("connection_id", self.connection_id)
+        self.patience = 1.5 * float(frame.get("heartbeat", 30)) + 5
+
+    def _is_new(self, event_id: Any) -> bool:
+        if not event_id:
+            return True
+        if event_id in self._known:
+            return False
+        self._known[event_id] = None
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+        return True
+
+
+def _address(url: str) -> str:
+    parsed = urlsplit(url)
+    if parsed.scheme not in ("ws", "wss", "http", "https") or not parsed.hostname:
+        raise ValueError("the hub's URL is not valid: expected wss://HOST[:PORT][/PATH] (ws, https, http)")
+    if parsed.query or parsed.fragment:
+        raise ValueError("the hub's URL has a query: give token, topics and last_event_id as arguments")
+    base = url.rstrip("/").replace("http", "ws", 1) if parsed.scheme.startswith("http") else url.rstrip("/")
+    return base if base.endswith("/ws") else f"{base}/ws"
+
+
+def _topics(topics: Iterable[str]) -> List[str]:
+    if isinstance(topics, str):
+        raise ValueError(f"topics is a list: write topics=[{topics!r}]")
+    found = list(topics)
+    for topic in found:
+        problem = topic_problem(topic)
+        if problem:
+            raise ValueError(problem)
+    return found
+
+
+def _problem(frame: Dict[str, Any]) -> HubError:
+    details = frame.get("details")
+    message = details.get("message") if isinstance(details, dict) else details
+    return HubError(
+        str(frame.get("error", "error")), str(message or ""), frame.get("topic"), frame.get("ack_event_id")
+    )
+
+
+def _event(frame: Dict[str, Any]) -> WSMessage:
+    try:
+        return WSMessage.model_validate(frame)
+    except ValidationError:
+        # A publisher may send any shape; what came is handed on as it came.
+        return WSMessage.model_construct(**frame)
