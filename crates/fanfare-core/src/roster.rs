@@ -7,7 +7,7 @@ use crate::{
     Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
     audience::SYS_TOPIC,
     session::{Arrival, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, Tally},
-    time::Now,
+    time::{ClockWatch, Now},
     window::{Entry, Start, Viewer, Window},
     wire::Outgoing,
 };
@@ -27,6 +27,12 @@ pub type Slot = u32;
 
 /// How many of the newest entries a roster keeps at hand, so that serving who is nearly live takes no lock.
 const TAIL_ENTRIES: usize = 1_024;
+
+/// For how long after a pause of the driver the clients' frames count as sent during it, in milliseconds.
+const AFTER_PAUSE_MS: u64 = 5_000;
+
+/// The shortest pause that is acted upon, in milliseconds, however short the heartbeat is.
+const SHORTEST_PAUSE_MS: u64 = 50;
 
 type Hasher = foldhash::fast::RandomState;
 
@@ -101,6 +107,10 @@ pub struct Roster {
     open: usize,
     overdue: usize,
     tally: Tally,
+    clocks: ClockWatch,
+    /// The last pause of the driver: how long it was, and until when it counts, in milliseconds.
+    paused_ms: u64,
+    paused_until_ms: u64,
 }
 
 /// An entry that was written to clients.
@@ -163,7 +173,44 @@ impl Roster {
             open: 0,
             overdue: 0,
             tally: Tally::default(),
+            clocks: ClockWatch::default(),
+            paused_ms: 0,
+            paused_until_ms: 0,
         }
+    }
+
+    /// To be called whenever the driver wakes, before anything else. It wanted to run at `wanted_ms`, on the monotonic
+    /// clock, or `u64::MAX`: whenever something happens.
+    ///
+    /// If it did not run for long, because the process was stopped or the machine frozen, nobody could be pinged and nothing
+    /// read: that time does not count as the clients' silence. If the wall clock was set, tokens end as it has it now, unless
+    /// they end earlier. Returns for how long it did not run, in milliseconds; 0 if that is not long.
+    pub fn woken(&mut self, wanted_ms: u64, now: Now) -> u64 {
+        let stepped = self.clocks.has_stepped(now);
+        let late_ms = Some(self.clocks.late_ms(wanted_ms, now)).filter(|late_ms| *late_ms >= self.longest_delay_ms());
+        if let Some(late_ms) = late_ms {
+            (self.paused_ms, self.paused_until_ms) = (late_ms, now.mono_ms + AFTER_PAUSE_MS);
+        }
+        if stepped || late_ms.is_some() {
+            let slots: Vec<Slot> = self.slots().collect();
+            for slot in slots {
+                self.with_session(slot, now, |session, ctx| {
+                    session.excuse_silence(late_ms.unwrap_or(0), now);
+                    session.clock_stepped(ctx.settings, now);
+                });
+            }
+        }
+        late_ms.unwrap_or(0)
+    }
+
+    /// A driver that is late by less leaves a client half of the time that it has for answering a ping.
+    fn longest_delay_ms(&self) -> u64 {
+        let Settings { heartbeat_ms, timeout_ms, .. } = self.settings;
+        (timeout_ms.saturating_sub(heartbeat_ms) / 2).max(SHORTEST_PAUSE_MS)
+    }
+
+    fn paused_ms(&self, now: Now) -> u64 {
+        if now.mono_ms < self.paused_until_ms { self.paused_ms } else { 0 }
     }
 
     /// The sequence of the newest entry known here.
@@ -265,10 +312,11 @@ impl Roster {
 
     /// Handles bytes from a client.
     pub fn input(&mut self, slot: Slot, bytes: &mut [u8], now: Now, verify: &dyn Fn(&str) -> Result<Grant, Denied>) {
+        let paused_ms = self.paused_ms(now);
         let Some(seat) = self.seats.get_mut(slot as usize) else { return };
         let mut effects = SmallVec::new();
         let head = Position { epoch: self.epoch, sequence: self.head };
-        let ctx = &mut Context { now, settings: &self.settings, head, verify, tally: &mut self.tally };
+        let ctx = &mut Context { now, settings: &self.settings, head, paused_ms, verify, tally: &mut self.tally };
         seat.session.input(bytes, ctx, &mut effects);
         for effect in effects {
             match effect {
@@ -657,15 +705,17 @@ impl Roster {
     }
 
     /// Does all that is due: pings, the ends of silent and of closing clients.
-    pub fn timeouts(&mut self, now: Now) {
+    ///
+    /// Before a silent client is closed, `read` gives this roster what its socket holds, and says whether the socket is still
+    /// there; of one that is not, nothing is done.
+    pub fn timeouts(&mut self, now: Now, read: &mut dyn FnMut(&mut Self, Slot) -> bool) {
         while let Some(&Reverse((due, slot))) = self.timers.peek()
             && due <= now.mono_ms
         {
             self.timers.pop();
-            if let Some(seat) = self.seats.get_mut(slot as usize)
-                && seat.due_ms == due
-            {
-                seat.due_ms = 0;
+            let Some(seat) = self.seats.get_mut(slot as usize).filter(|seat| seat.due_ms == due) else { continue };
+            seat.due_ms = 0;
+            if !seat.session.is_silent(&self.settings, now) || read(self, slot) {
                 self.with_session(slot, now, Session::timeout);
             }
         }
@@ -687,13 +737,16 @@ impl Roster {
 
     fn with_context<T>(&mut self, now: Now, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
         let head = Position { epoch: self.epoch, sequence: self.head };
-        act(&mut Context { now, settings: &self.settings, head, verify: &no_token, tally: &mut self.tally })
+        let (settings, paused_ms) = (&self.settings, self.paused_ms(now));
+        act(&mut Context { now, settings, head, paused_ms, verify: &no_token, tally: &mut self.tally })
     }
 
     fn with_session(&mut self, slot: Slot, now: Now, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
         let head = Position { epoch: self.epoch, sequence: self.head };
+        let paused_ms = self.paused_ms(now);
         if let Some(seat) = self.seats.get_mut(slot as usize) {
-            let mut ctx = Context { now, settings: &self.settings, head, verify: &no_token, tally: &mut self.tally };
+            let (settings, tally) = (&self.settings, &mut self.tally);
+            let mut ctx = Context { now, settings, head, paused_ms, verify: &no_token, tally };
             act(&mut seat.session, &mut ctx);
             self.settle(slot);
         }

@@ -120,6 +120,8 @@ pub struct Context<'a> {
     pub settings: &'a Settings,
     /// The log's head as this shard knows it.
     pub head: Position,
+    /// For how long nothing was read before, because the driver did not run, in milliseconds; 0 if that was long ago.
+    pub paused_ms: u64,
     /// Verifies a token shown in band.
     pub verify: &'a dyn Fn(&str) -> Result<Grant, Denied>,
     /// Counts.
@@ -297,8 +299,10 @@ enum State {
 struct Token {
     /// As [`Grant::token`]; 0: it has none.
     id: u64,
-    /// As [`Grant::issued_at`]; 0: it does not say.
-    issued_at: u64,
+    /// As [`Grant::issued_at`]; 0: it does not say. Until 2106.
+    issued_at: u32,
+    /// As [`Grant::expires_at`]; 0: never. Until 2106.
+    expires_at: u32,
     /// When something is to be done about its end: to tell the client, and then to close.
     due_ms: u64,
     ends_ms: u64,
@@ -401,7 +405,7 @@ impl Session {
     /// Whether a revocation concerns the token that it was last shown.
     pub fn is_concerned_by(&self, revocation: &Revocation) -> bool {
         let Token { id, issued_at, .. } = self.token;
-        revocation.covers(&self.user, (id > 0).then_some(id), Some(issued_at))
+        revocation.covers(&self.user, (id > 0).then_some(id), Some(issued_at.into()))
     }
 
     /// Whether it takes events.
@@ -576,7 +580,9 @@ impl Session {
             return true;
         }
         let now_us = ctx.now.mono_ms * 1_000;
-        self.pace_us = self.pace_us.max(now_us) + 1_000_000 / rate;
+        // What came while nothing was read came at its own pace.
+        let since_us = ctx.now.mono_ms.saturating_sub(ctx.paused_ms) * 1_000;
+        self.pace_us = self.pace_us.max(since_us) + 1_000_000 / rate;
         self.pace_us <= now_us + 2_000_000
     }
 
@@ -709,6 +715,21 @@ impl Session {
         self.push(ws::Opcode::Text, json.as_bytes());
     }
 
+    /// Whether it has been silent for too long.
+    pub fn is_silent(&self, settings: &Settings, now: Now) -> bool {
+        self.state == State::Open && now.mono_ms >= self.heard_ms + settings.timeout_ms
+    }
+
+    /// The driver did not run for `late_ms`: no ping was sent and nothing was read then, so it does not count as silence.
+    pub fn excuse_silence(&mut self, late_ms: u64, now: Now) {
+        self.heard_ms = (self.heard_ms + late_ms).min(now.mono_ms);
+    }
+
+    /// The wall clock was set: the token ends as both clocks have it, whichever is earlier.
+    pub fn clock_stepped(&mut self, settings: &Settings, now: Now) {
+        self.token.bring_forward(settings.warn_ms, now);
+    }
+
     /// When [`timeout`](Self::timeout) is to be called, in the monotonic milliseconds of [`Now`]; never for a session
     /// that is finished.
     pub fn due_ms(&self, settings: &Settings) -> u64 {
@@ -724,7 +745,7 @@ impl Session {
     pub fn timeout(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.mono_ms;
         match self.state {
-            State::Open if now >= self.heard_ms + ctx.settings.timeout_ms => {
+            State::Open if self.is_silent(ctx.settings, ctx.now) => {
                 let reason = format!("silent for {} s: answer pings", ctx.settings.timeout_ms.div_ceil(1_000));
                 self.close(CloseCode::HeartbeatTimeout, &reason, ctx);
             }
@@ -764,7 +785,9 @@ impl Session {
     fn ping(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.mono_ms;
         self.overdue = self.heard_ms + ctx.settings.heartbeat_ms < self.due_ms;
-        self.due_ms = (self.due_ms + ctx.settings.heartbeat_ms).max(now + 1);
+        // Periods that were missed are left out, so that sessions keep their places within a period.
+        let period = ctx.settings.heartbeat_ms.max(1);
+        self.due_ms += (now.saturating_sub(self.due_ms) / period + 1) * period;
         // A client that doesn't take what waits for it would not take a ping either.
         if self.out.is_none() {
             ctx.tally.pings += 1;
@@ -847,7 +870,20 @@ impl Token {
         let left_ms = grant.expires_at.map_or(u64::MAX, left_ms);
         let ends_ms = ctx.now.mono_ms.saturating_add(left_ms);
         let due_ms = ends_ms.saturating_sub(ctx.settings.warn_ms.min(left_ms / 2));
-        Self { id: grant.token.unwrap_or(0), issued_at: grant.issued_at.unwrap_or(0), due_ms, ends_ms }
+        let secs = |at: Option<u64>| at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
+        let (issued_at, expires_at) = (secs(grant.issued_at), secs(grant.expires_at));
+        Self { id: grant.token.unwrap_or(0), issued_at, expires_at, due_ms, ends_ms }
+    }
+
+    fn bring_forward(&mut self, warn_ms: u64, now: Now) {
+        let left_ms = (u64::from(self.expires_at) * 1_000).saturating_sub(now.unix_ms);
+        let ends_ms = now.mono_ms.saturating_add(left_ms);
+        if self.expires_at == 0 || ends_ms >= self.ends_ms {
+            return;
+        }
+        let told = self.due_ms == self.ends_ms;
+        let due_ms = ends_ms.saturating_sub(warn_ms.min(left_ms / 2)).min(self.due_ms);
+        (self.due_ms, self.ends_ms) = (if told { ends_ms } else { due_ms }, ends_ms);
     }
 }
 

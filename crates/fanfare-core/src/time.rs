@@ -14,6 +14,39 @@ pub struct Now {
     pub unix_ms: u64,
 }
 
+/// A step of the wall clock that is acted upon, in milliseconds. What a clock is slewed by adds up until it is that much.
+const STEP_MS: u64 = 1_000;
+
+/// Notices when a driver did not run for a while (the process was stopped, the machine was frozen or moved), and when the
+/// wall clock was set.
+#[derive(Debug, Default)]
+pub struct ClockWatch {
+    /// When it was last looked.
+    looked_ms: u64,
+    /// The wall clock less the monotonic one, as of the last step.
+    offset_ms: Option<u64>,
+}
+
+impl ClockWatch {
+    /// How late it is for a driver that wanted to run at `wanted_ms`, a time of the monotonic clock.
+    pub fn late_ms(&mut self, wanted_ms: u64, now: Now) -> u64 {
+        let since = wanted_ms.max(self.looked_ms);
+        self.looked_ms = now.mono_ms;
+        now.mono_ms.saturating_sub(since)
+    }
+
+    /// Whether the wall clock was set since the last call.
+    pub fn has_stepped(&mut self, now: Now) -> bool {
+        let offset_ms = now.unix_ms.wrapping_sub(now.mono_ms);
+        let before_ms = *self.offset_ms.get_or_insert(offset_ms);
+        let stepped = offset_ms.wrapping_sub(before_ms).cast_signed().unsigned_abs() >= STEP_MS;
+        if stepped {
+            self.offset_ms = Some(offset_ms);
+        }
+        stepped
+    }
+}
+
 /// Writes an instant as ISO 8601 in UTC with milliseconds: `2026-11-23T09:30:00.125Z`.
 pub fn iso_8601(unix_ms: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
@@ -26,6 +59,21 @@ pub fn iso_8601(unix_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_driver_and_a_step_of_the_wall_clock_are_noticed() {
+        let mut watch = ClockWatch::default();
+        let at = |mono_ms, unix_ms| Now { mono_ms, unix_ms };
+        assert!(!watch.has_stepped(at(1_000, 50_000)));
+        assert_eq!(watch.late_ms(u64::MAX, at(1_000, 0)), 0, "it waited for nothing");
+        assert_eq!(watch.late_ms(4_000, at(3_000, 0)), 0, "it was woken before");
+        assert_eq!(watch.late_ms(4_000, at(9_000, 0)), 5_000);
+        assert_eq!(watch.late_ms(4_000, at(9_500, 0)), 500, "what was said once is not said again");
+        assert!(!watch.has_stepped(at(9_000, 58_999)));
+        assert!(watch.has_stepped(at(9_000, 59_000)));
+        assert!(!watch.has_stepped(at(10_000, 60_000)));
+        assert!(watch.has_stepped(at(11_000, 1_000)), "back too");
+    }
 
     #[test]
     fn writes_utc_with_milliseconds() {

@@ -328,7 +328,7 @@ impl World {
         self.now.mono_ms += ms;
         self.now.unix_ms += ms;
         self.window.expire(self.now.unix_ms);
-        self.roster.timeouts(self.now);
+        self.roster.timeouts(self.now, &mut |_, _| true);
     }
 
     fn serve(&mut self, turns: usize) {

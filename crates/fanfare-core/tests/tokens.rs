@@ -53,6 +53,7 @@ impl World {
         let bounds = Bounds { events: 10, bytes: 10_000, age_ms: 60_000 };
         let window = Window::new(Lineage::new(1), 0, bounds);
         let mut roster = Roster::new(settings, 1, 0);
+        roster.woken(u64::MAX, now);
         let arrival = Arrival::new(grant, ConnectionId(1), None, ["a", "b"].into_iter(), 10);
         let slot = roster.connect(arrival, window.start(None), 0, now);
         let mut world =
@@ -66,10 +67,16 @@ impl World {
         let end = self.now.mono_ms + secs * 1_000;
         while let Some(due) = self.roster.next_due().filter(|due| *due <= end) {
             self.to(due.max(self.now.mono_ms));
-            self.roster.timeouts(self.now);
+            self.roster.timeouts(self.now, &mut |_, _| true);
             self.serve();
         }
         self.to(end);
+    }
+
+    /// Sets the wall clock.
+    fn step(&mut self, secs: i64) {
+        self.now.unix_ms = self.now.unix_ms.checked_add_signed(1_000 * secs).unwrap();
+        self.roster.woken(u64::MAX, self.now);
     }
 
     fn to(&mut self, mono_ms: u64) {
@@ -150,6 +157,46 @@ fn a_client_is_told_before_its_token_ends_and_closed_when_it_does() {
     assert!(reason.starts_with("token_expired: "), "{reason}");
     let tally = world.roster.take_tally();
     assert_eq!((tally.tokens_expiring, tally.tokens_expired), (1, 1));
+}
+
+// attack: keep a session beyond its token's end by a wall clock that steps => the token ends by whichever clock is earlier
+#[test]
+fn a_wall_clock_that_steps_ahead_ends_a_token_and_one_that_steps_back_prolongs_none() {
+    let mut ahead = World::new(grant(90));
+    ahead.step(3_600);
+    ahead.pass(0);
+    assert!(ahead.closed.as_ref().is_some_and(|(_, reason)| reason.starts_with("token_expired: ")));
+
+    let mut some = World::new(grant(3_600));
+    some.step(3_560);
+    some.pass(19);
+    assert_eq!(some.kinds(), ["ack"]);
+    some.pass(1);
+    assert_eq!((some.kinds().last(), &some.messages[1]["expires_in"]), (Some(&"auth_expiring"), &20.into()));
+    some.pass(20);
+    assert!(some.closed.is_some());
+
+    let mut back = World::new(grant(90));
+    back.step(-3_600);
+    back.pass(89);
+    assert_eq!(back.closed, None);
+    back.pass(1);
+    assert!(back.closed.is_some());
+
+    let mut forth_again = World::new(grant(90));
+    forth_again.step(-3_600);
+    forth_again.step(3_600);
+    forth_again.pass(89);
+    assert_eq!(forth_again.closed, None);
+
+    let mut met_while_it_was_wrong = World::new(grant(90));
+    met_while_it_was_wrong.step(-3_600);
+    met_while_it_was_wrong.say(r#"{"type":"auth","token":"good"}"#, &grant(100));
+    met_while_it_was_wrong.step(3_600);
+    met_while_it_was_wrong.pass(99);
+    assert_eq!(met_while_it_was_wrong.closed, None);
+    met_while_it_was_wrong.pass(1);
+    assert!(met_while_it_was_wrong.closed.is_some());
 }
 
 #[test]

@@ -77,6 +77,8 @@ counters! {
     Messages = "fanfare_messages";
     /// Pings sent.
     Pings = "fanfare_pings";
+    /// Times that a shard did not run for so long that its clients got more time to answer pings.
+    Pauses = "fanfare_shard_pauses";
     /// Gaps told: the history behind a cursor was no longer held.
     GapsExpired = "fanfare_gaps", "reason" = "expired";
     /// Gaps told: the cursor is of another log.

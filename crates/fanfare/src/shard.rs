@@ -149,6 +149,39 @@ struct Conn {
     shut: bool,
 }
 
+impl Conn {
+    /// Reads until a frame came or the socket is empty. Returns whether the socket is still there.
+    fn read_before_judging(
+        &mut self,
+        slot: Slot,
+        roster: &mut Roster,
+        scratch: &mut [u8],
+        node: &Node,
+        now: Now,
+    ) -> bool {
+        for _ in 0..READS_IN_A_ROW {
+            let silent = roster.session(slot).is_some_and(|session| session.heard_ms() < now.mono_ms);
+            if !silent || !roster.wants_input(slot) {
+                break;
+            }
+            match self.socket.read(scratch) {
+                Ok(0) => return false,
+                Ok(n) => {
+                    roster.input(slot, &mut scratch[..n], now, &|token| node.verify_in_band(token));
+                    self.unread = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unread = false;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
 /// The thread's own.
 pub(crate) struct Shard {
     node: Arc<Node>,
@@ -248,14 +281,20 @@ impl Shard {
     /// Runs until it is drained.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(1_024);
+        let mut now = clock::now();
         while !self.is_drained() {
-            if let Err(error) = self.poll.poll(&mut events, self.patience())
+            let wanted_ms = self.wake_ms(now);
+            let wait =
+                (wanted_ms < u64::MAX).then(|| Duration::from_millis(wanted_ms.saturating_sub(clock::now().mono_ms)));
+            if let Err(error) = self.poll.poll(&mut events, wait)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 tracing::error!(%error, "a shard can't poll its sockets and ends");
                 return;
             }
-            let (now, woken) = (clock::now(), Instant::now());
+            let woken = Instant::now();
+            now = clock::now();
+            self.note_pause(wanted_ms, now);
             self.handle.awake.store(false, Ordering::SeqCst);
             self.pull(now);
             self.obey(now);
@@ -263,7 +302,7 @@ impl Shard {
                 self.react(event, now);
             }
             self.read_on(now);
-            self.roster.timeouts(now);
+            self.timeouts(now);
             self.keep_house_now(now);
             self.sweep(now);
             self.see_off(now);
@@ -274,10 +313,10 @@ impl Shard {
         }
     }
 
-    /// How long to wait for something to happen.
-    fn patience(&self) -> Option<Duration> {
+    /// Until when to wait for something to happen, on the monotonic clock; `now` is when it was last looked.
+    fn wake_ms(&self, now: Now) -> u64 {
         if self.roster.has_ready() || !self.unread.is_empty() {
-            return Some(Duration::ZERO);
+            return now.mono_ms;
         }
         let due = self.roster.next_due().unwrap_or(u64::MAX);
         let due = if self.housekeeping.is_some() { due.min(self.housekeeping_due) } else { due };
@@ -285,8 +324,40 @@ impl Shard {
             let empty = self.roster.seats() == 0;
             if empty { draining.from_ms.min(draining.until_ms) } else { draining.until_ms }
         };
-        let due = due.min(self.draining.as_ref().map_or(u64::MAX, end));
-        (due < u64::MAX).then(|| Duration::from_millis(due.saturating_sub(clock::now().mono_ms)))
+        due.min(self.draining.as_ref().map_or(u64::MAX, end))
+    }
+
+    /// A process that was stopped, or whose machine was, goes on as if no time had passed.
+    fn note_pause(&mut self, wanted_ms: u64, now: Now) {
+        let paused_ms = self.roster.woken(wanted_ms, now);
+        if paused_ms > 0 {
+            self.node.metrics.add(Counter::Pauses, 1);
+            tracing::warn!(
+                paused_ms,
+                "a shard did not run for a while: the process was stopped, the machine frozen, or too busy; its clients get \
+                 as much longer to answer pings"
+            );
+            if let Some(draining) = &mut self.draining {
+                draining.until_ms = draining.until_ms.saturating_add(paused_ms);
+            }
+        }
+    }
+
+    /// Does what is due. Of a client that is silent for too long, the socket is read first: many may be waiting to be read.
+    fn timeouts(&mut self, now: Now) {
+        let Self { roster, conns, scratch, node, unread, .. } = self;
+        let mut gone = Vec::new();
+        roster.timeouts(now, &mut |roster, slot| {
+            let Some(Some(conn)) = conns.get_mut(slot as usize) else { return true };
+            let there = conn.read_before_judging(slot, roster, scratch, node, now);
+            if !there {
+                gone.push(slot);
+            } else if conn.unread {
+                unread.push(slot);
+            }
+            there
+        });
+        gone.into_iter().for_each(|slot| self.drop_conn(slot));
     }
 
     fn is_drained(&self) -> bool {

@@ -187,6 +187,16 @@ impl Shared {
         self.state().echoes.retain(|(sent, _)| *sent > number);
     }
 
+    /// This process did not run for a while: that does not count as the probes' time.
+    pub(super) fn excuse_probes(&self, late: Duration) {
+        let (now, mut state) = (Instant::now(), self.state());
+        let State { probes, echoes, lag, .. } = &mut *state;
+        for (_, sent) in probes.iter_mut().chain(echoes) {
+            *sent = (*sent + late).min(now);
+        }
+        *lag = lag.map(|lag| lag.saturating_sub(late));
+    }
+
     /// How long the oldest probe that has not come back is under way: by the tail, and by the channels.
     pub(super) fn overdue(&self) -> (Duration, Duration) {
         let state = self.state();

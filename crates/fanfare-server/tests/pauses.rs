@@ -1,0 +1,79 @@
+//! The program is stopped for longer than its clients may be silent, and goes on: nobody who answers is closed.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use futures_util::{SinkExt, StreamExt, future::join_all};
+use nix::sys::signal::Signal;
+use std::{path::Path, time::Duration};
+use testbed::HubProcess;
+use tokio::{
+    sync::watch,
+    task::block_in_place,
+    time::{interval, sleep, timeout},
+};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(60);
+const CLIENTS: usize = 40;
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn connect(hub: &HubProcess, user: &str) -> Socket {
+    let token = Minter::from_secret(SECRET).unwrap().mint(&Claims { sub: user.to_owned(), ..Claims::default() });
+    let url = format!("ws://{}/ws?token={token}", hub.address());
+    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+    assert!(timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap().into_text().unwrap().contains("\"ack\""));
+    socket
+}
+
+/// Answers pings, and sends some of its own if it is `busy`, until the pause is over and it was pinged twice since.
+/// Returns how the hub closed it, if it did.
+async fn answer(mut socket: Socket, busy: bool, over: watch::Receiver<bool>) -> Option<String> {
+    let (mut since, mut ticks) = (0, interval(Duration::from_millis(250)));
+    while since < 2 {
+        tokio::select! {
+            _ = ticks.tick(), if busy => socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap(),
+            message = timeout(PATIENCE, socket.next()) => match message.expect("a message in time") {
+                Some(Ok(Message::Text(text))) if text.contains(r#""type":"ping""#) => {
+                    socket.send(Message::text(r#"{"type":"pong"}"#)).await.unwrap();
+                    since += usize::from(*over.borrow());
+                }
+                Some(Ok(Message::Text(_))) => {}
+                other => return Some(format!("{other:?}")),
+            },
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_program_closes_no_client_that_answers_and_still_those_that_are_gone() {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    let settings = ["--heartbeat-interval", "1s", "--heartbeat-timeout", "3s", "--max-messages-per-second", "10"];
+    let hub = block_in_place(|| HubProcess::start(program, &settings, &[("SECRET_KEY", SECRET)]));
+    let (said, over) = watch::channel(false);
+    let mut clients = Vec::new();
+    for n in 0..CLIENTS {
+        clients.push(tokio::spawn(answer(connect(&hub, "ann").await, n % 2 == 0, over.clone())));
+    }
+    let mut gone = connect(&hub, "bob").await;
+    hub.signal(Signal::SIGSTOP);
+    // Nothing tells from outside that a stopped process has been stopped for long enough.
+    sleep(Duration::from_secs(8)).await;
+    hub.signal(Signal::SIGCONT);
+    said.send(true).unwrap();
+    let closed: Vec<_> = join_all(clients).await.into_iter().filter_map(Result::unwrap).collect();
+    assert!(closed.is_empty(), "{closed:?}\n{}", hub.log());
+    let close = async {
+        loop {
+            match gone.next().await {
+                Some(Ok(Message::Close(frame))) => return frame.map(|frame| u16::from(frame.code)),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, close).await.expect("a close in time"), Some(4000));
+}
