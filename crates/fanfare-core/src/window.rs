@@ -429,6 +429,18 @@ impl Window {
         }
     }
 
+    /// The same start without what is held behind its gap: the client goes on at the head.
+    pub fn without_replay(&self, start: Start) -> Start {
+        let skipped = self.head().saturating_sub(start.cursor);
+        let gap = start.gap.map(|gap| Gap { missed: gap.missed.map(|missed| missed + skipped), ..gap });
+        Start { cursor: start.cursor.max(self.head()), gap, ..start }
+    }
+
+    /// How many bytes of frames behind a cursor a client may see.
+    pub fn bytes_behind(&self, cursor: u64, viewer: Viewer<'_>) -> usize {
+        self.view(cursor, viewer).map(|entry| entry.frame.len()).sum()
+    }
+
     fn start_behind_gap(&self, cursor: u64, reason: GapReason) -> Start {
         Start { cursor: cursor.max(self.floor), gap: Some(Gap { reason, missed: None }), asked: true }
     }

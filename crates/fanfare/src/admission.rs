@@ -32,6 +32,9 @@ pub(crate) struct Admission {
     user_paces: Mutex<Paces<u64>>,
     /// How fast each bearer publishes, likewise.
     publisher_paces: Mutex<Paces<u64>>,
+    /// How much was replayed behind gaps to each address, and to each user.
+    address_replays: Mutex<Paces<IpAddr>>,
+    user_replays: Mutex<Paces<u64>>,
 }
 
 /// How fast somebody does something (a generic cell rate algorithm).
@@ -81,6 +84,8 @@ impl Admission {
             told: Mutex::default(),
             user_paces: Mutex::default(),
             publisher_paces: Mutex::default(),
+            address_replays: Mutex::default(),
+            user_replays: Mutex::default(),
         }
     }
 
@@ -113,6 +118,21 @@ impl Admission {
         let bearer = self.hasher.hash_one(bearer);
         let wait = step(&self.publisher_paces, bearer, config.publishes_per_second, events as u64, mono_ms);
         wait.map_or(Ok(()), Err)
+    }
+
+    /// Whether what is held may be replayed to a client behind its gap, as far as what its user and its address were
+    /// replayed before it goes.
+    pub(crate) fn may_be_replayed(&self, user: &str, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
+        let user = self.hasher.hash_one(user);
+        config.gap_replay_bytes_per_second == 0
+            || !(is_ahead(&self.address_replays, &address, mono_ms) || is_ahead(&self.user_replays, &user, mono_ms))
+    }
+
+    /// Counts what is replayed to a client behind its gap.
+    pub(crate) fn count_replay(&self, user: &str, address: IpAddr, bytes: usize, mono_ms: u64, config: &Config) {
+        let rate = config.gap_replay_bytes_per_second;
+        charge(&self.address_replays, address, rate, bytes as u64, mono_ms);
+        charge(&self.user_replays, self.hasher.hash_one(user), rate, bytes as u64, mono_ms);
     }
 
     /// Counts a connection in, or says which limit is reached. `replaced` is where the connection comes from whose
@@ -200,6 +220,24 @@ fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_m
     None
 }
 
+/// Whether somebody has done more than two seconds' worth too much.
+fn is_ahead<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: &K, mono_ms: u64) -> bool {
+    let paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
+    paces.paces.get(who).is_some_and(|pace| *pace > mono_ms * 1_000 + 2_000_000)
+}
+
+/// Counts `n` of what somebody should do `rate` times a second.
+fn charge<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) {
+    if rate == 0 || n == 0 {
+        return;
+    }
+    let now_us = mono_ms * 1_000;
+    let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
+    paces.sweep(now_us);
+    let pace = paces.paces.entry(who).or_insert(0);
+    *pace = (*pace).max(now_us) + n.saturating_mul(1_000_000) / u64::from(rate);
+}
+
 impl<K> Default for Paces<K> {
     fn default() -> Self {
         Self { paces: HashMap::default(), sweep_at: 0 }
@@ -280,6 +318,20 @@ mod tests {
         assert_eq!(admission.keeps_pace(AWAY, 1_000, &config), Ok(()));
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Ok(()));
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(Refusal::ConnectRate));
+    }
+
+    // attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address
+    #[test]
+    fn replays_behind_gaps_are_counted_by_user_and_by_address() {
+        let config = Config { gap_replay_bytes_per_second: 1_000, ..Config::default() };
+        let admission = Admission::new();
+        let may = |user, address, ms| admission.may_be_replayed(user, address, ms, &config);
+        assert!(may("ann", HOME, 1_000), "a whole window, once");
+        admission.count_replay("ann", HOME, 10_000, 1_000, &config);
+        assert_eq!((may("ann", AWAY, 1_000), may("bob", HOME, 1_000), may("bob", AWAY, 1_000)), (false, false, true));
+        assert_eq!((may("ann", HOME, 8_999), may("ann", HOME, 9_000)), (false, true));
+        let free = Config { gap_replay_bytes_per_second: 0, ..Config::default() };
+        assert!(admission.may_be_replayed("ann", HOME, 1_000, &free));
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct Config {
     pub connects_per_second_per_user: u32,
     /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no limit.
     pub publishes_per_second: u32,
+    /// Bytes of events a second that are replayed behind a `gap` to one user, and to one address; what goes beyond is left
+    /// out, and the client goes on live behind its `gap`. 0: no limit.
+    pub gap_replay_bytes_per_second: u32,
     /// How long before its token ends a client is told; half of what is left, if that is less.
     pub token_warning: Duration,
     /// Topics that one connection may hold.
@@ -73,6 +76,7 @@ impl Default for Config {
             connects_per_second_per_address: 100,
             connects_per_second_per_user: 100,
             publishes_per_second: 0,
+            gap_replay_bytes_per_second: 1 << 20,
             token_warning: Duration::from_secs(60),
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,

@@ -117,6 +117,8 @@ counters! {
     LimitUserConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_user";
     /// Refused: too many events a second of one publisher.
     LimitPublishes = "fanfare_refusals", "limit" = "publishes_per_second";
+    /// Left out: what is held behind a gap, after too much of it for one user or address.
+    LimitGapReplay = "fanfare_refusals", "limit" = "gap_replay_bytes_per_second";
     /// Refused: too many topics on one connection.
     LimitTopics = "fanfare_refusals", "limit" = "max_topics_per_connection";
     /// Closed: too many messages a second from one client.

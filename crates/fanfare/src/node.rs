@@ -15,12 +15,21 @@ use crate::{
     shard::{Command, ShardHandle, Traced},
     sys::{self, NodeFigures, SLOW},
     trace::Tracer,
+    upgrade::given,
     why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
-use fanfare_core::{CloseCode, ConnectionId, Grant, Position, Revocation, Revocations, session::Denied};
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use fanfare_core::{
+    CloseCode, ConnectionId, Grant, Position, Revocation, Revocations,
+    session::Denied,
+    time::Now,
+    window::{Start, Viewer, Window},
+};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -298,7 +307,7 @@ impl Node {
 
     /// What a token allows, which may have to wait until a key was fetched.
     pub(crate) async fn authenticate(&self, token: Option<&str>) -> Result<Grant, AuthError> {
-        let token = token.filter(|token| !token.is_empty()).ok_or(AuthError::Missing)?;
+        let token = token.and_then(given).ok_or(AuthError::Missing)?;
         self.believe(self.verifier.verify_or_refresh(token, clock::now().unix_ms / 1_000).await)
     }
 
@@ -306,9 +315,30 @@ impl Node {
         result.and_then(|grant| if self.is_revoked(&grant) { Err(AuthError::Revoked) } else { Ok(grant) })
     }
 
+    /// Where a client starts behind its gap: at what is held, or, after too much of that for its user or address, at the
+    /// head. The gap says in either case that there is more than what follows.
+    pub(crate) fn start_behind_gap(
+        &self,
+        window: &Window,
+        start: Start,
+        viewer: Viewer<'_>,
+        address: IpAddr,
+        now: Now,
+    ) -> Start {
+        if !self.admission.may_be_replayed(viewer.user, address, now.mono_ms, &self.config) {
+            self.metrics.add(Counter::LimitGapReplay, 1);
+            return window.without_replay(start);
+        }
+        let bytes = window.bytes_behind(start.cursor, viewer);
+        self.admission.count_replay(viewer.user, address, bytes, now.mono_ms, &self.config);
+        start
+    }
+
     /// Verifies a token that a connected client shows, and counts it if it is refused.
     pub(crate) fn verify_in_band(&self, token: &str) -> Result<Grant, Denied> {
-        let result = self.believe(self.verifier.verify(token, clock::now().unix_ms / 1_000));
+        let verified = given(token).ok_or(AuthError::Missing);
+        let verified = verified.and_then(|token| self.verifier.verify(token, clock::now().unix_ms / 1_000));
+        let result = self.believe(verified);
         result.map_err(|error| {
             self.metrics.add(auth_counter(&error), 1);
             Denied { code: error.code(), message: error.to_string() }

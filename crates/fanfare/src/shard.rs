@@ -535,7 +535,7 @@ impl Shard {
     fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
         let Adoption { socket, mut leftover, address, client } = *adoption;
         let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
-            Ok(arrival) => (self.connect(arrival, now), Some(address)),
+            Ok(arrival) => (self.connect(arrival, address, now), Some(address)),
             Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
         };
         let at = slot as usize;
@@ -586,7 +586,7 @@ impl Shard {
         Ok(arrival)
     }
 
-    fn connect(&mut self, arrival: Arrival, now: Now) -> Slot {
+    fn connect(&mut self, arrival: Arrival, address: IpAddr, now: Now) -> Slot {
         let viewer = arrival.viewer();
         let (start, replayed) = {
             let window = self.node.window.read();
@@ -594,6 +594,10 @@ impl Shard {
                 self.roster.adopt(&window, now);
             }
             let start = window.start(arrival.last_event_id.as_deref());
+            let start = match start.gap {
+                Some(_) => self.node.start_behind_gap(&window, start, viewer, address, now),
+                None => start,
+            };
             (start, window.count(start.cursor, viewer))
         };
         self.node.metrics.add(Counter::Connects, 1);

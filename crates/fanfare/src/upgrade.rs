@@ -121,7 +121,8 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let accept = check_handshake(request.method(), headers)?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
     let (offered, selected) = subprotocols(headers);
-    let token = bearer(headers).or(offered).map(str::to_owned).or_else(|| parameters.token.clone());
+    let from_headers = bearer(headers).and_then(given).or(offered.and_then(given));
+    let token = from_headers.map(str::to_owned).or_else(|| parameters.token.clone());
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
     let client = match turned_away_at_once(node, address, peer, headers)? {
@@ -225,10 +226,16 @@ async fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> 
         turned_away(&error)
     })?;
     let connection = returning(node, parameters, &grant).unwrap_or_else(|| node.names.issue(&grant.user));
-    let wanted = parameters.topics.as_deref().unwrap_or_default();
+    let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
-    let last_event_id = parameters.last_event_id.clone().filter(|id| !id.is_empty());
+    let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
     Ok(Arrival::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
+}
+
+/// A value that a client has. A script that has none writes the name of its language's absent value into the URL.
+pub(crate) fn given(value: &str) -> Option<&str> {
+    let absent = ["", "null", "undefined", "NaN", "None"].contains(&value.trim());
+    (!absent).then_some(value)
 }
 
 /// The name that a client comes back with, if it is its user's.

@@ -490,3 +490,61 @@ async fn a_node_is_told_to_drain() {
     assert_eq!(server.hub.drain(&name).await, Ok(true));
     tokio::time::timeout(PATIENCE, server.hub.drain_wanted()).await.expect("the node is told");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_value_of_a_script_is_no_cursor_and_no_topic() {
+    let server = serve(Config::default()).await;
+    for n in 1..=5 {
+        server.publish(n, 0, Audience::Everyone).await;
+    }
+    for absent in ["", "null", "undefined", "NaN", "None", "%20%09", "%20null%20"] {
+        let query = format!("&last_event_id={absent}&connection_id={absent}&topics={absent}");
+        let (mut socket, ack) = server.connect("ann", &query).await;
+        assert_eq!(
+            (&ack["ack_event_id"], &ack["replayed"], &ack["resumed"]),
+            (&"initial_connect".into(), &0.into(), &false.into())
+        );
+        socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+        assert_eq!(next(&mut socket).await["type"], "pong", "neither a gap nor an event nor an error: {absent:?}");
+        let url = format!("ws://{}/ws?token={absent}", server.address);
+        let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        assert!(close(&mut socket).await.reason.starts_with("token_missing: "), "{absent:?}");
+    }
+    let (mut socket, _) = server.connect("ann", "&topics=null,nan").await;
+    server
+        .hub
+        .publish(Draft::parse(r#"{"type":"note","data":{}}"#).unwrap(), Audience::Topic("null".into()))
+        .await
+        .unwrap();
+    assert_eq!(next(&mut socket).await["type"], "note", "among others it is a name");
+}
+
+// attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address
+#[tokio::test(flavor = "multi_thread")]
+async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_on_live() {
+    const EVENTS: u64 = 10;
+    let server = serve(Config { gap_replay_bytes_per_second: 1, window_events: 8, ..Config::default() }).await;
+    let (_, ack) = server.connect("ann", "").await;
+    let begin = ack["event_id"].as_str().unwrap();
+    let mut last = String::new();
+    for n in 1..=EVENTS {
+        let draft = Draft::new("note", &json!({ "n": n })).unwrap();
+        last = server.hub.publish(draft, Audience::Everyone).await.unwrap().event_id;
+    }
+    let cursor = |id: &str| format!("&last_event_id={id}");
+    let (mut first, ack) = server.connect("ann", &cursor("unknown")).await;
+    assert_eq!((&ack["replayed"], next(&mut first).await["type"].as_str()), (&8.into(), Some("gap")));
+    for (user, id, missed) in
+        [("ann", "unknown", Value::Null), ("bob", "unknown", Value::Null), ("ann", begin, (EVENTS + 2).into())]
+    {
+        let (mut socket, ack) = server.connect(user, &cursor(id)).await;
+        assert_eq!((&ack["replayed"], &ack["resumed"]), (&0.into(), &false.into()));
+        let gap = next(&mut socket).await;
+        assert_eq!((&gap["type"], &gap["missed"]), (&"gap".into(), &missed), "{gap}");
+        server.publish(0, 0, Audience::User(user.into())).await;
+        assert_eq!(next(&mut socket).await["data"]["n"], 0, "live");
+    }
+    assert_eq!(server.hub.metrics().get(Counter::LimitGapReplay), 3);
+    let (_, ack) = server.connect("ann", &cursor(&last)).await;
+    assert_eq!((&ack["replayed"], &ack["resumed"]), (&2.into(), &true.into()), "without a gap nothing is left out");
+}

@@ -235,6 +235,8 @@ settings! {
     connects_per_second_per_user: rate(hub);
     /// Events a second that one user or access key may publish over HTTP; twice as many in a burst. 0: no limit.
     publishes_per_second: rate(hub);
+    /// Bytes of events a second that are replayed behind a gap to one user, and to one address; beyond, a client goes on live behind its gap. 0: no limit.
+    gap_replay_bytes_per_second: rate(hub);
     /// Topics that one connection may hold.
     max_topics_per_connection: count(hub);
     /// The largest event that may be published, as JSON.
