@@ -89,8 +89,12 @@ pub struct Roster {
     head: u64,
     /// The newest entries up to the head, while somebody is being served from them.
     tail: VecDeque<Arc<Entry>>,
-    /// How many clients each of them was written to.
-    written: VecDeque<u32>,
+    /// To how many clients each of them was written since that was last told.
+    written: VecDeque<Written>,
+    /// How many of those that are ready have not had their turn in this pass.
+    in_pass: usize,
+    /// The newest entry that all who were ready then come to in this pass.
+    pass_head: u64,
     /// Entries that are no longer in the tail, or were read from the window, and what became of them here.
     swept: Vec<Swept>,
     /// Events that clients said they have handled.
@@ -111,6 +115,13 @@ pub struct Roster {
     /// The last pause of the driver: how long it was, and until when it counts, in milliseconds.
     paused_ms: u64,
     paused_until_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    clients: u32,
+    /// Those whom it was written to as it came have been told of.
+    told: bool,
 }
 
 /// An entry that was written to clients.
@@ -160,6 +171,8 @@ impl Roster {
             head,
             tail: VecDeque::new(),
             written: VecDeque::new(),
+            in_pass: 0,
+            pass_head: head,
             swept: Vec::new(),
             acknowledged: Vec::new(),
             seats: Slab::new(),
@@ -307,6 +320,7 @@ impl Roster {
         self.settle(slot);
         if self.ready.pop_back_if(|last| *last == slot).is_some() {
             self.ready.push_front(slot);
+            self.in_pass += usize::from(self.in_pass > 0);
         }
     }
 
@@ -407,8 +421,11 @@ impl Roster {
             self.let_go_of_tail(self.tail.len());
         } else {
             self.tail.extend(entries.iter().cloned());
-            self.written.resize(self.tail.len(), 0);
+            self.written.resize(self.tail.len(), Written::default());
             self.let_go_of_tail(self.tail.len().saturating_sub(TAIL_ENTRIES));
+            if self.in_pass == 0 {
+                self.begin_pass();
+            }
         }
     }
 
@@ -471,7 +488,12 @@ impl Roster {
 
     /// The next session whose turn it is.
     pub fn next_ready(&mut self) -> Option<Slot> {
+        if self.in_pass == 0 && !self.tail.is_empty() && !self.ready.is_empty() {
+            self.tell_written();
+            self.begin_pass();
+        }
         while let Some(slot) = self.ready.pop_front() {
+            self.in_pass = self.in_pass.saturating_sub(1);
             if let Some(seat) = self.seats.get_mut(slot as usize)
                 && std::mem::take(&mut seat.queued)
             {
@@ -482,13 +504,26 @@ impl Roster {
         None
     }
 
+    /// All who are ready now have a turn before it is told what they were written. A client that is replayed is ready
+    /// for long, and those that are live must not wait for it.
+    fn begin_pass(&mut self) {
+        (self.in_pass, self.pass_head) = (self.ready.len(), self.head);
+    }
+
+    /// Tells what was written of the tail, which goes on being served from.
+    fn tell_written(&mut self) {
+        for (entry, written) in self.tail.iter().zip(&mut self.written) {
+            if entry.sequence > self.pass_head {
+                return;
+            }
+            self.swept.extend(written.take(entry));
+        }
+    }
+
     /// Nobody is served from the oldest of the tail any more.
     fn let_go_of_tail(&mut self, count: usize) {
-        for (entry, clients) in self.tail.drain(..count).zip(self.written.drain(..count)) {
-            if clients > 0 {
-                entry.written.fetch_add(clients, Ordering::Relaxed);
-                self.swept.push(Swept { entry, clients, live: true });
-            }
+        for (entry, mut written) in self.tail.drain(..count).zip(self.written.drain(..count)) {
+            self.swept.extend(written.take(&entry));
         }
     }
 
@@ -603,7 +638,7 @@ impl Roster {
         let delivered = usize::try_from(self.tally.deliveries - before).unwrap_or(0);
         let first = self.tail.front().map_or(0, |first| first.sequence);
         for entry in &chosen[..delivered] {
-            self.written[usize::try_from(entry.sequence - first).unwrap_or(0)] += 1;
+            self.written[usize::try_from(entry.sequence - first).unwrap_or(0)].clients += 1;
         }
         all
     }
@@ -768,6 +803,17 @@ fn count(total: &mut usize, counted: &mut bool, now: bool) {
         (false, true) => *total += 1,
         (true, false) => *total -= 1,
         _ => {}
+    }
+}
+
+impl Written {
+    fn take(&mut self, entry: &Arc<Entry>) -> Option<Swept> {
+        let clients = std::mem::take(&mut self.clients);
+        if clients == 0 {
+            return None;
+        }
+        entry.written.fetch_add(clients, Ordering::Relaxed);
+        Some(Swept { entry: entry.clone(), clients, live: !std::mem::replace(&mut self.told, true) })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     shard::{Command, Shard},
     sys::{self, Named},
     trace::{Traced, Tracer},
-    why::{self, ClientDetails, Journey, Question},
+    why::{self, ClientDetails, InAudience, Journey, Question},
 };
 use fanfare_core::{
     Audience, AudienceError, ConnectionId, Draft, Event, EventError, Grant, Lineage, Position, Revocation, Revocations,
@@ -581,7 +581,12 @@ impl Hub {
     pub async fn journey(&self, event_id: &str, user: Option<&str>) -> Result<Option<Journey>, BrokerError> {
         let question = Question::Event { event_id: event_id.to_owned(), user: user.map(str::to_owned) };
         let (answers, asked) = self.ask(question).await?;
-        Ok(why::journey(event_id.to_owned(), answers, asked))
+        let mut journey = why::journey(event_id.to_owned(), answers, asked);
+        if let (Some(journey), Some(user)) = (&mut journey, user) {
+            let is_of_user = |connection| self.inner.node.names.belongs_to(connection, user);
+            journey.user_in_audience = Some(InAudience::of(&journey.audience, user, is_of_user));
+        }
+        Ok(journey)
     }
 
     /// How a client stands, on whichever node it is, or how it ended the last time, if a node still remembers it.

@@ -216,14 +216,11 @@ impl Node {
                 return Some(details);
             }
         }
-        let head = {
+        let (lineage, head) = {
             let window = self.window.read();
-            Position { epoch: window.epoch(), sequence: window.head() }
+            (window.lineage().clone(), window.head())
         };
-        let departures = self.departures();
-        let departed = departures.find(connection)?;
-        let cursor = Position { sequence: departed.cursor, ..head };
-        Some(departed.details(&self.name, cursor.to_string(), head.sequence))
+        Some(self.departures().find(connection)?.details(&self.name, &lineage, head))
     }
 
     /// How far its clients are behind the log's head.

@@ -733,7 +733,7 @@ impl Shard {
     fn drop_conn(&mut self, slot: Slot) {
         let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
         let who = self.roster.session(slot).map(|session| {
-            let cursor = session.position(head).sequence;
+            let cursor = session.position(head);
             (session.user().clone(), session.connection(), cursor, session.round_trip_ms())
         });
         let code = self.roster.remove(slot);

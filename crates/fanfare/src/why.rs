@@ -1,7 +1,7 @@
 //! What a node knows of one event or one client, for whoever asks why something came or did not. Every node is asked, and
 //! answers for itself; nothing here changes anything.
 
-use fanfare_core::{CloseCode, ConnectionId, time::iso_8601};
+use fanfare_core::{CloseCode, ConnectionId, Lineage, Position, lineage::Place, time::iso_8601};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, net::IpAddr, sync::Arc};
 use utoipa::ToSchema;
@@ -57,6 +57,35 @@ pub struct Journey {
     pub nodes: Vec<EventOnNode>,
     /// How many nodes did not answer in time.
     pub silent_nodes: usize,
+    /// Whether the event is for the user, connected or not, where one was asked about.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_in_audience: Option<InAudience>,
+}
+
+/// Whether an event is for a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InAudience {
+    /// It is. A client of the user that returns with a cursor from before the event receives it while it is held.
+    Yes,
+    /// It is for a topic: for those clients of the user that subscribe to it.
+    Subscribers,
+    /// It is not: no client of the user is ever sent it.
+    No,
+}
+
+impl InAudience {
+    /// As `audience`, in its text form, and `user` have it. `is_of_user`: whether a connection is the user's.
+    pub(crate) fn of(audience: &str, user: &str, is_of_user: impl Fn(ConnectionId) -> bool) -> Self {
+        let is_in = match audience.split_once(':') {
+            None => true,
+            Some(("user", name)) => name == user,
+            Some(("connection", id)) => id.parse().is_ok_and(is_of_user),
+            Some(_) => return Self::Subscribers,
+        };
+        if is_in { Self::Yes } else { Self::No }
+    }
 }
 
 /// What became of an event on one node.
@@ -192,7 +221,8 @@ pub(crate) struct Departed {
     pub(crate) since_ms: u64,
     pub(crate) until_ms: u64,
     pub(crate) address: IpAddr,
-    pub(crate) cursor: u64,
+    /// A place of the log as it was then.
+    pub(crate) cursor: Position,
     pub(crate) round_trip_ms: u32,
     pub(crate) code: Option<CloseCode>,
 }
@@ -216,7 +246,13 @@ impl Departures {
 }
 
 impl Departed {
-    pub(crate) fn details(&self, node: &str, cursor: String, head: u64) -> ClientDetails {
+    /// How it ended on `node`, which serves this log up to `head`.
+    pub(crate) fn details(&self, node: &str, lineage: &Lineage, head: u64) -> ClientDetails {
+        let served = match lineage.place(self.cursor, head) {
+            Place::At(sequence) | Place::Broken(sequence) => sequence,
+            // All of this log is new to it.
+            Place::Unknown => 0,
+        };
         let (code, meaning) = match self.code {
             Some(code) => (code.number(), code.meaning()),
             None => (1006, "The socket ended without a close frame."),
@@ -227,8 +263,8 @@ impl Departed {
             node: node.to_owned(),
             connected_at: iso_8601(self.since_ms),
             address: self.address.to_string(),
-            cursor,
-            behind_events: head.saturating_sub(self.cursor),
+            cursor: self.cursor.to_string(),
+            behind_events: head.saturating_sub(served),
             round_trip_ms: self.round_trip_ms,
             live: None,
             closed: Some(ClosedDetails { at: iso_8601(self.until_ms), code, meaning: meaning.to_owned() }),
@@ -266,7 +302,18 @@ pub(crate) fn journey(event_id: String, answers: Vec<EventAnswer>, asked: usize)
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
     let EventFacts { event_type, audience, position, accepted_ms, publisher, bytes } = facts?;
     let accepted_at = iso_8601(accepted_ms);
-    Some(Journey { event_id, event_type, audience, position, accepted_at, publisher, bytes, nodes, silent_nodes })
+    Some(Journey {
+        event_id,
+        event_type,
+        audience,
+        position,
+        accepted_at,
+        publisher,
+        bytes,
+        nodes,
+        silent_nodes,
+        user_in_audience: None,
+    })
 }
 
 /// The client itself if a node has it, else how it ended the last time.
@@ -298,7 +345,7 @@ mod tests {
             since_ms: 0,
             until_ms: 1_000,
             address: [127, 0, 0, 1].into(),
-            cursor: 3,
+            cursor: Position { epoch: 1, sequence: 3 },
             round_trip_ms: 2,
             code: None,
         }
@@ -315,8 +362,18 @@ mod tests {
     }
 
     #[test]
+    fn the_cursor_of_a_client_that_left_keeps_the_epoch_that_it_is_of() {
+        let mut shortened = Lineage::new(1);
+        shortened.begin(2, 2, true);
+        for (lineage, behind) in [(Lineage::new(1), 6), (shortened, 7), (Lineage::new(2), 9)] {
+            let gone = departed(7).details("a", &lineage, 9);
+            assert_eq!((&*gone.cursor, gone.behind_events), ("pos-1-3", behind), "{lineage}");
+        }
+    }
+
+    #[test]
     fn who_is_there_counts_more_than_who_was() {
-        let gone = departed(7).details("a", "pos-1-3".to_owned(), 9);
+        let gone = departed(7).details("a", &Lineage::new(1), 9);
         assert_eq!((gone.behind_events, gone.closed.as_ref().unwrap().code), (6, 1006));
         let live = LiveDetails {
             admin: false,

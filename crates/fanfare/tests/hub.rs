@@ -6,7 +6,7 @@ use fanfare::{
     Audience, CloseCode, Config, Draft, Hub, Minter, Verifier,
     auth::Claims,
     metrics::Counter,
-    why::{ClientFate, EventOnNode},
+    why::{ClientFate, EventOnNode, InAudience},
 };
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -388,6 +388,50 @@ async fn the_journey_of_an_event_is_told() {
         assert_eq!(hers.of_user[0].fate, ClientFate::Written);
     }
     assert_eq!(server.hub.journey("no such event", None).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_an_event_is_for_a_user_is_told_whether_it_is_connected_or_not() {
+    let server = serve(Config::default()).await;
+    let (mut ann, ack) = server.connect("ann", "&topics=t").await;
+    let (_dan, _) = server.connect("dan", "").await;
+    let connection = ack["connection_id"].as_str().unwrap().parse().unwrap();
+    let audiences = [
+        ("everyone", Audience::Everyone),
+        ("user", Audience::User("ann".into())),
+        ("connection", Audience::Connection(connection)),
+        ("topic", Audience::Topic("t".into())),
+    ];
+    for (id, audience) in audiences {
+        let draft = Draft::parse(&format!(r#"{{"type":"note","event_id":"{id}","data":{{}}}}"#)).unwrap();
+        server.hub.publish(draft, audience).await.unwrap();
+        assert_eq!(next(&mut ann).await["event_id"], id);
+    }
+    let (mut bob, _) = server.connect("bob", "").await;
+    bob.close(None).await.unwrap();
+    drop(bob);
+    until("bob has left", || server.hub.stats().local == 2).await;
+    // Connected before the events, away since, and never seen.
+    for user in ["ann", "dan", "bob", "eve"] {
+        for (id, of_ann, of_others) in [
+            ("everyone", InAudience::Yes, InAudience::Yes),
+            ("user", InAudience::Yes, InAudience::No),
+            ("connection", InAudience::Yes, InAudience::No),
+            ("topic", InAudience::Subscribers, InAudience::Subscribers),
+        ] {
+            let journey = server.hub.journey(id, Some(user)).await.unwrap().unwrap();
+            let expected = if user == "ann" { of_ann } else { of_others };
+            assert_eq!(journey.user_in_audience, Some(expected), "{user} {id}");
+            let fates: Vec<_> = journey.nodes[0].of_user.iter().map(|client| client.fate).collect();
+            match user {
+                "ann" => assert_eq!(fates, [ClientFate::Written]),
+                "dan" if id == "everyone" => assert_eq!(fates, [ClientFate::Written]),
+                "dan" => assert_eq!(fates, [ClientFate::NotInAudience]),
+                _ => assert!(fates.is_empty()),
+            }
+        }
+    }
+    assert_eq!(server.hub.journey("user", None).await.unwrap().unwrap().user_in_audience, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

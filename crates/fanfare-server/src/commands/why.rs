@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::{
     auth::Claims,
-    why::{ClientDetails, EventOnNode, Journey},
+    why::{ClientDetails, ClientFate, EventOnNode, InAudience, Journey},
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -50,8 +50,9 @@ fn refusal(answer: &Answer) -> String {
 }
 
 fn journey(journey: &Journey, user: Option<&str>) -> String {
-    let Journey { event_id, event_type, audience, position, accepted_at, publisher, bytes, nodes, silent_nodes } =
-        journey;
+    let Journey {
+        event_id, event_type, audience, position, accepted_at, publisher, bytes, nodes, silent_nodes, ..
+    } = journey;
     let mut out = format!("{event_id}: {event_type} for {audience}, {bytes} bytes\n");
     let from = publisher.as_ref().map_or_else(String::new, |publisher| format!(" from {publisher}"));
     let _ = writeln!(out, "accepted {accepted_at}{from}, at {position}\n");
@@ -67,16 +68,28 @@ fn journey(journey: &Journey, user: Option<&str>) -> String {
         let _ = writeln!(out, "{silent_nodes} more did not answer in time");
     }
     let Some(user) = user else { return out };
-    let _ = writeln!(out, "\nconnections of {user}");
-    let mut any = false;
-    for node in nodes {
-        for client in &node.of_user {
-            any = true;
-            let _ = writeln!(out, "{} on {}: {}", client.connection_id, node.node, client.fate);
-        }
+    out + &of_user(journey, user)
+}
+
+fn of_user(journey: &Journey, user: &str) -> String {
+    let Journey { audience, nodes, user_in_audience, .. } = journey;
+    let mut out = format!("\nconnections of {user}\n");
+    let clients = nodes.iter().flat_map(|node| node.of_user.iter().map(move |client| (&node.node, client)));
+    for (node, client) in clients {
+        // Which topics a client held when the event came is not kept.
+        let by_then = *user_in_audience == Some(InAudience::Subscribers) && client.fate == ClientFate::Written;
+        let by_then = if by_then { ", if it was subscribed by then" } else { "" };
+        let _ = writeln!(out, "{} on {node}: {}{by_then}", client.connection_id, client.fate);
     }
-    if !any {
-        out += "none now; who comes back with its cursor is sent it then, as long as it is held\n";
+    if *user_in_audience == Some(InAudience::No) {
+        let _ = writeln!(out, "{user} is not in the audience ({audience}): no client of {user} is sent this event");
+    } else if nodes.iter().all(|node| node.of_user.is_empty()) {
+        let subscribes = if audience.starts_with("topic:") { " and subscribes to the topic" } else { "" };
+        let _ = writeln!(
+            out,
+            "none now; a client of {user} that returns with a cursor from before the event{subscribes}\n\
+             receives it while it is held, and one without a cursor does not"
+        );
     }
     out
 }
@@ -154,6 +167,25 @@ mod tests {
         }
         assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         assert!(journey(&told, Some("bob")).contains("c1"), "the hub says whose they are");
+    }
+
+    #[test]
+    fn a_user_outside_the_audience_is_not_promised_the_event() {
+        let away = |audience: &str, is_in: &str| {
+            let told: Journey = serde_json::from_value(json!({
+                "event_id": "e", "event_type": "note", "audience": audience, "position": "pos-1f-42",
+                "accepted_at": "", "bytes": 1, "silent_nodes": 0, "nodes": [], "user_in_audience": is_in,
+            }))
+            .unwrap();
+            journey(&told, Some("bob"))
+        };
+        let no = away("user:ann", "no");
+        assert!(no.ends_with("bob is not in the audience (user:ann): no client of bob is sent this event\n"), "{no}");
+        assert!(!no.contains("returns"), "{no}");
+        let yes = away("user:bob", "yes");
+        assert!(yes.contains("a client of bob that returns with a cursor from before the event\nreceives it"), "{yes}");
+        let topic = away("topic:t", "subscribers");
+        assert!(topic.contains("from before the event and subscribes to the topic\nreceives it"), "{topic}");
     }
 
     #[test]

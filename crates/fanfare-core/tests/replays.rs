@@ -1,0 +1,116 @@
+//! What is told of events that are written to live clients while another client is replayed.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare_core::{
+    Audience, ConnectionId, Draft, Grant, Lineage,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Settings},
+    time::Now,
+    window::{Bounds, Entry, Window},
+    ws,
+};
+use std::sync::{Arc, atomic::Ordering};
+
+const HELD: u64 = 2_000;
+const NOW: Now = Now { mono_ms: 5_000, unix_ms: 1_000_000 };
+
+struct World {
+    window: Window,
+    roster: Roster,
+}
+
+impl World {
+    fn new() -> Self {
+        let settings = Settings {
+            heartbeat_ms: 30_000,
+            timeout_ms: 60_000,
+            close_ms: 1_000,
+            limits: ws::Limits { max_frame_bytes: 1_000, max_message_bytes: 1_000 },
+            frames_per_second: 0,
+            max_topics: 10,
+            warn_ms: 60_000,
+            echo: false,
+        };
+        let bounds = Bounds { events: 10_000, bytes: 100_000_000, age_ms: 60_000 };
+        let mut window = Window::new(Lineage::new(1), 0, bounds);
+        (1..=HELD).for_each(|n| window.push(entry(n, Audience::Everyone)));
+        Self { window, roster: Roster::new(settings, 1, HELD) }
+    }
+
+    fn connect(&mut self, n: u128, user: &str, cursor: Option<&str>) -> Slot {
+        let grant = Grant { user: user.into(), ..Grant::default() };
+        let arrival = Arrival::new(grant, ConnectionId(n), cursor.map(str::to_owned), [].into_iter(), 10);
+        let start = self.window.start(cursor);
+        self.roster.connect(arrival, start, 0, NOW)
+    }
+
+    fn publish(&mut self, audience: Audience) -> Arc<Entry> {
+        let entry = entry(self.window.head() + 1, audience);
+        self.window.push(entry.clone());
+        self.roster.advance(std::slice::from_ref(&entry));
+        entry
+    }
+
+    fn turn(&mut self) -> Option<(Slot, Served)> {
+        let slot = self.roster.next_ready()?;
+        let take_all = &mut |slices: &[std::io::IoSlice<'_>]| slices.iter().map(|slice| slice.len()).sum();
+        Some((slot, self.roster.serve(slot, &self.window, NOW, take_all)))
+    }
+
+    fn live_of(&mut self, wanted: &Entry) -> Vec<(u32, bool)> {
+        let swept = self.roster.take_swept().into_iter();
+        let of_it = swept.filter(|swept| swept.entry.sequence == wanted.sequence);
+        of_it.map(|swept| (swept.clients, swept.live)).collect()
+    }
+}
+
+fn entry(sequence: u64, audience: Audience) -> Arc<Entry> {
+    let draft = Draft::new("note", &serde_json::json!({ "n": sequence })).unwrap();
+    let event = draft.finish(0, || format!("e{sequence}")).unwrap();
+    Arc::new(Entry::new(sequence, 0, audience, &event))
+}
+
+#[test]
+fn what_live_clients_were_written_is_told_while_another_is_replayed() {
+    let mut world = World::new();
+    let live: Vec<_> = (1..=3).map(|n| world.connect(n, "ann", None)).collect();
+    while world.turn().is_some() {}
+    let slow = world.connect(9, "bob", Some("pos-1-0"));
+    for _ in 0..5 {
+        let entry = world.publish(Audience::Everyone);
+        let mut turns = Vec::new();
+        // A turn for each, and the next one begins.
+        while turns.len() <= live.len() + 1 {
+            turns.push(world.turn().expect("one is being replayed"));
+        }
+        assert!(turns.iter().any(|turn| *turn == (slow, Served::More)), "{turns:?}");
+        assert_eq!(world.live_of(&entry), [(3, true)]);
+        assert_eq!(entry.written.load(Ordering::Relaxed), 3);
+    }
+    let newest = world.publish(Audience::Everyone);
+    while world.turn().is_some() {}
+    assert_eq!(newest.written.load(Ordering::Relaxed), 4, "in the end the other has it too");
+    let told = world.live_of(&newest);
+    assert_eq!(told.iter().filter(|(_, live)| *live).count(), 1, "an entry is measured once: {told:?}");
+    assert_eq!(told.iter().map(|(clients, _)| clients).sum::<u32>(), 4);
+}
+
+#[test]
+fn every_event_of_a_burst_is_told_as_live_once() {
+    let mut world = World::new();
+    world.connect(1, "ann", None);
+    world.connect(2, "bob", None);
+    while world.turn().is_some() {}
+    world.roster.take_swept();
+    let burst: Vec<_> = (1..=500).map(|n| entry(HELD + n, Audience::Everyone)).collect();
+    burst.iter().for_each(|entry| world.window.push(entry.clone()));
+    world.roster.advance(&burst);
+    while world.turn().is_some() {}
+    let swept = world.roster.take_swept();
+    for entry in &burst {
+        let of_it: Vec<_> = swept.iter().filter(|swept| swept.entry.sequence == entry.sequence).collect();
+        assert_eq!(of_it.iter().map(|swept| swept.clients).sum::<u32>(), 2);
+        assert_eq!(of_it.iter().filter(|swept| swept.live).count(), 1);
+    }
+}
