@@ -1,5 +1,6 @@
 """What client and hub say to each other on an open connection."""
 
+import json
 import time
 
 import pytest
@@ -71,8 +72,12 @@ def test_a_message_that_is_not_understood_gets_an_error_and_changes_nothing(hub,
     with hub.client(claims={"topics": ["project:*"]}) as client:
         client.send(message)
         error = client.next()
-        assert list(error) == ["type", "event_id", "timestamp", "error", "details"]
+        named = ["ack_event_id"] if error["error"] != "malformed" else []
+        about = ["topic"] if '"topic":' in message else []
+        assert list(error) == ["type", "event_id", "timestamp", "error", "details", *named, *about]
         assert (error["type"], error["error"]) == ("error", BAD[message])
+        assert not named or error["ack_event_id"] == json.loads(message)["type"]
+        assert not about or error["topic"] == json.loads(message)["topic"]
         assert len(error["details"]["message"]) > 10
         client.send({"type": "ping"})
         assert client.next()["type"] == "pong", "the connection is kept"
@@ -84,6 +89,7 @@ def test_topics_by_query_and_by_message(hub):
         refused = client.next()
         assert (refused["type"], refused["error"]) == ("error", "forbidden")
         assert "forbidden" in refused["details"]["message"]
+        assert (refused["ack_event_id"], refused["topic"]) == ("initial_connect", "forbidden")
 
         client.send({"type": "subscribe", "topic": "project:2", "event_id": "s1"})
         ack = client.next()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from contextlib import ExitStack
 from datetime import datetime
 
 import pytest
@@ -132,3 +133,21 @@ def test_a_newer_socket_on_another_node_closes_the_older_one(nodes):
             assert old.closed()[0] == 4001
             second.publish("for-gus", {"connection": new.id})
             assert new.until_event("for-gus")
+
+
+def test_every_shards_clients_are_listed_again_after_the_link_was_lost(server, tmp_path):
+    hub = Hub(tmp_path, REDIS_URL=server.url, FANFARE_SHARDS="3", FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
+    log = redis.Redis.from_url(server.url)
+    try:
+        with ExitStack() as clients:
+            names = {clients.enter_context(hub.client("many")).id for _ in range(12)}
+
+            def all_listed():
+                return {name.decode() for name in log.smembers("ws:user:many:connections")} == names
+
+            until(all_listed, "the list of all clients")
+            log.delete("ws:user:many:connections")
+            log.client_kill_filter(_type="normal", skipme=True)
+            until(all_listed, "the list to be written again", deadline=60)
+    finally:
+        hub.kill()

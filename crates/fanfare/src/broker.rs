@@ -136,6 +136,10 @@ pub trait Tail: Send + Sync + fmt::Debug {
     /// The node's clients, or those of one user.
     fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>>;
 
+    /// About `count` of the node's clients from a place on, and the next place if there are more. A place is 0, or what the
+    /// call before gave; clients that come meanwhile may be left out.
+    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)>;
+
     /// What the node has to say to a question, as JSON; `None`: nothing.
     fn answer(&self, question: Question) -> Answer<'_, Option<String>>;
 }

@@ -133,6 +133,25 @@ impl Tail for Node {
         })
     }
 
+    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+        // The number of a shard, and then of a slot.
+        let (index, from) = (place >> 32, place & u64::from(u32::MAX));
+        Box::pin(async move {
+            let Some(shard) = usize::try_from(index).ok().and_then(|index| self.shards().get(index)) else {
+                return Ok::<_, BrokerError>((Vec::new(), None));
+            };
+            let (reply, answer) = oneshot::channel();
+            shard.send(Command::ListFrom(usize::try_from(from).unwrap_or(usize::MAX), count, reply));
+            // A shard that has ended has nobody.
+            let (clients, next) = answer.await.unwrap_or_default();
+            let next = match next {
+                Some(slot) => index << 32 | slot as u64,
+                None => (index + 1) << 32,
+            };
+            Ok((clients, (next >> 32 < self.shards().len() as u64).then_some(next)))
+        })
+    }
+
     fn answer(&self, question: Question) -> Answer<'_, Option<String>> {
         Box::pin(async move {
             let said = match question {

@@ -102,6 +102,8 @@ pub(crate) enum Command {
     Inspect(ConnectionId, oneshot::Sender<Option<ClientDetails>>),
     /// Tell who is connected, or who of one user is.
     List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
+    /// Tell so many of those who are connected, from a slot on, and the slot where more may be.
+    ListFrom(usize, usize, oneshot::Sender<(Vec<Present>, Option<usize>)>),
     /// End the connections whose tokens are no longer believed.
     Revoke(Revocation),
     /// End every connection of a user.
@@ -432,6 +434,9 @@ impl Shard {
                     // Who asked may have gone.
                     let _ = reply.send(self.list(user.as_deref()));
                 }
+                Command::ListFrom(from, count, reply) => {
+                    let _ = reply.send(self.list_from(from, count));
+                }
                 Command::Revoke(revocation) => {
                     let ended = self.roster.revoke(&revocation, REVOKED, now);
                     self.node.metrics.add(Counter::TokensRevoked, ended as u64);
@@ -517,6 +522,12 @@ impl Shard {
         let of_user = user.map(|user| self.roster.slots_of(user).collect::<Vec<_>>());
         let slots = of_user.unwrap_or_else(|| self.roster.slots().collect());
         slots.into_iter().filter_map(|slot| self.present(slot)).collect()
+    }
+
+    fn list_from(&self, from: usize, count: usize) -> (Vec<Present>, Option<usize>) {
+        let slots = from..self.conns.len().min(from.saturating_add(count));
+        let next = Some(slots.end).filter(|next| *next < self.conns.len());
+        (slots.filter_map(|slot| self.present(Slot::try_from(slot).ok()?)).collect(), next)
     }
 
     fn present(&self, slot: Slot) -> Option<Present> {

@@ -66,6 +66,13 @@ impl Tail for Node {
         clients.retain(|client| of_user.is_none_or(|user| user == &*client.user));
         Box::pin(ready(Ok(clients)))
     }
+
+    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+        let (clients, place) = (self.clients.lock().unwrap(), usize::try_from(place).unwrap());
+        let piece: Vec<_> = clients.iter().skip(place).take(count).cloned().collect();
+        let next = place + piece.len();
+        Box::pin(ready(Ok((piece, (next < clients.len()).then_some(next as u64)))))
+    }
 }
 
 impl Node {

@@ -429,6 +429,36 @@ async fn a_dead_node_leaves_no_ghosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left() {
+    const CLIENTS: u128 = 700;
+    let server = RedisServer::start();
+    let (broker, node) = linked(&server.url()).await;
+    let client = |n: u128, user: &str| Present {
+        connection: ConnectionId(n),
+        user: user.into(),
+        node: node.name.as_str().into(),
+        since_ms: 1,
+        address: [127, 0, 0, 1].into(),
+        unlimited: false,
+    };
+    let all: Vec<_> = (1..=CLIENTS).map(|n| client(n, if n % 2 == 0 { "ann" } else { "bob" })).collect();
+    all.iter().for_each(|client| broker.arrived(client.clone()));
+    node.clients.lock().unwrap().clone_from(&all);
+    let of = |user: &str| all.iter().filter(|client| &*client.user == user).cloned().collect::<Vec<_>>();
+    list(&*broker, "ann", &of("ann")).await;
+    // Nobody is told that one user's clients left, nor that the list was lost in part; the next link sets both right.
+    node.clients.lock().unwrap().retain(|client| &*client.user == "ann");
+    server.cli(&["DEL", "ws:user:ann:connections"]);
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let count = |key: &str| server.cli(&["SCARD", key]);
+    until("those who left are gone", || count("ws:user:bob:connections") == "0").await;
+    until("the others are there", || count("ws:user:ann:connections") == (CLIENTS / 2).to_string()).await;
+    let own = format!("ws:node:{}:connections", node.name);
+    until("the node's own list is whole", || count(&own) == (CLIENTS / 2).to_string()).await;
+    list(&*broker, "ann", &of("ann")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_redis_refuses_events_and_nothing_else() {
     let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
     let (broker, node) = linked(&server.url()).await;

@@ -74,18 +74,22 @@ impl Pending {
 
 /// Writes all who are here, then what changes, until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
-    let (mut refresh, mut sweep) = (Instant::now(), Instant::now() + SWEEP);
+    let (mut refresh, mut sweep) = (Instant::now() + REFRESH, Instant::now() + SWEEP);
     let mut beat = shared.last_beat();
+    let mut walk = Some(Walk::begin(shared, link).await?);
+    walk_on(shared, link, &mut walk, usize::MAX).await?;
     loop {
         let changes = shared.pending().take();
         write(shared, link, changes.into_iter()).await?;
         // A node that was silent for long was taken for dead, and what it had written was swept away.
         let silent = shared.last_beat().saturating_sub(beat) >= ALIVE_MS;
         beat = shared.last_beat();
-        if Instant::now() >= refresh || silent {
+        if silent || (walk.is_none() && Instant::now() >= refresh) {
             refresh = Instant::now() + REFRESH;
-            count_anew(shared, link).await?;
+            walk = Some(Walk::begin(shared, link).await?);
         }
+        // Nobody waits for a refresh, so it takes its time, and the memory of one piece.
+        walk_on(shared, link, &mut walk, if silent { usize::MAX } else { 1 }).await?;
         if Instant::now() >= sweep {
             sweep = Instant::now() + SWEEP;
             sweep_dead(shared, link).await?;
@@ -94,16 +98,45 @@ pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, Link
     }
 }
 
-/// Writes every connection of this node, and takes away what is no longer here.
-async fn count_anew(shared: &Shared, link: &Link) -> Result<(), LinkError> {
-    let own = shared.keys.connections_of_node(&shared.node);
-    let old = format!("{own}:old");
-    link.call(cmd("SUNIONSTORE").arg(&old).arg(&old).arg(&own)).await?;
-    link.call(cmd("DEL").arg(&own)).await?;
-    let here = shared.tail.clients(None).await.unwrap_or_default();
-    let changes = here.into_iter().map(|client| (client.connection, Change::Arrived(client)));
-    write(shared, link, changes).await?;
-    while sweep_some(shared, link, &shared.node, &old, &own).await? > 0 {}
+/// A walk over all connections of this node, to write each anew and then take away what is no longer here.
+#[derive(Debug)]
+struct Walk {
+    own: String,
+    /// What was written before.
+    old: String,
+    /// Where the next piece begins; `None`: all were written.
+    place: Option<u64>,
+}
+
+impl Walk {
+    async fn begin(shared: &Shared, link: &Link) -> Result<Self, LinkError> {
+        let own = shared.keys.connections_of_node(&shared.node);
+        let old = format!("{own}:old");
+        link.call(cmd("SUNIONSTORE").arg(&old).arg(&old).arg(&own)).await?;
+        link.call(cmd("DEL").arg(&own)).await?;
+        Ok(Self { own, old, place: Some(0) })
+    }
+
+    /// One piece. Returns whether there is more to do.
+    async fn step(&mut self, shared: &Shared, link: &Link) -> Result<bool, LinkError> {
+        let Some(place) = self.place else {
+            return Ok(sweep_some(shared, link, &shared.node, &self.old, &self.own).await? > 0);
+        };
+        let (here, next) = shared.tail.clients_from(place, BATCH).await.unwrap_or_default();
+        self.place = next;
+        write(shared, link, here.into_iter().map(|client| (client.connection, Change::Arrived(client)))).await?;
+        Ok(true)
+    }
+}
+
+/// Goes on with a walk by so many pieces, or to its end.
+async fn walk_on(shared: &Shared, link: &Link, walk: &mut Option<Walk>, pieces: usize) -> Result<(), LinkError> {
+    for _ in 0..pieces {
+        let Some(under_way) = walk else { return Ok(()) };
+        if !under_way.step(shared, link).await? {
+            *walk = None;
+        }
+    }
     Ok(())
 }
 
