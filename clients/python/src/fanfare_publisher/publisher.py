@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 import time
+from contextlib import contextmanager
 from typing import (
     Any,
     Coroutine,
     Dict,
     Generic,
     Iterable,
+    Iterator,
     List,
     Optional,
     Tuple,
@@ -187,13 +189,20 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
         return httpx.AsyncClient(base_url=address.base, headers=address.headers)
 
 
+class _Shared:
+    """A client, and how many threads use it: the last one closes it."""
+
+    def __init__(self, client: Any):
+        self.client, self.users, self.closing = client, 0, False
+
+
 class _Process:
     """What one process has: its client, and a lock that no fork leaves locked."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.client: Any = None
+        self.shared: Optional[_Shared] = None
 
 
 class Publisher(_Audiences[Published, List[Published]]):
@@ -210,12 +219,16 @@ class Publisher(_Audiences[Published, List[Published]]):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections. A later publish opens new ones."""
+        """Closes the connections, those in use once their requests have ended. A later publish opens new ones."""
         own = self._own()
         with own.lock:
-            client, own.client = own.client, None
-        if client is not None:
-            client.close()
+            shared, own.shared = own.shared, None
+            if shared is None:
+                return
+            shared.closing = True
+            idle = not shared.users
+        if idle:
+            shared.client.close()
 
     def publish(self, message: WSMessage, audience: Audience) -> Published:
         """Publishes to ``"everyone"``, ``{"user": id}``, ``{"connection": id}`` or ``{"topic": name}``."""
@@ -240,12 +253,12 @@ class Publisher(_Audiences[Published, List[Published]]):
         if isinstance(step, Wait):
             return time.sleep(step.seconds)
         try:
-            return self._request(step)
+            with self._client() as client:
+                return self._request(client, step)
         except Exception as error:
             return _failure(error)
 
-    def _request(self, step: Union[Post, Say, Find]) -> Any:
-        client = self._open()
+    def _request(self, client: Any, step: Union[Post, Say, Find]) -> Any:
         if isinstance(step, Post):
             return _post(client, step)
         answers: List[Any] = []
@@ -266,14 +279,27 @@ class Publisher(_Audiences[Published, List[Published]]):
             self._process = _Process()
         return self._process
 
-    def _open(self) -> Any:
-        own, address = self._own(), self._ways.address
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        own = self._own()
         with own.lock:
-            if own.client is None and address.over_redis:
-                own.client = servers.connect(address, redis)
-            elif own.client is None:
-                own.client = httpx.Client(base_url=address.base, headers=address.headers)
-            return own.client
+            if own.shared is None:
+                own.shared = _Shared(self._connect(self._ways.address))
+            shared = own.shared
+            shared.users += 1
+        try:
+            yield shared.client
+        finally:
+            with own.lock:
+                shared.users -= 1
+                last = shared.closing and not shared.users
+            if last:
+                shared.client.close()
+
+    def _connect(self, address: Address) -> Any:
+        if address.over_redis:
+            return servers.connect(address, redis)
+        return httpx.Client(base_url=address.base, headers=address.headers)
 
 
 class _Remaining(Dict[str, Optional[float]]):

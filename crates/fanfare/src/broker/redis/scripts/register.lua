@@ -24,6 +24,9 @@ for i = 7, #ARGV, 5 do
       if other then
         redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'replaced', 'n', held[1], 'c', id, 's', since)
       end
+    else
+      -- The newer claim was written first.
+      redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'replaced', 'n', node, 'c', id, 's', held[2])
     end
   else
     local own = held[1] == node and held[2] == since

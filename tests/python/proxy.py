@@ -1,0 +1,75 @@
+"""Servers that stand where a hub should: each answers every request, or none, in its own way."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from contextlib import contextmanager
+
+
+@contextmanager
+def answering(status: int, body: str = "", **headers: str):
+    """A server that answers each POST the same. Gives its URL and the bodies that it was sent."""
+    bodies: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:  # noqa: N802
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads, block_on_close = True, False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", bodies
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def silent(first: bytes = b"", *, trickle: bytes = b""):
+    """A server that takes connections, sends `first`, and then nothing; or `trickle` again and again, slowly. Gives its port."""
+    stop = threading.Event()
+    sockets: list[socket.socket] = []
+
+    def serve(client: socket.socket) -> None:
+        try:
+            if first or trickle:
+                client.recv(65536)
+            client.sendall(first)
+            while trickle and not stop.wait(0.1):
+                client.sendall(trickle)
+        except OSError:
+            pass
+
+    def accept(listening: socket.socket) -> None:
+        while not stop.is_set():
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            sockets.append(client)
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            stop.set()
+            # It wakes the thread that accepts.
+            listening.shutdown(socket.SHUT_RDWR)
+    for client in sockets:
+        client.close()

@@ -1,0 +1,227 @@
+"""What the Python package's publishers do when something between them and the log fails: one error type, a deadline that holds."""
+
+import asyncio
+import email.utils
+import json
+import logging
+import threading
+import time
+
+import pytest
+import redis
+from fanfare_publisher import (
+    AsyncPublisher,
+    ConfigurationError,
+    NotAuthorized,
+    Publisher,
+    PublishError,
+    RedisPubSub,
+    Unavailable,
+    UnexpectedAnswer,
+    WSMessage,
+)
+from hub import PUBLISHER, Hub, token, until
+from proxy import answering, silent
+from redis_server import RedisServer
+
+KEY = token("publisher", **PUBLISHER)
+PAGE = "<html><body><h1>Bad Gateway</h1></body></html>"
+NOTE = WSMessage(type="note", event_id="e-1")
+TAKEN = json.dumps({"event_id": "e-1", "position": "pos-ab-7", "duplicate": False})
+
+
+def publish(url: str, message: WSMessage = NOTE, patience: float = 1.0, **options):
+    with Publisher(url, patience=patience, **options) as publisher:
+        return publisher.publish(message, "everyone")
+
+
+def publish_with_asyncio(url: str, message: WSMessage = NOTE, patience: float = 1.0, **options):
+    async def run():
+        async with AsyncPublisher(url, patience=patience, **options) as publisher:
+            return await publisher.publish(message, "everyone")
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("publish", [publish, publish_with_asyncio], ids=["without asyncio", "with asyncio"])
+
+ANSWERS = {
+    "a proxy's page with 502": (502, PAGE, {"Content_Type": "text/html"}, Unavailable, "502 Bad Gateway with text/html"),
+    "a proxy's page with 404": (404, PAGE, {"Content_Type": "text/html"}, UnexpectedAnswer, "404 Not Found with text/html"),
+    "a proxy's page with 403": (403, PAGE, {"Content_Type": "text/html"}, NotAuthorized, "403 Forbidden"),
+    "a page with 200": (200, PAGE, {"Content_Type": "text/html"}, UnexpectedAnswer, "200 with text/html"),
+    "an empty answer": (200, "", {}, UnexpectedAnswer, "200"),
+    "JSON without the fields": (201, "{}", {}, UnexpectedAnswer, "check the URL"),
+    "JSON of another shape": (201, '{"event_id":"e-1","position":7}', {}, UnexpectedAnswer, "place in the log"),
+    "JSON that is no object": (201, "[]", {}, UnexpectedAnswer, "check the URL"),
+    "another event's answer": (201, TAKEN.replace("e-1", "e-2"), {}, UnexpectedAnswer, "another request"),
+    "a redirect": (307, "", {"Location": "https://elsewhere"}, UnexpectedAnswer, "redirect .307. to https://elsewhere"),
+    "a status without a name": (599, "", {}, Unavailable, "599"),
+    "an error of another API": (422, '{"detail":[{"msg":"x"}]}', {}, UnexpectedAnswer, "422"),
+}
+
+
+@both
+@pytest.mark.parametrize(("status", "body", "headers", "kind", "says"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_whatever_answers_the_error_is_a_publish_error(publish, status, body, headers, kind, says):
+    with answering(status, body, **headers) as (url, _):
+        with pytest.raises(kind, match=says) as failed:
+            publish(url, token=KEY)
+    assert failed.value.status in (status, None)
+    assert "<html>" not in str(failed.value)
+
+
+RETRY_AFTER = {
+    "a number": ("1", 1),
+    "a date": (lambda: email.utils.formatdate(time.time() + 3, usegmt=True), 1),
+    "a date in the past": (lambda: email.utils.formatdate(time.time() - 60, usegmt=True), 0),
+    "nonsense": ("soon", 0),
+    "a negative number": ("-5", 0),
+    "no number": ("nan", 0),
+    "an endless time": ("inf", 1),
+}
+
+
+@both
+@pytest.mark.parametrize(("value", "at_least"), RETRY_AFTER.values(), ids=RETRY_AFTER.keys())
+def test_retry_after_is_a_number_or_a_date(publish, value, at_least):
+    value = value() if callable(value) else value
+    body = '{"detail":"publishes_per_second","code":"too_many_events"}'
+    with answering(429, body, Retry_After=value) as (url, bodies):
+        with pytest.raises(Unavailable, match="publishes_per_second") as failed:
+            publish(url, token=KEY, patience=0.9)
+        # Which waits longer than the patience is not waited for.
+        assert (len(bodies) == 1) == (at_least == 1)
+    assert failed.value.code == "too_many_events" and not failed.value.may_be_published
+
+
+@both
+def test_what_is_published_after_a_retry_is_sent_under_the_same_id(publish):
+    with answering(503, '{"detail":"away","code":"log_unavailable"}') as (url, bodies):
+        with pytest.raises(Unavailable) as failed:
+            publish(url, token=KEY)
+    assert failed.value.may_be_published
+    # The deadline may cut the last attempt off.
+    bodies = [body for body in bodies if body]
+    assert len(bodies) > 1 and {json.loads(body)["event_id"] for body in bodies} == {"e-1"}
+    assert all(json.loads(body)["audience"] == "everyone" for body in bodies)
+
+
+@both
+@pytest.mark.parametrize("kind", ["http", "redis", "unfinished", "trickle"])
+def test_the_deadline_holds_for_a_server_that_falls_silent(publish, kind):
+    head = b"HTTP/1.1 201 Created\r\nContent-Length: 1000\r\n\r\n"
+    server = {"unfinished": silent(head), "trickle": silent(head, trickle=b" ")}.get(kind) or silent()
+    with server as port:
+        url = f"redis://127.0.0.1:{port}" if kind == "redis" else f"http://127.0.0.1:{port}"
+        options = {} if kind == "redis" else {"token": KEY}
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="can't be reached"):
+            publish(url, patience=2, **options)
+        # Twice the patience, for a machine that is busy.
+        assert time.monotonic() - began < 4
+
+
+@both
+def test_a_deadline_is_for_all_attempts_together(publish):
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="can't be reached") as failed:
+        publish("http://127.0.0.1:1", token=KEY, patience=0.5)
+    assert time.monotonic() - began < 5
+    assert not failed.value.may_be_published, "nothing was sent"
+
+
+@both
+def test_redis_refusals_are_publish_errors(publish, tmp_path):
+    server = RedisServer(tmp_path)
+    try:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~ws:ids", "&ws:*", "+hmget", "+del", "+get")
+            admin.config_set("requirepass", "a password")
+            for url in (server.url, server.url.replace("://", "://:wrong@"), server.url.replace("://", "://limited:pw@")):
+                with pytest.raises(NotAuthorized, match="password") as failed:
+                    publish(url)
+                assert "wrong" not in str(failed.value)
+            admin.set("ws:ids", "no hash")
+            with pytest.raises(PublishError, match="WRONGTYPE"):
+                publish(server.url.replace("://", "://:a password@"))
+    finally:
+        server.kill()
+
+
+WRONG_URLS = ["", "hub.example.org", "ftp://hub", "http://", "http://hub:port", "https://hub/?token=abc", None]
+
+
+@both
+@pytest.mark.parametrize("url", WRONG_URLS, ids=repr)
+def test_a_url_that_can_be_no_hub_is_a_configuration_error(publish, url):
+    with pytest.raises(ConfigurationError, match="URL"):
+        publish(url, token=KEY)
+
+
+@both
+@pytest.mark.parametrize("url", ["redis://h:x", "redis://h/0?db=x", "redis+sentinel://h:x/m", "redis+cluster://h:x"])
+def test_a_url_of_redis_that_is_not_valid_is_a_configuration_error(publish, url):
+    with pytest.raises(ConfigurationError, match="URL of Redis"):
+        publish(url)
+
+
+# attack: a token file with a line break or a header in it => ConfigurationError before anything is sent, without the token
+@both
+@pytest.mark.parametrize("secret", ["", "  ", None, "ffk_se cret", "ffk_secret\r\nX-Admin: 1", "ffk_sécret"])
+def test_a_token_that_is_none_is_a_configuration_error(publish, secret):
+    with pytest.raises(ConfigurationError, match="token") as failed:
+        publish("http://127.0.0.1:1", token=secret)
+    assert "cret" not in str(failed.value)
+
+
+def test_a_token_from_a_file_may_end_in_a_line_break():
+    with answering(201, TAKEN) as (url, _):
+        assert publish(url, token=f"{KEY}\n").sequence == 7
+
+
+def test_the_environments_settings_are_checked_like_others(monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("FANFARE_URL", "http://127.0.0.1:1")
+    monkeypatch.delenv("FANFARE_TOKEN", raising=False)
+    with pytest.raises(ConfigurationError, match="FANFARE_TOKEN"):
+        asyncio.run(RedisPubSub().publish_broadcast(NOTE))
+
+
+def test_options_of_a_shared_redis_url_are_understood(node_url):
+    for options in ("?db=0", "?protocol=3", "?socket_timeout=30&socket_connect_timeout=30", "?health_check_interval=5"):
+        base = node_url.rsplit("/", 1)[0]
+        assert publish(base + options, WSMessage(type="note"), patience=10).sequence > 0
+
+
+@pytest.fixture(scope="module")
+def node_url(server, tmp_path_factory):
+    """The Redis of a running hub."""
+    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url)
+    yield server.url
+    running.kill()
+
+
+@both
+def test_a_hub_that_comes_while_it_is_tried_has_the_event(publish, tmp_path, caplog):
+    hub = Hub(tmp_path)
+    address = hub.address
+    hub.kill()
+    outcome = []
+    def run():
+        outcome.append(publish(f"http://{address}", WSMessage(type="note"), patience=60, token=KEY))
+
+    with caplog.at_level(logging.INFO, "fanfare_publisher"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        until(lambda: caplog.records, "a log line about the first attempt", 30)
+        hub.start(address)
+        try:
+            thread.join(60)
+            assert outcome and not outcome[0].duplicate
+        finally:
+            hub.kill()
+    first = caplog.records[0]
+    assert first.name.startswith("fanfare_publisher") and first.levelno == logging.WARNING
+    assert "trying again" in first.getMessage()
+    assert KEY not in caplog.text, "no token is logged"
