@@ -80,7 +80,9 @@ class Hub:
 
     def start(self, listen: str) -> None:
         # Nothing of the developer's own settings, and its own directory: no `.env` or fanfare.toml lying about counts.
-        environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET, **self.settings}
+        # Tests are refused on purpose, again and again from one address; the delay of such refusals has tests of its own.
+        settings = {"FANFARE_REFUSAL_DELAY": "0", **self.settings}
+        environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET, **settings}
         self.output: list[str] = []
         self.process = subprocess.Popen(
             [PROGRAM, "serve", "--listen", listen],

@@ -276,6 +276,7 @@ async fn start_hub(
     let Some(url) = &settings.redis_url else { return Ok(builder.start()?) };
     let options = RedisOptions {
         namespace: settings.redis_namespace.clone(),
+        channels: settings.redis_channels.clone(),
         durability: settings.durability,
         lag_limit: settings.bus_lag_limit,
         ..RedisOptions::new(url.clone())

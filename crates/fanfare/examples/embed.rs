@@ -1,16 +1,39 @@
 //! A hub inside an application that has routes of its own: `SECRET_KEY=... cargo run -p fanfare --example embed`.
 
-use axum::{Json, Router, extract::State, routing::post};
-use fanfare::{Audience, Draft, Hub, Verifier};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use fanfare::{Audience, Draft, Hub, PublishError, Verifier, problem};
 use serde_json::{Value, json};
 use std::{error::Error, net::SocketAddr, time::Duration};
 
 /// A handler of the application: it takes an order, and the customer's browsers know at once.
-async fn order(State(hub): State<Hub>, Json(order): Json<Value>) -> Result<Json<Value>, String> {
-    let customer = order["customer"].as_str().ok_or("an order needs a customer")?;
-    let draft = Draft::new("order_placed", &order).map_err(|error| error.to_string())?;
-    let published = hub.publish(draft, Audience::User(customer.into())).await.map_err(|error| error.to_string())?;
+async fn order(State(hub): State<Hub>, Json(order): Json<Value>) -> Result<Json<Value>, Response> {
+    let customer = order["customer"].as_str().ok_or_else(|| invalid("an order needs a customer"))?;
+    let draft = Draft::new("order_placed", &order).map_err(|error| invalid(&error.to_string()))?;
+    let published = hub.publish(draft, Audience::User(customer.into())).await.map_err(|error| not_published(&error))?;
     Ok(Json(json!({ "event_id": published.event_id })))
+}
+
+fn invalid(detail: &str) -> Response {
+    problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
+}
+
+/// The log may be back in a moment; what is wrong with the event stays wrong.
+fn not_published(error: &PublishError) -> Response {
+    let detail = error.to_string();
+    match error {
+        PublishError::Broker(_) => {
+            let problem = problem(StatusCode::SERVICE_UNAVAILABLE, "log_unavailable", &detail);
+            ([("Retry-After", "1")], problem).into_response()
+        }
+        PublishError::TooLarge { .. } => problem(StatusCode::PAYLOAD_TOO_LARGE, "event_too_large", &detail),
+        PublishError::Invalid(_) | PublishError::Audience(_) => invalid(&detail),
+    }
 }
 
 #[tokio::main]

@@ -135,6 +135,34 @@ impl Admission {
         charge(&self.user_replays, self.hasher.hash_one(user), rate, bytes as u64, mono_ms);
     }
 
+    /// Whether a further connection would be over a limit now. Only [`admit`](Self::admit) counts; this tells in time to delay
+    /// the answer.
+    pub(crate) fn has_room(
+        &self,
+        user: &str,
+        unlimited: bool,
+        address: Option<IpAddr>,
+        config: &Config,
+    ) -> Result<(), Refusal> {
+        let full = |limit: usize, count: usize| limit != 0 && count >= limit;
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = address.and_then(|address| addresses.get(&address).copied()).unwrap_or(0);
+        drop(addresses);
+        if full(config.max_connections_per_address, of_address as usize) {
+            return Err(Refusal::PerAddress);
+        }
+        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = users.get(&self.hasher.hash_one(user)).copied().unwrap_or(0);
+        drop(users);
+        if !unlimited && full(config.max_connections_per_user, of_user as usize) {
+            return Err(Refusal::PerUser);
+        }
+        if full(config.max_connections, self.total.load(Ordering::Relaxed)) {
+            return Err(Refusal::Connections);
+        }
+        Ok(())
+    }
+
     /// Counts a connection in, or says which limit is reached. `replaced` is where the connection comes from whose
     /// place it takes: the same user's, and counted already. An administrator is `unlimited` by the number of a user.
     pub(crate) fn admit(

@@ -35,6 +35,9 @@ pub struct Config {
     /// Bytes of events a second that are replayed behind a `gap` to one user, and to one address; what goes beyond is left
     /// out, and the client goes on live behind its `gap`. 0: no limit.
     pub gap_replay_bytes_per_second: u32,
+    /// The longest that a client which is refused again and again waits for its answer: the first comes at once, and each
+    /// further one after a delay that doubles up to this. 0: no delay.
+    pub refusal_delay: Duration,
     /// How long before its token ends a client is told; half of what is left, if that is less.
     pub token_warning: Duration,
     /// Topics that one connection may hold.
@@ -77,6 +80,7 @@ impl Default for Config {
             connects_per_second_per_user: 100,
             publishes_per_second: 0,
             gap_replay_bytes_per_second: 1 << 20,
+            refusal_delay: Duration::from_secs(30),
             token_warning: Duration::from_secs(60),
             max_topics_per_connection: 100,
             max_event_bytes: 64 << 10,

@@ -13,6 +13,7 @@ use crate::{
     identity::{Names, fresh_event_id, random},
     metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
+    refusals::Refusals,
     registry::{Present, Registry},
     shard::{Command, Shard},
     sys::{self, Named},
@@ -283,6 +284,7 @@ impl HubBuilder {
             revocations: RwLock::new(self.revocations.clone()),
             metrics: Arc::new(Metrics::default()),
             admission: Admission::new(),
+            refusals: Arc::new(Refusals::new()),
             names: Names::new(&secret),
             name: format!("{:016x}", u64::from_be_bytes(random())).into(),
             // The broker says which log it is.
@@ -704,6 +706,7 @@ impl Hub {
     /// once they have left, after `limit` at the latest. Those who have not been told yet go on being served.
     pub async fn shutdown(&self, limit: Duration) {
         self.inner.node.ready.store(false, Ordering::Relaxed);
+        self.inner.node.refusals.end();
         let until_ms = clock::now().mono_ms + clock::millis(limit);
         for shard in self.inner.node.shards() {
             shard.send(Command::Drain { reason: "shutdown".to_owned(), until_ms });
@@ -749,6 +752,7 @@ impl fmt::Debug for Hub {
 impl Drop for Inner {
     /// A hub that is let go without a shutdown closes its connections and ends its threads.
     fn drop(&mut self) {
+        self.node.refusals.end();
         for shard in self.node.shards() {
             shard.send(Command::Drain { reason: "shutdown".to_owned(), until_ms: 0 });
         }

@@ -18,6 +18,7 @@ mod identity;
 pub mod metrics;
 mod node;
 pub mod origin;
+mod refusals;
 pub mod registry;
 mod shard;
 mod socket;

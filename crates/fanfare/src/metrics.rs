@@ -115,6 +115,8 @@ counters! {
     LimitConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_address";
     /// Refused: too many new connections a second of one user.
     LimitUserConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_user";
+    /// Refused without an upgrade: too many clients wait for their refusal.
+    LimitRefusals = "fanfare_refusals", "limit" = "refusal_delay";
     /// Refused: too many events a second of one publisher.
     LimitPublishes = "fanfare_refusals", "limit" = "publishes_per_second";
     /// Left out: what is held behind a gap, after too much of it for one user or address.
@@ -145,6 +147,8 @@ counters! {
     BadEvents = "fanfare_bad_input", "kind" = "event";
     /// Messages on Redis' channels that are no events.
     BadPublications = "fanfare_bad_input", "kind" = "publication";
+    /// Entries of the log in Redis that are no events and were skipped.
+    BadLogEntries = "fanfare_bad_input", "kind" = "log_entry";
     /// Closes, 1000: the client asked.
     ClosedNormal = "fanfare_closes", "code" = "1000";
     /// Closes, 1001: shutdown, or the browser left.

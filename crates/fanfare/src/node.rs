@@ -11,6 +11,7 @@ use crate::{
     hub::{Lateness, LogSwitch},
     identity::Names,
     metrics::{Counter, Figures, Measure, Metrics},
+    refusals::Refusals,
     registry::{Present, Registry},
     shard::{Command, ShardHandle, Traced},
     sys::{self, NodeFigures, SLOW},
@@ -42,6 +43,7 @@ pub(crate) struct Node {
     pub(crate) revocations: RwLock<Revocations>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) names: Names,
     /// What other nodes call this one.
     pub(crate) name: Arc<str>,

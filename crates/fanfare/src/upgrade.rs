@@ -9,6 +9,7 @@ use crate::{
     http::problem,
     metrics::Counter,
     node::{Node, auth_counter},
+    refusals::{Full, Hold, Who},
     shard::{Adoption, Command, TurnedAway},
     socket::{Socket, Tls},
 };
@@ -78,6 +79,17 @@ enum BadUpgrade {
     Transport,
     #[error(transparent)]
     Flood(Refusal),
+    #[error("refusal_delay: too many clients {of} wait for their refusal already; connect again after the time in Retry-After", of = match .full {
+        Full::Network => "from this address",
+        Full::All => "",
+    })]
+    Held { full: Full, delay: Duration },
+}
+
+/// A client that is turned away, and whose genuine token it showed.
+struct Refused {
+    why: TurnedAway,
+    user: Option<Arc<str>>,
 }
 
 /// The endpoint `GET /ws`.
@@ -88,7 +100,7 @@ pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request)
     match begin(&node, &mut request).await {
         Ok(response) => response,
         Err(error) => {
-            if !matches!(error, BadUpgrade::Flood(_)) {
+            if !matches!(error, BadUpgrade::Flood(_) | BadUpgrade::Held { .. }) {
                 node.metrics.add(Counter::BadUpgrades, 1);
             }
             refuse(error)
@@ -105,14 +117,26 @@ fn refuse(error: BadUpgrade) -> Response {
         }
         BadUpgrade::Key | BadUpgrade::Query => *response.status_mut() = StatusCode::BAD_REQUEST,
         BadUpgrade::Flood(_) => {
-            let mut response = problem(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", &error.to_string());
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return response;
+            return turn_back(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", error, 1);
+        }
+        BadUpgrade::Held { full, delay } => {
+            let status = match full {
+                Full::Network => StatusCode::TOO_MANY_REQUESTS,
+                Full::All => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            return turn_back(status, "too_many_refusals", error, delay.as_secs().max(1));
         }
     }
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+}
+
+/// An answer without an upgrade, after which the client's connection ends.
+fn turn_back(status: StatusCode, code: &'static str, error: BadUpgrade, retry_after: u64) -> Response {
+    let mut response = problem(status, code, &error.to_string());
+    response.headers_mut().insert(RETRY_AFTER, retry_after.into());
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
@@ -126,9 +150,17 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
     let client = match turned_away_at_once(node, address, peer, headers)? {
-        Some(why) => Err(why),
-        None => identify(node, token.as_deref(), &parameters).await,
+        Some(why) => Err(Refused { why, user: None }),
+        None => identify(node, token.as_deref(), &parameters, address).await,
     };
+    let hold = match &client {
+        Ok(arrival) => {
+            node.refusals.forget(&arrival.grant.user);
+            None
+        }
+        Err(refused) => hold_back(node, refused, address)?,
+    };
+    let client = client.map_err(|refused| refused.why);
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -140,8 +172,22 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
         to.insert(SEC_WEBSOCKET_PROTOCOL, selected);
     }
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(BadUpgrade::Transport)?;
-    tokio::spawn(hand_over(node.clone(), on_upgrade, address, client));
+    tokio::spawn(hand_over(node.clone(), on_upgrade, address, hold, client));
     Ok(response)
+}
+
+/// How the socket of a client is held before it is refused, if it was refused lately.
+fn hold_back(node: &Node, refused: &Refused, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
+    let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let who = refused.user.as_deref().map_or(Who::Address(address), Who::User);
+    let delay = node.refusals.note(who, clock::now().mono_ms, node.config.refusal_delay);
+    if delay.is_zero() || !node.is_ready() {
+        return Ok(None);
+    }
+    node.refusals.hold(address, delay, &node.config).map(Some).map_err(|full| {
+        node.metrics.add(Counter::LimitRefusals, 1);
+        BadUpgrade::Held { full, delay }
+    })
 }
 
 /// Why a client is turned away before it is asked who it is. Each that can read it costs a socket for a while, so that of
@@ -220,12 +266,24 @@ fn subprotocols(headers: &HeaderMap) -> (Option<&str>, Option<HeaderValue>) {
 }
 
 /// Who it is and what it wants, or why it is turned away.
-async fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> Result<Arrival, TurnedAway> {
+async fn identify(
+    node: &Node,
+    token: Option<&str>,
+    parameters: &Parameters,
+    address: Option<IpAddr>,
+) -> Result<Arrival, Refused> {
     let grant = node.authenticate(token).await.map_err(|error| {
         node.metrics.add(auth_counter(&error), 1);
-        turned_away(&error)
+        let genuine = matches!(error, AuthError::Expired { .. } | AuthError::NotYetValid { .. } | AuthError::Revoked);
+        let user = token.filter(|_| genuine).and_then(|token| node.verifier.genuine_user(token));
+        Refused { why: turned_away(&error), user }
     })?;
-    let connection = returning(node, parameters, &grant).unwrap_or_else(|| node.names.issue(&grant.user));
+    let returning = returning(node, parameters, &grant);
+    may_come(node, &grant, returning.is_some(), address).map_err(|refusal| {
+        node.metrics.add(refusal.counter(), 1);
+        Refused { why: refusal.into(), user: Some(grant.user.clone()) }
+    })?;
+    let connection = returning.unwrap_or_else(|| node.names.issue(&grant.user));
     let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
     let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
@@ -236,6 +294,16 @@ async fn identify(node: &Node, token: Option<&str>, parameters: &Parameters) -> 
 pub(crate) fn given(value: &str) -> Option<&str> {
     let absent = ["", "null", "undefined", "NaN", "None"].contains(&value.trim());
     (!absent).then_some(value)
+}
+
+/// The limits that are known before there is a session. One who comes back may take the place of an older socket, which its
+/// shard knows.
+fn may_come(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), Refusal> {
+    let (user, config) = (&grant.user, &node.config);
+    if !grant.admin {
+        node.admission.user_keeps_pace(user, clock::now().mono_ms, config)?;
+    }
+    if returning { Ok(()) } else { node.admission.has_room(user, grant.admin, address, config) }
 }
 
 /// The name that a client comes back with, if it is its user's.
@@ -257,12 +325,20 @@ async fn hand_over(
     node: Arc<Node>,
     on_upgrade: OnUpgrade,
     address: Option<IpAddr>,
+    hold: Option<Hold>,
     client: Result<Arrival, TurnedAway>,
 ) {
     let timeout = node.config.handshake_timeout.max(Duration::from_millis(1));
     let upgraded = match tokio::time::timeout(timeout, on_upgrade).await {
         Ok(Ok(upgraded)) => upgraded,
         Ok(Err(_)) | Err(_) => return node.metrics.add(Counter::LimitHandshake, 1),
+    };
+    let upgraded = match hold {
+        Some(hold) => match hold.wait(upgraded).await {
+            Some(upgraded) => upgraded,
+            None => return,
+        },
+        None => upgraded,
     };
     if let Ok(arrival) = &client {
         level_with(&node, arrival).await;
@@ -292,13 +368,6 @@ async fn level_with(node: &Node, arrival: &Arrival) {
 fn assign(node: &Node, mut adoption: Adoption, paced: bool) {
     let mono_ms = clock::now().mono_ms;
     if !paced && let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
-        node.metrics.add(refusal.counter(), 1);
-        adoption.client = Err(refusal.into());
-    }
-    if let Ok(arrival) = &adoption.client
-        && !arrival.grant.admin
-        && let Err(refusal) = node.admission.user_keeps_pace(&arrival.grant.user, mono_ms, &node.config)
-    {
         node.metrics.add(refusal.counter(), 1);
         adoption.client = Err(refusal.into());
     }

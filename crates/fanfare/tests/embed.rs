@@ -1,5 +1,7 @@
 //! The example that embeds a hub, as an application's users see it.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
 use fanfare::{Minter, auth::Claims};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -37,16 +39,12 @@ async fn an_application_publishes_from_its_own_route_and_ends_cleanly() {
     };
     assert_eq!(next().await["type"], "ack");
 
-    let body = r#"{"customer":"ann","item":"bell"}"#;
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!(
-        "POST /orders HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    let long = format!(r#"{{"customer":"{}"}}"#, "x".repeat(257));
+    for (body, says) in [(r#"{"item":"bell"}"#, "needs a customer"), (&long, "256 bytes")] {
+        let refused = place_order(address, body).await;
+        assert!(refused.starts_with("HTTP/1.1 422 ") && refused.contains(says), "{refused}");
+    }
+    let answer = place_order(address, r#"{"customer":"ann","item":"bell"}"#).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
     let event = next().await;
@@ -59,4 +57,17 @@ async fn an_application_publishes_from_its_own_route_and_ends_cleanly() {
     drop(socket);
     let status = timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap();
     assert!(status.success(), "{status}");
+}
+
+async fn place_order(address: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "POST /orders HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    answer
 }

@@ -648,9 +648,11 @@ async fn the_description_is_complete() {
             }
             let needs_token = operation["responses"]["401"].is_object();
             assert_eq!(needs_token, operation["security"] == json!([{"bearer": []}]), "{what}");
+            assert!(operation["security"].as_array().is_some_and(|ways| !ways.is_empty()), "{what}: no security");
             operations.insert(what);
         }
     }
+    assert_eq!(spec["servers"][0]["url"], ".", "where the description is, also behind a proxy and under a prefix");
     let expected = [
         "DELETE /connections/{connection_id}",
         "GET /.well-known/jwks.json",

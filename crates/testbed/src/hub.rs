@@ -51,6 +51,8 @@ impl HubProcess {
             command.env_remove(name);
         }
         command.env_remove("REDIS_URL").env_remove("SECRET_KEY").env("RUST_BACKTRACE", "0");
+        // Tests are refused on purpose, again and again from one address; the delay of that has tests of its own.
+        command.env("FANFARE_REFUSAL_DELAY", "0");
         command.envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
         Self { address, process: Process::start(&mut command), home }
     }

@@ -137,6 +137,7 @@ pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
     path = "/auth/login",
     tag = "auth",
     operation_id = "login",
+    security(()),
     request_body = LoginInput,
     responses(
         (status = 200, description = "Let in.", body = SessionBody),
@@ -158,6 +159,7 @@ async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request:
     path = "/auth/refresh",
     tag = "auth",
     operation_id = "refresh",
+    security(()),
     request_body = RefreshInput,
     responses(
         (status = 200, description = "The next tokens.", body = SessionBody),
@@ -184,6 +186,7 @@ async fn refresh(
     path = "/auth/logout",
     tag = "auth",
     operation_id = "logout",
+    security(()),
     request_body = RefreshInput,
     responses(
         (status = 200, description = "They have ended, if there were any.", body = LogoutBody),

@@ -101,6 +101,14 @@ kind!(
     String::clone
 );
 kind!(
+    channels,
+    "CHANNELS",
+    "names of channels with commas between them, without white space and *; none if there are none",
+    Vec<String>,
+    channel_names,
+    |value: &Vec<String>| if value.is_empty() { "none".to_owned() } else { value.join(",") }
+);
+kind!(
     durability,
     "WHEN",
     "log or replica",
@@ -227,6 +235,16 @@ kind!(
     |text: &str| parse_size(text).filter(|&bytes| bytes > 0),
     |value: &usize| show_size(*value)
 );
+
+fn channel_names(text: &str) -> Option<Vec<String>> {
+    if text == "none" {
+        return Some(Vec::new());
+    }
+    let names = text.split(',').map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+    let valid =
+        |name: &String| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '*');
+    names.iter().all(valid).then_some(names)
+}
 
 fn truth(text: &str) -> Option<bool> {
     match text.trim().to_ascii_lowercase().as_str() {

@@ -41,6 +41,7 @@ pub(crate) struct Settings {
     pub(crate) logins_per_minute_per_account: u32,
     pub(crate) redis_url: Option<RedisUrl>,
     pub(crate) redis_namespace: String,
+    pub(crate) redis_channels: Vec<String>,
     pub(crate) durability: Durability,
     pub(crate) bus_lag_limit: Duration,
     pub(crate) drain_timeout: Duration,
@@ -78,6 +79,7 @@ impl Default for Settings {
             logins_per_minute_per_account: 10,
             redis_url: None,
             redis_namespace: "ws".to_owned(),
+            redis_channels: Vec::new(),
             durability: Durability::Log,
             bus_lag_limit: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(60),
@@ -197,6 +199,8 @@ settings! {
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;
     /// What the names of all keys and channels in Redis begin with; ws is what the reference's publishers use.
     redis_namespace: word;
+    /// Further Redis channels, by their whole names, whose messages are events for everyone, or for the audience that they name; such as task_status_update,agent_activity_update.
+    redis_channels: channels;
     /// When a publish is answered: log (Redis has the event) or replica (a replica has it too, so that a failover can't lose it).
     durability: durability;
     /// How long news may take through Redis before health and readiness say so and the link is made anew.
@@ -237,6 +241,8 @@ settings! {
     publishes_per_second: rate(hub);
     /// Bytes of events a second that are replayed behind a gap to one user, and to one address; beyond, a client goes on live behind its gap. 0: no limit.
     gap_replay_bytes_per_second: rate(hub);
+    /// The longest that a client which is refused again and again, by its token, origin or a limit, waits for its answer: the first comes at once, then after 1s, 2s, 4s and so on. 0: no delay.
+    refusal_delay: span(hub);
     /// Topics that one connection may hold.
     max_topics_per_connection: count(hub);
     /// The largest event that may be published, as JSON.
@@ -277,7 +283,9 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
         let there = if settings.tls_key_file.is_some() { "tls_key_file" } else { "tls_certificate_file" };
         return Some((there, "TLS needs both, tls_certificate_file and tls_key_file".to_owned()));
     }
-    keys_contradiction(settings).or_else(|| workers_contradiction(settings))
+    keys_contradiction(settings)
+        .or_else(|| workers_contradiction(settings))
+        .or_else(|| channels_contradiction(settings))
 }
 
 fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
@@ -327,6 +335,13 @@ fn workers_contradiction(settings: &Settings) -> Option<(&'static str, String)> 
         return Some(("workers", text));
     }
     None
+}
+
+fn channels_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+    let own = format!("{}:", settings.redis_namespace);
+    let name = settings.redis_channels.iter().find(|name| name.starts_with(&own))?;
+    let text = format!("the channel {name} is one of the hub's own, which it subscribes to anyway: remove it");
+    Some(("redis_channels", text))
 }
 
 #[cfg(test)]

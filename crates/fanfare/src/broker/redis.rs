@@ -74,6 +74,9 @@ pub struct RedisOptions {
     pub url: RedisUrl,
     /// What all keys and channels begin with. `ws` is what the reference's publishers use.
     pub namespace: String,
+    /// Further channels, by their whole names, on which events are published. They are for everyone, unless they have an
+    /// `audience`; one without a `type` has the channel's name as its type.
+    pub channels: Vec<String>,
     /// When an event counts as published.
     pub durability: Durability,
     /// How long news may take through the log before the hub counts as not healthy, and makes the link anew.
@@ -92,6 +95,7 @@ impl RedisOptions {
         Self {
             url,
             namespace: "ws".to_owned(),
+            channels: Vec::new(),
             durability: Durability::Log,
             lag_limit: Duration::from_secs(5),
             max_event_bytes: 64 << 10,
@@ -174,7 +178,12 @@ impl RedisBroker {
         let link = self.shared.link()?;
         let from = record::stream_id(after.saturating_add(1));
         let page = cmd("XRANGE").arg(&self.shared.keys.log).arg(from).arg("+").arg("COUNT").arg(limit).take();
-        Ok(record::entries(link.call(&page).await?)?)
+        let items = record::items(link.call(&page).await?)?;
+        let entry = |item| match item {
+            record::Item::Event(entry) => Some(entry),
+            record::Item::Foreign(foreign) => foreign.sequence.map(record::placeholder),
+        };
+        Ok(items.into_iter().filter_map(entry).collect())
     }
 
     async fn catch_up_now(&self) -> Result<(), BrokerError> {

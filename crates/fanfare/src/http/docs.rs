@@ -37,6 +37,8 @@ const START_FILE: &str = "start.js";
 #[derive(OpenApi)]
 #[openapi(
     info(title = "fanfare", description = include_str!("description.md"), license(name = "MIT OR Apache-2.0")),
+    // Relative to the description itself, so that it also holds behind a proxy and under a prefix.
+    servers((url = ".", description = "The hub that serves this description.")),
     paths(websocket),
     components(schemas(ErrorBody)),
     modifiers(&Bearer),
@@ -86,7 +88,10 @@ impl Modify for Bearer {
         (status = 101, description = "The connection speaks WebSocket from here on. A token that is missing or not \
             valid is answered by close code 1008, with a reason."),
         (status = 400, description = "The handshake has no proper key (RFC 6455 section 4.2.1).", body = ErrorBody),
-        (status = 429, description = "Connects come too fast from this address (`connects_per_second_per_address`).",
+        (status = 429, description = "Connects come too fast from this address (`connects_per_second_per_address`), or \
+            too many of its clients wait for their refusal (`refusal_delay`).",
+            body = ErrorBody, headers(("Retry-After" = u32))),
+        (status = 503, description = "Too many clients wait for their refusal (`refusal_delay`).",
             body = ErrorBody, headers(("Retry-After" = u32))),
         (status = 426, description = "Not a WebSocket handshake, or of another version than 13.", body = ErrorBody,
             headers(("Upgrade" = String), ("Sec-WebSocket-Version" = String)),

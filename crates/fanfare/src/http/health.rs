@@ -120,6 +120,7 @@ impl From<Stats> for HealthBody {
     path = "/ws/health",
     tag = "health",
     operation_id = "ws_health",
+    security(()),
     responses(
         (status = 200, description = "The hub serves.", body = HealthBody),
         (status = 503, description = "The log is away, takes no events or is late; `problem` says which. Connected \
@@ -138,6 +139,7 @@ pub(super) async fn connections(State(hub): State<Hub>) -> (StatusCode, Json<Hea
     path = "/health",
     tag = "health",
     operation_id = "health",
+    security(()),
     responses((status = 200, description = "The process answers.", body = ServiceBody))
 )]
 pub(super) async fn service() -> Json<ServiceBody> {
@@ -152,6 +154,7 @@ pub(super) async fn service() -> Json<ServiceBody> {
     path = "/health/live",
     tag = "health",
     operation_id = "health_live",
+    security(()),
     responses((status = 200, description = "It lives.", body = ProbeBody, example = json!({"status": "live"})))
 )]
 pub(super) async fn live() -> Json<ProbeBody> {
@@ -164,6 +167,7 @@ pub(super) async fn live() -> Json<ProbeBody> {
     path = "/health/ready",
     tag = "health",
     operation_id = "health_ready",
+    security(()),
     responses(
         (status = 200, description = "Send clients.", body = ProbeBody, example = json!({"status": "ready"})),
         (status = 503, description = "Send none: the hub is shutting down, or its log is not in order.", body = ProbeBody,

@@ -323,15 +323,15 @@ async fn publish_task(
     params: TaskParams,
     fields: Option<Fields>,
 ) -> Result<Published, ApiError> {
-    let fields = task_data(task_id, params, fields.unwrap_or_else(Fields::empty))?;
+    let fields = task_data(task_id, &params, fields.unwrap_or_else(Fields::empty))?;
     let draft = Draft::new(TaskStatusUpdate::TYPE, &fields)?;
     Ok(hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?)
 }
 
 /// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
-fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
-    let status = params.status.map(|status| raw(&status)).transpose()?;
-    let progress = params.progress.map(number_or_text).transpose()?;
+fn task_data(task_id: &str, params: &TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
+    let status = params.status.as_deref().map(raw).transpose()?;
+    let progress = params.progress.as_deref().map(number_or_text).transpose()?;
     if let Some(progress) = fields.take("progress").or(progress) {
         fields.put_first("progress", &progress)?;
     }
@@ -344,10 +344,10 @@ fn task_data(task_id: &str, params: TaskParams, mut fields: Fields) -> Result<Fi
 }
 
 /// The query's `progress` as JSON: in the digits that it came in, or as a string if it is no number.
-fn number_or_text(param: String) -> Result<Box<RawValue>, ApiError> {
-    match serde_json::from_str::<f64>(&param) {
+fn number_or_text(param: &str) -> Result<Box<RawValue>, ApiError> {
+    match serde_json::from_str::<f64>(param) {
         Ok(_) => RawValue::from_string(param.trim().to_owned()).map_err(|error| invalid(error.to_string())),
-        Err(_) => raw(&param),
+        Err(_) => raw(param),
     }
 }
 

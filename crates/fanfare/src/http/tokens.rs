@@ -99,6 +99,7 @@ pub(super) async fn revoke(
     path = "/.well-known/jwks.json",
     tag = "operate",
     operation_id = "jwks",
+    security(()),
     responses((status = 200, description = "The public keys.", body = JwksBody))
 )]
 pub(super) async fn jwks(State(hub): State<Hub>) -> Response {

@@ -8,8 +8,9 @@ use fanfare::{
     Audience, ConnectionId,
     broker::{
         Broker, BrokerError, Order, Tail,
-        redis::{Durability, LinkError, RedisOptions},
+        redis::{Durability, LinkError, RedisBroker, RedisOptions},
     },
+    metrics::{Counter, Metrics},
     registry::{Present, Registry},
     why::Question,
 };
@@ -299,6 +300,121 @@ async fn what_the_references_publishers_publish_is_kept_once() {
     assert_eq!((&kept["timestamp"], &kept["data"]["n"]), (&"2026-01-01T00:00:00".into(), &1.into()));
     drop(window);
     assert_eq!(broker.standing().problem, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_on_a_channel_passes_as_the_wire_vectors_say() {
+    let vectors: serde_json::Value = serde_json::from_str(include_str!("../../../../tests/wire/events.json")).unwrap();
+    let server = RedisServer::start();
+    let (_broker, node) = linked(&server.url()).await;
+    let mut delivered = Vec::new();
+    for case in vectors["cases"].as_array().unwrap() {
+        assert_eq!(server.cli(&["PUBLISH", "ws:broadcast", case["published"].as_str().unwrap()]), "1");
+        // Its id and its time are made by the hub.
+        let made = case["delivered"].as_str().is_some_and(|text| text.contains("fresh"));
+        delivered.extend(
+            case["delivered"]
+                .as_str()
+                .filter(|_| !made)
+                .map(|text| serde_json::from_str::<serde_json::Value>(text).unwrap()),
+        );
+    }
+    server.cli(&["PUBLISH", "ws:broadcast", r#"{"type":"note","event_id":"last"}"#]);
+    until("the last one is there", || node.ids().last().is_some_and(|id| id == "last")).await;
+    let window = node.window.read();
+    let events = window.since(0).map(|entry| serde_json::from_slice::<serde_json::Value>(entry.json()).unwrap());
+    let mut events: Vec<_> = events.filter(|event| event["event_id"] != "last").collect();
+    events.retain(|event| !event["event_id"].as_str().unwrap().starts_with("heard-"));
+    let unseen: Vec<_> = delivered.iter().filter(|event| !events.contains(event)).collect();
+    // One is completed with the present time.
+    assert!(unseen.iter().all(|event| event["timestamp"] == "1970-01-01T00:00:00.000Z"), "{unseen:?}");
+    assert_eq!(events.len(), delivered.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_named_by_the_message_type_is_heard_if_it_is_listed() {
+    let server = RedisServer::start();
+    let channels = ["task_status_update", "news"].map(str::to_owned).to_vec();
+    let options = RedisOptions { channels, ..RedisOptions::new(server.url().parse().unwrap()) };
+    let (_broker, node) = linked_with(options, BOUNDS).await.unwrap();
+    for (channel, text, heard) in [
+        ("task_status_update", r#"{"type":"task_status_update","event_id":"t1","payload":{"task_id":7}}"#, "1"),
+        ("task_status_update", r#"{"event_id":"t2","data":{"task_id":7}}"#, "1"),
+        ("news", r#"{"type":"note","event_id":"n1","audience":{"user":42}}"#, "1"),
+        ("news", r#"{"type":"note","event_id":"n2","audience":{"topic":"$sys"}}"#, "1"),
+        ("news", r#"{"type":"$sys","event_id":"n3"}"#, "1"),
+        ("agent_activity_update", r#"{"type":"note","event_id":"a1"}"#, "0"),
+        ("ws:broadcast", r#"{"type":"note","event_id":"b1","audience":{"user":"ann"}}"#, "1"),
+    ] {
+        assert_eq!(server.cli(&["PUBLISH", channel, text]), heard, "{channel} {text}");
+    }
+    until("the last one is there", || node.ids().last().is_some_and(|id| id == "b1")).await;
+    let window = node.window.read();
+    let got: Vec<_> =
+        window.since(0).map(|entry| (&*entry.event_id, &*entry.event_type, entry.audience.clone())).collect();
+    let task = "task_status_update";
+    assert_eq!(
+        got,
+        [
+            ("t1", task, Audience::Everyone),
+            ("t2", task, Audience::Everyone),
+            ("n1", "note", Audience::User("42".into())),
+            ("b1", "note", Audience::Everyone),
+        ]
+    );
+    let first = window.since(0).next().unwrap();
+    let first: serde_json::Value = serde_json::from_slice(first.json()).unwrap();
+    assert_eq!((&first["payload"]["task_id"], first.get("data")), (&7.into(), None));
+}
+
+// attack: entries written straight into the log's stream => removed or skipped, counted, and every node goes on
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
+    let server = RedisServer::start();
+    let metrics = Arc::new(Metrics::default());
+    let (node, counting) = (Node::new(BOUNDS), Node::new(BOUNDS));
+    let link = async |node: &Arc<Node>| {
+        let options = RedisOptions::new(server.url().parse().unwrap());
+        RedisBroker::connect(options, BOUNDS, node.name.clone(), node.clone(), metrics.clone()).await.unwrap()
+    };
+    let (broker, _other) = (Arc::new(link(&node).await), link(&counting).await);
+    append(&*broker, ids("a", 1..=3)).await;
+    until("both have them", || node.head() == 3 && counting.head() == 3).await;
+
+    let forged = r#"{"type":"ack","event_id":"f","connection_id":"x"}"#;
+    let mut published = ids("a", 1..=3);
+    for (n, (id, fields)) in [
+        ("0-next", &["x", "y"][..]),
+        ("0-next", &["i", "f", "a", "*", "t", "1", "d", forged]),
+        ("0-next", &["i", "f", "a", "t:$sys", "t", "never", "d", r#"{"type":"$sys","event_id":"f"}"#]),
+        ("*", &["x", "y"]),
+        ("0-9007199254740000", &["x", "y"]),
+        ("0-18446744073709551615", &["x", "y"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = id.replace("next", &(counting.head() + 1).to_string());
+        let seen = metrics.get(Counter::BadLogEntries);
+        server.cli(&[&["XADD", "ws:log", &id], fields].concat());
+        until(&format!("{id} is found"), || metrics.get(Counter::BadLogEntries) > seen).await;
+        append_patiently(&*broker, &format!("b{n}")).await;
+        published.push(format!("b{n}"));
+        let own = |node: &Node| node.ids().into_iter().filter(|id| !id.starts_with("0-")).collect::<Vec<_>>();
+        until("both nodes have what was published", || own(&node) == published && own(&counting) == published).await;
+        until("healthy", || broker.standing().problem.is_none()).await;
+        assert_eq!(node.window.read().floor(), 0, "no hole: nobody is told of a gap");
+    }
+
+    // Nobody reads what is written while this one goes to the stream first.
+    server.cli(&["XADD", "ws:log", "*", "x", "y"]);
+    append_patiently(&*broker, "c").await;
+    until("it has come", || node.ids().last().is_some_and(|id| id == "c")).await;
+    let (_late, late) = linked(&server.url()).await;
+    assert_eq!(late.ids().last().map(String::as_str), Some("c"), "a node that starts now reads the log too");
+    let seen = late.window.read();
+    let frames: Vec<_> = seen.since(0).map(|entry| String::from_utf8_lossy(entry.json()).into_owned()).collect();
+    assert!(!frames.iter().any(|json| json.contains("ack") || json.contains("$sys")), "{frames:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

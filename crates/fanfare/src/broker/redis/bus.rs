@@ -150,7 +150,7 @@ impl Bus {
         }
         let result = tokio::try_join!(
             appender::run(&shared, &link, &mut self.jobs),
-            tail::run(&shared, tail_connection, &mut orders),
+            tail::run(&shared, &link, tail_connection, &mut orders),
             ears::run(&shared, &link, ears, &self.heard),
             pulse::run(&shared, &link, since, &mut self.beats),
             registry::run(&shared, &link),

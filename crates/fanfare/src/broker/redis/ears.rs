@@ -12,7 +12,7 @@ use crate::{
     metrics::Counter,
 };
 use aws_lc_rs::digest;
-use fanfare_core::Draft;
+use fanfare_core::{Audience, Draft};
 use futures_util::StreamExt;
 use redis::{Msg, aio::PubSub};
 use std::{
@@ -45,6 +45,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Listens on the channels of a new link.
 pub(super) async fn listen(shared: &Shared, ears: &mut PubSub) -> Result<(), LinkError> {
     ears.subscribe(&[shared.keys.broadcast_channel(), shared.keys.probe_channel(&shared.node)]).await?;
+    if !shared.options.channels.is_empty() {
+        ears.subscribe(&shared.options.channels).await?;
+    }
     Ok(ears.psubscribe(&shared.keys.addressed_channels()).await?)
 }
 
@@ -156,11 +159,15 @@ fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
 fn record(shared: &Shared, message: &Msg) -> Result<Record, Refused> {
     let invalid = |error: &dyn Display| Refused::new("invalid", error);
     let channel = message.get_channel_name();
-    let audience = shared.keys.audience_of(channel);
-    let audience = audience.ok_or_else(|| invalid(&"the channel's name ends in no user, connection id or topic"))?;
     let payload = message.get_payload_bytes();
     let text = str::from_utf8(payload).map_err(|error| Refused::new("not_json", &error))?;
     let draft = Draft::parse(text).map_err(|error| invalid(&error))?;
+    let (draft, audience) = if shared.options.channels.iter().any(|extra| extra == channel) {
+        on_extra_channel(channel, draft).map_err(|why| invalid(&why))?
+    } else {
+        let audience = shared.keys.audience_of(channel);
+        (draft, audience.ok_or_else(|| invalid(&"the channel's name ends in no user, connection id or topic"))?)
+    };
     if shared.options.validate_events {
         draft.validate().map_err(|error| invalid(&error))?;
     }
@@ -172,6 +179,19 @@ fn record(shared: &Shared, message: &Msg) -> Result<Record, Refused> {
         return Err(Refused::new("event_too_large", &message));
     }
     Ok(Record { event, audience, publisher: Some(format!("channel:{channel}").into()), trace: None })
+}
+
+/// An event on a channel of `redis_channels`: for everyone, unless it names an audience, and of the channel's type, unless
+/// it names one.
+fn on_extra_channel(channel: &str, mut draft: Draft) -> Result<(Draft, Audience), String> {
+    let audience = match draft.take("audience") {
+        Some(raw) => Audience::from_json(&raw).map_err(|error| format!("the field `audience` {error}"))?,
+        None => Audience::Everyone,
+    };
+    if draft.field("type").is_none() {
+        draft = draft.with("type", &channel).map_err(|error| error.to_string())?;
+    }
+    Ok((draft, audience))
 }
 
 /// An id for a message that has none: by its channel and content.

@@ -1,9 +1,10 @@
 //! How an entry of the log is written in its stream, and read again.
 
 use super::link::LinkError;
-use fanfare_core::{Audience, ConnectionId, window::Entry};
+use fanfare_core::{Audience, ConnectionId, event::check_type, window::Entry};
 use redis::Value;
-use std::sync::Arc;
+use serde::Deserialize;
+use std::{borrow::Cow, sync::Arc};
 
 /// An audience as one word.
 pub(super) fn audience_text(audience: &Audience) -> String {
@@ -30,45 +31,107 @@ pub(super) fn stream_id(sequence: u64) -> String {
     format!("0-{sequence}")
 }
 
-/// Reads the entries of a stream's answer.
-pub(super) fn entries(answer: Value) -> Result<Vec<Arc<Entry>>, LinkError> {
-    let Value::Array(items) = answer else {
-        return if answer == Value::Nil { Ok(Vec::new()) } else { Err(foreign(&answer)) };
-    };
-    let mut publisher = None;
-    items.iter().map(|item| entry(item, &mut publisher).map(Arc::new)).collect()
+/// An entry of the stream.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// An event.
+    Event(Arc<Entry>),
+    /// Something that only somebody else can have written.
+    Foreign(Foreign),
 }
 
-/// Reads an entry. `publisher` is that of the one before: there are few, and each has its name once.
-fn entry(item: &Value, publisher: &mut Option<Arc<str>>) -> Result<Entry, LinkError> {
-    let Value::Array(parts) = item else { return Err(foreign(item)) };
-    let [id, Value::Array(fields)] = &parts[..] else { return Err(foreign(item)) };
-    let sequence = text(id).and_then(|id| id.strip_prefix("0-")?.parse().ok()).ok_or_else(|| foreign(id))?;
+/// An entry that is no event.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    /// Its place, if its id has the form of one.
+    pub(super) sequence: Option<u64>,
+    /// Its id in the stream.
+    pub(super) id: String,
+    /// What is wrong with it.
+    pub(super) why: &'static str,
+}
+
+/// Reads the entries of a stream's answer.
+pub(super) fn items(answer: Value) -> Result<Vec<Item>, LinkError> {
+    let Value::Array(items) = answer else {
+        return if answer == Value::Nil {
+            Ok(Vec::new())
+        } else {
+            Err(LinkError::Answer("not a list of entries".to_owned()))
+        };
+    };
+    let mut publisher = None;
+    Ok(items.iter().map(|item| read(item, &mut publisher)).collect())
+}
+
+/// The entry that takes the place of one that is no event: it is for nobody.
+pub(super) fn placeholder(sequence: u64) -> Arc<Entry> {
+    Arc::new(Entry::from_parts(sequence, 0, NOBODY, &stream_id(sequence), b"{}"))
+}
+
+const NOBODY: Audience = Audience::Connection(ConnectionId(0));
+
+fn read(item: &Value, publisher: &mut Option<Arc<str>>) -> Item {
+    let (id, fields) = match item {
+        Value::Array(parts) => match &parts[..] {
+            [id, Value::Array(fields)] => (text(id).unwrap_or_default(), &fields[..]),
+            _ => ("", &[][..]),
+        },
+        _ => ("", &[][..]),
+    };
+    let sequence = id.strip_prefix("0-").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_SEQUENCE);
+    let entry = match sequence {
+        Some(sequence) => entry(sequence, fields, publisher),
+        None => Err("its id is not 0- and a sequence"),
+    };
+    match entry {
+        Ok(entry) => Item::Event(Arc::new(entry)),
+        Err(why) => Item::Foreign(Foreign { sequence, id: id.to_owned(), why }),
+    }
+}
+
+/// The largest sequence that the scripts can count to.
+const MAX_SEQUENCE: u64 = 1 << 53;
+
+/// Reads and checks an entry. `publisher` is that of the one before: there are few, and each has its name once.
+fn entry(sequence: u64, fields: &[Value], publisher: &mut Option<Arc<str>>) -> Result<Entry, &'static str> {
     let field = |name: &str| {
         let mut pairs = fields.chunks_exact(2);
         pairs.find(|pair| text(&pair[0]) == Some(name)).map(|pair| &pair[1])
     };
-    let known = || {
-        let (id, to, ms) = (text(field("i")?)?, audience(text(field("a")?)?)?, text(field("t")?)?.parse().ok()?);
-        Some((id, to, ms, bytes(field("d")?)?))
-    };
     let said = |name| field(name).and_then(text).filter(|text| !text.is_empty());
+    let id = said("i").ok_or("it has no event_id (i)")?;
+    let to = said("a").and_then(audience).filter(|to| to.check().is_ok()).ok_or("it has no valid audience (a)")?;
+    let ms = said("t").and_then(|ms| ms.parse().ok()).ok_or("it has no time (t)")?;
+    let json = said("d").ok_or("it has no event (d)")?;
+    if to != NOBODY {
+        check_json(json, id)?;
+    }
     let by = said("p");
     if publisher.as_deref() != by {
         *publisher = by.map(Arc::from);
     }
-    Ok(match known() {
-        Some((id, to, ms, json)) => {
-            Entry::from_parts(sequence, ms, to, id, json).by(publisher.clone(), said("x").map(Arc::from))
-        }
-        // Whatever it is, it has a place in the log, and is for nobody.
-        None => Entry::from_parts(sequence, 0, Audience::Connection(ConnectionId(0)), &stream_id(sequence), b"{}"),
-    })
+    let entry = Entry::from_parts(sequence, ms, to, id, json.as_bytes());
+    Ok(entry.by(publisher.clone(), said("x").map(Arc::from)))
 }
 
-fn foreign(value: &Value) -> LinkError {
-    let id = text(value).map_or_else(String::new, |id| format!(" ({id})"));
-    LinkError::NotOurs(format!("the log's stream holds an entry that is not fanfare's{id}"))
+/// What clients get must be an event, and must have the name under which it stands in the log.
+fn check_json(json: &str, id: &str) -> Result<(), &'static str> {
+    #[derive(Deserialize)]
+    struct Names<'a> {
+        #[serde(borrow)]
+        r#type: Cow<'a, str>,
+        #[serde(borrow)]
+        event_id: Cow<'a, str>,
+    }
+    // An array would be read as the fields in their order.
+    if !json.starts_with('{') {
+        return Err("its event (d) is not a JSON object");
+    }
+    let names: Names<'_> =
+        serde_json::from_str(json).map_err(|_| "its event (d) is not JSON with a type and an event_id")?;
+    check_type(&names.r#type).map_err(|_| "its event (d) has a type that is reserved or not valid")?;
+    if names.event_id == id { Ok(()) } else { Err("its event (d) has another event_id than the entry (i)") }
 }
 
 /// A text of an answer.
@@ -76,13 +139,6 @@ pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
         Value::SimpleString(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn bytes(value: &Value) -> Option<&[u8]> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
         _ => None,
     }
 }
@@ -112,22 +168,55 @@ mod tests {
         assert_eq!((audience(""), audience("x:1"), audience("c:1")), (None, None, None));
     }
 
-    #[test]
-    fn an_entry_is_read() {
-        let answer = Value::Array(vec![item(
-            "0-7",
-            &["i", "e7", "a", "u:ann", "t", "12", "d", "{\"a\":1}", "p", "user:ann", "x", "00-1"],
-        )]);
-        let entry = &entries(answer).unwrap()[0];
-        assert_eq!((entry.sequence, &*entry.event_id, entry.appended_ms), (7, "e7", 12));
-        assert_eq!((&entry.audience, entry.json()), (&Audience::User("ann".into()), &b"{\"a\":1}"[..]));
-        assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
+    fn entry(id: &str, fields: &[&str]) -> Result<Arc<Entry>, Foreign> {
+        match items(Value::Array(vec![item(id, fields)])).unwrap().remove(0) {
+            Item::Event(entry) => Ok(entry),
+            Item::Foreign(foreign) => Err(foreign),
+        }
     }
 
     #[test]
-    fn what_is_not_ours_has_its_place_or_is_refused() {
-        let odd = entries(Value::Array(vec![item("0-7", &["x", "y"])])).unwrap();
-        assert_eq!((odd[0].sequence, &odd[0].audience), (7, &Audience::Connection(ConnectionId(0))));
-        assert!(matches!(entries(Value::Array(vec![item("1700-0", &["x", "y"])])), Err(LinkError::NotOurs(_))));
+    fn an_entry_is_read() {
+        let json = r#"{"type":"a","event_id":"e7"}"#;
+        let fields = ["i", "e7", "a", "u:ann", "t", "12", "d", json, "p", "user:ann", "x", "00-1"];
+        let entry = entry("0-7", &fields).unwrap();
+        assert_eq!((entry.sequence, &*entry.event_id, entry.appended_ms), (7, "e7", 12));
+        assert_eq!((&entry.audience, entry.json()), (&Audience::User("ann".into()), json.as_bytes()));
+        assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
+    }
+
+    // attack: entries written straight into the log's stream, forged frames and $ types too => skipped, with their place
+    #[test]
+    fn what_is_no_event_is_foreign() {
+        let with = |name: &str, value: &str| {
+            let mut fields = ["i", "e7", "a", "*", "t", "12", "d", r#"{"type":"a","event_id":"e7"}"#, "p", ""];
+            let at = fields.iter().position(|field| *field == name).unwrap();
+            fields[at + 1] = value;
+            entry("0-7", &fields.map(|field| field)).map_err(|foreign| (foreign.sequence, foreign.why))
+        };
+        assert!(with("p", "").is_ok());
+        for (name, value) in [
+            ("i", ""),
+            ("i", "e8"),
+            ("a", ""),
+            ("a", "t:$sys"),
+            ("a", "u:"),
+            ("t", "x"),
+            ("d", "hello"),
+            ("d", r#"["a","e7"]"#),
+            ("d", r#"{"type":"a"}"#),
+            ("d", r#"{"type":"ack","event_id":"e7"}"#),
+            ("d", r#"{"type":"$sys","event_id":"e7"}"#),
+            ("d", r#"{"type":"a","event_id":"e7"} {}"#),
+        ] {
+            let (sequence, _) = with(name, value).expect_err(value);
+            assert_eq!(sequence, Some(7), "{name} {value}");
+        }
+        assert_eq!(entry("0-7", &["x", "y"]).unwrap_err().sequence, Some(7));
+        for id in ["1700-0", "0-18446744073709551615", ""] {
+            assert_eq!(entry(id, &["x", "y"]).unwrap_err().sequence, None, "{id}");
+        }
+        let nobody = placeholder(7);
+        assert_eq!((nobody.sequence, &nobody.audience), (7, &NOBODY));
     }
 }

@@ -15,9 +15,10 @@ pub(super) enum Script {
     Register,
     Sweep,
     Present,
+    Remove,
 }
 
-const BODIES: [&str; 7] = [
+const BODIES: [&str; 8] = [
     include_str!("scripts/append.lua"),
     include_str!("scripts/restore.lua"),
     include_str!("scripts/confirm.lua"),
@@ -25,6 +26,7 @@ const BODIES: [&str; 7] = [
     include_str!("scripts/register.lua"),
     include_str!("scripts/sweep.lua"),
     include_str!("scripts/present.lua"),
+    include_str!("scripts/remove.lua"),
 ];
 
 /// The scripts that a server knows.

@@ -1,13 +1,14 @@
 //! Brings the log's news into the window, in order and without a hole, and what nodes order each other.
 
 use super::{
-    link::{BLOCK, Link, LinkError},
+    link::{BLOCK, Link, LinkError, read},
     questions,
-    record::{self, stream_id, text},
+    record::{self, Foreign, Item, stream_id, text},
     revoked,
+    scripts::Script,
     shared::Shared,
 };
-use crate::{broker::Order, clock};
+use crate::{broker::Order, clock, metrics::Counter};
 use fanfare_core::window::Entry;
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
@@ -15,15 +16,15 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc};
 /// The most entries in one answer.
 const COUNT: usize = 512;
 
+/// How far the next entry may be from the window's head before it is doubted: as far as the scripts follow foreign entries.
+const MAX_JUMP: u64 = 1 << 20;
+
 /// Fills the window up to the log's head.
 pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<(), LinkError> {
     loop {
         let from = shared.tail.window().read().head() + 1;
         let page = cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(COUNT).take();
-        let entries = record::entries(link.call(&page).await?)?;
-        let more = entries.len() == COUNT;
-        take(shared, entries);
-        if !more {
+        if take_items(shared, link, record::items(link.call(&page).await?)?).await? == Taken::All {
             break;
         }
     }
@@ -37,24 +38,90 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     Ok(())
 }
 
+/// Whether the window has all that the log had at the time of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    All,
+    /// There may be more behind the window's head.
+    Part,
+}
+
+/// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
+async fn take_items(shared: &Shared, link: &Link, items: Vec<Item>) -> Result<Taken, LinkError> {
+    let taken = if items.len() < COUNT { Taken::All } else { Taken::Part };
+    let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
+    let mut next = shared.tail.window().read().head() + 1;
+    for item in items {
+        match item {
+            Item::Event(entry) if entry.sequence <= next.saturating_add(MAX_JUMP) => {
+                next = next.max(entry.sequence + 1);
+                entries.push(entry);
+            }
+            Item::Event(entry) => {
+                let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
+                suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the log's head" });
+            }
+            Item::Foreign(foreign) => suspect = Some(foreign),
+        }
+        if suspect.is_some() {
+            break;
+        }
+    }
+    take(shared, entries);
+    match suspect {
+        Some(suspect) => examine(shared, link, suspect).await.map(|()| Taken::Part),
+        None => Ok(taken),
+    }
+}
+
+/// Decides on an entry that seems not to be the log's own. Behind the log's head it is removed, so that the log goes on; at
+/// a place that the log has given, it is read again, and skipped if it is no event: its place stays, for nobody.
+async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), LinkError> {
+    let (keys, ours) = (&shared.keys, shared.tail.window().read().head());
+    let mut remove = link.script(Script::Remove, &[&keys.log, &keys.epoch, &keys.ids]);
+    let head: u64 = read(link.call(remove.arg(&link.server).arg(ours)).await?)?;
+    let mut entry = None;
+    if let Some(sequence) = suspect.sequence.filter(|sequence| *sequence <= head) {
+        let again = cmd("XRANGE").arg(&keys.log).arg(&suspect.id).arg(&suspect.id).take();
+        match record::items(link.call(&again).await?)?.pop() {
+            // What was there in the meantime, or a log that was trimmed far ahead.
+            Some(Item::Event(event)) => {
+                take(shared, vec![event]);
+                return Ok(());
+            }
+            Some(Item::Foreign(_)) => entry = Some(record::placeholder(sequence)),
+            None => return Ok(()),
+        }
+    }
+    shared.metrics.add(Counter::BadLogEntries, 1);
+    let what = if entry.is_some() { "skipped" } else { "removed" };
+    let Foreign { id, why, .. } = &suspect;
+    tracing::error!(
+        "the stream {} holds an entry that is no event, and it is {what}: {id}: {why}; check what else writes to this key",
+        keys.log
+    );
+    take(shared, entry.into_iter().collect());
+    Ok(())
+}
+
 /// Follows the log and the nodes' orders until the link ends. `orders` is the place up to which orders were read.
 pub(super) async fn run(
     shared: &Arc<Shared>,
+    link: &Link,
     mut connection: MultiplexedConnection,
     orders: &mut String,
 ) -> Result<Infallible, LinkError> {
     let (keys, block) = (&shared.keys, clock::millis(BLOCK));
     loop {
         let head = *shared.head.borrow();
-        let mut read = cmd("XREAD");
-        read.arg("BLOCK").arg(block).arg("COUNT").arg(COUNT).arg("STREAMS");
-        read.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
-        let answer = super::link::counted(&mut connection, &read, &shared.metrics).await?;
+        let mut xread = cmd("XREAD");
+        xread.arg("BLOCK").arg(block).arg("COUNT").arg(COUNT).arg("STREAMS");
+        xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
+        let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
         let mut streams = streams(answer)?;
-        let entries = streams.remove(&*keys.log).map_or_else(|| Ok(Vec::new()), record::entries)?;
-        let all = entries.len() < COUNT;
-        if !entries.is_empty() {
-            take(shared, entries);
+        let mut all = true;
+        if let Some(answer) = streams.remove(&*keys.log) {
+            all = take_items(shared, link, record::items(answer)?).await? == Taken::All;
             shared.tail.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {

@@ -13,7 +13,13 @@ for i = 6, #ARGV, 5 do
   if held then
     out[#out + 1] = -tonumber(held)
   else
-    bytes = bytes + put(head + 1, now, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    local function try() return put(head + 1, now, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]) end
+    local weight = try()
+    if not weight then
+      head = level(head)
+      weight = try()
+    end
+    bytes = bytes + weight
     head = head + 1
     out[#out + 1] = head
   end

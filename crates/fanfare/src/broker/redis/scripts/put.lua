@@ -10,12 +10,42 @@ local function clock()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The farthest that entries of somebody else may move the log's head.
+local JUMP = 1048576
+
+-- Removes every entry behind the head. The scripts move the head with each entry, so such an entry is foreign: without
+-- this the stream would take no further entry.
+local function remove_behind(head)
+  local from = '(0-' .. whole(head)
+  while true do
+    local foreign = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 16)
+    if #foreign == 0 then break end
+    for _, entry in ipairs(foreign) do redis.call('XDEL', KEYS[1], entry[1]) end
+  end
+  if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('XSETID', KEYS[1], '0-' .. whole(head)) end
+end
+
+-- The head to go on from when the stream refuses the next entry: foreign entries that nodes may have taken already keep
+-- their places, all others are removed.
+local function level(head)
+  local last = redis.call('XREVRANGE', KEYS[1], '0-' .. whole(head + JUMP), '0-' .. whole(head), 'COUNT', 1)[1]
+  if last then head = math.max(head, tonumber(string.match(last[1], '^0%-(%d+)$'))) end
+  remove_behind(head)
+  return head
+end
+
+-- Returns how much the entry weighs, nil if the stream holds an entry behind its place.
 local function put(sequence, ms, id, audience, json, publisher, trace)
   local fields = {'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher}
   if trace ~= '' then
     fields[11], fields[12] = 'x', trace
   end
-  redis.call('XADD', KEYS[1], '0-' .. whole(sequence), unpack(fields))
+  local added = redis.pcall('XADD', KEYS[1], '0-' .. whole(sequence), unpack(fields))
+  if type(added) == 'table' and added.err then
+    if string.find(added.err, 'equal or smaller', 1, true) then return nil end
+    -- Raises the same error for the whole script.
+    redis.call('XADD', KEYS[1], '0-' .. whole(sequence), unpack(fields))
+  end
   redis.call('HSET', KEYS[3], id, whole(sequence))
   return #id + #audience + #json + 100
 end
@@ -27,7 +57,7 @@ local function trim(bytes, now, max_events, max_bytes, max_age)
     local dropped = 0
     for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 64)) do
       local f = entry[2]
-      local over = length > max_events or bytes > max_bytes or now - tonumber(f[6] or 0) > max_age
+      local over = length > max_events or bytes > max_bytes or now - (tonumber(f[6]) or 0) > max_age
       if not over or length <= 1 then break end
       redis.call('HDEL', KEYS[3], f[2] or '')
       bytes = bytes - (#(f[2] or '') + #(f[4] or '') + #(f[8] or '') + 100)

@@ -15,7 +15,15 @@ local head, bytes, sequence = tonumber(meta[3] or 0), tonumber(meta[4] or 0), to
 if not meta[2] and head == 0 and redis.call('EXISTS', KEYS[1]) == 0 then head = sequence - 1 end
 if head ~= sequence - 1 then return -1 end
 for i = 6, #ARGV, 6 do
-  bytes = bytes + put(head + 1, tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
+  local function try()
+    return put(head + 1, tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
+  end
+  local weight = try()
+  if not weight then
+    remove_behind(head)
+    weight = try()
+  end
+  bytes = bytes + weight
   head = head + 1
 end
 redis.call('HSET', KEYS[2], 'lineage', ARGV[2], 'head', whole(head), 'bytes', whole(bytes))

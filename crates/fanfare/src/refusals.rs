@@ -1,0 +1,264 @@
+//! How long a client that keeps coming back to be refused waits for its answer, and how many may wait at once.
+//!
+//! A client whose backoff starts anew with each socket that opens would otherwise come every second for ever. The first
+//! refusal is immediate; the socket of each further one is held first, without a session. Knows names and counts, and
+//! nothing of tokens or sessions.
+
+use crate::{clock, config::Config};
+use hashbrown::HashMap;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use std::{
+    hash::BuildHasher,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::watch,
+    time::sleep,
+};
+
+type Hasher = foldhash::fast::RandomState;
+
+/// How long a refusal is remembered once its answer was given, in milliseconds.
+const REMEMBERED_MS: u64 = 60_000;
+/// How many refused clients are remembered.
+const MAX_REMEMBERED: usize = 100_000;
+/// The fewest and the most sockets that are held at once; between them it is a share of `max_connections`.
+const FEWEST: usize = 16;
+const MOST: usize = 1_024;
+/// The most that one network holds.
+const MOST_OF_A_NETWORK: usize = 64;
+/// What a client may send while it is held, in bytes.
+const MAX_SENT: usize = 4 << 10;
+
+/// Remembers who was refused, and counts the sockets that are held.
+#[derive(Debug)]
+pub(crate) struct Refusals {
+    hasher: Hasher,
+    remembered: Mutex<Remembered>,
+    held: Mutex<Held>,
+    ended: watch::Sender<bool>,
+}
+
+/// Who is refused.
+#[derive(Debug, Clone, Copy, Hash)]
+pub(crate) enum Who<'a> {
+    /// The user of a genuine token.
+    User(&'a str),
+    /// Somebody from an address.
+    Address(IpAddr),
+}
+
+/// No further socket is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// None of this network.
+    Network,
+    /// None at all.
+    All,
+}
+
+/// A socket to be held before it is refused. Dropping it makes room for another.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    refusals: Arc<Refusals>,
+    network: IpAddr,
+    delay: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// How often, and until when that counts, by the hash of who it is.
+    clients: HashMap<u64, (u32, u64), Hasher>,
+    sweep_at: usize,
+    /// Where there is no room, not before this.
+    sweep_from_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    networks: HashMap<IpAddr, usize, Hasher>,
+}
+
+impl Refusals {
+    pub(crate) fn new() -> Self {
+        let (hasher, ended) = (Hasher::default(), watch::channel(false).0);
+        Self { hasher, remembered: Mutex::default(), held: Mutex::default(), ended }
+    }
+
+    /// Notes a refusal, and gives how long its answer is delayed: nothing at first, then a second, and twice as long each
+    /// time up to `longest`.
+    pub(crate) fn note(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.sweep(mono_ms);
+        let who = self.hasher.hash_one(who);
+        if remembered.clients.len() >= MAX_REMEMBERED && !remembered.clients.contains_key(&who) {
+            return Duration::ZERO;
+        }
+        let (times, until_ms) = remembered.clients.entry(who).or_insert((0, 0));
+        *times = if *until_ms > mono_ms { times.saturating_add(1) } else { 0 };
+        let delay = delay(*times).min(longest);
+        *until_ms = mono_ms + clock::millis(delay) + REMEMBERED_MS;
+        delay
+    }
+
+    /// Forgets the refusals of a user who was let in.
+    pub(crate) fn forget(&self, user: &str) {
+        let who = self.hasher.hash_one(Who::User(user));
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&who);
+    }
+
+    /// Makes room for a socket of an address.
+    pub(crate) fn hold(self: &Arc<Self>, address: IpAddr, delay: Duration, config: &Config) -> Result<Hold, Full> {
+        let (all, of_a_network) = bounds(config.max_connections);
+        let network = network(address);
+        let mut held = self.held();
+        if held.all >= all {
+            return Err(Full::All);
+        }
+        let count = held.networks.entry(network).or_insert(0);
+        if *count >= of_a_network {
+            return Err(Full::Network);
+        }
+        *count += 1;
+        held.all += 1;
+        Ok(Hold { refusals: self.clone(), network, delay })
+    }
+
+    /// Lets go of every socket that is held: nobody may wait for them.
+    pub(crate) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hold {
+    /// Holds a socket for its time. Gives it back if its client is still there and the hub goes on.
+    pub(crate) async fn wait(self, upgraded: Upgraded) -> Option<Upgraded> {
+        let mut io = TokioIo::new(upgraded);
+        let mut ended = self.refusals.ended.subscribe();
+        tokio::select! {
+            () = sleep(self.delay) => Some(io.into_inner()),
+            () = until_gone(&mut io) => None,
+            _ = ended.wait_for(|ended| *ended) => None,
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = self.refusals.held();
+        held.all -= 1;
+        if let Some(count) = held.networks.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                held.networks.remove(&self.network);
+            }
+        }
+    }
+}
+
+impl Remembered {
+    /// Drops what no longer counts, whenever the number has doubled.
+    fn sweep(&mut self, mono_ms: u64) {
+        if self.clients.len() >= self.sweep_at.min(MAX_REMEMBERED) && mono_ms >= self.sweep_from_ms {
+            self.clients.retain(|_, (_, until_ms)| *until_ms > mono_ms);
+            self.sweep_at = 2 * self.clients.len().max(512);
+            self.sweep_from_ms = if self.clients.len() >= MAX_REMEMBERED { mono_ms + 1_000 } else { 0 };
+        }
+    }
+}
+
+fn delay(times: u32) -> Duration {
+    match times {
+        0 => Duration::ZERO,
+        _ => Duration::from_secs(1 << (times - 1).min(16)),
+    }
+}
+
+/// How many sockets are held in all, and of one network. Behind few connections there are few descriptors.
+fn bounds(max_connections: usize) -> (usize, usize) {
+    let all = if max_connections == 0 { MOST } else { (max_connections / 8).clamp(FEWEST, MOST) };
+    (all, (all / 4).min(MOST_OF_A_NETWORK))
+}
+
+/// An IPv4 address, or the /64 of an IPv6 address, which one client has all of.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+    }
+}
+
+/// Returns once the client has left, says that it leaves, or has sent more than anybody has to say unanswered.
+async fn until_gone(io: &mut (impl AsyncRead + Unpin)) {
+    let (mut buffer, mut sent) = ([0; 128], 0);
+    while let Ok(n @ 1..) = io.read(&mut buffer).await {
+        sent += n;
+        // The opcode of a close frame (RFC 6455 section 5.5.1).
+        if sent > MAX_SENT || buffer[0] & 0x0f == 8 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn the_delay_grows_and_ends_with_success_or_with_time() {
+        let refusals = Refusals::new();
+        let longest = Duration::from_secs(30);
+        let mut now = 0;
+        for seconds in [0, 1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(seconds));
+            now += 1_000 * seconds + 1_000;
+        }
+        assert_eq!(refusals.note(Who::User("bob"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Who::Address(HOME), now, longest), Duration::ZERO);
+        refusals.forget("ann");
+        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(1));
+        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn few_sockets_are_held_and_fewer_of_one_network() {
+        let (refusals, config) = (Arc::new(Refusals::new()), Config { max_connections: 10, ..Config::default() });
+        let hold = |address| refusals.hold(address, Duration::ZERO, &config);
+        let v6 = |interface| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, interface));
+        let mut holds: Vec<_> = (0..4).map(|interface| hold(v6(interface)).unwrap()).collect();
+        assert_eq!(hold(v6(9)).unwrap_err(), Full::Network);
+        holds.extend((0..12).map(|n| hold(IpAddr::V4(Ipv4Addr::new(10, 0, 0, n))).unwrap()));
+        assert_eq!(hold(HOME).unwrap_err(), Full::All);
+        holds.pop();
+        assert!(hold(HOME).is_ok());
+        drop(holds);
+        let held = refusals.held();
+        assert_eq!((held.all, held.networks.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let refusals = Refusals::new();
+        for n in 0..u32::try_from(MAX_REMEMBERED).unwrap() + 10 {
+            refusals.note(Who::Address(IpAddr::V4(n.into())), 0, Duration::from_secs(30));
+        }
+        let count = || refusals.remembered.lock().unwrap().clients.len();
+        assert_eq!(count(), MAX_REMEMBERED);
+        refusals.note(Who::User("ann"), 100_000, Duration::from_secs(30));
+        assert_eq!(count(), 1);
+    }
+}
