@@ -8,6 +8,7 @@ mod commands;
 mod keyring;
 mod logging;
 mod memory;
+mod redis;
 mod serve;
 mod settings;
 

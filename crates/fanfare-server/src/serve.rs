@@ -18,7 +18,7 @@ mod worker;
 use crate::{
     accounts::{self, DatabaseUrl, Logins, Store},
     keyring::Keyring,
-    logging,
+    logging, redis,
     settings::{Settings, SettingsError, kind::LogFormat},
 };
 use anyhow::Context;
@@ -273,7 +273,7 @@ async fn start_hub(
     if settings.database_url != DatabaseUrl::None {
         builder = builder.revocations(store.revocations().await?).keep_revocations(store.clone());
     }
-    let Some(url) = &settings.redis_url else { return Ok(builder.start()?) };
+    let Some(url) = redis::url(settings)? else { return Ok(builder.start()?) };
     let options = RedisOptions {
         namespace: settings.redis_namespace.clone(),
         channels: settings.redis_channels.clone(),

@@ -14,7 +14,7 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
-use testbed::{HubProcess, RedisServer, until};
+use testbed::{Certificates, HubProcess, RedisServer, until};
 use tokio::{
     task::{JoinSet, block_in_place},
     time::timeout,
@@ -320,6 +320,37 @@ async fn redis_is_reached_over_tls() {
     assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
     assert_eq!(next(&mut client).await["data"]["n"], 1);
     assert!(!hub.log().contains("hush"), "{}", hub.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_reached_with_a_client_certificate() {
+    let certificates = Certificates::issued(true);
+    let redis = block_in_place(|| RedisServer::setup().certificates(&certificates).start());
+    let path = |path: std::path::PathBuf| path.display().to_string();
+    let (url, authority) = (redis.url(), path(certificates.authority()));
+    let (certificate, key) = (path(certificates.client()), path(certificates.client_key()));
+    let files = ["--redis-ca-file", &authority, "--redis-certificate-file", &certificate, "--redis-key-file", &key];
+    let arguments = [&["--redis-url", &url, "--workers", "2"][..], &files].concat();
+    let hub = block_in_place(|| HubProcess::start(program(), &arguments, &[("SECRET_KEY", SECRET)]));
+    let (mut client, _) = connect(&hub, "ann", "").await;
+    assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
+    assert_eq!(next(&mut client).await["data"]["n"], 1);
+    let mut check = std::process::Command::new(program());
+    check.arg("check").args(&arguments[..2]).args(files).env("SECRET_KEY", SECRET);
+    let output = block_in_place(|| check.output()).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(&format!("at localhost:{}", redis.port())), "{text}");
+
+    for (files, says) in [
+        (&files[..2], "set redis_certificate_file and redis_key_file"),
+        (&["--redis-ca-file", &key], "redis_key_file: there is no certificate in PEM form"),
+        (&["--redis-ca-file", "missing.pem"], "redis_ca_file: missing.pem: "),
+    ] {
+        let arguments = [&["--redis-url", &url][..], files].concat();
+        let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
+        assert!(!block_in_place(|| hub.wait()).success());
+        assert!(hub.log().contains(says), "{says}: {}", hub.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Three masters, each with a replica.
 
-use crate::{RedisServer, process::until};
+use crate::{Certificates, RedisServer, process::until};
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -10,14 +10,28 @@ use std::{
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<RedisServer>,
+    tls: bool,
 }
 
 impl Cluster {
     /// Starts them, and waits until they serve.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same with TLS alone.
+    pub fn start_with_tls(certificates: &Certificates) -> Self {
+        Self::start_with(Some(certificates))
+    }
+
+    fn start_with(certificates: Option<&Certificates>) -> Self {
         let node = || {
-            RedisServer::setup()
-                .persistent()
+            let setup = RedisServer::setup().persistent();
+            let setup = match certificates {
+                Some(certificates) => setup.certificates(certificates).line("tls-cluster yes"),
+                None => setup,
+            };
+            setup
                 .line("cluster-enabled yes")
                 .line("cluster-node-timeout 1500")
                 .line("repl-diskless-sync-delay 0")
@@ -27,8 +41,9 @@ impl Cluster {
         let mut create = Command::new("redis-cli");
         create.args(["--cluster", "create"]).args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())));
         create.args(["--cluster-replicas", "1", "--cluster-yes"]).stdout(Stdio::null());
+        create.args(certificates.into_iter().flat_map(Certificates::arguments));
         assert!(create.status().unwrap().success(), "the Cluster can't be made");
-        let cluster = Self { nodes };
+        let cluster = Self { nodes, tls: certificates.is_some() };
         cluster.until_settled();
         cluster
     }
@@ -36,7 +51,8 @@ impl Cluster {
     /// The URL that names the nodes.
     pub fn url(&self) -> String {
         let nodes: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        format!("redis+cluster://{}", nodes.join(","))
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        format!("{scheme}+cluster://{}", nodes.join(","))
     }
 
     /// Waits until every running node is in order, and every master has a replica that follows it.

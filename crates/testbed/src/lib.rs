@@ -11,6 +11,7 @@
 )]
 
 mod authority;
+mod certificates;
 mod cluster;
 mod hub;
 mod postgres;
@@ -19,9 +20,10 @@ mod redis;
 mod sentinel;
 
 pub use authority::Authority;
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use hub::{HubProcess, get};
 pub use postgres::Postgres;
 pub use process::{free_port, free_ports, until};
-pub use redis::{RedisServer, RedisSetup};
+pub use redis::{RedisServer, RedisSetup, redis_programs};
 pub use sentinel::Sentinels;

@@ -1,13 +1,13 @@
 //! One Redis server.
 
 use crate::{
-    Authority,
+    Certificates,
     process::{Process, free_port, until},
 };
 use nix::sys::signal::Signal;
 use std::{
-    fs,
-    path::PathBuf,
+    env, fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 use tempfile::TempDir;
@@ -17,7 +17,8 @@ use tempfile::TempDir;
 pub struct RedisSetup {
     lines: Vec<String>,
     password: Option<String>,
-    tls: bool,
+    tls: Option<Certificates>,
+    program: Option<PathBuf>,
     port: Option<u16>,
 }
 
@@ -54,8 +55,21 @@ impl RedisSetup {
 
     /// Takes TLS alone, with a certificate for `localhost` by an authority of its own.
     #[must_use]
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
+    pub fn tls(self) -> Self {
+        self.certificates(&Certificates::issued(false))
+    }
+
+    /// Takes TLS alone, with these certificates.
+    #[must_use]
+    pub fn certificates(mut self, certificates: &Certificates) -> Self {
+        self.tls = Some(certificates.clone());
+        self
+    }
+
+    /// Is another program than `redis-server`, such as Valkey.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -71,12 +85,29 @@ impl RedisSetup {
         let home = tempfile::Builder::new().prefix("redis-").tempdir().unwrap();
         let port = self.port.unwrap_or_else(free_port);
         let mut server = RedisServer { setup: self, port, home, process: None };
-        if server.setup.tls {
-            Authority::new().issue(server.home.path(), 90);
-        }
         server.launch();
         server
     }
+}
+
+/// Every program with Redis' protocol that is to be had: `redis-server` and `valkey-server` of the PATH, and those that
+/// REDIS_SERVERS names, with colons between them.
+pub fn redis_programs() -> Vec<PathBuf> {
+    let named = env::var_os("REDIS_SERVERS").unwrap_or_default();
+    let mut found: Vec<PathBuf> = env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect();
+    let path = env::var_os("PATH").unwrap_or_default();
+    for name in ["redis-server", "valkey-server"] {
+        found.extend(env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file()));
+    }
+    // Debian's valkey-compat makes one of the other.
+    let mut real = Vec::new();
+    found.retain(|program| {
+        let path = program.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let is_new = !real.contains(&path);
+        real.push(path);
+        is_new
+    });
+    found
 }
 
 impl RedisServer {
@@ -98,13 +129,13 @@ impl RedisServer {
     /// Its URL, with the password.
     pub fn url(&self) -> String {
         let password = self.setup.password.as_ref().map_or_else(String::new, |password| format!(":{password}@"));
-        let (scheme, host) = if self.setup.tls { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
+        let (scheme, host) = if self.setup.tls.is_some() { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
         format!("{scheme}://{password}{host}:{}/0", self.port)
     }
 
     /// The file with the certificate of the authority that its own is by.
     pub fn authority(&self) -> PathBuf {
-        self.home.path().join("ca.pem")
+        self.setup.tls.as_ref().expect("it takes TLS").authority()
     }
 
     /// Ends it at once, as a crash does.
@@ -153,8 +184,8 @@ impl RedisServer {
         if let Some(password) = &self.setup.password {
             command.args(["--no-auth-warning", "-a", password]);
         }
-        if self.setup.tls {
-            command.args(["--tls", "--cacert"]).arg(self.authority());
+        if let Some(certificates) = &self.setup.tls {
+            command.args(certificates.arguments());
         }
         let output = command.args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
@@ -166,21 +197,14 @@ impl RedisServer {
 
     fn launch(&mut self) {
         let port = self.port;
-        let ports = if self.setup.tls {
-            format!(
-                "port 0\ntls-port {port}\ntls-cert-file server.pem\ntls-key-file server.key\ntls-ca-cert-file ca.pem\n\
-                 tls-auth-clients no\n"
-            )
-        } else {
-            format!("port {port}\n")
-        };
+        let ports = self.setup.tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
         let common = "bind 127.0.0.1\nsave \"\"\nenable-debug-command yes\nlogfile redis.log\n";
         let config = self.home.path().join("redis.conf");
         // A server under Sentinel keeps what it was told in its file.
         if !config.exists() {
             fs::write(&config, format!("{ports}{common}{}\n", self.setup.lines.join("\n"))).unwrap();
         }
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(self.setup.program.as_deref().unwrap_or(Path::new("redis-server")));
         command.arg(&config).current_dir(self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Process::start(&mut command));
         until("Redis answers", || {

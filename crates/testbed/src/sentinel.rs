@@ -1,7 +1,7 @@
 //! A master, two replicas, and three sentinels that watch them.
 
 use crate::{
-    RedisServer,
+    Certificates, RedisServer,
     process::{Process, free_port, until},
 };
 use std::{
@@ -17,17 +17,33 @@ const NAME: &str = "hub";
 pub struct Sentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<(u16, Process, TempDir)>,
+    certificates: Option<Certificates>,
 }
 
 impl Sentinels {
     /// Starts them, and waits until they know each other.
     pub fn start() -> Self {
-        let master = RedisServer::setup().persistent().start();
+        Self::start_with(None)
+    }
+
+    /// The same with TLS alone.
+    pub fn start_with_tls(certificates: &Certificates) -> Self {
+        Self::start_with(Some(certificates.clone()))
+    }
+
+    fn start_with(certificates: Option<Certificates>) -> Self {
+        let setup = || match &certificates {
+            Some(certificates) => RedisServer::setup().persistent().certificates(certificates),
+            None => RedisServer::setup().persistent(),
+        };
+        let master = setup().start();
         let follow = format!("replicaof 127.0.0.1 {}", master.port());
-        let replica = || RedisServer::setup().persistent().line(&follow).line("repl-diskless-sync-delay 0").start();
+        let replica = || setup().line(&follow).line("repl-diskless-sync-delay 0").start();
         let servers = vec![master, replica(), replica()];
-        let sentinels = (0..3).map(|_| sentinel(servers[0].port())).collect();
-        let all = Self { servers, sentinels };
+        let mut all = Self { servers, sentinels: Vec::new(), certificates };
+        for _ in 0..3 {
+            all.sentinels.push(all.sentinel());
+        }
         all.until_settled();
         all
     }
@@ -35,7 +51,8 @@ impl Sentinels {
     /// The URL that names the sentinels and the master.
     pub fn url(&self) -> String {
         let sentinels: Vec<_> = self.sentinels.iter().map(|(port, ..)| format!("127.0.0.1:{port}")).collect();
-        format!("redis+sentinel://{}/{NAME}", sentinels.join(","))
+        let scheme = if self.certificates.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}+sentinel://{}/{NAME}", sentinels.join(","))
     }
 
     /// Waits until there is a master that all running servers follow, and that the sentinels agree on.
@@ -46,7 +63,7 @@ impl Sentinels {
             let info = master.cli(&["INFO", "replication"]);
             let level = info.matches("state=online").count() == running - 1 && info.contains("role:master");
             let agreed = self.sentinels.iter().all(|(port, ..)| {
-                let told = ask(*port, &["SENTINEL", "MASTER", NAME]);
+                let told = self.ask(*port, &["SENTINEL", "MASTER", NAME]);
                 let slaves = field(&told, "num-slaves").and_then(|n| n.parse::<usize>().ok());
                 let others = field(&told, "num-other-sentinels");
                 field(&told, "flags") == Some("master")
@@ -71,14 +88,14 @@ impl Sentinels {
 
     /// Has a sentinel make a replica the master, as for maintenance. Returns whether it began.
     pub fn failover(&self) -> bool {
-        ask(self.sentinels[0].0, &["SENTINEL", "FAILOVER", NAME]) == "OK"
+        self.ask(self.sentinels[0].0, &["SENTINEL", "FAILOVER", NAME]) == "OK"
     }
 
     /// Has every sentinel name another server as the master, which none of the servers hears of.
     pub fn name_another(&self, port: u16) {
         for (sentinel, ..) in &self.sentinels {
-            ask(*sentinel, &["SENTINEL", "REMOVE", NAME]);
-            assert_eq!(ask(*sentinel, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &port.to_string(), "2"]), "OK");
+            self.ask(*sentinel, &["SENTINEL", "REMOVE", NAME]);
+            assert_eq!(self.ask(*sentinel, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &port.to_string(), "2"]), "OK");
         }
     }
 
@@ -91,32 +108,36 @@ impl Sentinels {
     }
 
     fn known_master(&self) -> Option<&RedisServer> {
-        let told = ask(self.sentinels[0].0, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]);
+        let told = self.ask(self.sentinels[0].0, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]);
         let port: u16 = told.lines().nth(1)?.parse().ok()?;
         self.servers.iter().find(|server| server.port() == port && server.is_running())
     }
-}
 
-fn sentinel(master: u16) -> (u16, Process, TempDir) {
-    let home = tempfile::Builder::new().prefix("sentinel-").tempdir().unwrap();
-    let port = free_port();
-    let config = home.path().join("sentinel.conf");
-    let text = format!(
-        "port {port}\nbind 127.0.0.1\nlogfile sentinel.log\nsentinel monitor {NAME} 127.0.0.1 {master} 2\n\
-         sentinel down-after-milliseconds {NAME} 1000\nsentinel failover-timeout {NAME} 5000\n\
-         sentinel parallel-syncs {NAME} 2\n"
-    );
-    fs::write(&config, text).unwrap();
-    let mut command = Command::new("redis-server");
-    command.arg(&config).arg("--sentinel").current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process::start(&mut command);
-    until("a sentinel answers", || ask(port, &["PING"]) == "PONG");
-    (port, process, home)
-}
+    fn sentinel(&self) -> (u16, Process, TempDir) {
+        let home = tempfile::Builder::new().prefix("sentinel-").tempdir().unwrap();
+        let (port, master) = (free_port(), self.servers[0].port());
+        let ports = self.certificates.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
+        let config = home.path().join("sentinel.conf");
+        let text = format!(
+            "{ports}bind 127.0.0.1\nlogfile sentinel.log\nsentinel monitor {NAME} 127.0.0.1 {master} 2\n\
+             sentinel down-after-milliseconds {NAME} 1000\nsentinel failover-timeout {NAME} 5000\n\
+             sentinel parallel-syncs {NAME} 2\n"
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(&config).arg("--sentinel").current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Process::start(&mut command);
+        until("a sentinel answers", || self.ask(port, &["PING"]) == "PONG");
+        (port, process, home)
+    }
 
-fn ask(port: u16, arguments: &[&str]) -> String {
-    let output = Command::new("redis-cli").args(["-p", &port.to_string()]).args(arguments).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    fn ask(&self, port: u16, arguments: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &port.to_string()]);
+        command.args(self.certificates.iter().flat_map(Certificates::arguments));
+        let output = command.args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
 }
 
 /// The value behind a name in an answer of names and values.

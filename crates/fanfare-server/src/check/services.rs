@@ -3,6 +3,7 @@
 use super::{Check, Finding};
 use crate::{
     accounts::{DatabaseUrl, Store},
+    redis,
     serve::jwks,
     settings::Settings,
 };
@@ -26,7 +27,7 @@ const DATABASE: Check =
 const JWKS: Check = Check { name: "jwks", why: "Without its keys no token can be verified." };
 
 pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
-    let mut findings = redis(settings).await;
+    let mut findings = of_log(settings).await;
     findings.push(database(settings).await);
     if let Some(url) = &settings.jwks_url {
         findings.push(keys(url, settings).await);
@@ -34,8 +35,12 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-async fn redis(settings: &Settings) -> Vec<Finding> {
-    let Some(url) = &settings.redis_url else {
+async fn of_log(settings: &Settings) -> Vec<Finding> {
+    let url = match redis::url(settings) {
+        Ok(url) => url,
+        Err(error) => return vec![REDIS.fail(format!("{error:#}"), &["openssl x509 -noout -text -in FILE"])],
+    };
+    let Some(url) = &url else {
         return vec![REDIS.ok("none: one process with the log in its memory, which a restart empties")];
     };
     match inspect(url, &settings.redis_namespace).await {

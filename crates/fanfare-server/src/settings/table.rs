@@ -40,6 +40,9 @@ pub(crate) struct Settings {
     pub(crate) logins_per_minute_per_address: u32,
     pub(crate) logins_per_minute_per_account: u32,
     pub(crate) redis_url: Option<RedisUrl>,
+    pub(crate) redis_ca_file: Option<PathBuf>,
+    pub(crate) redis_certificate_file: Option<PathBuf>,
+    pub(crate) redis_key_file: Option<PathBuf>,
     pub(crate) redis_namespace: String,
     pub(crate) redis_channels: Vec<String>,
     pub(crate) durability: Durability,
@@ -78,6 +81,9 @@ impl Default for Settings {
             logins_per_minute_per_address: 30,
             logins_per_minute_per_account: 10,
             redis_url: None,
+            redis_ca_file: None,
+            redis_certificate_file: None,
+            redis_key_file: None,
             redis_namespace: "ws".to_owned(),
             redis_channels: Vec::new(),
             durability: Durability::Log,
@@ -197,6 +203,12 @@ settings! {
     logins_per_minute_per_account: rate;
     /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;
+    /// The authorities of Redis' certificate as PEM, or that certificate itself if it is self-signed. Without it, the system's authorities are trusted.
+    redis_ca_file: file;
+    /// The client certificate for Redis as PEM, with its chain behind it. Read when a process starts.
+    redis_certificate_file: file;
+    /// The key of the client certificate for Redis, as PEM.
+    redis_key_file: file;
     /// What the names of all keys and channels in Redis begin with; ws is what the reference's publishers use.
     redis_namespace: word;
     /// Further Redis channels, by their whole names, whose messages are events for everyone, or for the audience that they name; such as task_status_update,agent_activity_update.
@@ -286,6 +298,7 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
     keys_contradiction(settings)
         .or_else(|| workers_contradiction(settings))
         .or_else(|| channels_contradiction(settings))
+        .or_else(|| redis_contradiction(settings))
 }
 
 fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
@@ -323,6 +336,27 @@ fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
             secret_key too (SECRET_KEY), the same on all of them"
             .to_owned();
         return Some(("secret_key", text));
+    }
+    None
+}
+
+fn redis_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+    let files = [
+        ("redis_ca_file", settings.redis_ca_file.is_some()),
+        ("redis_certificate_file", settings.redis_certificate_file.is_some()),
+        ("redis_key_file", settings.redis_key_file.is_some()),
+    ];
+    let (named, _) = files.into_iter().find(|(_, set)| *set)?;
+    if !settings.redis_url.as_ref().is_some_and(RedisUrl::is_tls) {
+        let text = format!(
+            "{named} is for TLS: set redis_url (REDIS_URL) to a URL that begins with rediss, or remove {named}"
+        );
+        return Some((named, text));
+    }
+    if settings.redis_certificate_file.is_some() != settings.redis_key_file.is_some() {
+        let there = if settings.redis_key_file.is_some() { "redis_key_file" } else { "redis_certificate_file" };
+        let text = "a client certificate needs both, redis_certificate_file and redis_key_file".to_owned();
+        return Some((there, text));
     }
     None
 }
@@ -382,5 +416,14 @@ mod tests {
         settings.hub.heartbeat_timeout = Duration::from_secs(30);
         let (key, text) = contradiction(&settings).expect("as long as the interval");
         assert!(key == "heartbeat_timeout" && text.contains("(30s) must be longer"), "{text}");
+
+        let mut settings = Settings { redis_key_file: Some("k.pem".into()), ..Settings::default() };
+        let (key, text) = contradiction(&settings).expect("a key without TLS");
+        assert!(key == "redis_key_file" && text.contains("begins with rediss"), "{text}");
+        settings.redis_url = Some("rediss://h".parse().unwrap());
+        let (key, text) = contradiction(&settings).expect("a key without a certificate");
+        assert!(key == "redis_key_file" && text.contains("needs both"), "{text}");
+        settings.redis_certificate_file = Some("c.pem".into());
+        assert_eq!(contradiction(&settings), None);
     }
 }

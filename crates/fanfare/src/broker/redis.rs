@@ -16,11 +16,13 @@ mod revoked;
 mod scripts;
 mod shared;
 mod tail;
+mod tls;
 mod topology;
 mod url;
 
 pub use inspect::{Inspection, inspect};
 pub use link::LinkError;
+pub use tls::{BadRedisTls, RedisTls};
 pub use url::{BadRedisUrl, RedisUrl};
 
 use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};

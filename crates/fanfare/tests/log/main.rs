@@ -5,3 +5,4 @@
 mod node;
 mod redis;
 mod suite;
+mod tls;

@@ -9,9 +9,9 @@ use fanfare::{
 };
 use fanfare_core::{Revocation, window::Bounds};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
-use testbed::{Cluster, RedisServer, Sentinels};
+use testbed::{Cluster, RedisServer, Sentinels, redis_programs};
 
-async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>) {
+pub(crate) async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>) {
     appends_in_order_and_each_id_once(&*broker, &node).await;
     keeps_audiences(&*broker, &node).await;
     gives_ranges(&*broker).await;
@@ -165,6 +165,16 @@ async fn in_a_redis_as_a_user_of_its_own() {
         .start();
     let (broker, node) = linked(&format!("redis://hub:hush@127.0.0.1:{}", server.port())).await;
     suite(broker, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_every_server_with_redis_protocol() {
+    for program in redis_programs() {
+        println!("{}", program.display());
+        let server = RedisServer::setup().program(&program).start();
+        let (broker, node) = linked(&server.url()).await;
+        suite(broker, node).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

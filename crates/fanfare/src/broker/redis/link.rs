@@ -4,7 +4,6 @@
 use super::{
     keys::Keys,
     scripts::{Script, Scripts},
-    topology::connect,
     url::{Address, RedisUrl},
 };
 use crate::metrics::{Counter, Metrics};
@@ -78,9 +77,26 @@ impl LinkError {
 
     pub(super) fn connecting(at: &Address, error: RedisError) -> Self {
         match error.into() {
-            Self::Unreachable(why) => Self::Unreachable(format!("{at} can't be reached: {why}")),
+            Self::Unreachable(why) => Self::unreachable(at, &why),
             other => other,
         }
+    }
+
+    pub(super) fn unreachable(at: &Address, why: &str) -> Self {
+        Self::Unreachable(format!("{at} can't be reached: {why}{}", advice(why)))
+    }
+}
+
+/// What helps against the usual failures of TLS.
+fn advice(why: &str) -> &'static str {
+    if why.contains("UnknownIssuer") || why.contains("CaUsedAsEndEntity") {
+        "; name the authority of its certificate, or the certificate itself, with redis_ca_file"
+    } else if why.contains("CertificateRequired") || why.contains("HandshakeFailure") {
+        "; it may want a client certificate: set redis_certificate_file and redis_key_file"
+    } else if why.contains("InvalidMessage") || why.contains("InvalidContentType") {
+        "; it may not speak TLS: use redis:// instead of rediss:// in redis_url"
+    } else {
+        ""
     }
 }
 
@@ -156,8 +172,7 @@ impl Link {
     /// Finds the server and connects to it.
     pub(super) async fn open(url: &RedisUrl, keys: &Keys, metrics: Arc<Metrics>) -> Result<(Self, Facts), LinkError> {
         let address = url.locate(&keys.log).await?;
-        let client = url.client(&address, url.credentials())?;
-        let mut commands = connect(&client, &address, ANSWER).await?;
+        let mut commands = url.connect(&address, url.credentials(), ANSWER).await?;
         let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
         let field = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -176,19 +191,14 @@ impl Link {
 
     /// Another connection to the same process, for a command that waits.
     pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<MultiplexedConnection, LinkError> {
-        let client = url.client(&self.address, url.credentials())?;
-        let mut connection = connect(&client, &self.address, patience).await?;
+        let mut connection = url.connect(&self.address, url.credentials(), patience).await?;
         self.same_process(&mut connection).await?;
         Ok(connection)
     }
 
     /// A connection that hears channels.
     pub(super) async fn ears(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
-        let client = url.client(&self.address, url.credentials())?;
-        match tokio::time::timeout(ANSWER, client.get_async_pubsub()).await {
-            Ok(ears) => ears.map_err(|error| LinkError::connecting(&self.address, error)),
-            Err(_) => Err(LinkError::Silent(format!("{} took no connection in time", self.address))),
-        }
+        url.pubsub(&self.address, url.credentials(), ANSWER).await
     }
 
     /// An address may have become another process's between two connections.

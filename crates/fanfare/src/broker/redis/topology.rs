@@ -2,10 +2,16 @@
 
 use super::{
     link::{LinkError, call, read},
+    tls::RedisTls,
     url::{Address, RedisUrl, Topology},
 };
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value, cmd};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value,
+    aio::{MultiplexedConnection, PubSub},
+    cmd,
+};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -98,7 +104,7 @@ impl RedisUrl {
     }
 
     /// What opens connections to one server.
-    pub(super) fn client(&self, at: &Address, info: RedisConnectionInfo) -> Result<Client, LinkError> {
+    fn client(&self, at: &Address, info: RedisConnectionInfo) -> Result<Client, LinkError> {
         let (host, port) = (at.host.clone(), at.port);
         let address = if self.tls {
             ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
@@ -109,30 +115,65 @@ impl RedisUrl {
         Client::open(info).map_err(LinkError::from)
     }
 
-    async fn open(
+    /// Opens a connection whose every answer must come within `patience`.
+    pub(super) async fn connect(
         &self,
         at: &Address,
         info: RedisConnectionInfo,
-    ) -> Result<redis::aio::MultiplexedConnection, LinkError> {
-        connect(&self.client(at, info)?, at, CONNECT).await
+        patience: Duration,
+    ) -> Result<MultiplexedConnection, LinkError> {
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(patience));
+        let failed = |error| LinkError::connecting(at, error);
+        let connecting = async {
+            let Some(certificates) = self.certificates() else {
+                let client = self.client(at, info)?;
+                return client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed);
+            };
+            let stream = certificates.dial(at).await?;
+            let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
+            let (connection, driver) = opened.map_err(failed)?;
+            tokio::spawn(driver);
+            Ok(connection)
+        };
+        in_time(at, CONNECT, connecting).await
+    }
+
+    /// Opens a connection that hears channels.
+    pub(super) async fn pubsub(
+        &self,
+        at: &Address,
+        info: RedisConnectionInfo,
+        patience: Duration,
+    ) -> Result<PubSub, LinkError> {
+        let connecting = async {
+            let opened = match self.certificates() {
+                None => self.client(at, info)?.get_async_pubsub().await,
+                Some(certificates) => PubSub::new(&info, certificates.dial(at).await?).await,
+            };
+            opened.map_err(|error| LinkError::connecting(at, error))
+        };
+        in_time(at, patience, connecting).await
+    }
+
+    /// Certificates other than the system's.
+    fn certificates(&self) -> Option<&RedisTls> {
+        self.certificates.as_ref().filter(|_| self.tls)
+    }
+
+    async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<MultiplexedConnection, LinkError> {
+        self.connect(at, info, CONNECT).await
     }
 }
 
-/// Opens a connection whose every answer must come within `patience`.
-pub(super) async fn connect(
-    client: &Client,
+/// Waits for a connection, because the settings' own times don't cover the whole of a handshake.
+async fn in_time<T>(
     at: &Address,
     patience: Duration,
-) -> Result<redis::aio::MultiplexedConnection, LinkError> {
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(patience));
-    let connecting = client.get_multiplexed_async_connection_with_config(&config);
-    // The settings' own times don't cover the whole of a handshake.
-    match tokio::time::timeout(CONNECT, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(LinkError::connecting(at, error)),
-        Err(_) => Err(LinkError::Silent(format!("{at} took no connection within {} s", CONNECT.as_secs()))),
-    }
+    connecting: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    let silent = || LinkError::Silent(format!("{at} took no connection within {} s", patience.as_secs()));
+    timeout(patience, connecting).await.unwrap_or_else(|_| Err(silent()))
 }
 
 fn owner(master: &[Value], asked: &Address) -> Option<Address> {

@@ -1,5 +1,6 @@
 //! Where Redis is and how it is reached: one URL for every topology.
 
+use super::tls::RedisTls;
 use std::{fmt, str::FromStr};
 use url::Url;
 
@@ -19,6 +20,7 @@ const DEFAULT_SENTINEL_PORT: u16 = 26379;
 pub struct RedisUrl {
     pub(super) topology: Topology,
     pub(super) tls: bool,
+    pub(super) certificates: Option<RedisTls>,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) database: i64,
@@ -65,6 +67,20 @@ pub enum BadRedisUrl {
     ClusterDatabase,
 }
 
+impl RedisUrl {
+    /// The same server, reached with these certificates.
+    #[must_use]
+    pub fn with_tls(mut self, certificates: RedisTls) -> Self {
+        self.certificates = Some(certificates);
+        self
+    }
+
+    /// Whether it is reached over TLS (`rediss`).
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+}
+
 impl FromStr for RedisUrl {
     type Err = BadRedisUrl;
 
@@ -82,7 +98,7 @@ impl FromStr for RedisUrl {
         let addresses = hosts.split(',').map(|host| address(host, default_port)).collect::<Result<Vec<_>, _>>()?;
         let (user, password) = credentials_of(credentials)?;
         let (topology, database) = topology_of(topology, addresses, path)?;
-        Ok(Self { topology, tls, user, password, database })
+        Ok(Self { topology, tls, certificates: None, user, password, database })
     }
 }
 
