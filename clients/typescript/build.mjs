@@ -1,13 +1,17 @@
-// Bundles each entry as ESM and CJS into dist/; tsc writes the types there.
+// Bundles each entry as ESM and CJS into dist/. tsc has written the types there; CommonJS gets a copy of its own.
 
 import { build } from "esbuild";
-import { rmSync } from "node:fs";
+import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
-rmSync("dist", { recursive: true, force: true });
 const options = { bundle: true, minify: true, sourcemap: true, target: "es2022", platform: "neutral", legalComments: "none" };
-for (const [entry, name] of [["src/index.ts", "index"], ["src/react.tsx", "react"]]) {
-  const external = ["react", "react/jsx-runtime", "fanfare-client"];
+const external = ["react", "react/jsx-runtime", "fanfare-client", "./share.js"];
+for (const [entry, name] of [["src/index.ts", "index"], ["src/react.tsx", "react"], ["src/share.ts", "share"]]) {
   for (const [format, extension] of [["esm", "js"], ["cjs", "cjs"]]) {
     await build({ ...options, external, jsx: "automatic", entryPoints: [entry], format, outfile: `dist/${name}.${extension}` });
   }
+}
+
+for (const file of readdirSync("dist").filter((file) => file.endsWith(".d.ts"))) {
+  const types = readFileSync(`dist/${file}`, "utf8").replace(/(["']\.\/[\w-]+)\.js(["'])/g, "$1.cjs$2");
+  writeFileSync(`dist/${file.replace(/\.ts$/, ".cts")}`, types);
 }

@@ -22,11 +22,12 @@ class Tab {
   static async open(context, hub, script = CLIENT) {
     const tab = new Tab();
     tab.page = await context.newPage();
-    Object.assign(tab, { sockets: [], sent: [], errors: [] });
+    Object.assign(tab, { sockets: [], sent: [], received: [], errors: [] });
     tab.page.on("pageerror", (error) => tab.errors.push(error));
     tab.page.on("websocket", (socket) => {
       tab.sockets.push(new URL(socket.url()));
       socket.on("framesent", ({ payload }) => tab.sent.push(JSON.parse(payload)));
+      socket.on("framereceived", ({ payload }) => tab.received.push(JSON.parse(payload)));
     });
     await tab.page.route("**/client.mjs", (route) => route.fulfill({ contentType: "text/javascript", body: script }));
     // Something small that really comes from the hub: a page that came from nowhere may not connect to this machine.
@@ -41,7 +42,8 @@ class Tab {
       const { Client } = await import("/client.mjs");
       const { token, ...rest } = options;
       const client = new Client({ url: "/ws", getToken: (reason) => nextToken(reason), ...rest });
-      Object.assign(window, { client, got: [], gaps: [], states: [], mend: undefined });
+      Object.assign(window, { client, got: [], gaps: [], states: [], problems: [], mend: undefined });
+      client.onProblem(({ cause, ...problem }) => { problems.push(problem); });
       client.onAny(({ event_id }) => { got.push(event_id); });
       client.onGap(({ reason }) => { gaps.push(reason); return new Promise((done) => { window.mend = done; }); });
       client.onState(({ name }) => { if (states.at(-1) !== name) states.push(name); });
@@ -96,7 +98,7 @@ tab("the server is killed and starts again: the gap is mended before what follow
   await tab.isState("live");
   await until(async () => (await tab.get("gaps")).length === 1, "the gap");
   await note(hub, "last");
-  await until(() => tab.page.evaluate(() => client.cursor.lastEventId === "last"), "the last to have come");
+  await until(() => tab.received.some(({ event_id }) => event_id === "last"), "the last to have come");
   assert.deepEqual([await tab.get("gaps"), await tab.get("got")], [["reset"], ["before"]], "held back");
   await tab.page.evaluate(() => mend());
   await tab.has("last");
@@ -121,7 +123,7 @@ tab("without a network it is offline, and with one it is back at once", {}, asyn
 tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
   const sign = (secs) => hub.sign({ sub: "ann", iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + secs });
   const asked = [];
-  await tab.connect({}, async (reason) => { asked.push(reason); return sign(asked.length === 1 ? 8 : 600); });
+  await tab.connect({}, async (reason) => { asked.push(reason); asked.at ??= Date.now(); return sign(asked.length === 1 ? 8 : 600); });
   await tab.isState("live");
   await until(() => asked.length === 2, "a newer token to be asked for");
   await until(() => tab.sent.some(({ type }) => type === "auth"), "it to be shown");
@@ -129,7 +131,7 @@ tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING
   await until(() => Date.now() > ended, "the first token to have ended");
   await note(hub, "e1");
   await tab.has("e1");
-  assert.deepEqual([asked, tab.sockets.length], [["connect", "expiring"], 1]);
+  assert.deepEqual([[...asked], tab.sockets.length], [["connect", "expiring"], 1]);
 });
 
 tab("what an operator ended stays ended", {}, async (hub, tab) => {
@@ -180,6 +182,113 @@ test("two tabs share a socket, and when the one that has it is closed the other 
     await context.close();
     await hub.end();
   }
+});
+
+/** Runs a test with tabs of one browser that share a socket by user. */
+function sharing(name, users, run, settings = {}) {
+  test(name, async () => {
+    const hub = await Hub.start(settings);
+    const context = await chromium.newContext();
+    try {
+      const tabs = [];
+      for (const sub of users) {
+        const tab = await Tab.open(context, hub);
+        tabs.push(tab);
+        await tab.connect({ share: true }, async () => hub.mint("--sub", sub, "--topics", "*"));
+        await tab.isState("live");
+      }
+      await run(hub, tabs, context);
+      for (const tab of tabs) assert.deepEqual(tab.errors, [], "the page threw nothing");
+    } finally {
+      await context.close();
+      await hub.end();
+    }
+  });
+}
+
+// attack: a tab of another user's in the same browser listens to the shared socket => it has a socket of its own user's
+sharing("tabs of two users in one browser hear their own user's events only", ["alice", "bob", "alice"], async (hub, tabs) => {
+  assert.deepEqual(tabs.map(({ sockets }) => sockets.length), [1, 1, 0]);
+  for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
+  await note(hub, "end");
+  for (const tab of tabs) await tab.has("end");
+  assert.deepEqual(await Promise.all(tabs.map((tab) => tab.get("got"))), [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
+  const names = await tabs[0].page.evaluate(async () => (await navigator.locks.query()).held.map(({ name }) => name));
+  assert.ok(names.length >= 5 && names.every((name) => !/alice|bob|ws/.test(name)), `no user stands in ${names}`);
+});
+
+// attack: the token of the tab with the shared socket is renewed for another user => it leaves the group, and another tab leads
+sharing("a tab whose token is renewed for another user leaves the others", ["alice", "alice"], async (hub, [first, second]) => {
+  const bob = await hub.mint("--sub", "bob");
+  await first.page.evaluate((token) => { client.retry(token); }, bob);
+  await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket of each tab's own");
+  for (const tab of [first, second]) await tab.isState("live");
+  for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
+  await note(hub, "end");
+  for (const tab of [first, second]) await tab.has("end");
+  assert.deepEqual([await first.get("got"), await second.get("got")], [["to-bob", "end"], ["to-alice", "end"]]);
+});
+
+sharing("a leader that is blocked is replaced, and follows when it is back", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {
+  let unblock;
+  const blocked = new Promise((done) => { unblock = done; });
+  await first.page.route("**/block", async (route) => { await blocked; await route.fulfill({ body: "" }); });
+  await note(hub, "e1");
+  for (const tab of [first, second, third]) await tab.has("e1");
+  // Nothing else runs in the tab until this is answered.
+  const blocking = first.page.evaluate(() => {
+    const request = new XMLHttpRequest();
+    request.open("GET", "/block", false);
+    request.send();
+  });
+  await until(async () => second.sockets.length + third.sockets.length > 0, "another tab to lead");
+  await note(hub, "e2");
+  for (const tab of [second, third]) await tab.has("e2");
+  unblock();
+  await blocking;
+  // What passed meanwhile did not pass through this tab: it is either an event or a gap.
+  await until(async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2"), "what the first missed");
+  await first.page.evaluate(() => window.mend?.());
+  await first.isState("live");
+  await note(hub, "e3");
+  for (const tab of [first, second, third]) await tab.has("e3");
+  assert.equal(new Set(await second.get("got")).size, 3);
+  assert.deepEqual([await second.get("got"), await third.get("got")], [["e1", "e2", "e3"], ["e1", "e2", "e3"]]);
+  assert.ok(!(await first.get("states")).includes("refused"), String(await first.get("states")));
+});
+
+tab("a cursor that is saved while a gap is mended gives the gap again", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, tab, context) => {
+  await tab.connect({ token: hub.token });
+  await tab.isState("live");
+  await note(hub, "before");
+  await tab.has("before");
+  await context.setOffline(true);
+  await tab.isState("offline");
+  for (let n = 0; n < 30; n++) await note(hub, `n-${n}`);
+  await context.setOffline(false);
+  await until(async () => (await tab.get("gaps")).length === 1, "the gap");
+  const cursor = await tab.page.evaluate(() => client.cursor);
+  assert.deepEqual(await tab.get("got"), ["before"]);
+  const again = await Tab.open(context, hub);
+  await again.connect({ token: hub.token, cursor });
+  await until(async () => (await again.get("gaps")).length === 1, "the gap in the page that went on from there");
+  await again.page.evaluate(() => mend());
+  await again.has("n-29");
+});
+
+tab("a topic that the token does not allow is seen, in the URL and later", {}, async (hub, tab) => {
+  const token = await hub.mint("--sub", "ann", "--topics", "project:*");
+  await tab.connect({ token, topics: ["project:7", "secret", "project:7,secret"] });
+  await tab.isState("live");
+  await until(async () => (await tab.get("problems")).length === 2, "both to be rejected");
+  const errors = async () => (await tab.get("problems")).map(({ error, topic }) => [error, topic]);
+  assert.deepEqual((await errors()).sort(), [["forbidden", "secret"], ["invalid_topic", "project:7,secret"]]);
+  const outcome = (topic) => tab.page.evaluate((topic) => client.subscribe(topic).then(({ topic }) => topic, ({ error }) => error), topic);
+  assert.deepEqual([await outcome("project:7"), await outcome("project:8"), await outcome("other")], ["project:7", "project:8", "forbidden"]);
+  await note(hub, "e1", { audience: { topic: "secret" } });
+  await note(hub, "e2", { audience: { topic: "project:8" } });
+  await tab.has("e2");
+  assert.deepEqual(await tab.get("got"), ["e2"]);
 });
 
 test("workers are replaced under load: a page that counts loses nothing and sees nothing twice", async () => {
@@ -234,6 +343,14 @@ describe("React", () => {
       return root;
     }`;
 
+  /** The same, with a token and topics that change. */
+  const SWITCHING = APPLICATION.slice(0, APPLICATION.indexOf("export function run")) + `
+    let root;
+    export function render(token, topics) {
+      root ??= createRoot(document.body.appendChild(document.createElement("div")));
+      root.render(<StrictMode><FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider></StrictMode>);
+    }`;
+
   test("hooks in strict mode: each event once, and nothing left behind", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
@@ -254,6 +371,48 @@ describe("React", () => {
       await until(async () => await connections() === 1, "one connection");
       await tab.page.evaluate(() => root.unmount());
       await until(async () => await connections() === 0, "no connection");
+      assert.deepEqual(tab.errors, []);
+    } finally {
+      await context.close();
+      await hub.end();
+    }
+  });
+
+  // attack: a page goes on with the next user after a logout => the provider drops the client of the one before
+  test("another token's user gets a client of its own, and another topic does not", async () => {
+    const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
+    const { outputFiles: [bundle] } = await build({
+      stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
+      define: { "process.env.NODE_ENV": '"development"' },
+    });
+    const hub = await Hub.start();
+    const context = await chromium.newContext();
+    try {
+      const tab = await Tab.open(context, hub, bundle.text);
+      const [ann, newer, bob] = await Promise.all([["ann", 600], ["ann", 900], ["bob", 600]].map(
+        ([sub, ttl]) => hub.sign({ sub, topics: ["*"], iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + ttl })));
+      const show = (token, topics) => tab.page.evaluate(([token, topics]) => { render(token, topics); }, [token, topics]);
+      const heard = async (ids) => {
+        await tab.page.locator("#ids", { hasText: ids }).waitFor();
+        assert.equal(await tab.page.locator("#ids").textContent(), ids);
+      };
+      await tab.page.evaluate(async () => { window.render = (await import("/client.mjs")).render; });
+      await show(ann, ["a"]);
+      await tab.page.locator("#state", { hasText: "live" }).waitFor();
+      await note(hub, "ann-1", { audience: { user: "ann" } });
+      await show(newer, ["a", "b"]);
+      await until(() => tab.sent.some(({ type, topic }) => type === "subscribe" && topic === "b"), "the topic b to be asked for");
+      await until(() => tab.sent.some(({ type, token }) => type === "auth" && token === newer), "the newer token to be shown");
+      assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "the topic a stays");
+      await note(hub, "b-1", { audience: { topic: "b" } });
+      await heard("ann-1,b-1");
+      const sockets = tab.sockets.length;
+      await show(bob, ["a"]);
+      await until(() => tab.sockets.length === sockets + 1, "bob's socket");
+      await tab.page.locator("#state", { hasText: "live" }).waitFor();
+      await note(hub, "ann-2", { audience: { user: "ann" } });
+      await note(hub, "bob-1", { audience: { user: "bob" } });
+      await heard("ann-1,b-1,bob-1");
       assert.deepEqual(tab.errors, []);
     } finally {
       await context.close();

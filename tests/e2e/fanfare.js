@@ -105,9 +105,14 @@ export class Hub {
   }
 
   /** Publishes an event; to everyone, unless it names an audience. */
-  async publish(event) {
-    const response = await fetch(`${this.origin}/events`, {
-      method: "POST", body: JSON.stringify({ audience: "everyone", ...event }),
+  publish(event) { return this.post("/events", { audience: "everyone", ...event }); }
+
+  /** In one request, so that nothing happens in between. */
+  publishAll(events) { return this.post("/events/batch", { events: events.map((event) => ({ audience: "everyone", ...event })) }); }
+
+  async post(path, body) {
+    const response = await fetch(`${this.origin}${path}`, {
+      method: "POST", body: JSON.stringify(body),
       headers: { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" },
     });
     assert.ok(response.ok, `${response.status} ${await response.clone().text()}`);
@@ -150,10 +155,24 @@ export class LivePage {
     return live;
   }
 
+  /** Waits until the page gives a reason of this form, which may be another one a moment later. */
+  async reason(form) {
+    await until(async () => form.test(await this.text("reason")), async () => `a reason like ${form}, but it is ${await this.text("reason")}`);
+  }
+
   /** Waits until the page says that it is in a state, and returns its reason. */
   async state(name) {
     await this.page.locator(`body[data-state=${name}]`).waitFor({ state: "attached" });
     return this.text("reason");
+  }
+
+  /** Cuts the connection, which the page takes up again two seconds later: sooner than a busy machine may look. */
+  async cut() {
+    const state = await this.page.evaluate(() => {
+      document.getElementById("cut").click();
+      return document.body.dataset.state;
+    });
+    assert.equal(state, "offline");
   }
 
   text(id) { return this.page.locator(`#${id}`).textContent(); }

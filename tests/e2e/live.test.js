@@ -74,9 +74,9 @@ describe("the first minute", () => {
     assert.match(await page.text("health-version"), /^\d+\.\d+\.\d+$/);
   });
 
-  live("pings are answered", { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "3s" }, async (hub, page) => {
+  live("pings are answered", { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "10s" }, async (hub, page) => {
     const pongs = () => page.sent.filter(({ type }) => type === "pong");
-    await until(() => pongs().length >= 4, "four pongs, which is longer than the timeout");
+    await until(() => pongs().length >= 12, "twelve pongs, which is longer than the timeout");
     assert.match(pongs()[0].event_id, /^pos-/);
     assert.match(await page.state("live"), /^connected at/, "it never had to come back");
     assert.equal(page.sockets.length, 1);
@@ -90,7 +90,8 @@ describe("coming back", () => {
     const name = await page.text("connection-id");
 
     await hub.kill();
-    assert.match(await page.state("resuming"), /back in \d/);
+    await page.state("resuming");
+    await page.reason(/back in \d/);
     await hub.restart();
     for (const id of numbered(0, 20)) await hub.publish({ type: "note", event_id: id });
 
@@ -113,8 +114,7 @@ describe("coming back", () => {
     })();
     try {
       await until(() => count > 20, "the first events");
-      await page.click("cut");
-      await page.state("offline");
+      await page.cut();
       const then = count;
       assert.match(await page.state("live"), /^resumed, [1-9]\d* replayed$/);
       await until(() => count > then + 20, "events after it");
@@ -132,9 +132,8 @@ describe("coming back", () => {
   live("what a too small window let go of is told as a gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, page) => {
     await hub.publish({ type: "note", event_id: "before" });
     await page.event("before");
-    await page.click("cut");
-    await page.state("offline");
-    for (const id of numbered(0, 30)) await hub.publish({ type: "note", event_id: id });
+    await page.cut();
+    await hub.publishAll(numbered(0, 30).map((id) => ({ type: "note", event_id: id })));
     await page.event("n-29");
     const rows = await page.rows();
     const gap = rows.findIndex(({ kind }) => kind === "gap");
@@ -177,7 +176,8 @@ describe("coming back", () => {
         if (++connects < 3) socket.close({ code: 1013, reason: "max_connections: the hub is full" });
       });
       const page = await LivePage.open(chromium, hub.pageUrl(), { before });
-      assert.equal(await page.state("resuming").then((reason) => reason.split(";")[0]), "max_connections: the hub is full");
+      await page.state("resuming");
+      await page.reason(/^max_connections: the hub is full/);
       await until(() => connects === 3, "the page to come back twice");
       await page.state("live");
       assert.deepEqual(await page.ids(), ["a", "b"]);
@@ -271,7 +271,7 @@ describe("trying things", () => {
       await logIn("a long password");
       await page.state("live");
       assert.equal(await page.text("user"), "ann@example.org");
-      await until(() => page.sent.some(({ type }) => type === "auth"), "a newer token to be shown, at half of its minute", 50_000);
+      await until(() => page.sent.some(({ type }) => type === "auth"), "a newer token to be shown, at half of its minute", 120_000);
       await hub.publish({ type: "note", event_id: "e1" });
       await page.event("e1");
       assert.equal(page.sockets.length, 1);
@@ -290,8 +290,7 @@ describe("trying things", () => {
     await page.page.getByLabel("Topic", { exact: true }).fill("project:7");
     await page.page.keyboard.press("Enter");
     await page.page.locator("#topics [data-topic='project:7']").waitFor();
-    await page.click("cut");
-    await page.state("offline");
+    await page.cut();
     await hub.publish({ type: "note", event_id: "missed", audience: { topic: "project:7" } });
     await page.event("missed");
   });
@@ -355,8 +354,7 @@ describe("how it looks", () => {
           await picture("empty");
           await hub.publish({ type: "task_status_update", event_id: "first", data: { task_id: "import-7", status: "running", progress: 40 } });
           await page.event("first");
-          await page.page.locator("#cut").evaluate((button) => button.click());
-          await page.state("offline");
+          await page.cut();
           await picture("offline");
           for (let n = 0; n < 12; n++) await hub.publish({ type: "agent_activity_update", data: { agent_id: `agent-${n % 3}`, action: "searching", step: n } });
           await page.state("live");

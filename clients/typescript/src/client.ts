@@ -1,8 +1,13 @@
 // What the application holds: hands out events in order, each once, and holds them back while a gap is mended.
 
+import { Later } from "./later.js";
+import { within } from "./limit.js";
 import { Link } from "./link.js";
-import { Shared } from "./share.js";
-import type { AnyEvent, Cursor, EventMap, EventOf, FanfareEvent, Frame, Gap, Options, Problem, Source, State, TypeOf } from "./types.js";
+import { Reader, type Entry } from "./reader.js";
+import { invalid } from "./topics.js";
+import type {
+  AnyEvent, Cursor, EventMap, EventOf, Frame, Gap, Options, Problem, Source, State, Subscribed, SubscribeError, Subscription, TypeOf,
+} from "./types.js";
 
 type Handler<T> = (value: T) => unknown;
 /** Takes a handler away again. */
@@ -10,6 +15,13 @@ export type Off = () => void;
 
 /** How many of the newest events are known again. */
 const KNOWN = 1_000;
+
+interface Waiter {
+  resolve(confirmed: Subscribed): void;
+  reject(error: SubscribeError): void;
+}
+
+const rejection = (problem: Problem): SubscribeError => Object.assign(new Error(problem.message), problem);
 
 const own = <T>(set: Set<T>, value: T): Off => {
   set.add(value);
@@ -24,38 +36,57 @@ export class Client<Events extends object = EventMap> {
   private readonly gaps = new Set<Handler<Gap>>();
   private readonly states = new Set<Handler<State>>();
   private readonly problems = new Set<Handler<Problem>>();
-  private readonly ends = new Set<() => void>();
+  private readonly readers = new Set<Reader>();
   /** How often each topic is wanted. */
   private readonly topics = new Map<string, number>();
+  /** Those who await a topic's confirmation. */
+  private readonly waiters = new Map<string, Waiter[]>();
+  /** Topics of the options that no hub would accept. */
+  private readonly invalid: Problem[] = [];
   private readonly known = new Set<string>();
-  private readonly waiting: Frame[] = [];
+  /** A gap stays the first until the application has dealt with it. */
+  private readonly waiting: Entry[] = [];
   private mending = false;
+  private count = 0;
+  private delivering: Entry | undefined;
+  /** The first event that a reader left behind when it was ended, until another one is delivered. */
+  private abandoned: Entry | undefined;
   private current: State = { name: "closed", reason: "" };
 
-  constructor(options: Options) {
+  constructor(private readonly options: Options) {
+    for (const topic of options.topics ?? []) {
+      const problem = invalid(topic);
+      if (problem) this.invalid.push(problem);
+      else this.topics.set(topic, 1);
+    }
     const sink = {
-      frame: (frame: Frame) => this.receive(frame),
-      state: (state: State) => {
-        this.current = state;
-        this.tell(this.states, state);
-      },
-      problem: (problem: Problem) => this.tell(this.problems, problem),
+      frame: (frame: Frame, before: string | undefined) => this.receive(frame, before),
+      state: (state: State) => this.changed(state),
+      problem: (problem: Problem) => this.object(problem),
+      subscribed: (confirmed: Subscribed) => this.settle(confirmed.topic, ({ resolve }) => resolve(confirmed)),
     };
+    const given = { ...options, topics: [...this.topics.keys()] };
     const locks = globalThis.navigator?.locks && globalThis.BroadcastChannel;
-    this.source = options.share && locks ? new Shared(options, sink) : new Link(options, sink);
-    for (const topic of options.topics ?? []) this.topics.set(topic, 1);
+    const alone = () => new Link(given, sink);
+    // A file of its own: most applications do without it.
+    this.source = !options.share || !locks ? alone() : new Later(import("./share.js").then(({ Shared }) => new Shared(given, sink, Link), (cause) => {
+      this.object({ error: "share", message: `share.js can't be loaded, so this tab has a socket of its own: ${cause}`, cause });
+      return alone();
+    }), options.cursor);
   }
 
   /** Connects, and stays connected until `close()`. */
   open(): this {
     this.source.open();
+    // Not before handlers had a chance to be added.
+    queueMicrotask(() => this.invalid.splice(0).forEach((problem) => this.object(problem)));
     return this;
   }
 
   /** Ends the connection. Handlers stay, and `open()` goes on where it was. */
   close(): void {
     this.source.close();
-    for (const end of this.ends) end();
+    for (const reader of this.readers) reader.end();
   }
 
   /** Tries at once, also after a refusal, with another token if one is given. */
@@ -64,12 +95,20 @@ export class Client<Events extends object = EventMap> {
   /** How the connection stands. The same object until it changes. */
   get state(): State { return this.current; }
 
-  /** Where this client is. */
-  get cursor(): Cursor { return { ...this.source.cursor }; }
+  /**
+   * The place up to which the application has been handed events. It stays before an event that waits in `events()`,
+   * and before a gap until `onGap` has settled, so it can be saved at any time.
+   */
+  get cursor(): Cursor {
+    const { cursor } = this.source;
+    const waiting = [this.waiting[0], this.abandoned, ...[...this.readers].map(({ queue }) => queue[0])].filter((entry) => entry !== undefined);
+    if (!waiting.length) return { ...cursor };
+    const { before } = waiting.reduce((first, entry) => entry.number < first.number ? entry : first);
+    return { ...(cursor.connectionId && { connectionId: cursor.connectionId }), ...(before && { lastEventId: before }) };
+  }
 
-  /** Calls `handler` with each event of a type, in order. */
+  /** Calls `handler` with each event of a type, in order. A type that the map does not name does not compile. */
   on<Type extends TypeOf<Events>>(type: Type, handler: Handler<EventOf<Events, Type>>): Off;
-  on(type: string, handler: Handler<FanfareEvent>): Off;
   on(type: string, handler: Handler<any>): Off {
     let handlers = this.types.get(type);
     if (!handlers) this.types.set(type, handlers = new Set());
@@ -79,7 +118,10 @@ export class Client<Events extends object = EventMap> {
   /** Calls `handler` with each event of any type, in order. */
   onAny(handler: Handler<AnyEvent<Events>>): Off { return own(this.all, handler); }
 
-  /** Calls `handler` when history was lost. Events that follow wait until what it returns has settled. */
+  /**
+   * Calls `handler` when history was lost, once all events before have been taken. Events that follow wait until what it
+   * returns has settled, or until `gapTimeout`: then `gap.signal` is aborted and `onProblem` receives `gap_timeout`.
+   */
   onGap(handler: Handler<Gap>): Off { return own(this.gaps, handler); }
 
   /** Calls `handler` now and whenever the connection's state changes. */
@@ -91,65 +133,78 @@ export class Client<Events extends object = EventMap> {
   /** Calls `handler` with what the hub refused and what else went wrong without ending the connection. */
   onProblem(handler: Handler<Problem>): Off { return own(this.problems, handler); }
 
-  /** Asks for the events of a topic, as long as at least one who asked has not taken it back. */
-  subscribe(topic: string): Off {
-    const wanted = this.topics.get(topic) ?? 0;
-    this.topics.set(topic, wanted + 1);
-    if (!wanted) this.source.subscribe(topic);
-    let once = true;
-    return () => {
-      if (!once) return;
-      once = false;
-      const left = this.topics.get(topic)! - 1;
-      if (left) return void this.topics.set(topic, left);
-      this.topics.delete(topic);
-      this.source.unsubscribe(topic);
+  /**
+   * Asks for the events of a topic, until every subscription of it has been called. Await it to learn the hub's answer.
+   * A topic that was rejected is asked for again on the next connection, as long as it is wanted.
+   */
+  subscribe(topic: string): Subscription {
+    const problem = invalid(topic);
+    const answer = new Promise<Subscribed>((resolve, reject) => {
+      if (problem) return reject(rejection(problem));
+      this.waiters.set(topic, [...this.waiters.get(topic) ?? [], { resolve, reject }]);
+    });
+    // Who awaits it learns of a rejection; for all others it is a problem.
+    answer.catch(() => {});
+    if (problem) this.object(problem);
+    else {
+      this.topics.set(topic, (this.topics.get(topic) ?? 0) + 1);
+      this.source.subscribe(topic);
+    }
+    let held = !problem;
+    const off = () => {
+      if (held) this.release(topic);
+      held = false;
     };
+    return Object.assign(off, { then: answer.then.bind(answer), catch: answer.catch.bind(answer), finally: answer.finally.bind(answer) });
+  }
+
+  private release(topic: string): void {
+    const left = this.topics.get(topic)! - 1;
+    if (left) return void this.topics.set(topic, left);
+    this.topics.delete(topic);
+    this.source.unsubscribe(topic);
+    this.settle(topic, ({ reject }) => reject(rejection({ error: "unsubscribed", message: `${topic} was given up`, topic })));
+  }
+
+  private settle(topic: string, how: (waiter: Waiter) => void): void {
+    const waiters = this.waiters.get(topic) ?? [];
+    this.waiters.delete(topic);
+    waiters.forEach(how);
   }
 
   /** Events as they come, of one type or of all, until `close()`. What is not taken yet waits in memory. */
   events<Type extends TypeOf<Events>>(type: Type): AsyncIterableIterator<EventOf<Events, Type>>;
   events(): AsyncIterableIterator<AnyEvent<Events>>;
   events(type?: string): AsyncIterableIterator<any> {
-    const queue: unknown[] = [];
-    const takers: ((result: IteratorResult<unknown>) => void)[] = [];
-    let done = false;
-    const take = (value: unknown) => {
-      const taker = takers.shift();
-      if (taker) taker({ value, done: false });
-      else queue.push(value);
-    };
-    const off = type === undefined ? this.onAny(take) : this.on(type, take);
-    const end = () => {
-      done = true;
-      off();
-      this.ends.delete(end);
-      for (const taker of takers.splice(0)) taker({ value: undefined, done: true });
-    };
-    this.ends.add(end);
-    return {
-      next: () => queue.length
-        ? Promise.resolve({ value: queue.shift(), done: false })
-        : done ? Promise.resolve({ value: undefined, done: true }) : new Promise((taker) => takers.push(taker)),
-      return: () => {
-        end();
-        queue.length = 0;
-        return Promise.resolve({ value: undefined, done: true });
-      },
-      [Symbol.asyncIterator]() { return this; },
-    };
+    const take = () => reader.push(this.delivering!);
+    const reader = new Reader(type === undefined ? this.onAny(take) : this.on(type as any, take), ({ queue: [first] }) => {
+      this.readers.delete(reader);
+      if (first && !(this.abandoned && this.abandoned.number < first.number)) this.abandoned = first;
+    });
+    this.readers.add(reader);
+    return reader;
   }
 
   [Symbol.asyncIterator](): AsyncIterableIterator<AnyEvent<Events>> { return this.events(); }
 
-  private receive(frame: Frame): void {
-    if (frame.type === "error") {
-      const { error, details } = frame as { error?: string; details?: { message?: string } };
-      return void this.tell(this.problems, { error: error ?? "error", message: details?.message ?? "" });
-    }
+  private changed(state: State): void {
+    this.current = state;
+    this.tell(this.states, state);
+    if (state.name !== "refused" && state.name !== "closed") return;
+    const why = { error: state.name, message: state.reason || "the client is closed" };
+    for (const topic of [...this.waiters.keys()]) this.settle(topic, ({ reject }) => reject(rejection({ ...why, topic })));
+  }
+
+  private object(problem: Problem): void {
+    if (this.problems.size) this.tell(this.problems, problem);
+    else console.warn(`fanfare: ${problem.error}: ${problem.message}`);
+    if (problem.topic !== undefined) this.settle(problem.topic, ({ reject }) => reject(rejection(problem)));
+  }
+
+  private receive(frame: Frame, before: string | undefined): void {
     // What the hub tells of itself ($sys) has no place in the log.
     if (frame.type !== "gap" && frame.event_id && !this.isNew(frame.event_id)) return;
-    this.waiting.push(frame);
+    this.waiting.push({ frame, before, number: this.count++ });
     this.deliver();
   }
 
@@ -161,24 +216,55 @@ export class Client<Events extends object = EventMap> {
     return true;
   }
 
-  /** Hands out what waits, up to the next gap whose mending takes time. */
+  /** Hands out what waits, up to the next gap that takes time. */
   private deliver(): void {
-    while (!this.mending && this.waiting.length) {
-      const frame = this.waiting.shift()!;
-      if (frame.type === "gap") {
-        const mended = this.tell(this.gaps, frame as unknown as Gap).filter((result) => typeof (result as PromiseLike<unknown> | undefined)?.then === "function");
-        if (!mended.length) continue;
-        this.mending = true;
-        void Promise.allSettled(mended).then((results) => {
-          for (const result of results) if (result.status === "rejected") this.report("onGap", result.reason);
-          this.mending = false;
-          this.deliver();
-        });
-      } else {
-        this.tell(this.types.get(frame.type), frame);
-        this.tell(this.all, frame as unknown as AnyEvent<Events>);
+    for (let entry; !this.mending && (entry = this.waiting[0]);) {
+      if (entry.frame.type === "gap") {
+        this.mend(entry.frame);
+        continue;
       }
+      this.waiting.shift();
+      this.delivering = entry;
+      const told = [...this.tell(this.types.get(entry.frame.type), entry.frame), ...this.tell(this.all, entry.frame as any)];
+      if (told.length) this.abandoned = undefined;
     }
+  }
+
+  /** Waits for those who still read what came before a gap, for at most `gapTimeout`, and tells the handlers. */
+  private mend(frame: Frame): void {
+    this.mending = true;
+    const behind = this.gaps.size ? [...this.readers].filter(({ idle }) => !idle) : [];
+    if (!behind.length) return this.tellGap(frame);
+    void this.limited("taking what came before a gap from events()", Promise.all(behind.map((reader) => reader.settled())), () => {
+      for (const reader of behind) reader.discard();
+    }).then(() => {
+      this.tellGap(frame);
+      this.deliver();
+    });
+  }
+
+  private tellGap(frame: Frame): void {
+    const abort = new AbortController();
+    const told = this.tell(this.gaps, { ...frame as unknown as Gap, signal: abort.signal });
+    const pending = told.filter((result) => typeof (result as PromiseLike<unknown> | undefined)?.then === "function");
+    const mended = () => {
+      this.waiting.shift();
+      this.mending = false;
+    };
+    if (!pending.length) return mended();
+    const reported = pending.map((result) => Promise.resolve(result).catch((cause) => { if (!abort.signal.aborted) this.report("onGap", cause); }));
+    void this.limited("onGap", Promise.all(reported), () => {}, abort).then(() => {
+      mended();
+      this.deliver();
+    });
+  }
+
+  /** Resolves when `work` has, or is late: then that is reported, and `late` called. */
+  private limited(name: string, work: Promise<unknown>, late: () => void, abort = new AbortController()): Promise<unknown> {
+    return within(this.options.gapTimeout ?? 30_000, name, abort, () => work).catch((cause: Error) => {
+      late();
+      this.object({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
+    });
   }
 
   /** Calls each handler; one that throws keeps nothing from the others. */

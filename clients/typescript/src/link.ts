@@ -1,6 +1,9 @@
 // One client's socket: opens it, keeps its place, notices when it dies, and comes back. Knows nothing of who listens to events.
 
+import { address } from "./address.js";
 import { pause, verdict, words, type Verdict } from "./closes.js";
+import { within } from "./limit.js";
+import { checked } from "./token.js";
 import type { Cursor, Frame, Options, Sink, SocketLike, Source, State, TokenReason } from "./types.js";
 
 /** How long an answer may take, in milliseconds, where one is asked for because something may be dead. */
@@ -10,21 +13,45 @@ const STEADY = 10_000;
 /** `WebSocket.OPEN`. */
 const OPEN = 1;
 
+/** What is known of a topic that is wanted. */
+interface Hold {
+  /** The `event_id` of the `subscribe` that is not answered yet. */
+  asked?: string | undefined;
+  /** The place from which the hub delivers it, once it has confirmed it. */
+  from?: string | undefined;
+  /** A confirmation is waited for. */
+  awaited?: boolean;
+}
+
+/**
+ * Asked before a token is used. What it returns, if anything, is waited for: somebody else's socket serves meanwhile.
+ * The attempt is given up for good where another one begins.
+ */
+export type Gate = (token: string) => Promise<void> | undefined;
+
+const text = (cause: unknown) => String(cause instanceof Error ? cause.message : cause);
 const online = () => globalThis.navigator?.onLine !== false;
 
 export class Link implements Source {
   readonly cursor: Cursor;
-  private readonly topics: Set<string>;
+  private readonly topics = new Map<string, Hold>();
   /** The topics that stood in the URL. */
   private asked: string[] = [];
+  /** The place of the connection's first frame. */
+  private began = "";
   private token: string | undefined;
-  /** The token was given for this attempt, and nothing is known of it yet. */
+  private tokenAt = 0;
+  /** What the next token is asked for. */
+  private want: TokenReason = "connect";
+  /** The token replaces one that was rejected, and nothing is known of it yet. */
   private fresh = false;
+  private asking: AbortController | undefined;
   private socket: SocketLike | undefined;
   private live = false;
   private opened = false;
   /** Counts attempts, so that what an older one still says is passed over. */
   private turn = 0;
+  private count = 0;
   private attempts = 0;
   private since = 0;
   private heard = 0;
@@ -36,9 +63,9 @@ export class Link implements Source {
   private reason = "";
   private ears: [EventTarget, string, () => void][] = [];
 
-  constructor(private readonly options: Options, private readonly sink: Sink) {
+  constructor(private readonly options: Options, private readonly sink: Sink, private readonly gate?: Gate) {
     this.cursor = { ...options.cursor };
-    this.topics = new Set(options.topics);
+    for (const topic of options.topics ?? []) this.topics.set(topic, {});
     this.token = options.token;
   }
 
@@ -61,16 +88,32 @@ export class Link implements Source {
     if (!this.opened) return this.open();
     this.attempts = 0;
     if (!this.live) void this.attempt();
+    else if (token) this.show(token);
   }
 
+  /** Leaves the socket, and begins anew at the gate. */
+  restart(): void { void this.attempt(); }
+
   subscribe(topic: string): void {
-    this.topics.add(topic);
-    this.send({ type: "subscribe", topic });
+    const hold = this.topics.get(topic) ?? {};
+    this.topics.set(topic, hold);
+    if (this.live && hold.from) return this.sink.subscribed({ topic, event_id: hold.from });
+    hold.awaited = true;
+    if (this.live && !hold.asked) this.ask(topic, hold);
   }
 
   unsubscribe(topic: string): void {
-    this.topics.delete(topic);
-    this.send({ type: "unsubscribe", topic });
+    if (this.topics.delete(topic)) this.send({ type: "unsubscribe", topic });
+  }
+
+  private ask(topic: string, hold: Hold): void {
+    hold.asked = `s${++this.count}`;
+    this.send({ type: "subscribe", topic, event_id: hold.asked });
+  }
+
+  private confirm(topic: string, hold: Hold, from: string): void {
+    Object.assign(hold, { from, asked: undefined, awaited: false });
+    this.sink.subscribed({ topic, event_id: from });
   }
 
   private say(name: State["name"], reason: string, more: Partial<State> = {}): void {
@@ -87,53 +130,83 @@ export class Link implements Source {
     this.drop();
     const turn = this.turn;
     this.say(this.waiting(), this.reason);
-    let token: string;
     try {
-      token = await this.getToken("connect");
+      await this.getToken();
     } catch (cause) {
-      if (turn !== this.turn) return;
-      this.sink.problem({ error: "token", message: `getToken failed: ${cause}`, cause });
-      return this.pause("later", `there is no token: ${cause}`);
+      if (turn === this.turn) this.tokenFailed(cause);
+      return;
     }
     if (turn !== this.turn) return;
+    const gate = this.gate?.(this.token!);
+    if (gate) {
+      await gate;
+      if (turn !== this.turn) return;
+      // It may have ended while another tab's socket served.
+      if (this.options.getToken && Date.now() - this.tokenAt > STEADY) return this.again();
+    }
     try {
       const Socket = this.options.WebSocket ?? globalThis.WebSocket;
       if (!Socket) throw new Error("there is no WebSocket here: pass that of the package \"ws\" as the option WebSocket");
-      const protocols = this.options.tokenInUrl ? [] : ["fanfare", `bearer.${token}`];
-      const socket: SocketLike = new Socket(this.address(token), protocols);
+      const protocols = this.options.tokenInUrl ? [] : ["fanfare", `bearer.${this.token}`];
+      const socket: SocketLike = new Socket(this.address(), protocols);
       this.socket = socket;
       socket.onmessage = ({ data }) => { if (turn === this.turn) this.receive(data); };
-      socket.onclose = ({ code, reason }) => { if (turn === this.turn) this.closed(code, reason); };
+      // Deno gives a failed connect the code 0.
+      socket.onclose = ({ code, reason }) => { if (turn === this.turn) this.closed(code || 1006, reason); };
       // Node 22's socket fires no `close` after a failed connect. Where one follows, it comes first and has the better code.
       socket.onerror = () => void setTimeout(() => { if (turn === this.turn) this.closed(1006, ""); }, 0);
     } catch (cause) {
       // What can't even be tried is not tried again.
-      return this.refuse(String(cause instanceof Error ? cause.message : cause));
+      return this.refuse(text(cause));
     }
     this.expect(this.options.connectTimeout ?? 10_000, "the hub does not answer");
   }
 
-  private async getToken(reason: TokenReason): Promise<string> {
-    const { getToken } = this.options;
-    this.fresh = false;
-    if (!this.token && getToken) {
-      this.token = await getToken(reason);
-      this.fresh = true;
-    }
-    if (!this.token) throw new Error("neither token nor getToken gave one");
-    return this.token;
+  /** Forgets the token, and begins anew. */
+  private again(): void {
+    this.token = undefined;
+    void this.attempt();
   }
 
-  private address(token: string): string {
-    const url = new URL(this.options.url, globalThis.location?.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    const query = url.searchParams;
-    if (this.options.tokenInUrl) query.set("token", token);
-    if (this.cursor.connectionId) query.set("connection_id", this.cursor.connectionId);
-    if (this.cursor.lastEventId) query.set("last_event_id", this.cursor.lastEventId);
-    this.asked = [...this.topics];
-    if (this.asked.length) query.set("topics", this.asked.join());
-    return url.href;
+  /** Sees to it that there is a token. */
+  private async getToken(): Promise<void> {
+    const { getToken } = this.options;
+    this.fresh = false;
+    if (!this.token && !getToken) throw new Error("there is no token: give the option token or getToken");
+    if (this.token || !getToken) {
+      this.token = checked(this.token, "the option `token` holds");
+      return;
+    }
+    const reason = this.want;
+    this.token = await this.askFor(reason);
+    this.fresh = reason === "refused";
+  }
+
+  private async askFor(reason: TokenReason): Promise<string> {
+    const { getToken, tokenTimeout = 30_000 } = this.options;
+    const asking = this.asking = new AbortController();
+    const token = await within(tokenTimeout, "getToken", asking, (signal) => getToken!(reason, signal));
+    this.tokenAt = Date.now();
+    return checked(token, "getToken returned");
+  }
+
+  private tokenFailed(cause: unknown): void {
+    const reason = text(cause);
+    // A token that is fixed does not get better.
+    if (this.token || !this.options.getToken) return this.refuse(reason);
+    this.sink.problem({ error: "token", message: `getToken failed: ${reason}`, cause });
+    this.pause("later", `there is no token: ${reason}`);
+  }
+
+  private address(): string {
+    const { tokenInUrl, url } = this.options;
+    this.asked = [...this.topics.keys()];
+    return address(url, {
+      token: tokenInUrl ? this.token : undefined,
+      connection_id: this.cursor.connectionId,
+      last_event_id: this.cursor.lastEventId,
+      topics: this.asked.join(),
+    });
   }
 
   private receive(text: string): void {
@@ -145,33 +218,64 @@ export class Link implements Source {
     }
     this.heard = Date.now();
     if (this.live) this.expectPing();
-    if (frame.event_id) this.cursor.lastEventId = frame.event_id;
+    const before = this.cursor.lastEventId;
+    // The first `ack` stands behind the gap that it announces: a cursor that is past it would lose the gap.
+    if (frame.event_id && (this.live || !before || frame.type !== "ack")) this.cursor.lastEventId = frame.event_id;
     switch (frame.type) {
-      case "ack": return this.acknowledged(frame);
+      case "ack": return this.live ? this.answered(frame) : this.acknowledged(frame);
       case "ping": return this.send({ type: "pong", event_id: frame.event_id });
-      case "pong": return;
+      case "pong": return this.ponged();
+      case "error": return this.failed(frame);
       case "auth_expiring": return void this.renew();
       case "goaway": return this.leave(frame);
-      default: return this.sink.frame(frame);
+      default: return this.sink.frame(frame, before);
     }
   }
 
   private acknowledged(frame: Frame): void {
-    // Others answer a subscribe or an auth.
-    if (this.live) return;
     const { connection_id, heartbeat, resumed } = frame as { connection_id?: string; heartbeat?: number; resumed?: boolean };
     if (connection_id) this.cursor.connectionId = connection_id;
     this.period = (heartbeat ?? 30) * 1_000;
     this.live = true;
     this.fresh = false;
+    this.want = "connect";
+    this.began = frame.event_id;
     this.since = Date.now();
     this.goaway = undefined;
     this.expectPing();
-    // What was wanted, and no longer wanted, while the socket opened.
-    for (const topic of this.topics) if (!this.asked.includes(topic)) this.send({ type: "subscribe", topic });
-    for (const topic of this.asked) if (!this.topics.has(topic)) this.send({ type: "unsubscribe", topic });
     this.say("live", "", { resumed: resumed === true });
+    // What was wanted, and no longer wanted, while the socket opened.
+    for (const [topic, hold] of this.topics) {
+      if (this.asked.includes(topic)) hold.asked = undefined;
+      else this.ask(topic, hold);
+    }
+    for (const topic of this.asked) if (!this.topics.has(topic)) this.send({ type: "unsubscribe", topic });
+    // The hub answers topics of the URL only where it rejects them, ahead of the answer to this.
+    if (this.asked.some((topic) => this.topics.get(topic)?.awaited)) this.send({ type: "ping" });
   }
+
+  /** The answer to a `subscribe`, if it is the last one of its topic. */
+  private answered({ topic, ack_event_id, event_id }: Frame): void {
+    const hold = this.topics.get(topic as string);
+    if (hold?.asked && hold.asked === ack_event_id) this.confirm(topic as string, hold, event_id);
+  }
+
+  private ponged(): void {
+    for (const topic of this.asked) {
+      const hold = this.topics.get(topic);
+      if (hold?.awaited && !hold.asked) this.confirm(topic, hold, this.began);
+    }
+  }
+
+  private failed(frame: Frame): void {
+    const { error = "error", details, topic } = frame as { error?: string; details?: { message?: string }; topic?: string };
+    const hold = this.topics.get(topic!);
+    if (hold) Object.assign(hold, { from: undefined, asked: undefined, awaited: false });
+    this.sink.problem({ error, message: details?.message ?? "", ...(topic !== undefined && { topic }) });
+  }
+
+  /** Nothing goes on by itself. */
+  get refused(): boolean { return this.opened && !this.live && !this.socket && !this.timer; }
 
   private expectPing(): void { this.expect(this.period * 1.5 + PROBE, "the connection went silent"); }
 
@@ -195,14 +299,22 @@ export class Link implements Source {
     if (!this.options.getToken) return;
     const turn = this.turn;
     try {
-      const token = await this.options.getToken("expiring");
+      const token = await this.askFor("expiring");
+      if (turn !== this.turn) return;
       this.token = token;
-      if (turn === this.turn) this.send({ type: "auth", token });
+      this.show(token);
     } catch (cause) {
+      if (turn !== this.turn) return;
       // The hub will close, and then it is asked for again.
       this.token = undefined;
-      this.sink.problem({ error: "token", message: `getToken failed: ${cause}`, cause });
+      this.sink.problem({ error: "token", message: `getToken failed: ${text(cause)}`, cause });
     }
+  }
+
+  /** Goes on with a newer token, or with another socket if that is another user's. */
+  private show(token: string): void {
+    if (this.gate?.(token)) this.restart();
+    else this.send({ type: "auth", token });
   }
 
   /** The hub ends: it closes, or is left, and found again when it said. */
@@ -221,11 +333,12 @@ export class Link implements Source {
     let what = verdict(code, reason);
     const why = words(code, reason);
     if (what === "new token") {
-      const { getToken } = this.options;
-      // One that was just given and is refused all the same is not mended by another, unless time does it.
-      if (!getToken || (this.fresh && !/^token_(expired|not_yet_valid)/.test(reason))) return this.refuse(why, code);
-      if (this.fresh) what = "later";
+      if (!this.options.getToken) return this.refuse(why, code);
       this.token = undefined;
+      this.want = "refused";
+      // One that replaced a rejected one, and is rejected too, is final, unless time changes that.
+      if (this.fresh && !/^token_(expired|not_yet_valid)/.test(reason)) return this.refuse(why, code);
+      if (this.fresh) what = "later";
     }
     if (what === "never") return this.refuse(why, code);
     this.pause(what, why, code);
@@ -253,6 +366,7 @@ export class Link implements Source {
     clearTimeout(this.timer);
     clearTimeout(this.watch);
     this.timer = this.watch = undefined;
+    this.asking?.abort();
     this.live = false;
     const socket = this.socket;
     this.socket = undefined;

@@ -1,160 +1,274 @@
-// One socket for all tabs of a site. Whoever holds the lock has the socket and passes on what it hears; when that tab is gone, the
-// next has the lock and goes on from where it was itself, so that nothing is lost in between.
+// One socket for all tabs of a site that have the same user. The leader has the socket and passes on what it hears; when it is
+// gone or no longer answers, another tab leads and goes on from its own place, so that nothing is lost in between.
 
-import { Link } from "./link.js";
-import type { Cursor, Frame, Options, Problem, Sink, Source, State } from "./types.js";
+import { Group, type Member } from "./group.js";
+import type { Link } from "./link.js";
+import { userOf } from "./token.js";
+import type { Cursor, Frame, Options, Problem, Sink, Source, State, Subscribed } from "./types.js";
+
+/** How long a new leader waits for the topics of the others, in milliseconds. */
+const GREETING = 100;
+
+/** Who leads, and the how-manieth leader that is: a leader that was deposed is heard no more. */
+interface Leader { id: string; term: number }
 
 type Word =
   | { say: "hello"; from: string; topics: string[] }
-  | { say: "leader" }
+  | { say: "probe" }
   | { say: "want" | "unwant"; from: string; topic: string }
   | { say: "retry"; token?: string | undefined }
-  | { say: "frame"; frame: Frame }
-  | { say: "state"; state: State; cursor: Cursor }
-  | { say: "problem"; problem: Problem };
+  | { by: Leader; say: "leader" }
+  | { by: Leader; say: "frame"; frame: Frame }
+  | { by: Leader; say: "state"; state: State; cursor: Cursor }
+  | { by: Leader; say: "problem"; problem: Problem }
+  | { by: Leader; say: "subscribed"; confirmed: Subscribed };
 
-export class Shared implements Source {
-  readonly cursor: Cursor;
-  private readonly name: string;
-  private readonly id = Math.random().toString(36).slice(2);
+type Said<W> = W extends { by: Leader } ? Omit<W, "by"> : never;
+
+export class Shared implements Source, Member {
+  private readonly link: Link;
   private readonly topics: Set<string>;
-  private channel: BroadcastChannel | undefined;
-  private leaving: AbortController | undefined;
-  /** The socket, in the tab that has it. */
-  private link: Link | undefined;
-  /** What each tab wants, in the tab that has the socket. */
+  private group: Group | undefined;
+  /** Whose group this tab is in, or about to be. */
+  private user: string | undefined;
+  /** Counts groups, so that one that this tab has left says nothing any more. */
+  private turn = 0;
+  private open_ = false;
+  private leader: Leader = { id: "", term: 0 };
+  /** This tab's place is the leader's. */
+  private level = false;
+  /** Opens the gate at which the link waits while another tab leads. */
+  private enter: (() => void) | undefined;
+  /** What each tab wants, in the tab that leads. */
   private readonly tabs = new Map<string, Set<string>>();
   private state: State = { name: "closed", reason: "" };
 
-  constructor(private readonly options: Options, private readonly sink: Sink) {
-    this.name = `fanfare:${options.share === true ? options.url : options.share}`;
+  constructor(private readonly options: Options, private readonly sink: Sink, Socket: typeof Link) {
     this.topics = new Set(options.topics);
-    this.cursor = { ...options.cursor };
+    this.link = new Socket(options, {
+      frame: (frame, before) => {
+        this.say({ say: "frame", frame });
+        sink.frame(frame, before);
+      },
+      state: (state) => this.changed(state),
+      problem: (problem) => {
+        this.say({ say: "problem", problem });
+        this.object(problem);
+      },
+      subscribed: (confirmed) => {
+        this.say({ say: "subscribed", confirmed });
+        sink.subscribed(confirmed);
+      },
+    }, (token) => this.gate(token));
   }
 
+  get cursor(): Cursor { return this.link.cursor; }
+
   open(): void {
-    if (this.leaving) return;
-    const leaving = this.leaving = new AbortController();
-    this.channel = new BroadcastChannel(this.name);
-    this.channel.onmessage = ({ data }) => this.hear(data);
-    const gone = new Promise<void>((done) => leaving.signal.addEventListener("abort", () => done()));
-    const hold = (name: string, held: () => void) =>
-      void navigator.locks.request(name, { signal: leaving.signal }, () => { held(); return gone; }).catch(() => {});
-    // Whoever has the socket sees by this lock when this tab is gone.
-    hold(`${this.name}:${this.id}`, () => {
-      this.tell({ name: "connecting", reason: "" });
-      this.post({ say: "hello", from: this.id, topics: [...this.topics] });
-      hold(this.name, () => this.lead());
-    });
+    this.open_ = true;
+    this.link.open();
   }
 
   close(): void {
-    this.link?.close();
-    this.link = undefined;
-    this.tabs.clear();
-    this.leaving?.abort();
-    this.leaving = undefined;
-    this.channel?.close();
-    this.channel = undefined;
-    this.tell({ name: "closed", reason: "" });
+    this.open_ = false;
+    this.leave();
+    this.link.close();
   }
 
   retry(token?: string): void {
-    if (!this.leaving) this.open();
-    if (this.link) this.link.retry(token);
-    else this.post({ say: "retry", token });
+    const other = token !== undefined && this.who(token) !== this.user;
+    if (!this.group || this.leads || other) return this.link.retry(token);
+    this.group.post({ say: "retry", token } satisfies Word);
   }
 
   subscribe(topic: string): void {
     this.topics.add(topic);
-    if (this.link) this.want(this.id, topic);
-    else this.post({ say: "want", from: this.id, topic });
+    if (this.leads) this.want(this.id, topic);
+    else this.ask({ say: "want", from: this.id, topic });
+    if (!this.leads) this.link.subscribe(topic);
   }
 
   unsubscribe(topic: string): void {
     this.topics.delete(topic);
-    if (this.link) this.unwant(this.id, topic);
-    else this.post({ say: "unwant", from: this.id, topic });
+    if (this.leads) return this.unwant(this.id, topic);
+    this.ask({ say: "unwant", from: this.id, topic });
+    this.link.unsubscribe(topic);
   }
 
-  private post(word: Word): void { this.channel?.postMessage(word); }
+  private get leads(): boolean { return this.group?.leading === true; }
+  private get id(): string { return this.group?.id ?? ""; }
+  private who(token: string): string | undefined { return this.options.user ?? userOf(token); }
+  private ask(word: Word): void { this.group?.post(word); }
+
+  /** To all followers, if this tab leads. */
+  private say(word: Said<Word>): void { if (this.leads) this.group!.post({ ...word, by: this.leader }); }
 
   private tell(state: State): void {
     this.state = state;
     this.sink.state(state);
   }
 
-  private lead(): void {
-    const { sink } = this;
-    this.tabs.set(this.id, new Set(this.topics));
-    const link = this.link = new Link({ ...this.options, topics: this.topics, cursor: this.cursor }, {
-      frame: (frame) => {
-        Object.assign(this.cursor, link.cursor);
-        this.post({ say: "frame", frame });
-        sink.frame(frame);
-      },
-      state: (state) => {
-        Object.assign(this.cursor, link.cursor);
-        this.post({ say: "state", state, cursor: this.cursor });
-        this.tell(state);
-      },
-      problem: (problem) => {
-        this.post({ say: "problem", problem });
-        sink.problem(problem);
-      },
-    });
-    this.post({ say: "leader" });
-    link.open();
+  private object(problem: Problem): void {
+    // Topics of other tabs are no concern of this one.
+    if (problem.topic === undefined || this.topics.has(problem.topic)) this.sink.problem(problem);
   }
 
-  private hear(word: Word): void {
-    if (this.link) return this.hearFollower(word);
-    switch (word.say) {
-      case "leader": return this.post({ say: "hello", from: this.id, topics: [...this.topics] });
-      case "problem": return this.sink.problem(word.problem);
-      case "state":
-        // A place of one's own is never given up for that of another: this tab may have seen less.
-        this.cursor.connectionId = word.cursor.connectionId ?? this.cursor.connectionId!;
-        this.cursor.lastEventId ??= word.cursor.lastEventId!;
-        return this.tell(word.state);
-      case "frame":
-        if (word.frame.event_id) this.cursor.lastEventId = word.frame.event_id;
-        return this.sink.frame(word.frame);
+  /** Lets the link through in the tab that leads its user's group, and puts it into that group before. */
+  private gate(token: string): Promise<void> | undefined {
+    const user = this.who(token);
+    if (!this.turn || user !== this.user) {
+      // Another user's events begin anew.
+      if (this.turn && user !== this.user) delete this.cursor.lastEventId, delete this.cursor.connectionId;
+      this.leave();
+      this.user = user;
+      if (user !== undefined) void this.join(user);
     }
+    // A token that names nobody is shared with nobody.
+    if (user === undefined || this.leads) return undefined;
+    return new Promise((enter) => { this.enter = enter; });
+  }
+
+  private async join(user: string): Promise<void> {
+    const turn = this.turn;
+    const { share, url } = this.options;
+    // The name can be read by everything else on this site: it tells nothing of the user.
+    const bytes = new TextEncoder().encode(JSON.stringify([share === true ? url : share, user]));
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+    if (turn !== this.turn) return;
+    const name = `fanfare:${Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+    this.group = new Group(name, this, () => this.hello());
+  }
+
+  private leave(): void {
+    this.turn++;
+    this.group?.leave();
+    this.group = undefined;
+    this.user = undefined;
+    this.leader = { id: "", term: 0 };
+    this.level = false;
+    this.follow();
+  }
+
+  /** Keeps this tab's own topics only. */
+  private follow(): void {
+    for (const topics of this.tabs.values()) for (const topic of topics) if (!this.topics.has(topic)) this.link.unsubscribe(topic);
+    this.tabs.clear();
+  }
+
+  private hello(): void { this.ask({ say: "hello", from: this.id, topics: [...this.topics] }); }
+
+  lead(): void {
+    // The others answer with their topics, which have to stand in the URL for what they missed.
+    const wait = this.leader.term ? GREETING : 0;
+    this.leader = { id: this.id, term: Math.max(Date.now(), this.leader.term + 1) };
+    this.level = true;
+    this.tabs.set(this.id, new Set(this.topics));
+    this.say({ say: "leader" });
+    const { enter } = this;
+    if (wait) setTimeout(() => enter?.(), wait);
+    else enter?.();
+  }
+
+  deposed(): void {
+    this.level = false;
+    this.follow();
+    this.link.restart();
+    this.hello();
+  }
+
+  probe(): void { this.ask({ say: "probe" }); }
+
+  private changed(state: State): void {
+    // While it waits at the gate, the leader's state counts.
+    if (this.group && !this.leads && this.open_) {
+      if (!this.level) this.tell({ name: "connecting", reason: "" });
+      return;
+    }
+    // Another tab took the connection over; its claim to the lead is on the way.
+    const { group } = this;
+    if (group && state.code === 4001 && state.name === "refused") {
+      return void setTimeout(() => { if (this.group === group && this.leads && this.link.refused) this.pass(state); }, 1_000);
+    }
+    this.pass(state);
+  }
+
+  private pass(state: State): void {
+    this.say({ say: "state", state, cursor: this.cursor });
+    this.tell(state);
+  }
+
+  hear(word: Word): void {
+    if ("by" in word) {
+      if (word.by.term <= this.leader.term && word.by.id !== this.leader.id) return;
+      const other = word.by.id !== this.leader.id;
+      this.leader = word.by;
+      this.group!.heard();
+      // It was stolen: this tab was halted for so long that another one had to lead.
+      if (this.leads) return this.group!.yield();
+      if (other && word.say === "leader") return this.hello();
+      return this.hearLeader(word);
+    }
+    if (this.leads) this.hearFollower(word);
+  }
+
+  private hearLeader(word: Word & { by: Leader }): void {
+    switch (word.say) {
+      case "problem": return this.object(word.problem);
+      case "subscribed": return this.sink.subscribed(word.confirmed);
+      case "state": return this.align(word.state, word.cursor);
+      case "frame": {
+        if (!this.level) return;
+        const before = this.cursor.lastEventId;
+        if (word.frame.event_id) this.cursor.lastEventId = word.frame.event_id;
+        return this.sink.frame(word.frame, before);
+      }
+    }
+  }
+
+  /** Takes the leader's place. What lies between this tab's own and that one did not pass here, so it is a gap. */
+  private align(state: State, { connectionId, lastEventId }: Cursor): void {
+    const before = this.cursor.lastEventId;
+    if (connectionId) this.cursor.connectionId = connectionId;
+    if (lastEventId) this.cursor.lastEventId = lastEventId;
+    if (!this.level && before && lastEventId && before !== lastEventId) {
+      this.sink.frame({ type: "gap", event_id: lastEventId, timestamp: new Date().toISOString(), reason: "expired" }, before);
+    }
+    if (lastEventId) this.level = true;
+    if (JSON.stringify(state) !== JSON.stringify(this.state)) this.tell(state);
   }
 
   private hearFollower(word: Word): void {
     switch (word.say) {
       case "hello":
         if (!this.tabs.has(word.from)) this.greet(word.from);
-        word.topics.forEach((topic) => this.want(word.from, topic));
-        return this.post({ say: "state", state: this.state, cursor: this.cursor });
+        // The place first: what the topics bring comes after it.
+        this.say({ say: "state", state: this.state, cursor: this.cursor });
+        return word.topics.forEach((topic) => this.want(word.from, topic));
+      case "probe": return this.say({ say: "state", state: this.state, cursor: this.cursor });
       case "want": return this.want(word.from, word.topic);
       case "unwant": return this.unwant(word.from, word.topic);
-      case "retry": return this.link!.retry(word.token);
+      case "retry": return this.link.retry(word.token);
     }
   }
 
   /** Takes note of a tab, until its lock is free. */
   private greet(tab: string): void {
+    const { group } = this;
     this.tabs.set(tab, new Set());
-    const forget = () => {
+    group!.whenGone(tab, () => {
+      if (this.group !== group || !this.leads) return;
       for (const topic of this.tabs.get(tab) ?? []) this.unwant(tab, topic);
       this.tabs.delete(tab);
-    };
-    navigator.locks.request(`${this.name}:${tab}`, { signal: this.leaving!.signal }, forget).catch(() => {});
+    });
   }
 
-  private isWanted = (topic: string) => [...this.tabs.values()].some((topics) => topics.has(topic));
-
   private want(tab: string, topic: string): void {
-    const wanted = this.isWanted(topic);
     this.tabs.get(tab)?.add(topic);
-    if (!wanted) this.link?.subscribe(topic);
+    this.link.subscribe(topic);
   }
 
   private unwant(tab: string, topic: string): void {
     this.tabs.get(tab)?.delete(topic);
-    if (!this.isWanted(topic)) this.link?.unsubscribe(topic);
+    if (![...this.tabs.values()].some((topics) => topics.has(topic))) this.link.unsubscribe(topic);
   }
 }

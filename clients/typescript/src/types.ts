@@ -52,8 +52,11 @@ export type TypeOf<Events extends object> = keyof Events & string;
 /** The event of one type. */
 export type EventOf<Events extends object, Type extends TypeOf<Events>> = FanfareEvent<Type, Events[Type]>;
 
-/** An event of any type: one of the map, or one that it does not name. */
-export type AnyEvent<Events extends object> = { [Type in TypeOf<Events>]: EventOf<Events, Type> }[TypeOf<Events>] | FanfareEvent;
+/**
+ * An event of any type of the map: `type` tells which. Events of types that the map does not name arrive as well,
+ * so a `switch` over `type` needs a `default`.
+ */
+export type AnyEvent<Events extends object> = { [Type in TypeOf<Events>]: EventOf<Events, Type> }[TypeOf<Events>];
 
 /** History was lost between what this client saw and what comes next: fetch the state anew. */
 export interface Gap {
@@ -64,14 +67,18 @@ export interface Gap {
   reason: "expired" | "reset" | (string & {});
   /** How many events of the log are missing, whoever they were for; not always known. */
   missed?: number;
+  /** Aborted after `gapTimeout`, when events are delivered again: pass it to `fetch`, so that no late answer overwrites them. */
+  signal: AbortSignal;
 }
 
-/** Something that the hub refused, such as a topic; the connection stays. Or something of this client's own. */
+/** Something that the hub rejected, such as a topic; the connection stays. Or something of this client's own. */
 export interface Problem {
-  /** A word: `forbidden`, `invalid_topic`, `too_many_topics`, `token` and others of the protocol. */
+  /** A word: `forbidden`, `invalid_topic`, `too_many_topics` and others of the protocol; `token`, `handler`, `gap_timeout` of the client's own. */
   error: string;
   /** A sentence with what to do. */
   message: string;
+  /** The topic that was rejected, if it is about one. */
+  topic?: string;
   /** What was thrown, if something was. */
   cause?: unknown;
 }
@@ -103,7 +110,25 @@ export interface Cursor {
   lastEventId?: string;
 }
 
-/** Why a token is asked for. */
+/** A topic that the hub has confirmed. */
+export interface Subscribed {
+  topic: string;
+  /** The place in the log from which the topic's events are delivered. */
+  event_id: string;
+}
+
+/** Why a topic is not subscribed: the {@link Problem} as an error. */
+export interface SubscribeError extends Error, Problem {}
+
+/**
+ * A subscription. Call it to give the topic up. Await it to know that the hub has confirmed the topic; it rejects with
+ * a {@link SubscribeError} where the hub, or this client, has rejected it.
+ */
+export interface Subscription extends Pick<Promise<Subscribed>, "then" | "catch" | "finally"> {
+  (): void;
+}
+
+/** Why a token is asked for: for the first connect, because one ends soon, or because the hub rejected the last one. */
 export type TokenReason = "connect" | "expiring" | "refused";
 
 export interface Options {
@@ -111,14 +136,26 @@ export interface Options {
   url: string;
   /** A token that never changes. */
   token?: string;
-  /** Gives a token: at first, before one ends, and when the hub says that one is no good any more. */
-  getToken?: (reason: TokenReason) => string | Promise<string>;
+  /**
+   * Gives a token: a JWT. With the reason `refused` it must be a new one: the last one was rejected, and a second rejection is final.
+   * `signal` is aborted when the answer is no longer wanted.
+   */
+  getToken?: (reason: TokenReason, signal: AbortSignal) => string | Promise<string>;
+  /** How long `getToken` may take, in milliseconds (30,000). Then it counts as failed, and is retried. */
+  tokenTimeout?: number;
+  /** How long the promise of an `onGap` handler holds events back, in milliseconds (30,000). */
+  gapTimeout?: number;
   /** Topics from the start. */
   topics?: Iterable<string>;
   /** Go on from here. */
   cursor?: Cursor;
-  /** Tabs of this site that name the same share one socket; `true` for one name for each URL. Needs `navigator.locks`. */
+  /**
+   * Tabs of this site that name the same, and whose user is the same, share one socket; `true` for one name for each URL.
+   * Needs `navigator.locks`.
+   */
   share?: boolean | string;
+  /** Whose connection this is, for `share`. Unless given it is the token's `sub`. */
+  user?: string;
   /** The token goes into the URL instead of a subprotocol, for hubs and proxies that know no other way. */
   tokenInUrl?: boolean;
   /** The longest pause between two attempts, in milliseconds (30,000). */
@@ -147,18 +184,22 @@ export interface Frame {
   [field: string]: unknown;
 }
 
-/** What the source of frames is told, and tells. */
+/** What a source reports. */
 export interface Sink {
-  /** An event, a gap or an error. */
-  frame(frame: Frame): void;
+  /** An event or a gap, and the cursor before it. */
+  frame(frame: Frame, before: string | undefined): void;
   state(state: State): void;
   problem(problem: Problem): void;
+  /** The hub has confirmed a topic. */
+  subscribed(confirmed: Subscribed): void;
 }
 
 /** Where frames come from: a socket, or another tab's. */
 export interface Source {
+  /** The place of the last frame that was reported. */
   readonly cursor: Cursor;
   open(): void;
+  /** Reports `subscribed`, or a problem with the topic, also if the topic is held already. */
   subscribe(topic: string): void;
   unsubscribe(topic: string): void;
   retry(token?: string): void;

@@ -2,8 +2,8 @@
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, mock, test } from "node:test";
-import { verdict } from "fanfare-client";
-import { Hub, settled, vectors } from "./fake.js";
+import { userOf, verdict } from "fanfare-client";
+import { Hub, jwt, settled, vectors } from "./fake.js";
 
 let hub;
 beforeEach(() => {
@@ -37,15 +37,18 @@ describe("wire vectors", () => {
 
   for (const { text, client: expected } of vectors("frames")) {
     test(`frame ${text}`, async () => {
-      const tokens = ["t", "a newer token"];
+      const tokens = ["a.first.token", "a.newer.token"];
       const client = await live({ token: undefined, getToken: () => tokens.shift() });
       const gaps = [];
       client.onGap((gap) => { gaps.push(gap); });
       hub.say(text);
       await settled();
       assert.equal(client.cursor.lastEventId, "pos-ab-5");
-      assert.deepEqual(hub.socket.sent, expected.sends ? [expected.sends] : []);
-      assert.deepEqual(hub.problems, expected.problem ? [expected.problem] : []);
+      // A client shows nothing that is not a JWT.
+      const sends = expected.sends?.token ? { ...expected.sends, token: "a.newer.token" } : expected.sends;
+      assert.deepEqual(hub.socket.sent, sends ? [sends] : []);
+      const { topic } = JSON.parse(text);
+      assert.deepEqual(hub.problems, expected.problem ? [{ ...expected.problem, ...(topic && { topic }) }] : []);
       assert.deepEqual(gaps.map(({ reason, missed }) => ({ reason, ...(missed && { missed }) })), expected.gap ? [expected.gap] : []);
       if (expected.returns_after_ms) {
         hub.close(1012);
@@ -57,10 +60,12 @@ describe("wire vectors", () => {
 
   test("messages", async () => {
     for (const { text, by } of vectors("messages").filter(({ by }) => by)) {
-      const client = await live({ topics: by === "unsubscribe" ? ["project:7"] : [] });
+      const client = await live();
       const off = client.subscribe("project:7");
       if (by === "unsubscribe") off();
-      assert.deepEqual(hub.socket.sent, by === "subscribe" ? [JSON.parse(text)] : []);
+      // A `subscribe` has its own `event_id`, by which the answer is known again.
+      const { event_id, ...sent } = hub.socket.sent.at(-1);
+      assert.deepEqual(sent, JSON.parse(text));
       client.close();
     }
   });
@@ -77,9 +82,9 @@ describe("wire vectors", () => {
 
 test("the token stands in a subprotocol and not in the URL, unless that is asked for", async () => {
   await live();
-  assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["ws://hub/ws", ["fanfare", "bearer.t"]]);
+  assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["ws://hub/ws", ["fanfare", "bearer.a.test.token"]]);
   await live({ tokenInUrl: true, url: "https://hub/ws" });
-  assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["wss://hub/ws?token=t", []]);
+  assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["wss://hub/ws?token=a.test.token", []]);
 });
 
 test("events reach those who asked for their type and those who asked for all, in order and once", async () => {
@@ -132,15 +137,15 @@ test("pauses grow up to the longest, without an end, and begin anew after a stea
 
 test("what is final is not tried again, until somebody says so", async () => {
   for (const [code, reason] of [[4003, ""], [4001, ""], [1008, "forbidden: no"], [1009, ""]]) {
-    const client = await live({ getToken: () => "t" });
+    const client = await live({ getToken: () => "a.test.token" });
     const sockets = hub.sockets.length;
     hub.close(code, reason);
     await after(600_000);
     assert.deepEqual([state().name, state().code, hub.sockets.length], ["refused", code, sockets]);
     assert.notEqual(state().reason, "");
-    client.retry("another");
+    client.retry("an.other.token");
     await hub.accept();
-    assert.deepEqual([state().name, hub.socket.protocols[1]], ["live", "bearer.another"]);
+    assert.deepEqual([state().name, hub.socket.protocols[1]], ["live", "bearer.an.other.token"]);
     client.close();
   }
 });
@@ -149,25 +154,94 @@ describe("tokens", () => {
   test("a new one is asked for when the hub says so, and with it the client goes on", async () => {
     let count = 0;
     const reasons = [];
-    await live({ token: undefined, getToken: async (reason) => { reasons.push(reason); return `t${++count}`; } });
+    await live({ token: undefined, getToken: async (reason) => { reasons.push(reason); return `a.b.${++count}`; } });
     hub.event("e1");
     hub.close(1008, "token_expired: get a new one");
     await after(250);
     await settled();
-    assert.equal(hub.socket.protocols[1], "bearer.t2");
+    assert.equal(hub.socket.protocols[1], "bearer.a.b.2");
     assert.equal(hub.socket.url.searchParams.get("last_event_id"), "e1");
     await hub.accept();
     hub.close(1006);
     await after(60_000);
-    assert.equal(hub.socket.protocols[1], "bearer.t2", "it is still good");
+    assert.equal(hub.socket.protocols[1], "bearer.a.b.2", "it is still good");
     assert.equal(count, 2);
   });
 
-  test("one that was just given and is refused is final", async () => {
-    hub.connect({ token: undefined, getToken: () => "bad" });
+  test("one that replaces a refused one and is refused too is final", async () => {
+    const asked = [];
+    hub.connect({ token: undefined, getToken: (reason) => { asked.push(reason); return "a.bad.token"; } });
     await settled();
     hub.close(1008, "token_invalid: the signature is wrong");
-    assert.deepEqual([state().name, state().code], ["refused", 1008]);
+    await after(250);
+    hub.close(1008, "token_invalid: the signature is wrong");
+    assert.deepEqual([state().name, state().code, asked], ["refused", 1008, ["connect", "refused"]]);
+  });
+
+  test("a getToken that keeps its token until it hears that it was refused renews it then", async () => {
+    let kept = "a.dead.token";
+    const getToken = (reason) => { if (reason === "refused") kept = "a.new.token"; return kept; };
+    await live({ token: undefined, getToken });
+    hub.close(1008, "token_revoked: get a new one");
+    await after(250);
+    await hub.accept();
+    assert.deepEqual([state().name, hub.socket.protocols[1]], ["live", "bearer.a.new.token"]);
+  });
+
+  test("a getToken that never settles fails after its time limit, and is told so", async () => {
+    const signals = [];
+    hub.connect({ token: undefined, tokenTimeout: 5_000, getToken: (_, signal) => { signals.push(signal); return new Promise(() => {}); } });
+    await settled();
+    await after(4_999);
+    assert.equal(signals[0].aborted, false);
+    await after(1);
+    assert.ok(signals[0].aborted);
+    assert.equal(hub.problems[0].message, "getToken failed: getToken has not settled after 5 s");
+    assert.match(state().reason, /there is no token: getToken has not settled/);
+    await after(10_000);
+    assert.equal(signals.length, 2, "it is asked again");
+  });
+
+  test("a client that is closed aborts getToken and ignores what it gives", async () => {
+    let give;
+    let signal;
+    const client = hub.connect({ token: undefined, getToken: (_, its) => { signal = its; return new Promise((done) => { give = done; }); } });
+    await settled();
+    client.close();
+    assert.ok(signal.aborted);
+    give("a.test.token");
+    await settled();
+    assert.deepEqual([hub.sockets.length, hub.problems], [0, []]);
+  });
+
+  // attack: getToken answers with something else that is secret => the client names its kind and never prints it
+  test("what getToken returns is checked and never printed", async () => {
+    for (const secret of ["<html>secret</html>", '"an.quoted.secret"', "", { token: "secret" }, null, undefined, 7]) {
+      hub = new Hub();
+      const client = hub.connect({ token: undefined, getToken: () => secret });
+      await settled();
+      assert.equal(hub.sockets.length, 0);
+      assert.match(hub.problems[0].message, /^getToken failed: getToken returned no JWT/);
+      assert.doesNotMatch(JSON.stringify([hub.problems, hub.states]), /secret/);
+      client.close();
+    }
+  });
+
+  test("white space around a token is dropped", async () => {
+    await live({ token: undefined, getToken: () => "a.test.token\n" });
+    assert.equal(hub.socket.protocols[1], "bearer.a.test.token");
+  });
+
+  test("a newer one is shown to the hub at once", async () => {
+    const client = await live();
+    client.retry("a.newer.token");
+    assert.deepEqual([hub.socket.sent, hub.sockets.length], [[{ type: "auth", token: "a.newer.token" }], 1]);
+  });
+
+  test("its user is read, where it can be", () => {
+    for (const [token, user] of [[jwt("ann"), "ann"], [jwt("Jürgen 火"), "Jürgen 火"], [jwt(42), "42"], [jwt(), undefined], ["x", undefined], [undefined, undefined]]) {
+      assert.equal(userOf(token), user);
+    }
   });
 
   test("without getToken a refused token is final", async () => {
@@ -178,7 +252,7 @@ describe("tokens", () => {
 
   test("getToken may fail, and is asked again later", async () => {
     let fails = true;
-    hub.connect({ token: undefined, getToken: () => { if (fails) throw new Error("no session"); return "t"; } });
+    hub.connect({ token: undefined, getToken: () => { if (fails) throw new Error("no session"); return "a.test.token"; } });
     await settled();
     assert.match(state().reason, /no session/);
     assert.equal(hub.problems[0].error, "token");
@@ -228,6 +302,13 @@ describe("a failed connect", () => {
     hub.close(1008, "token_revoked: get a new one");
     await after(1);
     assert.deepEqual([state().name, state().code], ["refused", 1008]);
+  });
+
+  test("with the code 0, as Deno has it, is one that broke off", async () => {
+    hub.connect();
+    await settled();
+    hub.close(0);
+    assert.equal(state().code, 1006);
   });
 
   test("of a socket that was given up changes nothing", async () => {
@@ -288,6 +369,109 @@ describe("gaps", () => {
   });
 });
 
+describe("the cursor", () => {
+  test("is that of the last event that was handed out, also while a gap is mended", async () => {
+    const client = await live();
+    const seen = [];
+    let mend;
+    client.on("note", ({ event_id }) => { seen.push([event_id, client.cursor.lastEventId]); });
+    client.onGap(() => { seen.push(["gap", client.cursor.lastEventId]); return new Promise((done) => { mend = done; }); });
+    hub.event("e1");
+    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.event("e6");
+    assert.deepEqual(client.cursor, { connectionId: "c1", lastEventId: "e1" });
+    mend();
+    await settled();
+    assert.equal(client.cursor.lastEventId, "e6");
+    hub.say({ type: "ping", event_id: "pos-1-9" });
+    assert.equal(client.cursor.lastEventId, "pos-1-9");
+    assert.deepEqual(seen, [["e1", "e1"], ["gap", "e1"], ["e6", "e6"]]);
+  });
+
+  test("is not that of an ack ahead of the gap that it announces", async () => {
+    const client = await live();
+    hub.event("e1");
+    hub.close(1006);
+    await after(500);
+    await hub.accept({ event_id: "pos-1-20", resumed: false });
+    assert.equal(client.cursor.lastEventId, "e1");
+    hub.close(1006);
+    await after(1_000);
+    assert.equal(hub.socket.url.searchParams.get("last_event_id"), "e1");
+  });
+
+  test("stays before what waits in events(), and before what a reader left behind", async () => {
+    const client = await live();
+    const events = client.events();
+    for (const id of ["e1", "e2", "e3"]) hub.event(id);
+    assert.equal(client.cursor.lastEventId, "pos-1-0");
+    await events.next();
+    assert.equal(client.cursor.lastEventId, "e1");
+    await events.return();
+    hub.event("e4");
+    assert.equal(client.cursor.lastEventId, "e1", "nobody had e2");
+    client.onAny(() => {});
+    hub.event("e5");
+    assert.equal(client.cursor.lastEventId, "e5");
+  });
+});
+
+describe("events() and a gap", () => {
+  test("what came before the gap is dealt with before onGap is called", async () => {
+    const client = await live();
+    const got = [];
+    let applied;
+    client.onGap(({ reason }) => { got.push(reason); });
+    void (async () => {
+      for await (const { event_id } of client.events()) {
+        await new Promise((done) => { applied = done; });
+        got.push(event_id);
+      }
+    })();
+    hub.event("e1");
+    hub.event("e2");
+    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.event("e6");
+    for (let n = 0; n < 3; n++) {
+      await settled();
+      applied();
+    }
+    await settled();
+    assert.deepEqual(got, ["e1", "e2", "expired", "e6"]);
+  });
+
+  test("a reader that does not read holds nothing back for ever: it loses what the gap covers", async () => {
+    const client = await live({ gapTimeout: 5_000 });
+    const got = [];
+    const events = client.events();
+    client.onGap(({ reason }) => { got.push(reason); });
+    hub.event("e1");
+    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.event("e6");
+    await after(4_999);
+    assert.deepEqual(got, []);
+    await after(1);
+    assert.deepEqual([got, hub.problems.map(({ error }) => error)], [["expired"], ["gap_timeout"]]);
+    assert.equal((await events.next()).value.event_id, "e6");
+  });
+});
+
+test("an onGap that never settles holds events until its time limit, is told so, and that is a problem", async () => {
+  const client = await live({ gapTimeout: 5_000 });
+  const got = [];
+  let signal;
+  client.onAny(({ event_id }) => { got.push(event_id); });
+  client.onGap((gap) => { signal = gap.signal; return new Promise(() => {}); });
+  hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+  hub.event("e6");
+  await after(4_999);
+  assert.deepEqual([got, signal.aborted], [[], false]);
+  await after(1);
+  assert.deepEqual([got, signal.aborted], [["e6"], true]);
+  assert.deepEqual(hub.problems.map(({ error, message }) => [error, message]),
+    [["gap_timeout", "onGap has not settled after 5 s: events are delivered again"]]);
+});
+
 test("a handler that throws keeps nothing from the others", async () => {
   const client = await live();
   const got = [];
@@ -304,12 +488,74 @@ test("topics are counted, and those of while it connected are asked for", async 
   await settled();
   const offs = [client.subscribe("b"), client.subscribe("b")];
   await hub.accept();
-  assert.deepEqual(hub.socket.sent, [{ type: "subscribe", topic: "b" }]);
+  assert.deepEqual(hub.socket.sent, [{ type: "subscribe", topic: "b", event_id: "s1" }]);
   offs[0]();
   offs[0]();
   assert.equal(hub.socket.sent.length, 1, "somebody still wants it");
   offs[1]();
   assert.deepEqual(hub.socket.sent.at(-1), { type: "unsubscribe", topic: "b" });
+});
+
+describe("topics", () => {
+  /** A subscription can be called, and so is a function, which `assert.rejects` would call. */
+  const rejects = (subscription, error) => assert.rejects(Promise.resolve(subscription), error);
+  const answer = (type, topic, more) => hub.say({ type, event_id: "pos-1-7", topic, ...more });
+
+  test("can be awaited: an ack resolves, an error rejects and is a problem with the topic", async () => {
+    const client = await live();
+    const [good, bad] = [client.subscribe("a"), client.subscribe("b")];
+    const [{ event_id: first }, { event_id: second }] = hub.socket.sent;
+    answer("ack", "a", { ack_event_id: first });
+    answer("error", "b", { ack_event_id: second, error: "forbidden", details: { message: "not b" } });
+    assert.deepEqual(await good, { topic: "a", event_id: "pos-1-7" });
+    await rejects(bad, { error: "forbidden", topic: "b", message: "not b" });
+    assert.deepEqual(hub.problems, [{ error: "forbidden", message: "not b", topic: "b" }]);
+    assert.deepEqual(await client.subscribe("a"), { topic: "a", event_id: "pos-1-7" }, "known already");
+  });
+
+  test("of the connect's URL are confirmed once the hub has answered what came after, or rejected", async () => {
+    const client = hub.connect({ topics: ["a", "b"] });
+    const [good, bad] = [client.subscribe("a"), client.subscribe("b")];
+    await hub.accept();
+    answer("error", "b", { ack_event_id: "initial_connect", error: "forbidden", details: { message: "not b" } });
+    assert.deepEqual(hub.socket.sent, [{ type: "ping" }]);
+    hub.say({ type: "pong", event_id: "pos-1-0" });
+    assert.deepEqual(await good, { topic: "a", event_id: "pos-1-0" });
+    await rejects(bad, { error: "forbidden" });
+    assert.equal(hub.problems[0].topic, "b");
+  });
+
+  test("that are given up before the answer, or whose client ends, reject", async () => {
+    const client = await live();
+    const given = client.subscribe("a");
+    given();
+    await rejects(given, { error: "unsubscribed" });
+    const waiting = client.subscribe("b");
+    client.close();
+    await rejects(waiting, { error: "closed" });
+  });
+
+  // attack: a topic's name with a comma, to subscribe to a second topic => rejected before anything is sent
+  test("with names that no hub accepts are not sent", async () => {
+    const names = ["project:7,secret", "*", "a b", "a\tb", "", "\0", "\ud800", "é".repeat(65), 7];
+    const client = hub.connect({ topics: [...names, "good"] });
+    await hub.accept();
+    assert.equal(hub.socket.url.searchParams.get("topics"), "good");
+    assert.deepEqual(hub.problems.map(({ error, topic }) => [error, topic]), names.map((name) => ["invalid_topic", String(name)]));
+    for (const name of names) await rejects(client.subscribe(name), { error: "invalid_topic" });
+    assert.deepEqual(hub.socket.sent, []);
+    client.subscribe("é".repeat(64))();
+    assert.equal(hub.socket.sent.length, 2);
+  });
+
+  test("with a problem that nobody hears are warned of", async () => {
+    const warn = mock.method(console, "warn", () => {});
+    const { connect } = await import("fanfare-client");
+    const client = connect({ url: "ws://hub/ws", token: "a.b.c", topics: ["a,b"], WebSocket: hub.WebSocket });
+    await settled();
+    assert.match(warn.mock.calls[0].arguments[0], /^fanfare: invalid_topic: the topic "a,b" must not contain a comma/);
+    client.close();
+  });
 });
 
 test("events can be iterated over, from before they are asked for, until the end", async () => {
@@ -336,6 +582,23 @@ test("close ends everything, and open goes on from there", async () => {
   client.open();
   await settled();
   assert.equal(hub.socket.url.searchParams.get("last_event_id"), "e1");
+});
+
+test("the URL is made without the setters of URL, which React Native has not", async () => {
+  const [Real, cursor] = [globalThis.URL, { lastEventId: "e&1", connectionId: "c 1" }];
+  for (const [url, expected] of [
+    ["https://hub/ws", "wss://hub/ws?connection_id=c%201&last_event_id=e%261&topics=a%2Cb"],
+    ["ws://hub:1/ws?x=1&topics=z&token=y#part", "ws://hub:1/ws?x=1&connection_id=c%201&last_event_id=e%261&topics=a%2Cb"],
+  ]) {
+    const made = [];
+    hub.WebSocket = class { constructor(url) { made.push(url); } close() {} };
+    globalThis.URL = class { constructor() { throw new Error("not here"); } };
+    const client = hub.connect({ url, cursor, topics: ["a", "b"] });
+    await settled();
+    client.close();
+    globalThis.URL = Real;
+    assert.deepEqual(made, [expected]);
+  }
 });
 
 test("an address that is none is refused with a sentence", async () => {

@@ -6,6 +6,9 @@ import { connect } from "fanfare-client";
 /** The cases of one file of wire vectors. */
 export const vectors = (name) => JSON.parse(readFileSync(new URL(`../../../tests/wire/${name}.json`, import.meta.url))).cases;
 
+/** A JWT of a user's, signed by nobody. */
+export const jwt = (sub, more = {}) => `e30.${Buffer.from(JSON.stringify({ sub, ...more })).toString("base64url")}.c2ln`;
+
 export class Hub {
   sockets = [];
   states = [];
@@ -30,7 +33,7 @@ export class Hub {
   get socket() { return this.sockets.at(-1); }
 
   connect(options = {}) {
-    const client = connect({ url: "ws://hub/ws", token: "t", WebSocket: this.WebSocket, ...options });
+    const client = connect({ url: "ws://hub/ws", token: "a.test.token", WebSocket: this.WebSocket, ...options });
     client.onState((state) => this.states.push(state));
     client.onProblem((problem) => this.problems.push(problem));
     return client;

@@ -1,42 +1,86 @@
 // What applications write, for the compiler alone: each line marked as an error has to be one.
 
-import { connect, type EventMap } from "fanfare-client";
-import { FanfareProvider, useConnection, useEvent, useGap, useTopic } from "fanfare-client/react";
+import { connect, type Client, type EventMap, type Problem, type Subscribed } from "fanfare-client";
+import { FanfareProvider, createHooks, useConnection, useEvent, useFanfare, useGap, useTopic } from "fanfare-client/react";
 
 declare module "fanfare-client" {
-  interface EventMap { note: { text: string } }
+  interface EventMap { note: { text: string }; "invoice.sent": { invoice: number } }
 }
 
 type Own = EventMap & { "order.paid": { order: number } };
 
-const client = connect<Own>({ url: "/ws", getToken: async () => "t", topics: ["a"] });
+const client = connect<Own>({ url: "/ws", getToken: async (reason, signal) => reason === "refused" && signal.aborted ? "s" : "t", topics: ["a"] });
 client.on("task_status_update", ({ data }) => data.task_id.length);
 client.on("note", ({ data }) => data.text.length);
 client.on("order.paid", ({ data }) => data.order.toFixed());
-client.on("anything", ({ data }) => data.whatever);
+client.on("invoice.sent", ({ data }) => data.invoice.toFixed());
 // @ts-expect-error: it is a number
 client.on("order.paid", ({ data }) => data.order.length);
+// @ts-expect-error: a name that the map does not have
+client.on("order.payed", ({ data }) => data);
+// @ts-expect-error: nor is there one to iterate over
+client.events("order.payed");
 // @ts-expect-error: a hub has an address
 connect({ token: "t" });
-client.onGap(async ({ missed }) => missed?.toFixed());
+client.onGap(async ({ missed, signal }) => fetch("/state", { signal }).then(() => missed?.toFixed()));
 client.onState(({ name, retryAt }) => name === "live" && retryAt);
 // @ts-expect-error: there is no such state
 client.onState(({ name }) => name === "connected");
+client.onProblem(({ topic }: Problem) => topic?.length);
+
+client.onAny((event) => {
+  if (event.type === "order.paid") event.data.order.toFixed();
+  // @ts-expect-error: it is another event's
+  if (event.type === "order.paid") event.data.text;
+  // @ts-expect-error: a name that the map does not have
+  if (event.type === "order.payed") event.data;
+  switch (event.type) {
+    case "note": return event.data.text.length;
+    case "invoice.sent": return event.data.invoice.toFixed();
+    default: return event.event_id.length;
+  }
+});
 
 export async function iterate() {
   for await (const { data } of client.events("order.paid")) data.order.toFixed();
-  for await (const event of client) event.event_id.length;
+  for await (const event of client) {
+    event.event_id.length;
+    if (event.type === "invoice.sent") event.data.invoice.toFixed();
+    // @ts-expect-error: it is a number
+    if (event.type === "order.paid") event.data.order.length;
+  }
 }
+
+/** Applications that name no types. */
+const any: Client<Record<string, { text: string }>> = connect<Record<string, { text: string }>>({ url: "/ws", token: "t" });
+any.on("whatever.comes", ({ data }) => data.text.length);
+
+export async function subscribe() {
+  const off = client.subscribe("a");
+  const { topic, event_id }: Subscribed = await off;
+  off();
+  return topic + event_id;
+}
+
+const own = createHooks<Own>();
 
 function List() {
   const { name, retry } = useConnection();
   useTopic(name === "live" ? "a" : null);
   useEvent("task_status_update", ({ data }) => data.task_id.length);
   useEvent("note", ({ data }) => data.text.length);
-  useEvent<Own>("order.paid", ({ data }) => data);
+  useEvent("invoice.sent", ({ data }) => data.invoice.toFixed());
+  // @ts-expect-error: a name that the map does not have
+  useEvent("invoice.send", () => {});
+  own.useEvent("order.paid", ({ data }) => data.order.toFixed());
+  // @ts-expect-error: it is a number
+  own.useEvent("order.paid", ({ data }) => data.order.length);
+  own.useEvent("*", (event) => event.type === "order.paid" && event.data.order.toFixed());
+  own.useFanfare().on("order.paid", ({ data }) => data.order.toFixed());
+  useFanfare().on("note", ({ data }) => data.text.length);
   useEvent("*", ({ type }) => type.length);
   useGap(() => Promise.resolve());
   return <button onClick={() => retry()}>{name}</button>;
 }
 
-export const application = <FanfareProvider url="/ws" getToken={() => "t"} share><List /></FanfareProvider>;
+export const application = <FanfareProvider url="/ws" getToken={() => "t"} user="ann" topics={["a"]} share><List /></FanfareProvider>;

@@ -17,6 +17,8 @@ const CHARTS: &str = include_str!("../../assets/uplot/uPlot.iife.min.js");
 const CHARTS_STYLE: &str = include_str!("../../assets/uplot/uPlot.min.css");
 /// The core of `clients/typescript`, as it is built there; a test compares them.
 const CLIENT: &str = include_str!("../../assets/client.js");
+/// What that loads for `share`.
+const SHARE: &str = include_str!("../../assets/share.js");
 
 pub(super) fn router() -> Router {
     let (live, dashboard) = (headers(PAGE), headers(DASHBOARD));
@@ -28,11 +30,12 @@ pub(super) fn router() -> Router {
         ]
     };
     let script = file("text/javascript; charset=utf-8");
-    let (charts, style) = (script.clone(), file("text/css; charset=utf-8"));
+    let (charts, share, style) = (script.clone(), script.clone(), file("text/css; charset=utf-8"));
     Router::new()
         .route("/", get(async move || (live, PAGE)))
         .route("/dashboard", get(async move || (dashboard, DASHBOARD)))
         .route("/client.js", get(async move || (script, CLIENT)))
+        .route("/share.js", get(async move || (share, SHARE)))
         .route("/uplot.js", get(async move || (charts, CHARTS)))
         .route("/uplot.css", get(async move || (style, CHARTS_STYLE)))
 }
