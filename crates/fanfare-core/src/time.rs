@@ -22,7 +22,7 @@ const STEP_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub struct ClockWatch {
     /// When it was last looked.
-    looked_ms: u64,
+    looked_ms: Option<u64>,
     /// The wall clock less the monotonic one, as of the last step.
     offset_ms: Option<u64>,
 }
@@ -30,8 +30,7 @@ pub struct ClockWatch {
 impl ClockWatch {
     /// How late it is for a driver that wanted to run at `wanted_ms`, a time of the monotonic clock.
     pub fn late_ms(&mut self, wanted_ms: u64, now: Now) -> u64 {
-        let since = wanted_ms.max(self.looked_ms);
-        self.looked_ms = now.mono_ms;
+        let since = self.looked_ms.replace(now.mono_ms).unwrap_or(now.mono_ms).max(wanted_ms);
         now.mono_ms.saturating_sub(since)
     }
 
@@ -65,7 +64,8 @@ mod tests {
         let mut watch = ClockWatch::default();
         let at = |mono_ms, unix_ms| Now { mono_ms, unix_ms };
         assert!(!watch.has_stepped(at(1_000, 50_000)));
-        assert_eq!(watch.late_ms(u64::MAX, at(1_000, 0)), 0, "it waited for nothing");
+        assert_eq!(watch.late_ms(0, at(1_000, 0)), 0, "it begins");
+        assert_eq!(watch.late_ms(u64::MAX, at(2_000, 0)), 0, "it waited for nothing");
         assert_eq!(watch.late_ms(4_000, at(3_000, 0)), 0, "it was woken before");
         assert_eq!(watch.late_ms(4_000, at(9_000, 0)), 5_000);
         assert_eq!(watch.late_ms(4_000, at(9_500, 0)), 500, "what was said once is not said again");
