@@ -37,6 +37,8 @@ use url::{Position, Url};
 
 /// What lies in the socket was said in time, however late it is read.
 const UNREAD: Duration = Duration::from_secs(1);
+/// How long is looked for what came before a deadline.
+const LAST_LOOK: Duration = Duration::from_millis(250);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -322,7 +324,15 @@ async fn converse(
             })
         }
         text = exchange(socket, &mut link.outbox) => Ok(link.receive(&text?, Instant::now())),
-        () = sleep_until(deadline.into()) => Err(link.expired(Instant::now())),
+        () = sleep_until(deadline.into()) => last_look(socket, link).await,
+    }
+}
+
+/// The deadline is there. In a process that was stopped, timers fire before what came meanwhile is known to be there.
+async fn last_look(socket: &mut Socket, link: &mut Link) -> Result<Option<Heard>, End> {
+    match timeout(LAST_LOOK, exchange(socket, &mut link.outbox)).await {
+        Ok(text) => Ok(link.receive(&text?, Instant::now())),
+        Err(_) => Err(link.expired(Instant::now())),
     }
 }
 

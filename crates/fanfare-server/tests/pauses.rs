@@ -4,8 +4,17 @@
 
 use fanfare::{Minter, auth::Claims};
 use futures_util::{SinkExt, StreamExt, future::join_all};
-use nix::sys::signal::Signal;
-use std::{path::Path, time::Duration};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
 use testbed::HubProcess;
 use tokio::{
     sync::watch,
@@ -76,4 +85,40 @@ async fn a_stopped_program_closes_no_client_that_answers_and_still_those_that_ar
         }
     };
     assert_eq!(timeout(PATIENCE, close).await.expect("a close in time"), Some(4000));
+}
+
+/// A child that does not outlive its test.
+struct Tail(Child);
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_client_that_was_stopped_reads_what_came_meanwhile_before_it_takes_the_hub_for_silent() {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    let settings = ["--heartbeat-interval", "1s", "--heartbeat-timeout", "60s"];
+    let hub = HubProcess::start(program, &settings, &[("SECRET_KEY", SECRET)]);
+    let claims = Claims { sub: "ann".to_owned(), publish: true, ..Claims::default() };
+    let token = Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let url = format!("http://{}", hub.address());
+    let mut tail = Command::new(program);
+    tail.args(["tail", "--url", &url, "--token", &token, "--count", "1"]).env_clear();
+    let mut tail = Tail(tail.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut said = BufReader::new(tail.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.next().unwrap().contains("connected as"));
+    let id = Pid::from_raw(i32::try_from(tail.0.id()).unwrap());
+    kill(id, Signal::SIGSTOP).unwrap();
+    // It gives a hub with this heartbeat up after 6.5 s of silence; nothing tells from outside that they have passed.
+    thread::sleep(Duration::from_secs(9));
+    let mut publish = Command::new(program);
+    publish.args(["publish", "--url", &url, "--token", &token, "--type", "note", "--audience", "everyone"]).env_clear();
+    assert!(publish.output().unwrap().status.success());
+    kill(id, Signal::SIGCONT).unwrap();
+    let rest: Vec<_> = said.collect();
+    assert!(rest.is_empty(), "{rest:?}");
+    assert!(tail.0.wait().unwrap().success());
 }
