@@ -106,9 +106,10 @@ Examples:
   fanfare publish --type note --audience topic:project:7 --event-id note-17
   jq -c '.[]' events.json | fanfare publish --stdin --audience everyone
 
-With --stdin each line is one event, an object with type and audience, and with data
-and event_id if wanted; --audience is for the lines that have none. For each event that stands in the log, a line of JSON with
-its event_id and position goes to the standard output, in the order of the input.
+With --stdin each line is one event, an object with type and audience, and with
+data and event_id if wanted; --audience is for the lines that have none. For each
+event in the log, a line of JSON with its event_id and position goes to the
+standard output, in the order of the input.
 If the hub can't be reached, publishing is tried again under the same event_id, so
 that nothing is published twice.
 

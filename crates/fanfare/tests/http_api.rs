@@ -680,12 +680,28 @@ async fn the_description_is_complete() {
     ];
     assert_eq!(operations.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 
+    let mut closed = Vec::new();
+    collect_closed_objects(&spec, "", &mut closed);
+    assert_eq!(closed, [""; 0], "a generated client can put nothing into an object without properties");
+
     let mut references = Vec::new();
     collect_references(&spec, &mut references);
     assert!(!references.is_empty());
     for reference in references {
         assert!(spec.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference} leads nowhere");
     }
+}
+
+/// The schemas of objects that are said to have nothing in them.
+fn collect_closed_objects(value: &Value, at: &str, found: &mut Vec<String>) {
+    let Some(fields) = value.as_object() else {
+        return value.as_array().into_iter().flatten().for_each(|value| collect_closed_objects(value, at, found));
+    };
+    let open = fields.contains_key("properties") || fields.contains_key("additionalProperties");
+    if fields.get("type") == Some(&json!("object")) && !open {
+        found.push(at.to_owned());
+    }
+    fields.iter().for_each(|(name, value)| collect_closed_objects(value, &format!("{at}/{name}"), found));
 }
 
 fn collect_references(value: &Value, found: &mut Vec<String>) {

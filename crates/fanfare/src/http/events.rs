@@ -30,7 +30,7 @@ pub(super) struct EventInput {
     r#type: String,
     /// The content, usually an object. With `validate_events` it must be one, and the types `task_status_update`,
     /// `agent_activity_update` and `calendar_event_created` check the fields that they know.
-    #[schema(value_type = Option<Object>, nullable = false, example = json!({"text": "hello"}))]
+    #[schema(example = json!({"text": "hello"}))]
     data: Option<Value>,
     /// Publishing again under the same id publishes nothing and answers with the first one's position. Generated if
     /// missing. Not of the form `pos-…-…`, which is reserved for the hub. A number becomes a string.
