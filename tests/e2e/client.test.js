@@ -12,6 +12,7 @@ import { DEADLINE, Hub, ROOT, browser, until } from "./fanfare.js";
 
 const PACKAGE = join(ROOT, "clients/typescript");
 const CLIENT = readFileSync(join(PACKAGE, "dist/index.js"));
+const SHARE = readFileSync(join(PACKAGE, "dist/share.js"));
 let chromium;
 
 before(async () => { chromium = await browser(); });
@@ -30,6 +31,7 @@ class Tab {
       socket.on("framereceived", ({ payload }) => tab.received.push(JSON.parse(payload)));
     });
     await tab.page.route("**/client.mjs", (route) => route.fulfill({ contentType: "text/javascript", body: script }));
+    await tab.page.route("**/share.js", (route) => route.fulfill({ contentType: "text/javascript", body: SHARE }));
     // Something small that really comes from the hub: a page that came from nowhere may not connect to this machine.
     await tab.page.goto(`${hub.origin}/health/live`);
     return tab;
@@ -227,6 +229,16 @@ sharing("a tab whose token is renewed for another user leaves the others", ["ali
   await note(hub, "end");
   for (const tab of [first, second]) await tab.has("end");
   assert.deepEqual([await first.get("got"), await second.get("got")], [["to-bob", "end"], ["to-alice", "end"]]);
+});
+
+sharing("a tab that is closed and opened again goes on where it was", ["alice"], async (hub, [tab]) => {
+  await note(hub, "e1");
+  await tab.has("e1");
+  await tab.page.evaluate(() => client.close());
+  await note(hub, "e2");
+  await tab.page.evaluate(() => { client.open(); });
+  await tab.has("e2");
+  assert.deepEqual([await tab.get("got"), await tab.get("gaps")], [["e1", "e2"], []]);
 });
 
 sharing("a leader that is blocked is replaced, and follows when it is back", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {

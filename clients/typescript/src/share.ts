@@ -29,11 +29,13 @@ export class Shared implements Source, Member {
   private readonly link: Link;
   private readonly topics: Set<string>;
   private group: Group | undefined;
-  /** Whose group this tab is in, or about to be. */
+  /** Whose tab this is. */
   private user: string | undefined;
+  /** This tab is in its user's group, or about to be. */
+  private joined = false;
   /** Counts groups, so that one that this tab has left says nothing any more. */
   private turn = 0;
-  private open_ = false;
+  private opened = false;
   private leader: Leader = { id: "", term: 0 };
   /** This tab's place is the leader's. */
   private level = false;
@@ -65,17 +67,18 @@ export class Shared implements Source, Member {
   get cursor(): Cursor { return this.link.cursor; }
 
   open(): void {
-    this.open_ = true;
+    this.opened = true;
     this.link.open();
   }
 
   close(): void {
-    this.open_ = false;
+    this.opened = false;
     this.leave();
     this.link.close();
   }
 
   retry(token?: string): void {
+    this.opened = true;
     const other = token !== undefined && this.who(token) !== this.user;
     if (!this.group || this.leads || other) return this.link.retry(token);
     this.group.post({ say: "retry", token } satisfies Word);
@@ -116,11 +119,12 @@ export class Shared implements Source, Member {
   /** Lets the link through in the tab that leads its user's group, and puts it into that group before. */
   private gate(token: string): Promise<void> | undefined {
     const user = this.who(token);
-    if (!this.turn || user !== this.user) {
+    if (!this.joined || user !== this.user) {
       // Another user's events begin anew.
-      if (this.turn && user !== this.user) delete this.cursor.lastEventId, delete this.cursor.connectionId;
+      if (this.user !== undefined && user !== this.user) delete this.cursor.lastEventId, delete this.cursor.connectionId;
       this.leave();
       this.user = user;
+      this.joined = true;
       if (user !== undefined) void this.join(user);
     }
     // A token that names nobody is shared with nobody.
@@ -143,7 +147,7 @@ export class Shared implements Source, Member {
     this.turn++;
     this.group?.leave();
     this.group = undefined;
-    this.user = undefined;
+    this.joined = false;
     this.leader = { id: "", term: 0 };
     this.level = false;
     this.follow();
@@ -180,7 +184,7 @@ export class Shared implements Source, Member {
 
   private changed(state: State): void {
     // While it waits at the gate, the leader's state counts.
-    if (this.group && !this.leads && this.open_) {
+    if (this.group && !this.leads && this.opened) {
       if (!this.level) this.tell({ name: "connecting", reason: "" });
       return;
     }
