@@ -113,7 +113,7 @@ class Client:
         """What to answer and what to hand on."""
         frame = json.loads(text)
         kind, event_id = frame.get("type"), frame.get("event_id")
-        if event_id:
+        if event_id and not (kind == "ack" and self._precedes_gap(frame)):
             self.last_event_id = event_id
         if kind == "ack":
             self._acknowledged(frame)
@@ -153,6 +153,10 @@ class Client:
             return False
         self.token_reason = "refused"
         return True
+
+    def _precedes_gap(self, frame: Dict[str, Any]) -> bool:
+        """Whether this `ack` is behind history that was lost. A cursor there would hide the gap that follows it."""
+        return not self.live and self.last_event_id is not None and frame.get("resumed") is False
 
     def _acknowledged(self, frame: Dict[str, Any]) -> None:
         if self.live:

@@ -76,7 +76,10 @@ class Listener:
         return self._listen()
 
     async def _listen(self) -> AsyncIterator[Heard]:
-        from websockets.exceptions import ConnectionClosed, InvalidHandshake
+        try:
+            from websockets.exceptions import ConnectionClosed, InvalidHandshake
+        except ImportError as error:
+            raise ImportError("a listener needs websockets: pip install 'fanfare-publisher[listen]'") from error
 
         client = self._client
         while True:

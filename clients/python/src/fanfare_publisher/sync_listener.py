@@ -38,13 +38,13 @@ class SyncListener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        loop, task = self._loop, self._task
-        if loop and task:
+        loop, task, thread = self._loop, self._task, self._thread
+        while loop and task and thread and thread.is_alive():
             # A listener that has ended by itself has no loop any more.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
-        if self._thread:
-            self._thread.join()
+            # Again, because `asyncio.wait_for` may swallow a cancellation until Python 3.12.
+            thread.join(3)
 
     @property
     def connection_id(self) -> Optional[str]:

@@ -1,0 +1,289 @@
+"""The Python package's listeners against running hubs: tokens, topics, cursors, and what ends one."""
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+from fanfare_publisher import Gap, HubError, Listener, Refused, SyncListener, TopicRefused
+from hub import DEADLINE, Hub, token, until
+
+GENEROUS = 60
+
+
+def first_event(listener: Listener, hub: Hub, event_id: str):
+    """The first event that a listener hears once it is live."""
+
+    async def run():
+        async def publish() -> None:
+            await listener.live.wait()
+            await asyncio.to_thread(hub.publish, event_id)
+
+        publishing = asyncio.ensure_future(publish())
+        try:
+            async for heard in listener:
+                return heard
+        finally:
+            await publishing
+
+    return asyncio.run(asyncio.wait_for(run(), GENEROUS))
+
+
+# Tokens
+
+
+def test_a_token_function_may_be_async_and_is_told_the_reason(hub):
+    reasons = []
+
+    async def give(reason):
+        await asyncio.sleep(0)
+        reasons.append(reason)
+        return token("ann")
+
+    assert first_event(Listener(hub.url(), give), hub, "async-token").event_id == "async-token"
+    assert reasons == ["connect"]
+
+
+def test_a_function_with_an_argument_of_its_own_is_not_given_the_reason(hub):
+    given = []
+    listener = Listener(hub.url(), lambda user="ann": given.append(user) or token(user))
+    assert first_event(listener, hub, "own-argument").event_id == "own-argument"
+    assert given == ["ann"]
+
+
+async def _never():
+    await asyncio.sleep(3600)
+
+
+FAILURES = {
+    "raises": lambda: 1 / 0,
+    "raises StopIteration": lambda: next(iter(())),
+    "is async and never returns": _never,
+    "blocks for ever": lambda: threading.Event().wait(3600),
+    "returns None": lambda: None,
+    "returns an empty text": lambda: "",
+    "returns a page": lambda: "<html>secret-session</html>",
+    "returns an object": lambda: {"token": "secret-session"},
+    "returns bytes": lambda: b"secret-session",
+}
+
+
+# attack: a token endpoint that hangs, raises, or answers with a login page => the listener tries again and logs no content
+@pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES.keys())
+def test_a_token_function_that_fails_is_asked_again(hub, fails, caplog):
+    calls = []
+
+    def give():
+        calls.append(1)
+        return fails() if len(calls) == 1 else token("ann")
+
+    listener = Listener(hub.url(), give, token_timeout=0.3)
+    with caplog.at_level(logging.DEBUG):
+        assert first_event(listener, hub, f"after-{len(calls)}-{id(fails)}")
+    assert len(calls) == 2
+    assert any("the token function" in record.getMessage() for record in caplog.records)
+    assert "secret-session" not in caplog.text and token("ann")[:40] not in caplog.text
+
+
+def test_after_a_refusal_the_function_is_asked_for_another_token(hub):
+    reasons = []
+
+    def give(reason):
+        reasons.append(reason)
+        return token("ann", exp=int(time.time()) - 60) if reason == "connect" else token("ann")
+
+    assert first_event(Listener(hub.url(), give), hub, "after-refusal").event_id == "after-refusal"
+    assert reasons == ["connect", "refused"]
+
+
+def test_two_bad_tokens_in_a_row_end_the_listener(hub):
+    reasons = []
+
+    def give(reason):
+        reasons.append(reason)
+        return "a.b.c"
+
+    with pytest.raises(Refused, match="token_invalid"):
+        first_event_never(Listener(hub.url(), give))
+    assert reasons == ["connect", "refused"]
+
+
+def first_event_never(listener: Listener) -> None:
+    async def run() -> None:
+        async for heard in listener:
+            raise AssertionError(heard)
+
+    asyncio.run(asyncio.wait_for(run(), GENEROUS))
+
+
+def test_an_expiring_token_is_renewed_on_the_same_connection(hub):
+    reasons = []
+
+    def give(reason):
+        reasons.append(reason)
+        if reasons.count("expiring") == 1 and reason == "expiring":
+            raise OSError("the login server is away")
+        return token("ann", exp=int(time.time()) + (4 if reason == "connect" and len(reasons) == 1 else 600))
+
+    with SyncListener(hub.url(), give) as events:
+        events.wait_until_live(GENEROUS)
+        until(lambda: "expiring" in reasons, "the question for a newer token", GENEROUS)
+        until(lambda: reasons.count("connect") + reasons.count("refused") == 2, "the next connection", GENEROUS)
+        until(lambda: hub.publish("renewed") and True, "a publish")
+        assert events.next(GENEROUS).event_id == "renewed"
+
+
+def test_a_token_that_is_none_is_refused_at_once():
+    for bad in ("", " ", "a\nb", None, 7):
+        with pytest.raises(ValueError, match="token"):
+            Listener("ws://hub", bad)
+
+
+# Topics
+
+
+# attack: a topic with a comma subscribes to a second topic => rejected before anything is sent
+@pytest.mark.parametrize("topic", ["project:7,secret", "", "a b", "project:*", "x" * 129, "a\nb", 7])
+def test_a_name_that_can_be_no_topic_is_rejected_before_it_is_sent(topic):
+    with pytest.raises(ValueError, match="topic"):
+        Listener("ws://hub", "a.b.c", topics=[topic])
+
+
+def test_topics_in_one_text_are_rejected():
+    with pytest.raises(ValueError, match=r"topics=\['project:7'\]"):
+        SyncListener("ws://hub", "a.b.c", topics="project:7")
+
+
+@pytest.mark.parametrize("url", ["hub:8000", "ftp://hub", "ws://", "wss://hub/ws?token=a.b.c"])
+def test_a_url_that_can_be_no_hub_is_rejected(url):
+    with pytest.raises(ValueError, match="URL"):
+        Listener(url, "a.b.c")
+
+
+def test_a_topic_that_the_token_does_not_allow_raises_its_name(hub):
+    listener = Listener(hub.url(), token("ann", topics=["project:*"]), topics=["project:7", "secret"])
+    with pytest.raises(TopicRefused, match="secret") as refused:
+        first_event_never(listener)
+    assert (refused.value.error, refused.value.topic) == ("forbidden", "secret")
+
+
+def test_with_a_callback_the_rest_goes_on(hub):
+    problems: list[HubError] = []
+    options = {"topics": ["secret", "project:7"], "on_error": problems.append}
+    with SyncListener(hub.url(), token("ann", topics=["project:*"]), **options) as events:
+        events.wait_until_live(GENEROUS)
+        hub.publish("allowed", {"topic": "project:7"})
+        assert events.next(GENEROUS).event_id == "allowed"
+    assert [(one.error, one.topic) for one in problems] == [("forbidden", "secret")]
+    assert problems[0].is_about_topic and problems[0].ack_event_id == "initial_connect"
+
+
+# Events and cursors
+
+
+def test_events_of_any_shape_are_handed_on(hub):
+    with SyncListener(hub.url(), token("ann")) as events:
+        events.wait_until_live(GENEROUS)
+        for event_id, data in (("shape-1", 7), ("shape-2", [1]), ("shape-3", None), ("shape-4", {"a": 1})):
+            hub.publish(event_id, data=data)
+            assert (heard := events.next(GENEROUS)).event_id == event_id
+            assert heard.data == data
+
+
+def test_the_cursor_stays_before_a_gap_until_it_is_handled(hub_with):
+    hub = hub_with(window_events=10)
+    with SyncListener(hub.url(), token("ann")) as events:
+        events.wait_until_live(GENEROUS)
+        hub.publish("e-0")
+        assert events.next(GENEROUS).event_id == "e-0"
+        saved = {"connection_id": events.connection_id, "last_event_id": events.last_event_id}
+        assert saved["last_event_id"] == "e-0"
+    hub.publish_many(f"e-{n}" for n in range(1, 30))
+    for _ in range(2):
+        # The second listener stands for a program that failed while it handled the gap.
+        with SyncListener(hub.url(), token("ann"), **saved) as events:
+            assert isinstance(events.next(GENEROUS), Gap)
+            until(lambda: len(events._heard) >= 10, "what follows the gap", GENEROUS)
+            assert events.last_event_id == "e-0", "it is not handled yet"
+            saved["last_event_id"] = events.last_event_id
+    with SyncListener(hub.url(), token("ann"), **saved) as events:
+        heard = [events.next(GENEROUS) for _ in range(11)]
+        assert isinstance(heard[0], Gap) and [one.event_id for one in heard[1:]] == [f"e-{n}" for n in range(20, 30)]
+        assert events.last_event_id == "e-29"
+
+
+def test_an_async_listeners_cursor_stays_before_a_gap_too(hub_with):
+    hub = hub_with(window_events=10)
+    hub.publish_many(f"e-{n}" for n in range(30))
+
+    async def run() -> None:
+        listener = Listener(hub.url(), token("ann"), last_event_id="gone")
+        async for heard in listener:
+            if isinstance(heard, Gap):
+                assert listener.last_event_id == "gone"
+            else:
+                assert listener.last_event_id == heard.event_id
+            if not isinstance(heard, Gap) and heard.event_id == "e-29":
+                return
+
+    asyncio.run(asyncio.wait_for(run(), GENEROUS))
+
+
+def test_a_cursor_from_before_the_first_event_resumes(hub):
+    with SyncListener(hub.url(), token("ann")) as events:
+        events.wait_until_live(GENEROUS)
+        with pytest.raises(TimeoutError):
+            events.next(0.01)
+        cursor = until(lambda: pytest.raises(TimeoutError, events.next, 0.01) and events.last_event_id, "a cursor")
+    hub.publish("while-away")
+    with SyncListener(hub.url(), token("ann"), last_event_id=cursor) as events:
+        assert events.next(GENEROUS).event_id == "while-away"
+
+
+# The end
+
+
+def test_leaving_masks_no_failure_of_the_block(hub):
+    with pytest.raises(ZeroDivisionError):
+        with SyncListener(hub.url(), "a.b.c") as events:
+            until(lambda: events._ended, "the refusal", GENEROUS)
+            1 / 0
+
+
+def test_what_ended_a_listener_is_raised_everywhere_and_again(hub):
+    with SyncListener(hub.url(), "a.b.c") as events:
+        for ask in (events.wait_until_live, events.next, events.next, events.__next__):
+            with pytest.raises(Refused, match="token_invalid"):
+                ask()
+
+
+def test_after_the_end_there_is_nothing_more(hub):
+    with SyncListener(hub.url(), token("ann")) as events:
+        pass
+    assert list(events) == []
+    with pytest.raises(TimeoutError):
+        events.wait_until_live(0.01)
+
+
+def test_a_listener_logs_its_connections_and_no_token(hub_with, caplog):
+    hub = hub_with()
+    secret = token("ann")
+    with caplog.at_level(logging.DEBUG):
+        with SyncListener(hub.url(), secret) as events:
+            events.wait_until_live(GENEROUS)
+            hub.restart()
+            hub.publish("after-restart")
+            events.next(GENEROUS)
+            until(lambda: events.connection_id, "a connection")
+    texts = [record.getMessage() for record in caplog.records if record.name.startswith("fanfare_publisher")]
+    assert any(text.startswith("listening as connection") for text in texts)
+    assert any("next attempt in" in text for text in texts)
+    assert secret not in caplog.text
+
+
+def test_a_listener_made_outside_a_loop_works_in_it(hub):
+    listener = Listener(hub.url(), token("ann"))
+    assert not listener._live, "until Python 3.10 an event belongs to a loop"
+    assert first_event(listener, hub, "made-outside").event_id == "made-outside"
+    assert DEADLINE > 0
