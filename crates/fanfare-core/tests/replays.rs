@@ -84,7 +84,7 @@ fn what_live_clients_were_written_is_told_while_another_is_replayed() {
         while turns.len() <= live.len() + 1 {
             turns.push(world.turn().expect("one is being replayed"));
         }
-        assert!(turns.iter().any(|turn| *turn == (slow, Served::More)), "{turns:?}");
+        assert!(turns.contains(&(slow, Served::More)), "{turns:?}");
         assert_eq!(world.live_of(&entry), [(3, true)]);
         assert_eq!(entry.written.load(Ordering::Relaxed), 3);
     }
