@@ -162,7 +162,7 @@ fn test_name(line: &str) -> Option<String> {
     if let Some(rest) = line.strip_prefix("fn ").or_else(|| line.strip_prefix("def ")) {
         return Some(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()?.to_owned());
     }
-    let rest = ["test(", "it(", "test.skip("].iter().find_map(|call| line.strip_prefix(call))?;
+    let rest = ["test(", "it(", "test.skip(", "sharing("].iter().find_map(|call| line.strip_prefix(call))?;
     let quote = rest.chars().next()?;
     match quote {
         '"' | '\'' | '`' => Some(rest[1..].split(quote).next()?.to_owned()),
