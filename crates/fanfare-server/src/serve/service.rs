@@ -5,7 +5,8 @@ use sd_notify::NotifyState;
 use std::{
     sync::{
         LazyLock,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread,
     time::Duration,
@@ -19,11 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 type Told = (NotifyState<'static>, SyncSender<()>);
 
 /// A thread of its own tells: the socket of a service manager that does not read blocks its sender.
-static TELLER: LazyLock<Option<SyncSender<Told>>> = LazyLock::new(|| {
-    let (sender, states) = sync_channel(4);
+static TELLER: LazyLock<Option<Sender<Told>>> = LazyLock::new(|| {
+    let (sender, states) = channel();
     let thread = thread::Builder::new().name("sd-notify".to_owned()).spawn(move || tell_all(&states));
     thread.is_ok().then_some(sender)
 });
+
+/// A sign of life waits to be told. Another one would say no more, and only states may wait beside it.
+static ALIVE: AtomicBool = AtomicBool::new(false);
 
 /// The hub serves.
 pub(super) fn ready() {
@@ -40,7 +44,9 @@ pub(super) fn keep_alive() {
     let Some(patience) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
         loop {
-            tell(NotifyState::Watchdog, Duration::ZERO);
+            if !ALIVE.swap(true, Ordering::Relaxed) {
+                tell(NotifyState::Watchdog, Duration::ZERO);
+            }
             // sd_watchdog_enabled(3) recommends half of what is allowed.
             sleep(patience / 2).await;
         }
@@ -52,16 +58,20 @@ fn tell(state: NotifyState<'static>, patience: Duration) {
         return;
     }
     let (done, told) = sync_channel(1);
-    // A full queue means that nobody reads, and then nobody misses it.
-    if TELLER.as_ref().is_some_and(|teller| teller.try_send((state, done)).is_ok()) && !patience.is_zero() {
+    if TELLER.as_ref().is_some_and(|teller| teller.send((state, done)).is_ok()) && !patience.is_zero() {
+        // Where nobody reads, it is told once somebody does.
         let _ = told.recv_timeout(patience);
     }
 }
 
 fn tell_all(states: &Receiver<Told>) {
     for (state, done) in states {
+        let is_alive = matches!(state, NotifyState::Watchdog);
         if let Err(error) = sd_notify::notify(&[state]) {
             tracing::warn!(%error, "the service manager can't be told");
+        }
+        if is_alive {
+            ALIVE.store(false, Ordering::Relaxed);
         }
         let _ = done.try_send(());
     }
