@@ -2,7 +2,10 @@
 //!
 //! Knows sockets, signals and files. What is sent to whom is the hub's business.
 
+mod acceptor;
 mod banner;
+mod file_budget;
+mod http_connections;
 mod introduction;
 pub(crate) mod jwks;
 mod listener;
@@ -21,39 +24,29 @@ use crate::{
     logging, redis,
     settings::{Settings, SettingsError, kind::LogFormat},
 };
+use acceptor::{Acceptor, Preamble};
 use anyhow::Context;
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::middleware::from_fn_with_state;
 use banner::Banner;
-use fanfare::{
-    Hub,
-    broker::redis::RedisOptions,
-    metrics::{Counter, Metrics},
-    origin::Proxies,
-};
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use fanfare::{Config, Hub, broker::redis::RedisOptions};
+use file_budget::FileBudget;
 use otlp::Traces;
 use socket2::Socket;
 use std::{
-    convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
     process,
     sync::Arc,
     time::{Duration, Instant},
 };
 use supervisor::Supervisor;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 use vitals::{CertificateEnd, Vitals};
 use worker::{EVERYTHING_ENDS, Word, Worker};
@@ -72,9 +65,6 @@ const LONGEST_REQUESTS: Duration = Duration::from_secs(2 * LAST_MOMENT.as_secs()
 
 /// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
 const MAX_HTTP_BUFFER: usize = 32 << 10;
-
-/// How long to wait after the system gave no connection, for example because it has no more files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until SIGINT or SIGTERM: in this process, or in several that it starts and looks after.
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -162,6 +152,7 @@ async fn serve(
     files: Option<u64>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let budget = FileBudget::new(files, settings);
     // What is wrong with the settings is told before anything is taken.
     let certificate_end = CertificateEnd::default();
     let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings, &certificate_end)?);
@@ -173,7 +164,7 @@ async fn serve(
     let store = Arc::new(Store::new(settings.database_url.clone()));
     store.open().await?;
     let traces = Traces::start(settings, &format!("{}", process::id()))?.map(Arc::new);
-    let hub = start_hub(settings, &keyring, &store, Vitals::new(certificate_end), traces.clone()).await?;
+    let hub = start_hub(settings, budget, &keyring, &store, Vitals::new(certificate_end), traces.clone()).await?;
     accounts::follow(store.clone(), hub.clone()).await;
     let listener = match bound {
         Some(listener) => listener,
@@ -191,15 +182,24 @@ async fn serve(
             service::keep_alive();
         }
     }
+    let (end, requests) = watch::channel(());
     let scrapes = match settings.metrics_listen {
-        Some(address) => Some(scrape::start(address, worker, hub.clone())?),
+        Some(address) => Some(scrape::start(address, worker, hub.clone(), requests.clone())?),
         None => None,
     };
-    let (end, requests) = watch::channel(());
     let app = hub.router_with(account_routes(settings, &keyring, &store, &hub));
-    let door = Door::new(&hub, app, tls, settings.proxy_protocol_from.clone(), requests);
+    let pages = page::router()
+        .fallback(fanfare::not_found)
+        .layer(from_fn_with_state(settings.hub.handshake_timeout, fanfare::limit_body));
+    let app = app.merge(pages);
+    let preamble = Preamble {
+        tls,
+        proxy_protocol_from: settings.proxy_protocol_from.clone(),
+        trusted_proxies: settings.hub.trusted_proxies.clone(),
+    };
+    let acceptor = Acceptor::new(&hub, app, preamble, budget.http, requests);
     let ending = tokio::select! {
-        never = door.keep_open(&listener) => match never {},
+        never = acceptor.run(&listener) => match never {},
         ending = signals.end_of(worker) => ending,
         () = hub.drain_wanted() => {
             tracing::info!("an administrator wants this process to end");
@@ -226,7 +226,10 @@ async fn serve(
         // The one that takes its place wants the address.
         drop(scrapes);
     }
-    door.close(listener, ending);
+    if ending == Ending::Alone {
+        accept_waiting(&acceptor, listener);
+    }
+    drop(acceptor);
     end.send_replace(());
     // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
     let _ = timeout(2 * LAST_MOMENT, end.closed()).await;
@@ -249,6 +252,7 @@ async fn serve(
 
 async fn start_hub(
     settings: &Settings,
+    budget: FileBudget,
     keyring: &Keyring,
     store: &Arc<Store>,
     vitals: Vitals,
@@ -261,7 +265,7 @@ async fn start_hub(
         jwks::follow(url, settings.algorithm, settings.jwks_refresh, source).await?;
     }
     let mut builder = Hub::builder(verifier)
-        .config(settings.hub.clone())
+        .config(Config { max_connections: budget.clients, ..settings.hub.clone() })
         .figures(Arc::new(vitals))
         .log_switch(Arc::new(logging::Switch));
     if let Some(traces) = traces {
@@ -303,11 +307,11 @@ fn warn(settings: &Settings, files: Option<u64>, keyring: &Keyring) {
             "there is no SECRET_KEY: a random secret was made for this run, and nobody else can make tokens"
         );
     }
-    let wanted = settings.hub.max_connections as u64;
-    if let Some(files) = files.filter(|&files| wanted > 0 && files < wanted.saturating_add(100)) {
+    let (wanted, clients) = (settings.hub.max_connections, FileBudget::new(files, settings).clients);
+    if let Some(files) = files.filter(|_| wanted > clients) {
         tracing::warn!(
-            "this process may open {files} files, and max_connections is {wanted}: raise the limit (ulimit -n, \
-             LimitNOFILE) or lower max_connections"
+            "a process may open {files} files, which is enough for {clients} clients and not for max_connections = {wanted}: \
+             raise the limit (ulimit -n, LimitNOFILE), or set max_connections to {clients}"
         );
     }
 }
@@ -317,152 +321,11 @@ fn raise_file_limit() -> Option<u64> {
     rlimit::increase_nofile_limit(u64::MAX).ok()
 }
 
-/// Where connections come in.
-struct Door {
-    app: Router,
-    tls: Option<TlsAcceptor>,
-    /// Balancers, which say first whose connection it is.
-    balancers: Proxies,
-    /// How long that and the TLS handshake may take.
-    patience: Duration,
-    http: http1::Builder,
-    metrics: Arc<Metrics>,
-    /// Each connection has one, and ends what it is doing when it changes.
-    end: watch::Receiver<()>,
-}
-
-impl Door {
-    /// A door to a hub's routes.
-    fn new(hub: &Hub, app: Router, tls: Option<TlsAcceptor>, balancers: Proxies, end: watch::Receiver<()>) -> Self {
-        let app = app.merge(page::router()).fallback(fanfare::not_found);
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(hub.config().handshake_timeout).max_buf_size(MAX_HTTP_BUFFER);
-        Self {
-            app,
-            tls,
-            balancers,
-            patience: hub.config().handshake_timeout,
-            http,
-            metrics: hub.metrics().clone(),
-            end,
-        }
-    }
-
-    /// Takes connections for ever.
-    async fn keep_open(&self, listener: &TcpListener) -> Infallible {
-        let mut failing = false;
-        loop {
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    failing = false;
-                    self.let_in(stream, peer);
-                }
-                Err(error) if listener::is_of_one_connection(&error) => {}
-                Err(error) => {
-                    // Once is enough: it may go on for a while.
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(%error, "the system gives no more connections; waiting for some to end");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
-        let (app, http, metrics, end) = (self.app.clone(), self.http.clone(), self.metrics.clone(), self.end.clone());
-        let (tls, introduced) = (self.tls.clone(), self.balancers.contains(peer.ip()));
-        if tls.is_none() && !introduced {
-            tokio::spawn(serve_connection(stream, peer, app, http, metrics, end));
-            return;
-        }
-        let opened = timeout(self.patience, open(stream, peer, introduced, tls));
-        tokio::spawn(async move {
-            match opened.await {
-                Ok(Ok((Opened::Plain(stream), peer))) => serve_connection(stream, peer, app, http, metrics, end).await,
-                Ok(Ok((Opened::Tls(stream), peer))) => serve_connection(*stream, peer, app, http, metrics, end).await,
-                Ok(Err((counter, error))) => {
-                    metrics.add(counter, 1);
-                    tracing::debug!(%peer, %error, kind = counter.label().map(|(_, kind)| kind), "a connection was refused");
-                }
-                Err(_) => metrics.add(Counter::LimitHandshake, 1),
-            }
-        });
-    }
-
-    /// Takes nobody in any more, except those who wait already and whom nobody else would take.
-    fn close(self, listener: TcpListener, ending: Ending) {
-        if ending == Ending::Replaced {
-            return;
-        }
-        match listener::those_who_wait(listener) {
-            Ok(waiting) => waiting.into_iter().for_each(|(stream, peer)| self.let_in(stream, peer)),
-            Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
-        }
-    }
-}
-
-/// A connection after what comes before HTTP.
-enum Opened {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// Hears whose connection it is, if that is said first, and speaks TLS, if it is set. Gives what is counted if that fails.
-async fn open(
-    mut stream: TcpStream,
-    mut peer: SocketAddr,
-    introduced: bool,
-    tls: Option<TlsAcceptor>,
-) -> Result<(Opened, SocketAddr), (Counter, io::Error)> {
-    if introduced {
-        let whose = introduction::read(&mut stream).await.map_err(|error| (Counter::BadIntroductions, error))?;
-        peer = whose.unwrap_or(peer);
-    }
-    match tls {
-        None => Ok((Opened::Plain(stream), peer)),
-        Some(tls) => {
-            let stream = tls.accept(stream).await.map_err(|error| (Counter::BadTls, error))?;
-            Ok((Opened::Tls(Box::new(stream)), peer))
-        }
-    }
-}
-
-async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
-    app: Router,
-    http: http1::Builder,
-    metrics: Arc<Metrics>,
-    mut end: watch::Receiver<()>,
-) {
-    let (asked, mut first_request) = watch::channel(false);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        asked.send_replace(true);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        app.clone().oneshot(request.map(Body::new))
-    });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        // Whoever was let in in the last moment is still answered.
-        () = async {
-            // An error means that the end has come, or the connection's.
-            let _ = end.changed().await;
-            let _ = timeout(LAST_MOMENT, first_request.wait_for(|asked| *asked)).await;
-        } => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        // Who had an answer and asks nothing more was no handshake.
-        if error.is_timeout() && !*first_request.borrow() {
-            metrics.add(Counter::LimitHandshake, 1);
-        } else if error.is_parse() {
-            metrics.add(Counter::BadRequests, 1);
-        }
-        tracing::debug!(%peer, %error, "an HTTP connection ended early");
+/// Serves those who wait at a listening socket that nobody else has, and closes it.
+fn accept_waiting(acceptor: &Acceptor, listener: TcpListener) {
+    match listener::those_who_wait(listener) {
+        Ok(waiting) => waiting.into_iter().for_each(|(stream, peer)| acceptor.accept(stream, peer)),
+        Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
     }
 }
 

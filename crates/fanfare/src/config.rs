@@ -12,7 +12,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// How long a client may be silent before it is closed; any frame counts.
     pub heartbeat_timeout: Duration,
-    /// How long a client may take to answer a close, or to upgrade.
+    /// How long a client may take to send a request's body, to upgrade, or to answer a close. A body has a second more
+    /// for each KiB.
     pub handshake_timeout: Duration,
     /// The largest frame that a client may send, in bytes of payload.
     pub max_frame_bytes: usize,

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod admission;
 pub mod auth;
 pub mod broker;
@@ -23,10 +24,12 @@ pub mod registry;
 mod shard;
 mod socket;
 mod sys;
+mod timed_stream;
 pub mod trace;
 mod upgrade;
 pub mod why;
 
+pub use address::address_group;
 pub use auth::{Algorithm, AuthError, Minter, Verifier};
 pub use broker::{Broker, BrokerError};
 pub use config::Config;
@@ -35,7 +38,8 @@ pub use fanfare_core::{
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
     time::iso_8601,
 };
-pub use http::{not_found, problem};
+pub use http::{BodyTimeout, limit_body, not_found, problem};
 pub use hub::{
     BatchError, Hub, HubBuilder, Lateness, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
 };
+pub use timed_stream::TimedStream;

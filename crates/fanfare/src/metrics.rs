@@ -131,7 +131,11 @@ counters! {
     LimitEventBytes = "fanfare_refusals", "limit" = "max_event_bytes";
     /// Refused: a batch of too many events.
     LimitBatch = "fanfare_refusals", "limit" = "max_batch_events";
-    /// Dropped: no request or no end of the upgrade within the handshake's time.
+    /// Closed: HTTP connections, to make room for a new one.
+    LimitHttpConnections = "fanfare_refusals", "limit" = "max_http_connections";
+    /// Closed: HTTP connections of one address, to make room for a new one of it.
+    LimitHttpPerAddress = "fanfare_refusals", "limit" = "max_http_connections_per_address";
+    /// Closed: a TLS handshake, a request or its upgrade that took too long, or a response that was not read in time.
     LimitHandshake = "fanfare_refusals", "limit" = "handshake_timeout";
     /// Messages answered with an error: not JSON, of an unknown type, or with something missing.
     BadMessages = "fanfare_bad_input", "kind" = "message";

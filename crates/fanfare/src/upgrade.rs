@@ -3,6 +3,7 @@
 //! Knows requests and sockets. What a client sees is decided by its shard and session.
 
 use crate::{
+    TimedStream,
     admission::Refusal,
     auth::AuthError,
     clock,
@@ -380,14 +381,14 @@ fn assign(node: &Node, mut adoption: Adoption, paced: bool) {
 
 /// The socket behind an upgraded connection, what was read beyond the handshake, and where it comes from.
 fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr>)> {
-    let upgraded = match downcast::<TcpStream>(upgraded) {
+    let upgraded = match downcast_timed::<TcpStream>(upgraded) {
         Ok((stream, leftover)) => {
             let (tcp, peer) = take_stream(stream)?;
             return Ok((Socket::Tcp(tcp), leftover, peer));
         }
         Err(upgraded) => upgraded,
     };
-    match downcast::<TlsStream<TcpStream>>(upgraded) {
+    match downcast_timed::<TlsStream<TcpStream>>(upgraded) {
         Ok((stream, leftover)) => {
             let (stream, session) = stream.into_inner();
             let (tcp, peer) = take_stream(stream)?;
@@ -395,6 +396,15 @@ fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr
         }
         Err(stranger) => Ok((bridge(stranger)?, Vec::new(), None)),
     }
+}
+
+/// The same, whether its writes had a time limit or not.
+fn downcast_timed<T>(upgraded: Upgraded) -> Result<(T, Vec<u8>), Upgraded>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let timed = downcast::<TimedStream<T>>(upgraded).map(|(stream, leftover)| (stream.into_inner(), leftover));
+    timed.or_else(downcast::<T>)
 }
 
 /// The stream of the HTTP server, as hyper or hyper-util had it, and what was read beyond the handshake.

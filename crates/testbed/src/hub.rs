@@ -41,10 +41,20 @@ fn get_within(address: SocketAddr, path: &str, patience: Duration) -> Option<Str
 impl HubProcess {
     /// Starts `fanfare serve` with further arguments and environment variables, without waiting for it.
     pub fn launch(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch_command(&mut Command::new(program), arguments, environment)
+    }
+
+    /// The same of a program that may open only so many files.
+    pub fn launch_with_files(files: u32, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {files}; exec \"$@\"")).arg("sh").arg(program);
+        Self::launch_command(&mut command, arguments, environment)
+    }
+
+    fn launch_command(command: &mut Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let home = tempfile::Builder::new().prefix("hub-").tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let log = File::create(home.path().join("log")).unwrap();
-        let mut command = Command::new(program);
         command.arg("serve").arg("--listen").arg(address.to_string()).args(arguments).current_dir(home.path());
         // What is set for the test is not meant for the hub.
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFARE_")) {
@@ -54,19 +64,25 @@ impl HubProcess {
         // Tests are refused on purpose, again and again from one address; the delay of that has tests of its own.
         command.env("FANFARE_REFUSAL_DELAY", "0");
         command.envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self { address, process: Process::start(&mut command), home }
+        Self { address, process: Process::start(command), home }
     }
 
     /// Starts it, and waits until it is ready, with all of its workers.
     pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut hub = Self::launch(program, arguments, environment);
+        let hub = Self::launch(program, arguments, environment);
+        hub.wait_until_ready(arguments)
+    }
+
+    /// Waits until it is ready, with all of its workers.
+    pub fn wait_until_ready(mut self, arguments: &[&str]) -> Self {
+        let hub = &mut self;
         let several = arguments.windows(2).any(|pair| pair[0] == "--workers" && pair[1] != "1");
         until("the hub is ready", || {
             let ended = hub.process.has_ended();
             assert_eq!(ended, None, "the hub ended: {}", hub.log());
             hub.is_ready() && (!several || hub.log().contains("all workers are ready"))
         });
-        hub
+        self
     }
 
     /// Where it listens.

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use fanfare::Hub;
+use fanfare::{BodyTimeout, Hub};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc};
 use utoipa::{
@@ -94,6 +94,7 @@ impl IntoResponses for Refusals {
         };
         [
             (400, "The body is not JSON.", false),
+            (408, "The body did not come in time.", false),
             (413, "The body is too large.", false),
             (415, "The body is declared to be something other than JSON.", false),
             (422, "A field is missing, there twice, or no string.", false),
@@ -220,11 +221,13 @@ fn check_type(request: &Request) -> Result<(), Problem> {
 }
 
 async fn input<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
-    let bytes = to_bytes(body, MAX_BODY).await.map_err(|_| Problem {
-        status: StatusCode::PAYLOAD_TOO_LARGE,
-        code: "body_too_large",
-        detail: format!("the body may have at most {MAX_BODY} bytes"),
-        retry_after: None,
+    let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
+        let (status, code, detail) = if BodyTimeout::caused(&error) {
+            (StatusCode::REQUEST_TIMEOUT, "request_timeout", BodyTimeout.to_string())
+        } else {
+            (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body may have at most {MAX_BODY} bytes"))
+        };
+        Problem { status, code, detail, retry_after: None }
     })?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // What is repeated of the body could be a password.

@@ -1,21 +1,29 @@
 //! `/metrics` on an address of its own, open to everybody who reaches it: for a Prometheus in the same network.
 
-use super::{listener, worker::Worker};
+use super::{
+    acceptor::{Acceptor, Preamble},
+    http_connections::Limits,
+    listener,
+    worker::Worker,
+};
 use anyhow::Context;
-use axum::{Router, http::header::CONTENT_TYPE, routing::get};
+use axum::{Router, http::header::CONTENT_TYPE, middleware::from_fn_with_state, routing::get};
 use fanfare::Hub;
 use std::{
     io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 /// How often a worker looks whether the one that it replaces has let go of the address.
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// How long that takes at most: until this one is ready, and the other was told.
 const REPLACED: Duration = Duration::from_secs(65);
+
+/// How many connections there may be. A Prometheus has one.
+const CONNECTIONS: usize = 32;
 
 /// Where one of several workers is asked for its figures: the first at the address that is set, each other one a port on.
 fn address(first: SocketAddr, worker: Option<Worker>) -> anyhow::Result<SocketAddr> {
@@ -29,7 +37,12 @@ fn address(first: SocketAddr, worker: Option<Worker>) -> anyhow::Result<SocketAd
 ///
 /// # Errors
 /// If the address can't be had, for a process that is nobody's replacement.
-pub(super) fn start(first: SocketAddr, worker: Option<Worker>, hub: Hub) -> anyhow::Result<Scrapes> {
+pub(super) fn start(
+    first: SocketAddr,
+    worker: Option<Worker>,
+    hub: Hub,
+    end: watch::Receiver<()>,
+) -> anyhow::Result<Scrapes> {
     let address = address(first, worker)?;
     let listener = match listener::bind(address) {
         Err(_) if worker.is_some() => None,
@@ -40,11 +53,15 @@ pub(super) fn start(first: SocketAddr, worker: Option<Worker>, hub: Hub) -> anyh
             Some(listener) => listener,
             None => when_free(address).await,
         };
-        let app = Router::new().route(
-            "/metrics",
-            get(async move || ([(CONTENT_TYPE, fanfare::metrics::CONTENT_TYPE)], hub.metrics_text().await)),
-        );
-        serve(listener, app).await;
+        let figures = hub.clone();
+        let app = Router::new()
+            .route(
+                "/metrics",
+                get(async move || ([(CONTENT_TYPE, fanfare::metrics::CONTENT_TYPE)], figures.metrics_text().await)),
+            )
+            .layer(from_fn_with_state(hub.config().handshake_timeout, fanfare::limit_body));
+        let acceptor = Acceptor::new(&hub, app, Preamble::default(), Limits::new(CONNECTIONS, 0), end);
+        match acceptor.run(&listener).await {}
     });
     Ok(Scrapes(task))
 }
@@ -74,12 +91,6 @@ async fn when_free(address: SocketAddr) -> TcpListener {
                 sleep(AGAIN).await;
             }
         }
-    }
-}
-
-async fn serve(listener: TcpListener, app: Router) {
-    if let Err(error) = axum::serve(listener, app).await {
-        tracing::error!(%error, "the figures are not served at metrics_listen any more");
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) workers: usize,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) max_http_connections: usize,
+    pub(crate) max_http_connections_per_address: usize,
     pub(crate) tls_certificate_file: Option<PathBuf>,
     pub(crate) tls_key_file: Option<PathBuf>,
     pub(crate) proxy_protocol_from: Proxies,
@@ -61,6 +63,8 @@ impl Default for Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             workers: 1,
             metrics_listen: None,
+            max_http_connections: 0,
+            max_http_connections_per_address: 0,
             tls_certificate_file: None,
             tls_key_file: None,
             proxy_protocol_from: Proxies::default(),
@@ -231,7 +235,7 @@ settings! {
     heartbeat_interval: duration(hub);
     /// How long a client may be silent before it is closed; any frame counts.
     heartbeat_timeout: duration(hub);
-    /// How long a client may take to send a request, to upgrade, or to answer a close.
+    /// How long a client may take for TLS, to send a request's head, its body, to read the response, to send the next request, to upgrade, or to answer a close. Bodies and responses have a second more for each KiB.
     handshake_timeout: duration(hub);
     /// The largest frame that a client may send.
     max_frame_bytes: size(hub);
@@ -245,6 +249,10 @@ settings! {
     max_connections_per_user: count(hub);
     /// Connections from one address. 0: no limit.
     max_connections_per_address: count(hub);
+    /// HTTP connections in all: those that have not become clients. A new one closes the oldest of the busiest address. Fewer where the process may open too few files. 0: 1,024.
+    max_http_connections: count;
+    /// HTTP connections from one address (IPv6: from one /64) that is no proxy. A new one closes the oldest. 0: half of all.
+    max_http_connections_per_address: count;
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     connects_per_second_per_address: rate(hub);
     /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.

@@ -1,6 +1,9 @@
 //! Request bodies as text and as fields, within their limits. Knows JSON's form, and not what the fields mean.
 
-use super::error::{ApiError, ErrorCode};
+use super::{
+    BodyTimeout,
+    error::{ApiError, ErrorCode},
+};
 use crate::{Config, Draft, EventError, Hub};
 use axum::{
     body::Bytes,
@@ -169,6 +172,7 @@ async fn read(mut request: Request, limit: Limit) -> Result<Option<String>, ApiE
     DefaultBodyLimit::max(limit.bytes).apply(&mut request);
     let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => limit.exceeded(),
+        _ if BodyTimeout::caused(&rejection) => ApiError::new(ErrorCode::RequestTimeout, BodyTimeout.to_string()),
         _ => ApiError::new(ErrorCode::BadRequest, rejection.body_text()),
     })?;
     if bytes.is_empty() {

@@ -70,6 +70,8 @@ error_codes! {
     NotFound = 404, "not_found";
     /// The path exists, but not for this method; `Allow` names the methods it has.
     MethodNotAllowed = 405, "method_not_allowed";
+    /// The body did not come in time (`handshake_timeout`).
+    RequestTimeout = 408, "request_timeout", LimitHandshake;
     /// The body is larger than an event may be (`max_event_bytes`).
     BodyTooLarge = 413, "body_too_large", LimitEventBytes;
     /// The event is larger than it may be (`max_event_bytes`).

@@ -5,6 +5,7 @@
 
 mod access;
 mod body;
+mod body_limit;
 mod connections;
 mod docs;
 mod error;
@@ -17,6 +18,7 @@ mod responses;
 mod tokens;
 mod why;
 
+pub use body_limit::{BodyTimeout, limit_body};
 pub use error::{not_found, problem};
 pub(crate) use metrics::metrics_text;
 
@@ -63,7 +65,8 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
     let router = router
         .merge(docs::router(&spec))
         .method_not_allowed_fallback(error::method_not_allowed)
-        .route_layer(middleware::from_fn_with_state(hub.clone(), error::count));
+        .route_layer(middleware::from_fn_with_state(hub.clone(), error::count))
+        .layer(middleware::from_fn_with_state(hub.config().handshake_timeout, limit_body));
     let router = match hub.config().allowed_origins.to_cors() {
         Some(origins) => router.layer(cors(origins)),
         None => router,

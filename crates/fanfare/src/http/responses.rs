@@ -41,6 +41,7 @@ const ADMIN: &[ErrorCode] = &[
 const PUBLISH: &[ErrorCode] = &[
     ErrorCode::NotJson,
     ErrorCode::BadRequest,
+    ErrorCode::RequestTimeout,
     ErrorCode::BodyTooLarge,
     ErrorCode::EventTooLarge,
     ErrorCode::UnsupportedMediaType,
@@ -53,6 +54,7 @@ const PUBLISH: &[ErrorCode] = &[
 const REVOKE: &[ErrorCode] = &[
     ErrorCode::NotJson,
     ErrorCode::BadRequest,
+    ErrorCode::RequestTimeout,
     ErrorCode::BodyTooLarge,
     ErrorCode::UnsupportedMediaType,
     ErrorCode::Invalid,

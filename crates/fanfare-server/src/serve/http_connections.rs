@@ -1,0 +1,259 @@
+//! The HTTP connections of this process: those that were accepted and have not become clients. Limits how many there are,
+//! in all and from one address, so that they never use up the files that clients and health checks need.
+//!
+//! When there is no room, the oldest connection of the busiest address is closed for the new one. A client upgrades
+//! within moments, so what is old holds its connection without need: silent, slow, or idle between requests. A new
+//! connection is never rejected, so neither one address nor many can keep others out.
+//!
+//! Knows tasks and addresses, and nothing of sockets or HTTP.
+
+use fanfare::{
+    address_group,
+    metrics::{Counter, Metrics},
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    future::Future,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::task::AbortHandle;
+
+/// How many HTTP connections there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) all: usize,
+    pub(super) per_address: usize,
+}
+
+/// The open connections.
+#[derive(Debug)]
+pub(super) struct HttpConnections {
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    table: Mutex<Table>,
+}
+
+/// A connection's place among them, free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    connections: Arc<HttpConnections>,
+    id: u64,
+}
+
+/// Whose limit a connection counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// An address, or the network of one where it is IPv6.
+    Address(IpAddr),
+    /// A proxy, which many clients share: each connection counts by itself.
+    Proxy(u64),
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// The next connection's id. Ids grow, so a smaller one is older.
+    next: u64,
+    open: BTreeMap<u64, Connection>,
+    by_source: HashMap<Source, BTreeSet<u64>>,
+    /// Each source by how many connections it has, then by how old its oldest is: the last one has to give one up.
+    by_load: BTreeSet<(usize, Reverse<u64>, Source)>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    source: Source,
+    /// None until its task is started.
+    task: Option<AbortHandle>,
+}
+
+impl Limits {
+    /// `all`, and for each address so many; 0: half of them.
+    pub(super) fn new(all: usize, per_address: usize) -> Self {
+        let per_address = if per_address == 0 { all.div_ceil(2) } else { per_address.min(all) };
+        Self { all: all.max(1), per_address: per_address.max(1) }
+    }
+}
+
+impl HttpConnections {
+    pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { limits, metrics, table: Mutex::default() })
+    }
+
+    /// Serves a connection from an address, or from a proxy, in a task of its own. Closes another one if there is no room.
+    pub(super) fn spawn<F>(self: &Arc<Self>, address: Option<IpAddr>, serve: impl FnOnce(Slot) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let slot = self.admit(address);
+        let id = slot.id;
+        let task = tokio::spawn(serve(slot)).abort_handle();
+        match self.table().open.get_mut(&id) {
+            Some(connection) => connection.task = Some(task),
+            // It has ended, or was closed for another one before it began.
+            None => task.abort(),
+        }
+    }
+
+    /// Closes the connection that would be closed next. False if there is none.
+    pub(super) fn close_one(&self) -> bool {
+        let mut table = self.table();
+        let oldest = table.oldest_of_busiest();
+        oldest.is_some_and(|id| self.evict(&mut table, id, Counter::LimitHttpConnections))
+    }
+
+    fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Slot {
+        let mut table = self.table();
+        let id = table.next;
+        table.next += 1;
+        let source = address.map_or(Source::Proxy(id), |address| Source::Address(address_group(address)));
+        self.make_room(&mut table, source);
+        table.insert(id, Connection { source, task: None });
+        Slot { connections: self.clone(), id }
+    }
+
+    fn make_room(&self, table: &mut Table, source: Source) {
+        let of_source = table.by_source.get(&source);
+        if let Some(oldest) = of_source.filter(|ids| ids.len() >= self.limits.per_address).and_then(BTreeSet::first) {
+            let oldest = *oldest;
+            self.evict(table, oldest, Counter::LimitHttpPerAddress);
+        } else if table.open.len() >= self.limits.all
+            && let Some(oldest) = table.oldest_of_busiest()
+        {
+            self.evict(table, oldest, Counter::LimitHttpConnections);
+        }
+    }
+
+    fn evict(&self, table: &mut Table, id: u64, counter: Counter) -> bool {
+        let Some(connection) = table.remove(id) else { return false };
+        self.metrics.add(counter, 1);
+        if let Some(task) = connection.task {
+            task.abort();
+        }
+        true
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// A proxy said whose connection it is.
+    pub(super) fn comes_from(&self, address: IpAddr) {
+        let source = Source::Address(address_group(address));
+        let mut table = self.connections.table();
+        if let Some(connection) = table.remove(self.id) {
+            self.connections.make_room(&mut table, source);
+            table.insert(self.id, Connection { source, ..connection });
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connections.table().remove(self.id);
+    }
+}
+
+impl Table {
+    fn oldest_of_busiest(&self) -> Option<u64> {
+        self.by_load.last().map(|(_, Reverse(oldest), _)| *oldest)
+    }
+
+    fn insert(&mut self, id: u64, connection: Connection) {
+        self.change(connection.source, |ids| ids.insert(id));
+        self.open.insert(id, connection);
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Connection> {
+        let connection = self.open.remove(&id)?;
+        self.change(connection.source, |ids| ids.remove(&id));
+        Some(connection)
+    }
+
+    fn change(&mut self, source: Source, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
+        let ids = self.by_source.entry(source).or_default();
+        let load = |ids: &BTreeSet<u64>| ids.first().map(|oldest| (ids.len(), Reverse(*oldest), source));
+        if let Some(before) = load(ids) {
+            self.by_load.remove(&before);
+        }
+        change(ids);
+        match load(ids) {
+            Some(after) => drop(self.by_load.insert(after)),
+            None => drop(self.by_source.remove(&source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, net::Ipv4Addr};
+
+    fn address(n: u8) -> IpAddr {
+        Ipv4Addr::new(127, 0, 0, n).into()
+    }
+
+    fn connections(all: usize, per_address: usize) -> Arc<HttpConnections> {
+        HttpConnections::new(Limits::new(all, per_address), Arc::default())
+    }
+
+    fn open(connections: &HttpConnections) -> BTreeSet<u64> {
+        connections.table().open.keys().copied().collect()
+    }
+
+    // attack: one address fills every HTTP connection => its own oldest ones are closed; other addresses keep theirs
+    #[test]
+    fn an_address_at_its_limit_loses_its_own_oldest() {
+        let connections = connections(10, 2);
+        let _slots = [1, 2, 1, 1, 1].map(|n| connections.admit(Some(address(n))));
+        assert_eq!(open(&connections), [1, 3, 4].into());
+    }
+
+    // attack: many addresses fill every HTTP connection => the oldest of the busiest is closed for each new one
+    #[test]
+    fn a_full_table_closes_the_oldest_of_the_busiest_address() {
+        let connections = connections(4, 3);
+        let _slots = [9, 1, 2, 2, 3, 4, 5].map(|n| connections.admit(Some(address(n))));
+        // First one of the two of 2, then the oldest of all.
+        assert_eq!(open(&connections), [3, 4, 5, 6].into());
+    }
+
+    #[test]
+    fn a_proxys_connections_count_by_themselves() {
+        let connections = connections(4, 2);
+        let slots = [None, None, None, Some(1)].map(|n| connections.admit(n.map(address)));
+        assert_eq!(open(&connections), [0, 1, 2, 3].into());
+        // Two of them turn out to be of one client, which has one already.
+        slots[0].comes_from(address(1));
+        slots[1].comes_from(address(1));
+        assert_eq!(open(&connections), [1, 2, 3].into());
+    }
+
+    #[test]
+    fn a_dropped_slot_leaves_nothing() {
+        let connections = connections(4, 4);
+        drop([1, 1, 2].map(|n| connections.admit(Some(address(n)))));
+        let table = connections.table();
+        assert!(table.open.is_empty() && table.by_source.is_empty() && table.by_load.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_closed_stops() {
+        let connections = connections(1, 1);
+        let (guard, dropped) = tokio::sync::oneshot::channel::<()>();
+        connections.spawn(Some(address(1)), |slot| async move {
+            let _kept = (slot, guard);
+            std::future::pending::<()>().await;
+        });
+        connections.spawn(Some(address(2)), |slot| async move {
+            let _slot = slot;
+            std::future::pending::<()>().await;
+        });
+        dropped.await.unwrap_err();
+        assert!(connections.close_one());
+        assert!(!connections.close_one());
+    }
+}

@@ -1,0 +1,154 @@
+//! How long a request's body may take, and what becomes of one that nobody reads. Knows bytes and time, and no route.
+
+use crate::timed_stream::time_for;
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    extract::{Request, State},
+    http::{HeaderValue, header},
+    middleware::Next,
+    response::Response,
+};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use std::{
+    error::Error,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+
+/// How much of a body that was not wanted is read all the same, in bytes.
+const MAX_DISCARDED: usize = 32 << 20;
+
+/// A request's body did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not come in time (handshake_timeout)")]
+pub struct BodyTimeout;
+
+impl BodyTimeout {
+    /// Whether an error was caused by one.
+    pub fn caused(error: &(dyn Error + 'static)) -> bool {
+        let mut error = Some(error);
+        while let Some(this) = error {
+            if this.is::<Self>() {
+                return true;
+            }
+            error = this.source();
+        }
+        false
+    }
+}
+
+/// Middleware: a body may take `limit`, and a second more for each KiB of it; what reads it then gets a [`BodyTimeout`]. A
+/// body that was not read when the response is ready is discarded first, up to 32 MiB and within `limit`: a client that is
+/// still sending would else see its connection reset, and not the response.
+///
+/// The hub's own routes have it. For other routes of an application: `axum::middleware::from_fn_with_state(limit, limit_body)`.
+pub async fn limit_body(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    // Such a client sends the body only when it is asked to.
+    let waits = request.headers().contains_key(header::EXPECT);
+    let (give_back, mut rest) = oneshot::channel();
+    let timed = |body| Body::new(TimedBody { body: Some(body), give_back: Some(give_back), clock: Clock::new(limit) });
+    let mut response = next.run(request.map(timed)).await;
+    // None where all of it was read, or where the response goes on reading it.
+    if let Ok(rest) = rest.try_recv() {
+        let discarded = !waits && timeout(limit, discard(rest)).await.unwrap_or(false);
+        if !discarded {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+    response
+}
+
+/// Reads a body to its end. False if it is too long or breaks off.
+async fn discard(mut body: Body) -> bool {
+    let mut discarded = 0;
+    while let Some(frame) = body.frame().await {
+        discarded += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+        if frame.is_err() || discarded > MAX_DISCARDED {
+            return false;
+        }
+    }
+    true
+}
+
+/// A body with a deadline. Dropped before its end, it is given back.
+struct TimedBody {
+    body: Option<Body>,
+    give_back: Option<oneshot::Sender<Body>>,
+    clock: Clock,
+}
+
+struct Clock {
+    begun: Instant,
+    limit: Duration,
+    bytes: u64,
+    /// Only once something was waited for.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    fn new(limit: Duration) -> Self {
+        Self { begun: Instant::now(), limit, bytes: 0, sleep: None }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.begun + self.limit + time_for(self.bytes);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() != deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+impl HttpBody for TimedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.clock.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(ended) => {
+                self.body = None;
+                Poll::Ready(ended)
+            }
+            Poll::Pending => self.clock.poll_over(cx).map(|()| {
+                // It had its time: nobody waits for the rest of it.
+                self.body = None;
+                Some(Err(axum::Error::new(BodyTimeout)))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+impl Drop for TimedBody {
+    fn drop(&mut self) {
+        if let (Some(body), Some(give_back)) = (self.body.take(), self.give_back.take())
+            && !body.is_end_stream()
+        {
+            // An error says that the response is not waited for any more.
+            let _ = give_back.send(body);
+        }
+    }
+}
