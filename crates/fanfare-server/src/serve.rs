@@ -194,6 +194,7 @@ async fn serve(
     let app = app.merge(pages);
     let preamble = Preamble {
         tls,
+        hsts_max_age: settings.hsts_max_age,
         proxy_protocol_from: settings.proxy_protocol_from.clone(),
         trusted_proxies: settings.hub.trusted_proxies.clone(),
     };

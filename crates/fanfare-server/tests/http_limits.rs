@@ -271,3 +271,45 @@ fn a_body_that_is_announced_is_not_asked_for_in_vain() {
     let answer = read_to_close(&mut stream);
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
+
+// attack: a request with two Host headers, or none => 400, and no route sees it
+#[test]
+fn a_request_has_one_host() {
+    let hub = start(&[]);
+    for (version, hosts, status) in [
+        ("1.1", &["hub"][..], "200"),
+        ("1.1", &[], "400"),
+        ("1.1", &["hub", "other"], "400"),
+        ("1.1", &["hub", "hub"], "400"),
+        ("1.0", &[], "200"),
+        ("1.0", &["hub", "other"], "400"),
+    ] {
+        let hosts: String = hosts.iter().map(|host| format!("Host: {host}\r\n")).collect();
+        let request = format!("GET /health/live HTTP/{version}\r\n{hosts}Connection: close\r\n\r\n");
+        let answer = read_to_close(&mut connect(hub.address(), &request));
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{request}{answer}");
+    }
+}
+
+#[test]
+fn browsers_are_told_to_keep_to_tls_where_it_is_spoken() {
+    let home = tempfile::tempdir().unwrap();
+    testbed::Authority::new().issue(home.path(), 30);
+    let file = |name: &str| home.path().join(name).display().to_string();
+    let (certificate, key, authority) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let tls = ["--tls-certificate-file", &certificate, "--tls-key-file", &key];
+    for (arguments, told) in [
+        ([&tls[..], &["--hsts-max-age", "365d"]].concat(), true),
+        (tls.to_vec(), false),
+        (vec!["--hsts-max-age", "365d"], false),
+    ] {
+        let hub = HubProcess::launch(Path::new(PROGRAM), &arguments, &[("SECRET_KEY", SECRET)]);
+        until("it listens", || TcpStream::connect(hub.address()).is_ok());
+        let scheme = if arguments.contains(&"--tls-key-file") { "https" } else { "http" };
+        let url = format!("{scheme}://{}/health/live", hub.address());
+        let output = std::process::Command::new("curl").args(["-sSi", "--cacert", &authority, &url]).output().unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout).to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 200"), "{answer}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(answer.contains("strict-transport-security: max-age=31536000"), told, "{arguments:?} {answer}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Knows counts, and nothing of sockets or sessions.
 
-use crate::{config::Config, metrics::Counter};
+use crate::{address_group, config::Config, metrics::Counter};
 use hashbrown::HashMap;
 use std::{
     hash::{BuildHasher, Hash},
@@ -91,12 +91,14 @@ impl Admission {
 
     /// Whether an address may connect once more at `mono_ms`.
     pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
+        let address = address_group(address);
         let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(Refusal::ConnectRate))
     }
 
     /// Whether somebody who came too fast is told so in a way that costs something.
     pub(crate) fn may_be_told(&self, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
+        let address = address_group(address);
         step(&self.told, address, config.connects_per_second_per_address, 1, mono_ms).is_none()
     }
 
@@ -123,6 +125,7 @@ impl Admission {
     /// Whether what is held may be replayed to a client behind its gap, as far as what its user and its address were
     /// replayed before it goes.
     pub(crate) fn may_be_replayed(&self, user: &str, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
+        let address = address_group(address);
         let user = self.hasher.hash_one(user);
         config.gap_replay_bytes_per_second == 0
             || !(is_ahead(&self.address_replays, &address, mono_ms) || is_ahead(&self.user_replays, &user, mono_ms))
@@ -130,6 +133,7 @@ impl Admission {
 
     /// Counts what is replayed to a client behind its gap.
     pub(crate) fn count_replay(&self, user: &str, address: IpAddr, bytes: usize, mono_ms: u64, config: &Config) {
+        let address = address_group(address);
         let rate = config.gap_replay_bytes_per_second;
         charge(&self.address_replays, address, rate, bytes as u64, mono_ms);
         charge(&self.user_replays, self.hasher.hash_one(user), rate, bytes as u64, mono_ms);
@@ -144,6 +148,7 @@ impl Admission {
         address: Option<IpAddr>,
         config: &Config,
     ) -> Result<(), Refusal> {
+        let address = address.map(address_group);
         let full = |limit: usize, count: usize| limit != 0 && count >= limit;
         let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let of_address = address.and_then(|address| addresses.get(&address).copied()).unwrap_or(0);
@@ -173,6 +178,8 @@ impl Admission {
         replaced: Option<IpAddr>,
         config: &Config,
     ) -> Result<(), Refusal> {
+        let address = address_group(address);
+        let replaced = replaced.map(address_group);
         let spare = usize::from(replaced.is_some());
         let within = |limit: usize, count: usize, spare: usize| limit == 0 || count < limit + spare;
         {
@@ -203,6 +210,7 @@ impl Admission {
 
     /// Counts a connection out.
     pub(crate) fn release(&self, user: &str, address: IpAddr) {
+        let address = address_group(address);
         self.total.fetch_sub(1, Ordering::Relaxed);
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         let user = self.hasher.hash_one(user);
@@ -335,6 +343,18 @@ mod tests {
         assert_eq!(admission.total.load(Ordering::Relaxed), 0);
         assert!(admission.users.lock().unwrap().is_empty());
         assert!(admission.addresses.lock().unwrap().is_empty());
+    }
+
+    // attack: connections from many addresses of one IPv6 network (/64) => they count as one address
+    #[test]
+    fn a_network_of_ipv6_is_one_address() {
+        let (config, admission) = (config(0, 0, 1), Admission::new());
+        let of = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(admission.admit("ann", false, of("2001:db8::1"), None, &config), Ok(()));
+        assert_eq!(admission.admit("bob", false, of("2001:db8::2"), None, &config), Err(Refusal::PerAddress));
+        assert_eq!(admission.admit("bob", false, of("2001:db8:0:1::2"), None, &config), Ok(()));
+        admission.release("ann", of("2001:db8::1"));
+        assert_eq!(admission.admit("ann", false, of("2001:db8::3"), None, &config), Ok(()));
     }
 
     #[test]

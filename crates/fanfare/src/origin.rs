@@ -121,10 +121,11 @@ impl Proxies {
         if !self.contains(peer) {
             return peer;
         }
-        let lines = headers.get_all(FORWARDED_FOR).into_iter().filter_map(|line| line.to_str().ok());
-        let entries: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
+        // What the client sent may be any bytes, and stands before what the proxy appended to the same line.
+        let lines: Vec<_> =
+            headers.get_all(FORWARDED_FOR).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
         let mut client = peer;
-        for entry in entries.into_iter().rev() {
+        for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')).map(str::trim) {
             // What a proxy did not write as an address was written by somebody behind it.
             let Some(address) = address(entry) else { break };
             client = address;
@@ -258,7 +259,7 @@ mod tests {
         assert!(check("10.0.0.1") && !check("10.0.0.2"));
     }
 
-    // attack: a forged X-Forwarded-For => ignored unless the peer is a trusted proxy
+    // attack: a forged X-Forwarded-For, also of bytes that are no text => ignored but for what a trusted proxy appended
     #[test]
     fn only_proxies_that_are_named_are_believed() {
         let proxies: Proxies = "10.0.0.0/8, 2001:db8::1".parse().unwrap();
@@ -278,6 +279,17 @@ mod tests {
             let headers = headers(&[(FORWARDED_FOR, forwarded)]);
             let found = proxies.client(peer.parse().unwrap(), &headers);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {forwarded}");
+        }
+        // Bytes of the client's, before what the proxy appended or in a line of their own, hide nobody.
+        let bytes = |bytes: &[u8]| HeaderValue::from_bytes(bytes).unwrap();
+        for (first, second) in [(&b"\xff, 203.0.113.7"[..], None), (b"\xff", Some("203.0.113.7"))] {
+            let mut lines = HeaderMap::new();
+            lines.append(FORWARDED_FOR, bytes(first));
+            if let Some(line) = second {
+                lines.append(FORWARDED_FOR, HeaderValue::from_static(line));
+            }
+            let found = proxies.client("10.0.0.1".parse().unwrap(), &lines);
+            assert_eq!(found, "203.0.113.7".parse::<IpAddr>().unwrap(), "{first:?}");
         }
         let mut lines = headers(&[(FORWARDED_FOR, "1.2.3.4")]);
         lines.append(FORWARDED_FOR, HeaderValue::from_static("203.0.113.7"));

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use fanfare::{BodyTimeout, Hub};
+use fanfare::{BodyTimeout, Hub, address_group};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc};
 use utoipa::{
@@ -121,7 +121,7 @@ impl FromRequestParts<Arc<Logins>> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, logins: &Arc<Logins>) -> Result<Self, Infallible> {
-        Ok(Self(logins.hub().client_address(parts)))
+        Ok(Self(address_group(logins.hub().client_address(parts))))
     }
 }
 

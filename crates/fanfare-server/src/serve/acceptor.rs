@@ -6,7 +6,16 @@ use super::{
     http_connections::{HttpConnections, Limits, Slot},
     introduction, listener,
 };
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{
+        HeaderValue, StatusCode, Version,
+        header::{HOST, STRICT_TRANSPORT_SECURITY},
+    },
+    response::Response,
+};
 use fanfare::{
     Hub, TimedStream,
     metrics::{Counter, Metrics},
@@ -31,10 +40,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Default)]
 pub(super) struct Preamble {
     pub(super) tls: Option<TlsAcceptor>,
+    /// How long browsers are told to use nothing but TLS (RFC 6797). Zero: they are not told.
+    pub(super) hsts_max_age: Duration,
     /// Load balancers whose connections begin with a PROXY header.
     pub(super) proxy_protocol_from: Proxies,
     /// Proxies that many clients share.
     pub(super) trusted_proxies: Proxies,
+}
+
+impl Preamble {
+    /// The value of `Strict-Transport-Security`, which must not come over plain HTTP (RFC 6797 section 7.2).
+    fn hsts(&self) -> Option<HeaderValue> {
+        let told = self.tls.is_some() && !self.hsts_max_age.is_zero();
+        told.then(|| HeaderValue::from_str(&format!("max-age={}", self.hsts_max_age.as_secs())).ok()).flatten()
+    }
 }
 
 /// Serves HTTP on the connections of a listener.
@@ -50,6 +69,7 @@ struct Server {
     app: Router,
     http: http1::Builder,
     metrics: Arc<Metrics>,
+    hsts: Option<HeaderValue>,
     /// How long each part of a request and of a response may take, and what comes before them.
     time_limit: Duration,
     /// Each connection has one, and ends what it is doing when it changes.
@@ -63,7 +83,8 @@ impl Acceptor {
         // Also the time that a connection may be idle between two requests.
         http.timer(TokioTimer::new()).header_read_timeout(time_limit).max_buf_size(MAX_HTTP_BUFFER);
         let connections = HttpConnections::new(limits, metrics.clone());
-        Self { connections, preamble, server: Server { app, http, metrics, time_limit, end } }
+        let hsts = preamble.hsts();
+        Self { connections, preamble, server: Server { app, http, metrics, hsts, time_limit, end } }
     }
 
     /// Accepts connections for ever.
@@ -147,10 +168,9 @@ async fn open(
 impl Server {
     async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr) {
         let (asked, mut first_request) = watch::channel(false);
-        let service = service_fn(move |mut request: Request<Incoming>| {
+        let service = service_fn(move |request: Request<Incoming>| {
             asked.send_replace(true);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            self.app.clone().oneshot(request.map(Body::new))
+            answer(self.app.clone(), request, peer, self.hsts.clone())
         });
         let stream = TokioIo::new(TimedStream::new(stream, self.time_limit));
         let mut connection = pin!(self.http.serve_connection(stream, service).with_upgrades());
@@ -172,6 +192,30 @@ impl Server {
             tracing::debug!(%peer, %error, "an HTTP connection ended early");
         }
     }
+}
+
+async fn answer(
+    app: Router,
+    mut request: Request<Incoming>,
+    peer: SocketAddr,
+    hsts: Option<HeaderValue>,
+) -> Result<Response, Infallible> {
+    if !has_one_host(&request) {
+        let detail = "a request has one Host header (RFC 9112 section 3.2): send it once";
+        return Ok(fanfare::problem(StatusCode::BAD_REQUEST, "bad_host", detail));
+    }
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let mut response = app.oneshot(request.map(Body::new)).await?;
+    if let Some(hsts) = hsts {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
+    }
+    Ok(response)
+}
+
+/// RFC 9112 section 3.2: one `Host`, which only HTTP/1.0 may leave out.
+fn has_one_host(request: &Request<Incoming>) -> bool {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11)
 }
 
 /// Counts what ended a connection early. One that was answered and is idle then has done nothing wrong.

@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) max_http_connections_per_address: usize,
     pub(crate) tls_certificate_file: Option<PathBuf>,
     pub(crate) tls_key_file: Option<PathBuf>,
+    pub(crate) hsts_max_age: Duration,
     pub(crate) proxy_protocol_from: Proxies,
     pub(crate) secret_key: Option<Secret>,
     pub(crate) secret_key_file: Option<PathBuf>,
@@ -67,6 +68,7 @@ impl Default for Settings {
             max_http_connections_per_address: 0,
             tls_certificate_file: None,
             tls_key_file: None,
+            hsts_max_age: Duration::ZERO,
             proxy_protocol_from: Proxies::default(),
             secret_key: None,
             secret_key_file: None,
@@ -169,6 +171,8 @@ settings! {
     tls_certificate_file: file;
     /// The key of the certificate, as PEM.
     tls_key_file: file;
+    /// How long browsers keep to TLS for this host after a response over it (Strict-Transport-Security), such as 365d. 0s: they are not told. Behind a proxy that speaks TLS, the proxy says it.
+    hsts_max_age: span;
     /// Load balancers whose connections begin with a PROXY header (version 1 or 2) that says whose they are, as addresses or networks.
     proxy_protocol_from: proxies;
     /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
