@@ -21,6 +21,10 @@ pub struct Grant {
     pub issued_at: Option<u64>,
     /// The token's own id, from the claim `jti`: the first 64 bits of its SHA-256.
     pub token: Option<u64>,
+    /// The login that the token comes from, from the claim `sid`: the first 64 bits of its SHA-256.
+    pub session: Option<u64>,
+    /// Events appended before this time, in seconds since 1970-01-01T00:00:00Z, are not replayed to the bearer.
+    pub replay_from: Option<u64>,
 }
 
 impl Grant {

@@ -21,6 +21,13 @@ pub enum Revocation {
         /// Which, as [`Grant::token`] has it.
         token: u64,
     },
+    /// Those of one login.
+    Session {
+        /// Which, as [`Grant::session`] has it.
+        session: u64,
+        /// When the last of its tokens has expired, in seconds since 1970-01-01T00:00:00Z: the revocation can be dropped then.
+        until: u64,
+    },
     /// Everybody's that were issued before a time.
     Everyone {
         /// The time, in seconds since 1970-01-01T00:00:00Z.
@@ -34,22 +41,25 @@ pub struct Revocations {
     /// By user, in seconds since 1970-01-01T00:00:00Z.
     users: HashMap<Arc<str>, u64>,
     tokens: HashSet<u64>,
+    /// By login: until when each matters, in seconds since 1970-01-01T00:00:00Z.
+    sessions: HashMap<u64, u64>,
     everyone: u64,
 }
 
 impl Revocation {
     /// Whether it concerns a token that allows `grant`.
     pub fn concerns(&self, grant: &Grant) -> bool {
-        self.covers(&grant.user, grant.token, grant.issued_at)
+        self.covers(&grant.user, grant.token, grant.session, grant.issued_at)
     }
 
-    /// Whether it concerns a token of `user` with its own id and its time of issue, in seconds since
+    /// Whether it concerns a token of `user` with its own id, its login and its time of issue, in seconds since
     /// 1970-01-01T00:00:00Z, if it has them.
-    pub fn covers(&self, user: &str, token: Option<u64>, issued_at: Option<u64>) -> bool {
+    pub fn covers(&self, user: &str, token: Option<u64>, session: Option<u64>, issued_at: Option<u64>) -> bool {
         let issued_at = issued_at.unwrap_or(0);
         match self {
             Self::User { user: whose, before } => **whose == *user && issued_at < *before,
             Self::Token { token: which } => token == Some(*which),
+            Self::Session { session: which, .. } => session == Some(*which),
             Self::Everyone { before } => issued_at < *before,
         }
     }
@@ -64,6 +74,7 @@ impl Revocations {
                 raise(held, before)
             }
             Revocation::Token { token } => self.tokens.insert(token),
+            Revocation::Session { session, until } => raise(self.sessions.entry(session).or_insert(0), until),
             Revocation::Everyone { before } => raise(&mut self.everyone, before),
         }
     }
@@ -74,6 +85,12 @@ impl Revocations {
         issued_at < self.everyone
             || self.users.get(&grant.user).is_some_and(|before| issued_at < *before)
             || grant.token.is_some_and(|token| self.tokens.contains(&token))
+            || grant.session.is_some_and(|session| self.sessions.contains_key(&session))
+    }
+
+    /// Drops the revocations of logins whose tokens have all expired.
+    pub fn drop_expired(&mut self, unix_secs: u64) {
+        self.sessions.retain(|_, until| *until >= unix_secs);
     }
 
     /// Whether it, or a later one of its kind, is among them.
@@ -81,6 +98,7 @@ impl Revocations {
         match revocation {
             Revocation::User { user, before } => self.users.get(user).is_some_and(|held| held >= before),
             Revocation::Token { token } => self.tokens.contains(token),
+            Revocation::Session { session, until } => self.sessions.get(session).is_some_and(|held| held >= until),
             Revocation::Everyone { before } => self.everyone >= *before,
         }
     }
@@ -94,8 +112,9 @@ impl Revocations {
     pub fn iter(&self) -> impl Iterator<Item = Revocation> {
         let users = self.users.iter().map(|(user, &before)| Revocation::User { user: user.clone(), before });
         let tokens = self.tokens.iter().map(|&token| Revocation::Token { token });
+        let sessions = self.sessions.iter().map(|(&session, &until)| Revocation::Session { session, until });
         let everyone = (self.everyone > 0).then_some(Revocation::Everyone { before: self.everyone });
-        users.chain(tokens).chain(everyone)
+        users.chain(tokens).chain(sessions).chain(everyone)
     }
 }
 
@@ -140,6 +159,21 @@ mod tests {
             }
             assert_eq!(together.concern(&grant), concerned.contains(&true), "{grant:?}");
         }
+    }
+
+    #[test]
+    fn a_login_is_revoked_until_its_tokens_have_expired() {
+        let revocation = Revocation::Session { session: 3, until: 100 };
+        let of = |session| Grant { session, issued_at: Some(u64::MAX), ..grant("ann", Some(3), None) };
+        let mut revocations = Revocations::default();
+        assert!(revocations.add(revocation.clone()) && !revocations.add(revocation.clone()), "only once");
+        for (grant, concerned) in [(of(Some(3)), true), (of(Some(4)), false), (of(None), false)] {
+            assert_eq!((revocation.concerns(&grant), revocations.concern(&grant)), (concerned, concerned), "{grant:?}");
+        }
+        revocations.drop_expired(100);
+        assert!(revocations.contains(&revocation) && revocations.iter().eq([revocation.clone()]));
+        revocations.drop_expired(101);
+        assert!(!revocations.contains(&revocation) && revocations.iter().next().is_none());
     }
 
     #[test]

@@ -368,7 +368,9 @@ impl Roster {
         };
         let slots: Vec<Slot> = match revocation {
             Revocation::User { user, .. } => self.slots_of(user).filter(concerned).collect(),
-            Revocation::Token { .. } | Revocation::Everyone { .. } => self.slots().filter(concerned).collect(),
+            Revocation::Token { .. } | Revocation::Session { .. } | Revocation::Everyone { .. } => {
+                self.slots().filter(concerned).collect()
+            }
         };
         for &slot in &slots {
             self.close(slot, CloseCode::Policy, reason, now);

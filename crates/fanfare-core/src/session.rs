@@ -299,6 +299,8 @@ enum State {
 struct Token {
     /// As [`Grant::token`]; 0: it has none.
     id: u64,
+    /// As [`Grant::session`]; 0: it has none.
+    session: u64,
     /// As [`Grant::issued_at`]; 0: it does not say. Until 2106.
     issued_at: u32,
     /// As [`Grant::expires_at`]; 0: never. Until 2106.
@@ -404,8 +406,9 @@ impl Session {
 
     /// Whether a revocation concerns the token that it was last shown.
     pub fn is_concerned_by(&self, revocation: &Revocation) -> bool {
-        let Token { id, issued_at, .. } = self.token;
-        revocation.covers(&self.user, (id > 0).then_some(id), Some(issued_at.into()))
+        let Token { id, session, issued_at, .. } = self.token;
+        let there = |id: u64| (id > 0).then_some(id);
+        revocation.covers(&self.user, there(id), there(session), Some(issued_at.into()))
     }
 
     /// Whether it takes events.
@@ -872,7 +875,8 @@ impl Token {
         let due_ms = ends_ms.saturating_sub(ctx.settings.warn_ms.min(left_ms / 2));
         let secs = |at: Option<u64>| at.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX));
         let (issued_at, expires_at) = (secs(grant.issued_at), secs(grant.expires_at));
-        Self { id: grant.token.unwrap_or(0), issued_at, expires_at, due_ms, ends_ms }
+        let (id, session) = (grant.token.unwrap_or(0), grant.session.unwrap_or(0));
+        Self { id, session, issued_at, expires_at, due_ms, ends_ms }
     }
 
     fn bring_forward(&mut self, warn_ms: u64, now: Now) {

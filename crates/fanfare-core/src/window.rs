@@ -60,6 +60,9 @@ pub struct Viewer<'a> {
     pub topics: &'a [Arc<str>],
 }
 
+/// How far the clocks of two nodes may be apart.
+const CLOCKS_DIFFER_MS: u64 = 60_000;
+
 /// Why a cursor can't be continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GapReason {
@@ -436,6 +439,22 @@ impl Window {
         Start { cursor: start.cursor.max(self.head()), gap, ..start }
     }
 
+    /// The same start, not before what was appended at `unix_ms`: what is older is not for the client, and counts as a gap.
+    pub fn not_before(&self, start: Start, unix_ms: u64) -> Start {
+        let behind = usize::try_from(start.cursor.saturating_sub(self.floor)).unwrap_or(usize::MAX);
+        let entries = || self.entries.iter().skip(behind);
+        // Nodes append with clocks that differ a little, so that times need not be in order.
+        let may_be_older = |entry: &Arc<Entry>| entry.appended_ms < unix_ms.saturating_add(CLOCKS_DIFFER_MS);
+        if !entries().next().is_some_and(may_be_older) {
+            return start;
+        }
+        let Some(older) = entries().rev().find(|entry| entry.appended_ms < unix_ms) else { return start };
+        let skipped = older.sequence - start.cursor;
+        let missed = start.gap.map_or(Some(0), |gap| gap.missed).map(|missed| missed + skipped);
+        let reason = start.gap.map_or(GapReason::Expired, |gap| gap.reason);
+        Start { cursor: older.sequence, gap: Some(Gap { reason, missed }), ..start }
+    }
+
     /// How many bytes of frames behind a cursor a client may see.
     pub fn bytes_behind(&self, cursor: u64, viewer: Viewer<'_>) -> usize {
         self.view(cursor, viewer).map(|entry| entry.frame.len()).sum()
@@ -506,6 +525,31 @@ mod tests {
         window.expire(2_000_000);
         assert!(window.is_empty() && window.bytes() == 0 && window.addressed.is_empty() && window.ids.is_empty());
         assert_eq!((window.floor(), window.head()), (9, 9));
+    }
+
+    // attack: replay from before the account was made => the cursor moves to its beginning, behind a gap
+    #[test]
+    fn a_start_is_not_before_a_time() {
+        let bounds = Bounds { events: 7, ..WIDE };
+        let window = window(bounds, 9);
+        let gap = |missed| Some(Gap { reason: GapReason::Expired, missed });
+        for (last, unix_ms, cursor, missed) in [
+            (Some("e4"), 0, 4, None),
+            (Some("e4"), 5, 4, None),
+            (Some("e4"), 7, 6, gap(Some(2))),
+            (Some("e4"), 100, 9, gap(Some(5))),
+            (Some("pos-7-1"), 7, 6, gap(Some(5))),
+            (Some("elsewhere"), 7, 6, gap(None)),
+            (Some("e9"), 100, 9, None),
+            (None, 100, 9, None),
+        ] {
+            let start = window.not_before(window.start(last), unix_ms);
+            assert_eq!((start.cursor, start.gap), (cursor, missed), "{last:?} {unix_ms}");
+        }
+        let mut far_later = window;
+        far_later.push(entry(10, 1_000_000, Audience::Everyone));
+        let start = far_later.start(Some("e9"));
+        assert_eq!(far_later.not_before(start, 1_000_000), start, "nothing behind it is older");
     }
 
     #[test]

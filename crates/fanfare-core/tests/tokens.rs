@@ -33,6 +33,7 @@ fn grant(secs: u64) -> Grant {
         expires_at: Some(UNIX_SECS + secs),
         issued_at: Some(UNIX_SECS),
         token: Some(7),
+        session: Some(9),
         ..Grant::default()
     }
 }
@@ -225,7 +226,6 @@ fn a_newer_token_keeps_the_client() {
     assert!(world.closed.is_some());
 }
 
-// attack: an auth message with another user's token => does not extend the connection
 #[test]
 fn an_error_names_the_message_that_it_answers_and_the_topic() {
     let mut world = World::new(grant(100));
@@ -274,6 +274,7 @@ fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
     }
 }
 
+// attack: an auth message with another user's token => answered with `wrong_user`, does not extend the connection
 #[test]
 fn another_users_token_keeps_nobody() {
     let mut world = World::new(grant(100));
@@ -313,6 +314,8 @@ fn whoever_a_revocation_concerns_is_closed() {
         (Revocation::User { user: "bob".into(), before: UNIX_SECS + 1 }, false),
         (Revocation::Token { token: 7 }, true),
         (Revocation::Token { token: 8 }, false),
+        (Revocation::Session { session: 9, until: UNIX_SECS }, true),
+        (Revocation::Session { session: 7, until: UNIX_SECS }, false),
         (Revocation::Everyone { before: UNIX_SECS + 1 }, true),
     ] {
         let mut world = World::new(grant(100));

@@ -18,6 +18,7 @@ const TOKEN_SETTINGS: &[&str] = &[
     "token_issuer",
     "token_audience",
     "leeway",
+    "require_exp",
     "access_token_expire_minutes",
 ];
 

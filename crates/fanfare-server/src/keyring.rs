@@ -99,7 +99,8 @@ impl Keyring {
 
     /// What verifies the tokens that clients and publishers show.
     pub(crate) fn verifier(&self, settings: &Settings) -> Verifier {
-        let mut verifier = Verifier::new(self.keys.clone()).leeway(settings.leeway.as_secs());
+        let mut verifier =
+            Verifier::new(self.keys.clone()).leeway(settings.leeway.as_secs()).require_exp(settings.require_exp);
         if let Some(issuer) = &settings.token_issuer {
             verifier = verifier.issuer(issuer);
         }

@@ -28,7 +28,7 @@ use acceptor::{Acceptor, Preamble};
 use anyhow::Context;
 use axum::middleware::from_fn_with_state;
 use banner::Banner;
-use fanfare::{Config, Hub, broker::redis::RedisOptions};
+use fanfare::{Config, Hub, HubBuilder, broker::redis::RedisOptions};
 use file_budget::FileBudget;
 use otlp::Traces;
 use socket2::Socket;
@@ -165,7 +165,6 @@ async fn serve(
     store.open().await?;
     let traces = Traces::start(settings, &format!("{}", process::id()))?.map(Arc::new);
     let hub = start_hub(settings, budget, &keyring, &store, Vitals::new(certificate_end), traces.clone()).await?;
-    accounts::follow(store.clone(), hub.clone()).await;
     let listener = match bound {
         Some(listener) => listener,
         // Not before: clients are given to a worker as soon as it listens, and must not wait for one that fails.
@@ -265,6 +264,7 @@ async fn start_hub(
         verifier = with_source;
         jwks::follow(url, settings.algorithm, settings.jwks_refresh, source).await?;
     }
+    let (verifier, unknown) = verifier.with_access_key_source();
     let mut builder = Hub::builder(verifier)
         .config(Config { max_connections: budget.clients, ..settings.hub.clone() })
         .figures(Arc::new(vitals))
@@ -278,6 +278,12 @@ async fn start_hub(
     if settings.database_url != DatabaseUrl::None {
         builder = builder.revocations(store.revocations().await?).keep_revocations(store.clone());
     }
+    let hub = start_log(settings, builder).await?;
+    accounts::follow(store.clone(), hub.clone(), unknown).await;
+    Ok(hub)
+}
+
+async fn start_log(settings: &Settings, builder: HubBuilder) -> anyhow::Result<Hub> {
     let Some(url) = redis::url(settings)? else { return Ok(builder.start()?) };
     let options = RedisOptions {
         namespace: settings.redis_namespace.clone(),

@@ -82,14 +82,18 @@ struct Answer {
 
 fn post(hub: &HubProcess, path: &str, token: Option<&str>, body: &Value) -> Answer {
     block_in_place(|| {
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        send(hub, path, &format!("{authorization}Content-Type: application/json\r\n"), &body.to_string())
+    })
+}
+
+fn send(hub: &HubProcess, path: &str, head: &str, body: &str) -> Answer {
+    block_in_place(|| {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-        let body = body.to_string();
         write!(
             stream,
-            "POST {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n{authorization}Content-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n{head}Content-Length: {}\r\n\r\n{body}",
             body.len()
         )
         .unwrap();
@@ -225,9 +229,7 @@ async fn a_disabled_user_is_cut_off_on_all_nodes() {
         database.must(&["user", "enable", "ann@example.org"], "");
         let ann = text(&login(&hub, "ann@example.org", PASSWORD), "access_token");
         // Enabling ends old tokens as every change does; a login of the same second counts as later.
-        let mut back = connect(&hub, &ann).await;
-        let first = heard(&mut back).await;
-        assert!(first == "ack" || first.starts_with("1008 token_revoked"), "{first}");
+        assert_eq!(heard(&mut connect(&hub, &ann).await).await, "ack");
     }
 }
 
@@ -269,29 +271,228 @@ async fn until_believed(hub: &HubProcess, password: &str) -> String {
     }
 }
 
+fn renew(hub: &HubProcess, token: &str) -> Answer {
+    post(hub, "/auth/refresh", None, &json!({ "refresh_token": token }))
+}
+
+fn claims(token: &str) -> Value {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap()).unwrap()
+}
+
+// attack: use a stolen refresh token beside its owner, or after a logout => one successor, and all of the login ends together
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_is_renewed_and_a_stolen_renewal_ends_it() {
     for database in Database::each() {
         let hub = database.hub(&[]);
         database.add_user("ann@example.org", "viewer");
-        let renew = |token: &str| post(&hub, "/auth/refresh", None, &json!({ "refresh_token": token }));
-        let first = login(&hub, "ann@example.org", PASSWORD);
-        let second = renew(&text(&first, "refresh_token"));
-        assert_eq!(second.status, 200, "{}", second.body);
-        assert_ne!(text(&first, "refresh_token"), text(&second, "refresh_token"));
-        let mut socket = connect(&hub, &text(&second, "access_token")).await;
-        assert_eq!(heard(&mut socket).await, "ack");
-        // Two tabs may use the same one at once.
-        assert_eq!(renew(&text(&first, "refresh_token")).status, 200);
-        let third = renew(&text(&second, "refresh_token"));
-        assert_eq!(third.status, 200);
-        assert_eq!(renew("ffr_unknown").status, 401);
-        let out = post(&hub, "/auth/logout", None, &json!({ "refresh_token": text(&third, "refresh_token") }));
-        assert_eq!(out.status, 200);
-        for session in [&first, &second, &third] {
-            assert_eq!(renew(&text(session, "refresh_token")).status, 401, "all of one login end together");
+        for replayed in [true, false] {
+            let first = login(&hub, "ann@example.org", PASSWORD);
+            let second = renew(&hub, &text(&first, "refresh_token"));
+            assert_eq!(second.status, 200, "{}", second.body);
+            assert_ne!(text(&first, "refresh_token"), text(&second, "refresh_token"));
+            let mut sockets = Vec::new();
+            for session in [&first, &second] {
+                let mut socket = connect(&hub, &text(session, "access_token")).await;
+                assert_eq!(heard(&mut socket).await, "ack");
+                sockets.push(socket);
+            }
+            let sids = [&first, &second].map(|session| claims(&text(session, "access_token"))["sid"].clone());
+            assert!(sids[0].is_string() && sids[0] == sids[1], "{sids:?}");
+            // Two tabs may use the same one at once, and get the same one.
+            let again = renew(&hub, &text(&first, "refresh_token"));
+            assert_eq!((again.status, text(&again, "refresh_token")), (200, text(&second, "refresh_token")));
+            let third = renew(&hub, &text(&second, "refresh_token"));
+            assert_eq!(third.status, 200);
+            assert_eq!(renew(&hub, "ffr_unknown").status, 401);
+            if replayed {
+                assert_eq!(renew(&hub, &text(&first, "refresh_token")).status, 401, "its successor was used");
+            } else {
+                let out = post(&hub, "/auth/logout", None, &json!({ "refresh_token": text(&third, "refresh_token") }));
+                assert_eq!(out.status, 200);
+            }
+            for session in [&first, &second, &third] {
+                assert_eq!(renew(&hub, &text(session, "refresh_token")).status, 401, "all of one login end together");
+            }
+            for socket in &mut sockets {
+                assert!(heard(socket).await.starts_with("1008 token_revoked: "));
+            }
+            let mut late = connect(&hub, &text(&third, "access_token")).await;
+            assert!(heard(&mut late).await.starts_with("1008 token_revoked: "));
         }
         assert!(!hub.log().contains("ffr_"), "{}", hub.log());
+    }
+}
+
+// attack: present one refresh token many times at once, on several nodes => one successor for all, never two chains
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_renewals_of_one_token_have_one_successor() {
+    let redis = block_in_place(RedisServer::start);
+    for database in Database::each() {
+        let arguments = ["--redis-url", &redis.url(), "--logins-per-minute-per-address", "0"];
+        let hubs = [database.hub(&arguments), database.hub(&arguments)];
+        database.add_user("ann@example.org", "viewer");
+        let first = text(&login(&hubs[0], "ann@example.org", PASSWORD), "refresh_token");
+        let answers: Vec<Answer> = block_in_place(|| {
+            std::thread::scope(|scope| {
+                let (hubs, first) = (&hubs, &first);
+                let threads: Vec<_> = (0..12).map(|n| scope.spawn(move || renew(&hubs[n % 2], first))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            })
+        });
+        let successor = text(&answers[0], "refresh_token");
+        for answer in &answers {
+            assert_eq!((answer.status, text(answer, "refresh_token")), (200, successor.clone()), "{}", answer.body);
+        }
+        assert_eq!(renew(&hubs[1], &successor).status, 200);
+    }
+}
+
+// attack: refresh after POST /tokens/revoke by user, issued_before or sid => 401, on all nodes
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_ends_refresh_tokens_too() {
+    for database in Database::each() {
+        let redis = block_in_place(RedisServer::start);
+        for arguments in [&[][..], &["--redis-url", &redis.url()]] {
+            let hubs = [database.hub(arguments), database.hub(arguments)];
+            for (email, role) in [("eve@example.org", "admin"), ("ann@example.org", "viewer")] {
+                database.run(&["user", "remove", email], "");
+                database.add_user(email, role);
+            }
+            for by in ["user", "sid", "issued_before"] {
+                let eve = text(&login(&hubs[0], "eve@example.org", PASSWORD), "access_token");
+                let session = login(&hubs[0], "ann@example.org", PASSWORD);
+                let token = text(&session, "access_token");
+                let mut socket = connect(&hubs[1], &token).await;
+                assert_eq!(heard(&mut socket).await, "ack", "{by}");
+                let input = match by {
+                    "user" => json!({"user": "ann@example.org"}),
+                    "sid" => json!({"sid": claims(&token)["sid"]}),
+                    _ => json!({"issued_before": claims(&token)["iat"].as_u64().unwrap() + 1}),
+                };
+                let answer = post(&hubs[0], "/tokens/revoke", Some(&eve), &input);
+                assert_eq!(answer.status, 200, "{by}: {}", answer.body);
+                assert!(heard(&mut socket).await.starts_with("1008 token_revoked: "), "{by}");
+                for hub in &hubs {
+                    assert_eq!(renew(hub, &text(&session, "refresh_token")).status, 401, "{by}");
+                }
+                let later = login(&hubs[1], "ann@example.org", PASSWORD);
+                let mut socket = connect(&hubs[1], &text(&later, "access_token")).await;
+                assert_eq!(heard(&mut socket).await, "ack", "{by}: a new login works at once");
+                assert_eq!(renew(&hubs[0], &text(&later, "refresh_token")).status, 200, "{by}");
+            }
+        }
+    }
+}
+
+// attack: refresh at a hub with another database that heard of the revocation over Redis alone => 401
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_reaches_the_logins_of_other_databases() {
+    let redis = block_in_place(RedisServer::start);
+    let databases = Database::each();
+    let hubs: Vec<_> = databases.iter().map(|database| database.hub(&["--redis-url", &redis.url()])).collect();
+    databases[0].add_user("eve@example.org", "admin");
+    databases[1].add_user("ann@example.org", "viewer");
+    let session = login(&hubs[1], "ann@example.org", PASSWORD);
+    let mut socket = connect(&hubs[1], &text(&session, "access_token")).await;
+    assert_eq!(heard(&mut socket).await, "ack");
+    let eve = text(&login(&hubs[0], "eve@example.org", PASSWORD), "access_token");
+    assert_eq!(post(&hubs[0], "/tokens/revoke", Some(&eve), &json!({"user": "ann@example.org"})).status, 200);
+    assert!(heard(&mut socket).await.starts_with("1008 token_revoked: "));
+    assert_eq!(renew(&hubs[1], &text(&session, "refresh_token")).status, 401);
+}
+
+// attack: make an account of a removed one's address, and resume with its cursor or connection_id => none of its events
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_made_again_gets_nothing_of_its_predecessor() {
+    for database in Database::each() {
+        let hub = database.hub(&[]);
+        database.add_user("eve@example.org", "publisher");
+        database.add_user("ann@example.org", "viewer");
+        let eve = text(&login(&hub, "eve@example.org", PASSWORD), "access_token");
+        let token = text(&login(&hub, "ann@example.org", PASSWORD), "access_token");
+        let mut socket = connect(&hub, &token).await;
+        let ack = message(&mut socket).await;
+        let (cursor, connection) = (ack["event_id"].as_str().unwrap(), ack["connection_id"].as_str().unwrap());
+        let publish = |kind: &str| {
+            for audience in [json!({"user": "ann@example.org"}), json!({ "connection": connection })] {
+                let event = json!({"type": kind, "audience": audience});
+                assert_eq!(post(&hub, "/events", Some(&eve), &event).status, 201);
+            }
+        };
+        publish("private");
+        assert_eq!([heard(&mut socket).await, heard(&mut socket).await], ["private", "private"]);
+        database.must(&["user", "remove", "ann@example.org"], "");
+        database.add_user("ann@example.org", "viewer");
+        let created = unix_secs();
+        block_in_place(|| until("the account is a second old", || unix_secs() > created + 1));
+
+        let token = text(&login(&hub, "ann@example.org", PASSWORD), "access_token");
+        let url = format!("ws://{}/ws?token={token}&last_event_id={cursor}&connection_id={connection}", hub.address());
+        let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+        let ack = message(&mut socket).await;
+        assert_eq!((&ack["type"], &ack["replayed"]), (&json!("ack"), &json!(0)));
+        assert_ne!(ack["connection_id"], connection);
+        assert_eq!(message(&mut socket).await["type"], "gap");
+        let event = json!({"type": "for the predecessor", "audience": {"connection": connection}});
+        assert_eq!(post(&hub, "/events", Some(&eve), &event).status, 201);
+        let event = json!({"type": "own", "audience": {"user": "ann@example.org"}});
+        assert_eq!(post(&hub, "/events", Some(&eve), &event).status, 201);
+        assert_eq!(heard(&mut socket).await, "own", "and nothing before it");
+        // Its own history is replayed as ever.
+        let (cursor, connection) = (ack["event_id"].as_str().unwrap(), ack["connection_id"].as_str().unwrap());
+        let url = format!("ws://{}/ws?token={token}&last_event_id={cursor}&connection_id={connection}", hub.address());
+        let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+        let back = message(&mut socket).await;
+        assert_eq!((&back["connection_id"], &back["resumed"]), (&ack["connection_id"], &json!(true)));
+        assert_eq!(heard(&mut socket).await, "own");
+    }
+}
+
+async fn message(socket: &mut Socket) -> Value {
+    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unix_secs() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+// attack: guess the password of somebody's account to lock its owner out => only the guesser's address is limited
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_elsewhere_locks_an_account_out() {
+    for database in Database::each() {
+        let hub = database.hub(&[
+            "--trusted-proxies",
+            "127.0.0.1",
+            "--logins-per-minute-per-account",
+            "2",
+            "--logins-per-minute-per-address",
+            "0",
+        ]);
+        database.add_user("ann@example.org", "viewer");
+        let body = |password: &str| json!({"email": "ann@example.org", "password": password}).to_string();
+        let from = |address: &str, password: &str| {
+            let head = format!("X-Forwarded-For: {address}\r\nContent-Type: application/json\r\n");
+            send(&hub, "/auth/login", &head, &body(password)).status
+        };
+        let (mut guesses, mut answer) = (0, 401);
+        while answer == 401 {
+            assert!(guesses < 60, "never refused");
+            (guesses, answer) = (guesses + 1, from("203.0.113.1", "wrong"));
+        }
+        assert_eq!((answer, from("198.51.100.7", PASSWORD)), (429, 200), "the owner is elsewhere");
+        // A botnet reaches the limit for all addresses together, and the owner is known by now.
+        let mut refused = 0;
+        for n in 0..120 {
+            refused = from(&format!("192.0.2.{n}"), "wrong");
+            if refused == 429 {
+                break;
+            }
+        }
+        assert_eq!((refused, from("198.51.100.7", PASSWORD)), (429, 200));
     }
 }
 
@@ -334,7 +535,7 @@ async fn access_keys_publish_until_they_are_revoked() {
         let key = database.must(&["key", "add", "ci"], "").trim().to_owned();
         assert!(key.starts_with("ffk_"), "{key}");
         let publish = || post(&hub, "/events", Some(&key), &json!({"type": "note", "audience": "everyone"})).status;
-        block_in_place(|| until("the key is known", || publish() == 201));
+        assert_eq!(publish(), 201, "a key is known as soon as it is made");
         assert_eq!(post(&hub, "/tokens/revoke", Some(&key), &json!({"user": "x"})).status, 403);
         let list = database.must(&["key", "list"], "");
         assert!(list.contains("ci    publish") && !list.contains(&key[4..]), "{list}");
@@ -358,7 +559,7 @@ async fn access_keys_publish_until_they_are_revoked() {
         assert_eq!(database.run(&["key", "revoke", "ci"], "").status.code(), Some(1), "there is none any more");
         let again = database.must(&["key", "add", "ci"], "").trim().to_owned();
         let publish = || post(&hub, "/events", Some(&again), &json!({"type": "note", "audience": "everyone"})).status;
-        block_in_place(|| until("another of the same name is another key", || publish() == 201));
+        assert_eq!(publish(), 201, "another of the same name is another key");
         assert!(!hub.log().contains(&key[4..]), "{}", hub.log());
     }
 }

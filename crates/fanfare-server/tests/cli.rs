@@ -380,3 +380,31 @@ fn refusals_end_the_client_commands() {
     server.signal("INT");
     assert_eq!(server.end().0, 0);
 }
+
+#[test]
+fn commands_for_accounts_name_the_database_that_they_used() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().canonicalize().unwrap();
+    let run = |arguments: &[&str], input: &str| Program::at(&home).args(arguments).input(input).run();
+    let file = format!("the database is sqlite://{}/fanfare.db (database_url, DATABASE_URL)", home.display());
+    for (arguments, input) in [
+        (&["key", "list"][..], ""),
+        (&["key", "add", "ci"], ""),
+        (&["key", "revoke", "ci"], ""),
+        (&["user", "add", "ann@example.org", "--password-stdin"], "correct horse battery\n"),
+        (&["user", "list"], ""),
+        (&["user", "disable", "ann@example.org"], ""),
+        (&["user", "remove", "ann@example.org"], ""),
+    ] {
+        let ran = run(arguments, input);
+        assert!(ran.code == 0 && ran.stderr.contains(&file), "{arguments:?}: {} {}", ran.code, ran.stderr);
+        assert!(!ran.stdout.contains("sqlite"), "{arguments:?}: {}", ran.stdout);
+    }
+    for arguments in [&["key", "revoke", "ci"][..], &["user", "disable", "ann@example.org"]] {
+        let ran = run(arguments, "");
+        let place = format!("sqlite://{}/fanfare.db", home.display());
+        assert!(ran.code == 1 && ran.stderr.contains(&place), "{arguments:?}: {} {}", ran.code, ran.stderr);
+    }
+    let elsewhere = run(&["key", "list", "--database-url", "sqlite://other.db"], "");
+    assert!(elsewhere.stderr.contains(&format!("sqlite://{}/other.db", home.display())), "{}", elsewhere.stderr);
+}

@@ -8,6 +8,7 @@ mod access_keys;
 mod algorithm;
 mod claims;
 mod keys;
+mod lookups;
 mod mint;
 mod source;
 
@@ -15,6 +16,7 @@ pub use access_keys::{AccessKey, AccessKeys, NewAccessKey};
 pub use algorithm::{Algorithm, Family, NotAnAlgorithm};
 pub use claims::{Claims, token_id};
 pub use keys::{KeyError, Keys};
+pub use lookups::AccessKeySource;
 pub use mint::Minter;
 pub use source::KeySource;
 
@@ -23,9 +25,17 @@ use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use claims::RawClaims;
 use fanfare_core::{Grant, time::iso_8601};
+use lookups::Lookups;
 use serde::{Deserialize, de::IgnoredAny};
 use source::Source;
 use std::{borrow::Cow, fmt, sync::Arc};
+
+/// How far ahead of the hub's clock a time of issue may be, beyond the leeway, in seconds: clocks differ, and a token that is
+/// issued in the second of a revocation is dated behind it.
+pub const CLOCK_TOLERANCE_SECS: u64 = 60;
+
+/// The last second of the year 9999. What is later is no time in seconds, and probably one in milliseconds.
+const LAST_SECOND: u64 = 253_402_300_799;
 
 /// The longest token, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -36,6 +46,7 @@ pub struct Verifier {
     algorithm: Algorithm,
     keys: Arc<ArcSwap<Keys>>,
     access_keys: Arc<ArcSwap<AccessKeys>>,
+    lookups: Option<Arc<Lookups>>,
     source: Option<Arc<Source>>,
     expected: Expected,
 }
@@ -44,6 +55,7 @@ pub struct Verifier {
 #[derive(Debug, Clone, Default)]
 struct Expected {
     leeway_secs: u64,
+    expiry: bool,
     issuer: Option<Arc<str>>,
     audience: Option<Arc<str>>,
 }
@@ -75,15 +87,6 @@ pub enum AuthError {
     /// Nobody knows whether the token is valid.
     #[error("the keys that tokens are verified with can't be had now; try again later")]
     KeysUnavailable,
-    /// A connection was shown the token of another user.
-    #[error("the token is another user's; connect anew to change the user")]
-    WrongUser,
-    /// The token is valid and does not allow this.
-    #[error("the token does not allow this; it needs {needs}")]
-    Forbidden {
-        /// The claim that would allow it.
-        needs: &'static str,
-    },
 }
 
 /// What is wrong with a token.
@@ -132,6 +135,21 @@ pub enum Flaw {
         /// What it must be, as the rest of a sentence.
         expected: &'static str,
     },
+    /// A time is in another unit than seconds.
+    #[error("its `{name}` is not in seconds since 1970, but probably in milliseconds")]
+    NotSeconds {
+        /// The claim.
+        name: &'static str,
+    },
+    /// It was issued later than now: no revocation by age would concern it.
+    #[error("its `iat` ({}) is in the future; compare the clocks", iso_8601(issued_at.saturating_mul(1_000)))]
+    IssuedLater {
+        /// When it says that it was issued, in seconds since 1970-01-01T00:00:00Z.
+        issued_at: u64,
+    },
+    /// It never expires.
+    #[error("it has no `exp`, which this hub requires (require_exp)")]
+    NoExpiry,
     /// The token was made by somebody else (RFC 7519 section 4.1.1).
     #[error("its issuer (`iss`) is not the one that the hub takes tokens of")]
     Issuer,
@@ -148,6 +166,7 @@ impl Verifier {
             algorithm,
             keys: Arc::new(ArcSwap::from_pointee(keys)),
             access_keys: Arc::default(),
+            lookups: None,
             source: None,
             expected: Expected::default(),
         }
@@ -165,6 +184,13 @@ impl Verifier {
     #[must_use]
     pub fn leeway(mut self, secs: u64) -> Self {
         self.expected.leeway_secs = secs;
+        self
+    }
+
+    /// Takes only tokens that expire, by the claim `exp`.
+    #[must_use]
+    pub fn require_exp(mut self, required: bool) -> Self {
+        self.expected.expiry = required;
         self
     }
 
@@ -191,6 +217,14 @@ impl Verifier {
         (self, handle)
     }
 
+    /// Asks a source for access keys that are not known; the caller feeds it.
+    #[must_use]
+    pub fn with_access_key_source(mut self) -> (Self, AccessKeySource) {
+        let lookups = Arc::new(Lookups::default());
+        self.lookups = Some(lookups.clone());
+        (self, AccessKeySource::new(lookups))
+    }
+
     /// How tokens are signed.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -206,8 +240,8 @@ impl Verifier {
         self.access_keys.store(Arc::new(keys));
     }
 
-    /// What a token allows at `unix_secs`, as [`verify`](Self::verify); if it names a key that is not known, the source of
-    /// keys is asked first.
+    /// What a token allows at `unix_secs`, as [`verify`](Self::verify); if it names a key that is not known, or is an access
+    /// key that is not known, the source of such keys is asked first.
     ///
     /// # Errors
     /// If it allows nothing.
@@ -218,7 +252,25 @@ impl Verifier {
                 source.refresh().await;
                 self.verify(token, unix_secs)
             }
+            (_, Err(AuthError::Invalid(Flaw::AccessKey))) => self.look_up(token, unix_secs).await,
             _ => result,
+        }
+    }
+
+    async fn look_up(&self, key: &str, unix_secs: u64) -> Result<Grant, AuthError> {
+        let unknown = Err(Flaw::AccessKey.into());
+        let Some(lookups) = self.lookups.as_ref().filter(|_| AccessKeys::could_be(key)) else { return unknown };
+        lookups.ask().await;
+        match self.verify(key, unix_secs) {
+            Err(_) if lookups.is_down() => Err(AuthError::KeysUnavailable),
+            result => result,
+        }
+    }
+
+    /// Has the source asked for an access key that is not known, without waiting for it.
+    pub(crate) fn look_up_soon(&self, key: &str) {
+        if let Some(lookups) = self.lookups.as_ref().filter(|_| AccessKeys::could_be(key)) {
+            lookups.ask_soon();
         }
     }
 
@@ -239,6 +291,7 @@ impl Verifier {
         let payload = self.signed_payload(token)?;
         let claims: RawClaims<'_> = serde_json::from_slice(&payload).map_err(|_| Flaw::Claims)?;
         let (grant, valid_from) = claims.read(&self.expected)?;
+        self.check_plausible(&grant, unix_secs)?;
         self.check_time(grant, valid_from, unix_secs)
     }
 
@@ -281,6 +334,18 @@ impl Verifier {
         if header.crit.is_some() { Err(Flaw::Critical) } else { Ok(header.kid.map(Cow::into_owned)) }
     }
 
+    /// What neither a revocation nor its own end would ever reach.
+    fn check_plausible(&self, grant: &Grant, unix_secs: u64) -> Result<(), Flaw> {
+        let latest = unix_secs.saturating_add(self.expected.leeway_secs).saturating_add(CLOCK_TOLERANCE_SECS);
+        match (grant.issued_at, grant.expires_at) {
+            (Some(issued_at), _) if issued_at > LAST_SECOND => Err(Flaw::NotSeconds { name: "iat" }),
+            (Some(issued_at), _) if issued_at > latest => Err(Flaw::IssuedLater { issued_at }),
+            (_, None) if self.expected.expiry => Err(Flaw::NoExpiry),
+            (_, Some(end)) if self.expected.expiry && end > LAST_SECOND => Err(Flaw::NotSeconds { name: "exp" }),
+            _ => Ok(()),
+        }
+    }
+
     fn check_time(&self, mut grant: Grant, valid_from: u64, unix_secs: u64) -> Result<Grant, AuthError> {
         if let Some(expired_at) = grant.expires_at {
             let end = expired_at.saturating_add(self.expected.leeway_secs);
@@ -305,7 +370,6 @@ impl AuthError {
         "token_invalid",
         "token_revoked",
         "keys_unavailable",
-        "forbidden",
     ];
 
     /// What went wrong, for programs.
@@ -317,7 +381,6 @@ impl AuthError {
             Self::Invalid(_) => "token_invalid",
             Self::Revoked => "token_revoked",
             Self::KeysUnavailable => "keys_unavailable",
-            Self::WrongUser | Self::Forbidden { .. } => "forbidden",
         }
     }
 }
@@ -500,12 +563,56 @@ mod tests {
         assert!(verifier.verify(&with_claims(&early), NOW - 1).is_err());
     }
 
+    // attack: a token whose `iat` is in milliseconds or in the future, to escape revocations => rejected as token_invalid
     #[test]
-    fn what_a_token_does_not_allow_is_forbidden() {
-        for error in [AuthError::WrongUser, AuthError::Forbidden { needs: "the claim `publish`" }] {
-            assert_eq!(error.code(), "forbidden");
-            assert!(AuthError::CODES.contains(&error.code()));
+    fn a_time_of_issue_that_no_revocation_would_reach_is_rejected() {
+        let verifier = Verifier::from_secret(SECRET).unwrap().leeway(10);
+        let verify = |iat: Value| verifier.verify(&with_claims(&json!({"sub": "a", "iat": iat})), NOW);
+        let latest = NOW + 10 + CLOCK_TOLERANCE_SECS;
+        for iat in [json!(null), json!(0), json!(-5), json!(NOW), json!(latest)] {
+            assert!(verify(iat.clone()).is_ok(), "{iat}");
         }
+        assert_eq!(verify(json!(latest + 1)), Err(Flaw::IssuedLater { issued_at: latest + 1 }.into()));
+        for iat in [json!(NOW * 1_000), json!(u64::MAX), json!(1e300)] {
+            let error = verify(iat.clone()).unwrap_err();
+            assert_eq!(error, Flaw::NotSeconds { name: "iat" }.into(), "{iat}");
+            assert!(error.to_string().contains("milliseconds"), "{error}");
+        }
+        let later = Flaw::IssuedLater { issued_at: latest };
+        assert!(later.to_string().contains("in the future"), "{later}");
+        for error in [AuthError::from(later), Flaw::NotSeconds { name: "iat" }.into(), Flaw::NoExpiry.into()] {
+            assert!(error.code().len() + 2 + error.to_string().len() <= 123, "fits into a close frame: {error}");
+        }
+    }
+
+    #[test]
+    fn a_session_of_any_form_is_taken_or_passed_over() {
+        for (sid, session) in [
+            (json!("7"), Some(token_id("7"))),
+            (json!(7), Some(token_id("7"))),
+            (json!(null), None),
+            (json!({"of": "a provider"}), None),
+        ] {
+            let grant = verify(&with_claims(&json!({"sub": "a", "sid": sid}))).unwrap();
+            assert_eq!(grant.session, session, "{sid}");
+        }
+    }
+
+    // attack: a token without an end, where require_exp is set => rejected as token_invalid
+    #[test]
+    fn an_end_is_required_where_it_is_asked_for() {
+        let verifier = Verifier::from_secret(SECRET).unwrap().require_exp(true);
+        let verify = |claims: Value| verifier.verify(&with_claims(&claims), NOW);
+        for claims in [json!({"sub": "a"}), json!({"sub": "a", "exp": null})] {
+            assert_eq!(verify(claims), Err(Flaw::NoExpiry.into()));
+        }
+        let endless = json!({"sub": "a", "exp": NOW * 1_000});
+        assert_eq!(verify(endless.clone()), Err(Flaw::NotSeconds { name: "exp" }.into()));
+        assert!(verify(json!({"sub": "a", "exp": NOW + 1})).is_ok());
+        assert!(
+            super::tests::verify(&with_claims(&endless)).is_ok()
+                && super::tests::verify(&with_claims(&json!({"sub": "a"}))).is_ok()
+        );
     }
 
     #[test]
@@ -554,7 +661,7 @@ mod tests {
     fn an_access_key_is_believed_until_it_is_taken_away() {
         let verifier = Verifier::from_secret(SECRET).unwrap();
         let key = AccessKeys::generate().unwrap();
-        let kept = AccessKey { digest: key.digest, name: "ci".to_owned(), publish: true, admin: false };
+        let kept = AccessKey { digest: key.digest, name: "ci".to_owned(), publish: true, admin: false, created_at: 0 };
         verifier.replace_access_keys([kept].into_iter().collect());
         let grant = verifier.verify(&key.text, NOW).unwrap();
         assert_eq!((&*grant.user, grant.publish, grant.admin), ("key:ci", true, false));

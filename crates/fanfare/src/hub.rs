@@ -585,7 +585,7 @@ impl Hub {
         let (answers, asked) = self.ask(question).await?;
         let mut journey = why::journey(event_id.to_owned(), answers, asked);
         if let (Some(journey), Some(user)) = (&mut journey, user) {
-            let is_of_user = |connection| self.inner.node.names.belongs_to(connection, user);
+            let is_of_user = |connection| self.inner.node.names.is_of_user(connection, user);
             journey.user_in_audience = Some(InAudience::of(&journey.audience, user, is_of_user));
         }
         Ok(journey)
@@ -694,6 +694,11 @@ impl Hub {
             keeper.keep(&revocation).await?;
         }
         self.inner.broker.order(Order::Revoke(revocation)).await
+    }
+
+    /// Whether a token that allows `grant` was revoked, as far as this node has heard.
+    pub fn is_revoked(&self, grant: &Grant) -> bool {
+        self.inner.node.is_revoked(grant)
     }
 
     /// From which time of issue on new tokens of a user are believed, in seconds since 1970-01-01T00:00:00Z; 0: any.

@@ -1,7 +1,7 @@
 //! Names for connections and events. Knows a key and randomness, and nothing of who is connected.
 
 use aws_lc_rs::hmac;
-use fanfare_core::ConnectionId;
+use fanfare_core::{ConnectionId, Grant};
 use std::fmt;
 
 /// Gives connections names that prove whose they are.
@@ -13,6 +13,19 @@ pub(crate) struct Names {
     key: hmac::Key,
 }
 
+/// Whose a connection is: a user, and, where an account of the name may have been removed and made again, since when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bearer<'a> {
+    user: &'a str,
+    since: Option<u64>,
+}
+
+impl<'a> From<&'a Grant> for Bearer<'a> {
+    fn from(grant: &'a Grant) -> Self {
+        Self { user: &grant.user, since: grant.replay_from }
+    }
+}
+
 impl Names {
     pub(crate) fn new(secret: &[u8]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
@@ -20,28 +33,45 @@ impl Names {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, own.as_ref()) }
     }
 
-    /// A name for a new connection of `user`.
-    pub(crate) fn issue(&self, user: &str) -> ConnectionId {
-        self.complete(u64::from_be_bytes(random()), user)
+    /// A name for a new connection.
+    pub(crate) fn issue(&self, bearer: Bearer<'_>) -> ConnectionId {
+        self.complete(u64::from_be_bytes(random()), bearer)
     }
 
-    /// Whether a name was given to `user`.
-    pub(crate) fn belongs_to(&self, id: ConnectionId, user: &str) -> bool {
-        self.complete(id.halves()[0], user) == id
+    /// Whether a name was given to `bearer`.
+    pub(crate) fn belongs_to(&self, id: ConnectionId, bearer: Bearer<'_>) -> bool {
+        self.complete(id.halves()[0], bearer) == id
+    }
+
+    /// Whether a name was given to `user`, or to an earlier account of that name.
+    pub(crate) fn is_of_user(&self, id: ConnectionId, user: &str) -> bool {
+        let [random, code] = self.complete(id.halves()[0], Bearer { user, since: None }).halves();
+        [random, code & OF_USER] == [id.halves()[0], id.halves()[1] & OF_USER]
     }
 
     /// Puts the code behind the random half. Version 8 (a layout of one's own) and variant of RFC 9562 make the name
     /// a UUID to everyone else.
-    fn complete(&self, random: u64, user: &str) -> ConnectionId {
+    fn complete(&self, random: u64, bearer: Bearer<'_>) -> ConnectionId {
         let random = random & !0xf000 | 0x8000;
         let mut signer = hmac::Context::with_key(&self.key);
         signer.update(&random.to_be_bytes());
-        signer.update(user.as_bytes());
-        let mut code = [0; 8];
-        code.copy_from_slice(&signer.sign().as_ref()[..8]);
-        let code = u64::from_be_bytes(code) >> 2 | 1 << 63;
+        signer.update(bearer.user.as_bytes());
+        let mut code = cut(&signer.clone().sign()) >> 2 | 1 << 63;
+        if let Some(since) = bearer.since {
+            // A byte that no text has keeps user and time apart.
+            signer.update(&[0xff]);
+            signer.update(&since.to_be_bytes());
+            code = code & OF_USER | cut(&signer.sign()) & !OF_USER;
+        }
         ConnectionId::from_halves([random, code])
     }
+}
+
+/// The part of a code that is the same for all accounts of one name.
+const OF_USER: u64 = !0xffff_ffff;
+
+fn cut(code: &hmac::Tag) -> u64 {
+    code.as_ref().iter().take(8).fold(0, |cut, &byte| cut << 8 | u64::from(byte))
 }
 
 /// A random UUID (RFC 9562 version 4), as the id of an event that came without one.
@@ -73,12 +103,19 @@ mod tests {
     #[test]
     fn a_name_belongs_to_its_user_alone() {
         let names = Names::new(b"one");
-        let id = names.issue("ann");
-        assert!(names.belongs_to(id, "ann"));
-        assert!(!names.belongs_to(id, "bob"));
-        assert!(!names.belongs_to(ConnectionId(id.0 ^ 1), "ann"));
-        assert!(!Names::new(b"two").belongs_to(id, "ann"));
-        assert_ne!(names.issue("ann"), id);
+        let of = |user: &'static str, since| Bearer { user, since };
+        let (ann, bob) = (of("ann", None), of("bob", None));
+        let id = names.issue(ann);
+        assert!(names.belongs_to(id, ann));
+        assert!(!names.belongs_to(id, bob));
+        assert!(!names.belongs_to(ConnectionId(id.0 ^ 1), ann));
+        assert!(!Names::new(b"two").belongs_to(id, ann));
+        assert_ne!(names.issue(ann), id);
+        // An account that was removed and made again is another one.
+        let earlier = names.issue(of("ann", Some(7)));
+        assert!(names.belongs_to(earlier, of("ann", Some(7))));
+        assert!(!names.belongs_to(earlier, of("ann", Some(8))) && !names.belongs_to(earlier, ann));
+        assert!(names.is_of_user(earlier, "ann") && names.is_of_user(id, "ann") && !names.is_of_user(earlier, "bob"));
         assert_eq!(id.to_string().as_bytes()[14], b'8');
         assert!(matches!(id.to_string().as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
     }

@@ -4,7 +4,7 @@
 
 use crate::{
     admission::{Admission, Refusal},
-    auth::{AuthError, Verifier},
+    auth::{AuthError, Flaw, Verifier},
     broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
     clock,
     config::Config,
@@ -93,7 +93,11 @@ impl Tail for Node {
                 }
             }
             Order::Revoke(revocation) => {
-                let news = self.revocations.write().unwrap_or_else(PoisonError::into_inner).add(revocation.clone());
+                let news = {
+                    let mut revocations = self.revocations.write().unwrap_or_else(PoisonError::into_inner);
+                    revocations.drop_expired(clock::now().unix_ms / 1_000);
+                    revocations.add(revocation.clone())
+                };
                 // After that, so that whoever is let in meanwhile is looked at by either.
                 for shard in self.shards().iter().filter(|_| news) {
                     shard.send(Command::Revoke(revocation.clone()));
@@ -356,6 +360,10 @@ impl Node {
     pub(crate) fn verify_in_band(&self, token: &str) -> Result<Grant, Denied> {
         let verified = given(token).ok_or(AuthError::Missing);
         let verified = verified.and_then(|token| self.verifier.verify(token, clock::now().unix_ms / 1_000));
+        if verified == Err(Flaw::AccessKey.into()) {
+            // The shard can't wait; the client's next attempt finds it.
+            self.verifier.look_up_soon(token);
+        }
         let result = self.believe(verified);
         result.map_err(|error| {
             self.metrics.add(auth_counter(&error), 1);
@@ -376,7 +384,6 @@ pub(crate) fn auth_counter(error: &AuthError) -> Counter {
         "token_not_yet_valid" => Counter::AuthNotYetValid,
         "token_revoked" => Counter::AuthRevoked,
         "keys_unavailable" => Counter::AuthUnavailable,
-        "forbidden" => Counter::AuthForbidden,
         _ => Counter::AuthInvalid,
     }
 }

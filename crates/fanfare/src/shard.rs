@@ -605,6 +605,10 @@ impl Shard {
                 self.roster.adopt(&window, now);
             }
             let start = window.start(arrival.last_event_id.as_deref());
+            let start = match arrival.grant.replay_from {
+                Some(secs) => window.not_before(start, secs.saturating_mul(1_000)),
+                None => start,
+            };
             let start = match start.gap {
                 Some(_) => self.node.start_behind_gap(&window, start, viewer, address, now),
                 None => start,

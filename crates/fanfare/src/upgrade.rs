@@ -284,7 +284,7 @@ async fn identify(
         node.metrics.add(refusal.counter(), 1);
         Refused { why: refusal.into(), user: Some(grant.user.clone()) }
     })?;
-    let connection = returning.unwrap_or_else(|| node.names.issue(&grant.user));
+    let connection = returning.unwrap_or_else(|| node.names.issue((&grant).into()));
     let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
     let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
@@ -310,7 +310,7 @@ fn may_come(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>
 /// The name that a client comes back with, if it is its user's.
 fn returning(node: &Node, parameters: &Parameters, grant: &Grant) -> Option<ConnectionId> {
     let id = parameters.connection_id.as_deref()?.parse().ok()?;
-    node.names.belongs_to(id, &grant.user).then_some(id)
+    node.names.belongs_to(id, grant.into()).then_some(id)
 }
 
 fn turned_away(error: &AuthError) -> TurnedAway {

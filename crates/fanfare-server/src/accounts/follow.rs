@@ -3,22 +3,25 @@
 use super::Store;
 use fanfare::{
     BrokerError, Hub, Revocation, RevocationStore,
-    auth::{AccessKey, AccessKeys},
+    auth::{AccessKey, AccessKeySource, AccessKeys},
     broker::Answer,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How often the database is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After how many looks what has ended is thrown away.
-const SWEEP: u32 = 600;
+/// How long after a look an unknown access key may cause another one: keys are made up faster than that.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How often what has ended is thrown away.
+const SWEEP: Duration = Duration::from_secs(600);
 
 /// Takes over what is in the database now, and goes on doing so in the background. Each node does; that all nodes hear of
 /// a revocation that only some of their databases have is the log's business.
-pub(crate) async fn follow(store: Arc<Store>, hub: Hub) {
-    let mut follower = Follower { store, hub, revision: 0, down: false };
+pub(crate) async fn follow(store: Arc<Store>, hub: Hub, unknown: AccessKeySource) {
+    let mut follower = Follower { store, hub, unknown, revision: 0, down: false };
     follower.look().await;
     tokio::spawn(async move { follower.run().await });
 }
@@ -26,6 +29,8 @@ pub(crate) async fn follow(store: Arc<Store>, hub: Hub) {
 struct Follower {
     store: Arc<Store>,
     hub: Hub,
+    /// Access keys that were shown and are not known: they may be a moment old.
+    unknown: AccessKeySource,
     /// The one that was taken over.
     revision: u64,
     down: bool,
@@ -33,20 +38,29 @@ struct Follower {
 
 impl Follower {
     async fn run(&mut self) {
-        let mut looks = interval(LOOK);
+        let (mut looks, mut swept) = (interval(LOOK), Instant::now());
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for n in 1_u32.. {
-            looks.tick().await;
+        let mut looked = Instant::now();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = self.unknown.wanted() => sleep_until(looked + LOOK_AGAIN).await,
+            }
             self.look().await;
-            if n.is_multiple_of(SWEEP) {
+            looked = Instant::now();
+            if swept.elapsed() >= SWEEP {
                 // What is left lying does no harm until the next time.
                 let _ = self.store.sweep(crate::commands::access::unix_secs().saturating_mul(1_000)).await;
+                swept = Instant::now();
             }
         }
     }
 
     async fn look(&mut self) {
-        match self.take_over().await {
+        let begun = self.unknown.begin();
+        let taken = self.take_over().await;
+        self.unknown.end(begun, taken.is_ok());
+        match taken {
             Ok(()) => {
                 if std::mem::take(&mut self.down) {
                     tracing::info!("the accounts' database answers again");
@@ -71,6 +85,7 @@ impl Follower {
             name: key.name,
             publish: true,
             admin: key.admin,
+            created_at: key.created_at,
         });
         self.hub.verifier().replace_access_keys(keys.collect::<AccessKeys>());
         for revocation in self.store.revocations().await? {

@@ -3,12 +3,15 @@
 use super::{
     Store, StoreError, User, email,
     password::{MAX_BYTES, Passwords},
-    store::{Renewal, hex},
+    store::{Login, LoginRow, Renewal, Renewed, hex},
 };
 use crate::{commands::access::random_id, settings::Settings};
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use fanfare::{Hub, Minter, auth::Claims};
+use fanfare::{
+    Grant, Hub, Minter, Revocation,
+    auth::{CLOCK_TOLERANCE_SECS, Claims, token_id},
+};
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -21,6 +24,12 @@ const RENEWAL_PREFIX: &str = "ffr_";
 
 /// How long a used refresh token may be shown again, in seconds.
 const GRACE_SECS: u64 = 10;
+
+/// How many times as many attempts an account takes from all addresses together as from one.
+const ADDRESSES: u32 = 10;
+
+/// How long an address is known from which an account has logged in.
+const KNOWN_MS: u64 = 30 * 86_400_000;
 
 /// How many attempts are remembered here before those that no longer matter are dropped.
 const MANY: usize = 10_000;
@@ -84,82 +93,125 @@ impl Logins {
         }
         let kept = user.as_ref().map(|user| user.password.clone());
         let right = self.passwords.check(password, kept).await.map_err(|_| LoginError::Busy)?;
-        match user.filter(|user| right && !user.disabled) {
-            Some(user) => self.session(user, &random_id()?).await?.ok_or(LoginError::Wrong),
-            None => Err(LoginError::Wrong),
-        }
+        let user = user.filter(|user| right && !user.disabled).ok_or(LoginError::Wrong)?;
+        let (token, family, now) = (renewal()?, random_id()?, now_ms() / 1_000);
+        let ends = [self.access_expires_at(now), self.refresh_expires_at(now)];
+        // None: the account was changed or disabled since, and what that ended would live on in these tokens.
+        let login = self.store.begin_login(&digest_of(&token), &family, &user, now, ends).await?;
+        let login = login.ok_or(LoginError::Wrong)?;
+        self.store.remember(&known_address(from, &account), now_ms() + KNOWN_MS).await?;
+        self.session(login, token, now)
     }
 
     /// Lets somebody in who was let in before.
     pub(crate) async fn renew(&self, from: IpAddr, token: &str) -> Result<Session, LoginError> {
         self.limit(from, None).await?;
-        match self.store.use_renewal(&digest_of(token), now_ms() / 1_000, GRACE_SECS).await? {
-            Renewal::Of { email, family } => {
-                let user = self.store.user(&email).await?.filter(|user| !user.disabled);
-                let session = self.session(user.ok_or(LoginError::WrongRenewal)?, &family).await?;
-                session.ok_or(LoginError::WrongRenewal)
+        let (digest, now) = (digest_of(token), now_ms() / 1_000);
+        let Some(row) = self.store.login_of(&digest).await? else { return Err(LoginError::WrongRenewal) };
+        if self.hub.is_revoked(&row.as_grant()) {
+            // The revocation may have come over the log alone, from a hub with another database.
+            self.store.end_login(&row.family).await?;
+            return Err(LoginError::WrongRenewal);
+        }
+        let renewal = Renewal {
+            digest: &digest,
+            successor: &|salt| digest_of(&successor(token, salt)),
+            salt: salt()?,
+            now,
+            expires_at: self.refresh_expires_at(now),
+            access_expires_at: self.access_expires_at(now),
+            grace_secs: GRACE_SECS,
+        };
+        match self.store.renew(&renewal).await? {
+            Renewed::Good(login) => {
+                let token = successor(token, &login.salt);
+                self.session(*login, token, now)
             }
-            Renewal::Replayed => {
-                tracing::warn!(%from, "a refresh token was used twice: all that came of its login have ended");
+            Renewed::Replayed { .. } => {
+                tracing::warn!(%from, "a refresh token was used twice: its login has ended, with all of its tokens");
+                self.end(&row).await?;
                 Err(LoginError::WrongRenewal)
             }
-            Renewal::Unknown => Err(LoginError::WrongRenewal),
+            Renewed::Unknown => Err(LoginError::WrongRenewal),
         }
     }
 
-    /// Ends what a login has given, except access tokens, which end by themselves.
+    /// Ends a login: its refresh tokens, its access tokens, and the connections that were opened with them.
     pub(crate) async fn logout(&self, from: IpAddr, token: &str) -> Result<(), LoginError> {
         self.limit(from, None).await?;
-        if let Some(family) = self.store.family_of(&digest_of(token)).await? {
-            self.store.end_family(&family).await?;
+        match self.store.login_of(&digest_of(token)).await? {
+            Some(login) => self.end(&login).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// None: whoever it is was changed or disabled since, and what that ended would live on in these tokens.
-    async fn session(&self, user: User, family: &str) -> Result<Option<Session>, LoginError> {
-        let now = now_ms() / 1_000;
-        let expires_in = self.settings.access_token_expire_minutes.saturating_mul(60);
-        let refresh_expires_in = self.settings.refresh_token_expire_days.saturating_mul(86_400);
-        // A token of the second in which older ones were revoked would count as one of them.
-        let issued_at = now.max(self.hub.believed_from(&user.email));
+    async fn end(&self, login: &LoginRow) -> Result<(), LoginError> {
+        self.store.end_login(&login.family).await?;
+        // A renewal that is under way may still issue one.
+        let last = login.access_expires_at.max(self.access_expires_at(now_ms() / 1_000));
+        let until = last + self.settings.leeway.as_secs() + CLOCK_TOLERANCE_SECS;
+        let revocation = Revocation::Session { session: token_id(&login.family), until };
+        self.hub.revoke(revocation).await.map_err(|error| LoginError::Failed(error.into()))
+    }
+
+    fn session(&self, login: Login, refresh_token: String, now: u64) -> Result<Session, LoginError> {
+        let Login { user, family, valid_from, refresh_expires_at, .. } = login;
+        let expires_at = self.access_expires_at(now);
         let claims = Claims {
             sub: user.email.clone(),
-            iat: Some(issued_at),
-            exp: Some(now.saturating_add(expires_in)),
+            // A token of the second in which older ones were revoked would count as one of them.
+            iat: Some(now.max(valid_from).max(self.hub.believed_from(&user.email))),
+            exp: Some(expires_at),
             jti: Some(random_id()?),
+            sid: Some(family),
+            // What was published before belongs to an earlier account of the address.
+            replay_from: Some(user.created_at + 1),
             iss: self.settings.token_issuer.clone(),
             aud: self.settings.token_audience.clone(),
             publish: user.role.may_publish(),
             admin: user.role == super::Role::Admin,
             topics: user.topics.clone(),
         };
-        let refresh_token = renewal()?;
-        let ends = now.saturating_add(refresh_expires_in);
-        if !self.store.add_renewal(&digest_of(&refresh_token), family, &user, ends).await? {
-            return Ok(None);
-        }
-        let access_token = self.minter.mint(&claims);
-        Ok(Some(Session { access_token, expires_in, refresh_token, refresh_expires_in, user }))
+        let (expires_in, refresh_expires_in) = (expires_at - now, refresh_expires_at.saturating_sub(now));
+        Ok(Session { access_token: self.minter.mint(&claims), expires_in, refresh_token, refresh_expires_in, user })
     }
 
-    /// Counts an attempt against its address and its account.
+    fn access_expires_at(&self, now: u64) -> u64 {
+        now.saturating_add(self.settings.access_token_expire_minutes.saturating_mul(60))
+    }
+
+    fn refresh_expires_at(&self, now: u64) -> u64 {
+        now.saturating_add(self.settings.refresh_token_expire_days.saturating_mul(86_400))
+    }
+
+    /// Counts an attempt: against its address, against its account from this address, and against its account from all
+    /// addresses, except those from which the account has logged in. So nobody elsewhere locks its owner out.
     async fn limit(&self, from: IpAddr, account: Option<&str>) -> Result<(), LoginError> {
-        let now = now_ms();
-        let by_address = (format!("address {from}"), self.settings.logins_per_minute_per_address);
-        let by_account =
-            account.map(|account| (format!("account {account}"), self.settings.logins_per_minute_per_account));
-        for (who, rate) in [by_address].into_iter().chain(by_account).filter(|(_, rate)| *rate > 0) {
-            let (every_ms, burst_ms) = ((60_000 / u64::from(rate)).max(1), 60_000);
-            let mut wait_ms = self.attempt_here(&who, now, every_ms, burst_ms);
-            if wait_ms.is_none() {
-                wait_ms = self.store.attempt(&who, now, every_ms, burst_ms).await?;
-            }
-            if let Some(ms) = wait_ms {
-                return Err(LoginError::TooMany { retry_after: Duration::from_millis(ms.next_multiple_of(1_000)) });
-            }
+        let (per_address, per_account) =
+            (self.settings.logins_per_minute_per_address, self.settings.logins_per_minute_per_account);
+        self.count(format!("address {from}"), per_address).await?;
+        let Some(account) = account else { return Ok(()) };
+        self.count(format!("account {account} from {from}"), per_account).await?;
+        if per_account > 0 && !self.store.remembers(&known_address(from, account), now_ms()).await? {
+            self.count(format!("account {account}"), per_account.saturating_mul(ADDRESSES)).await?;
         }
         Ok(())
+    }
+
+    /// `rate`: attempts a minute; 0: no limit.
+    async fn count(&self, who: String, rate: u32) -> Result<(), LoginError> {
+        if rate == 0 {
+            return Ok(());
+        }
+        let (now, every_ms, burst_ms) = (now_ms(), (60_000 / u64::from(rate)).max(1), 60_000);
+        let mut wait_ms = self.attempt_here(&who, now, every_ms, burst_ms);
+        if wait_ms.is_none() {
+            wait_ms = self.store.attempt(&who, now, every_ms, burst_ms).await?;
+        }
+        match wait_ms {
+            Some(ms) => Err(LoginError::TooMany { retry_after: Duration::from_millis(ms.next_multiple_of(1_000)) }),
+            None => Ok(()),
+        }
     }
 
     fn attempt_here(&self, who: &str, now: u64, every_ms: u64, burst_ms: u64) -> Option<u64> {
@@ -176,11 +228,44 @@ impl Logins {
     }
 }
 
-/// A new refresh token.
+/// The first refresh token of a login.
 fn renewal() -> anyhow::Result<String> {
+    Ok(format!("{RENEWAL_PREFIX}{}", URL_SAFE_NO_PAD.encode(random()?)))
+}
+
+/// The refresh token that follows on one. It can be made again from both, and from neither alone: the database has the salt
+/// and no tokens.
+fn successor(token: &str, salt: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+    let tag = hmac::sign(&key, format!("fanfare refresh token {salt}").as_bytes());
+    format!("{RENEWAL_PREFIX}{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
+}
+
+fn salt() -> anyhow::Result<String> {
+    Ok(URL_SAFE_NO_PAD.encode(random()?))
+}
+
+fn random() -> anyhow::Result<[u8; 32]> {
     let mut secret = [0; 32];
     rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
-    Ok(format!("{RENEWAL_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret)))
+    Ok(secret)
+}
+
+/// An address from which an account has logged in, without telling which of either.
+fn known_address(from: IpAddr, account: &str) -> String {
+    format!("known {}", digest_of(&format!("{account} {from}")))
+}
+
+impl LoginRow {
+    /// As a token that is as old as the login, which revocations concern or not.
+    fn as_grant(&self) -> Grant {
+        Grant {
+            user: self.email.as_str().into(),
+            issued_at: Some(self.began_at),
+            session: Some(token_id(&self.family)),
+            ..Grant::default()
+        }
+    }
 }
 
 fn digest_of(token: &str) -> String {

@@ -1,9 +1,12 @@
 //! The database: its tables, and every statement. Knows rows, and not what they mean for a hub.
 
 use super::{DatabaseUrl, Role};
-use fanfare::{Revocation, auth::AccessKeys};
+use fanfare::{
+    Revocation,
+    auth::{AccessKeys, token_id},
+};
 use sqlx::{
-    Any, AnyPool, Row, SqlSafeStr, Transaction,
+    Any, AnyPool, AssertSqlSafe, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow, install_default_drivers},
     migrate::{Migration, MigrationType, Migrator},
 };
@@ -11,7 +14,11 @@ use std::{borrow::Cow, io, path::PathBuf, time::Duration};
 use tokio::sync::OnceCell;
 
 /// The tables, as they came to be. What was released is never changed.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "accounts", include_str!("tables.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "accounts", include_str!("tables.sql")), (2, "sessions", include_str!("sessions.sql"))];
+
+/// A time of revocation that lies further ahead than any clock is wrong was never meant, in seconds.
+const FAR_SECS: u64 = 86_400;
 
 /// Apart from the application's own, whose database it may be.
 const MIGRATIONS_TABLE: &str = "fanfare_migrations";
@@ -50,17 +57,56 @@ pub(crate) struct Key {
     pub(crate) created_at: u64,
 }
 
-/// What became of a token that a client shows to get a new access token.
+/// A login that began, or goes on: what its next access token is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Renewal {
-    /// It is good, for the first time or again within moments.
-    Of {
-        email: String,
+pub(crate) struct Login {
+    pub(crate) user: User,
+    /// All tokens that come of one login have it in common.
+    pub(crate) family: String,
+    /// New tokens of the user count as revoked if they were issued before, in seconds since 1970-01-01T00:00:00Z.
+    pub(crate) valid_from: u64,
+    /// When the refresh token expires, in seconds since 1970-01-01T00:00:00Z.
+    pub(crate) refresh_expires_at: u64,
+    /// The refresh token's salt, as [`Renewal::successor`] used it.
+    pub(crate) salt: String,
+}
+
+/// A refresh token that is shown, and how the next one is made.
+pub(crate) struct Renewal<'a> {
+    pub(crate) digest: &'a str,
+    /// The digest of the token that follows on this one with a salt.
+    pub(crate) successor: &'a (dyn Fn(&str) -> String + Sync),
+    /// For a successor that is made now.
+    pub(crate) salt: String,
+    /// In seconds since 1970-01-01T00:00:00Z.
+    pub(crate) now: u64,
+    pub(crate) expires_at: u64,
+    /// When the access token expires that is issued with it.
+    pub(crate) access_expires_at: u64,
+    /// How long a token may be shown again for the same successor.
+    pub(crate) grace_secs: u64,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    Good(Box<Login>),
+    /// It was used before: somebody else may have it, so that all tokens of its login are to end.
+    Replayed {
         family: String,
     },
-    /// It was used before: somebody else may have it, so that it and all that came of it are worth nothing any more.
-    Replayed,
     Unknown,
+}
+
+/// What is kept of a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoginRow {
+    pub(crate) email: String,
+    pub(crate) family: String,
+    /// In seconds since 1970-01-01T00:00:00Z; 0: before that was kept.
+    pub(crate) began_at: u64,
+    /// When the last of its access tokens expires, likewise.
+    pub(crate) access_expires_at: u64,
 }
 
 /// Why the database did not do what was asked.
@@ -121,6 +167,7 @@ impl Store {
             sqlx::query("PRAGMA journal_mode = WAL").execute(&pool).await.map_err(open)?;
         }
         self.migrate(&pool).await?;
+        repair(&pool).await?;
         Ok(pool)
     }
 
@@ -199,8 +246,6 @@ impl Store {
         email: &str,
         before: u64,
     ) -> Result<(), StoreError> {
-        let renewals = sqlx::query("DELETE FROM fanfare_refresh_tokens WHERE email = $1").bind(email);
-        renewals.execute(&mut *transaction).await?;
         // A login after an earlier change of this second was issued at `before` itself, and has to end too.
         let revoked = sqlx::query(
             "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ('user', $1, $2) \
@@ -208,14 +253,20 @@ impl Store {
              CASE WHEN fanfare_revocations.before_secs < $2 THEN $2 ELSE fanfare_revocations.before_secs + 1 END",
         );
         revoked.bind(email).bind(seconds(before)).execute(&mut *transaction).await?;
+        for table in
+            ["DELETE FROM fanfare_sessions WHERE email = $1", "DELETE FROM fanfare_refresh_tokens WHERE email = $1"]
+        {
+            sqlx::query(table).bind(email).execute(&mut *transaction).await?;
+        }
         count_up(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
 
-    /// Writes a revocation down; an earlier time changes nothing.
+    /// Writes a revocation down, and ends the logins that it concerns with their refresh tokens; an earlier time changes nothing.
     pub(crate) async fn revoke(&self, revocation: &Revocation) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        if revoke(&mut transaction, revocation).await? {
+        let news = revoke(&mut transaction, revocation).await?;
+        if end_logins(&mut transaction, revocation).await? || news {
             count_up(&mut transaction).await?;
         }
         Ok(transaction.commit().await?)
@@ -229,6 +280,10 @@ impl Store {
             Ok(match &*kind {
                 "user" => Some(Revocation::User { user: whose.into(), before }),
                 "token" => u64::from_str_radix(&whose, 16).ok().map(|token| Revocation::Token { token }),
+                "session" => {
+                    let session = u64::from_str_radix(&whose, 16).ok();
+                    session.map(|session| Revocation::Session { session, until: before })
+                }
                 "everyone" => Some(Revocation::Everyone { before }),
                 _ => None,
             })
@@ -306,75 +361,242 @@ impl Store {
         Ok(Some((pace + every_ms).saturating_sub(now_ms + burst_ms).max(1)))
     }
 
+    /// Remembers a word until a time.
+    pub(crate) async fn remember(&self, word: &str, until_ms: u64) -> Result<(), StoreError> {
+        let remembered = sqlx::query(
+            "INSERT INTO fanfare_attempts (who, pace_ms) VALUES ($1, $2) ON CONFLICT (who) DO UPDATE SET pace_ms = $2",
+        );
+        remembered.bind(word).bind(seconds(until_ms)).execute(self.pool().await?).await?;
+        Ok(())
+    }
+
+    /// Whether a word is remembered.
+    pub(crate) async fn remembers(&self, word: &str, now_ms: u64) -> Result<bool, StoreError> {
+        let Some(pool) = self.existing().await? else { return Ok(false) };
+        let row = sqlx::query("SELECT 1 FROM fanfare_attempts WHERE who = $1 AND pace_ms > $2");
+        Ok(row.bind(word).bind(seconds(now_ms)).fetch_optional(pool).await?.is_some())
+    }
+
     /// Forgets attempts that no longer matter, and refresh tokens that have ended.
     pub(crate) async fn sweep(&self, now_ms: u64) -> Result<(), StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(()) };
         sqlx::query("DELETE FROM fanfare_attempts WHERE pace_ms < $1").bind(seconds(now_ms)).execute(pool).await?;
-        let ended = sqlx::query("DELETE FROM fanfare_refresh_tokens WHERE expires_at < $1");
-        ended.bind(seconds(now_ms / 1_000)).execute(pool).await?;
+        for expired in [
+            "DELETE FROM fanfare_refresh_tokens WHERE expires_at < $1",
+            "DELETE FROM fanfare_sessions WHERE expires_at < $1",
+            "DELETE FROM fanfare_revocations WHERE kind = 'session' AND before_secs < $1",
+        ] {
+            sqlx::query(expired).bind(seconds(now_ms / 1_000)).execute(pool).await?;
+        }
         Ok(())
     }
 
-    /// Keeps the hash of a refresh token, if `user` still is as it was when it was let in. All that come of one login are a
-    /// family. Returns whether it is kept.
-    pub(crate) async fn add_renewal(
+    /// Begins a login with a first refresh token, if `user` still is as it was when the password was checked.
+    pub(crate) async fn begin_login(
         &self,
         digest: &str,
         family: &str,
         user: &User,
-        expires_at: u64,
-    ) -> Result<bool, StoreError> {
+        now: u64,
+        [access_expires_at, expires_at]: [u64; 2],
+    ) -> Result<Option<Login>, StoreError> {
         let mut transaction = self.begin().await?;
         // It changes nothing but holds the row: a change of the user comes before and is seen here, or after and ends this too.
         let same = sqlx::query(
             "UPDATE fanfare_users SET disabled = 0 WHERE email = $1 AND password = $2 AND role = $3 AND topics = $4 \
-             AND disabled = 0",
+             AND created_at = $5 AND disabled = 0",
         );
         let same = same.bind(&user.email).bind(&user.password).bind(user.role.name()).bind(user.topics.join("\n"));
-        if same.execute(&mut *transaction).await?.rows_affected() == 0 {
-            return Ok(false);
+        if same.bind(seconds(user.created_at)).execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(None);
         }
-        let added = sqlx::query(
-            "INSERT INTO fanfare_refresh_tokens (digest, family, email, expires_at, used_at) VALUES ($1, $2, $3, $4, 0)",
+        let valid_from = valid_from(&mut transaction, &user.email).await?;
+        let began = sqlx::query(
+            "INSERT INTO fanfare_sessions \
+             (family, email, sid, began_at, renewed_at, expires_at, access_expires_at, salt) \
+             VALUES ($1, $2, $3, $4, $4, $5, $6, '')",
         );
-        let added = added.bind(digest).bind(family).bind(&user.email).bind(seconds(expires_at));
-        added.execute(&mut *transaction).await?;
+        // Behind a revocation of this second, which does not concern it.
+        let began = began.bind(family).bind(&user.email).bind(sid(family)).bind(seconds(now.max(valid_from)));
+        let began = began.bind(seconds(expires_at)).bind(seconds(access_expires_at));
+        began.execute(&mut *transaction).await?;
+        add_renewal(&mut transaction, digest, family, &user.email, expires_at).await?;
         transaction.commit().await?;
-        Ok(true)
+        let (user, family) = (user.clone(), family.to_owned());
+        Ok(Some(Login { user, family, valid_from, refresh_expires_at: expires_at, salt: String::new() }))
     }
 
-    /// Uses a refresh token up. Within `grace_secs` it may be used again: two tabs do so.
-    pub(crate) async fn use_renewal(&self, digest: &str, now: u64, grace_secs: u64) -> Result<Renewal, StoreError> {
-        let Some(pool) = self.existing().await? else { return Ok(Renewal::Unknown) };
-        let first = sqlx::query("UPDATE fanfare_refresh_tokens SET used_at = $2 WHERE digest = $1 AND used_at = 0");
-        first.bind(digest).bind(seconds(now)).execute(pool).await?;
-        let row = sqlx::query(
-            "SELECT email, family, expires_at, used_at FROM fanfare_refresh_tokens WHERE digest = $1 AND expires_at > $2",
-        );
-        let Some(row) = row.bind(digest).bind(seconds(now)).fetch_optional(pool).await? else {
-            return Ok(Renewal::Unknown);
-        };
-        let (email, family): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        if count(&row, 3)?.saturating_add(grace_secs) < now {
-            self.end_family(&family).await?;
-            return Ok(Renewal::Replayed);
+    /// Uses a refresh token up. Shown again within the grace, and before its successor was used, it has the same successor.
+    pub(crate) async fn renew(&self, renewal: &Renewal<'_>) -> Result<Renewed, StoreError> {
+        let (digest, now) = (renewal.digest, seconds(renewal.now));
+        if self.existing().await?.is_none() {
+            return Ok(Renewed::Unknown);
         }
-        Ok(Renewal::Of { email, family })
+        let mut transaction = self.begin().await?;
+        // Both change nothing but hold the rows: the user's first, as a change of the user does, and then the login's.
+        let held = sqlx::query(
+            "UPDATE fanfare_users SET disabled = 0 WHERE disabled = 0 AND email = \
+             (SELECT email FROM fanfare_refresh_tokens WHERE digest = $1 AND expires_at > $2)",
+        );
+        if held.bind(digest).bind(now).execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(Renewed::Unknown);
+        }
+        let held = sqlx::query(
+            "UPDATE fanfare_sessions SET access_expires_at = CASE WHEN access_expires_at < $2 THEN $2 ELSE access_expires_at END \
+             WHERE family = (SELECT family FROM fanfare_refresh_tokens WHERE digest = $1)",
+        );
+        let held = held.bind(digest).bind(seconds(renewal.access_expires_at));
+        if held.execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(Renewed::Unknown);
+        }
+        let row = sqlx::query(
+            "SELECT s.email, s.family, s.salt, t.used_at, s.began_at FROM fanfare_refresh_tokens t \
+             JOIN fanfare_sessions s ON s.family = t.family WHERE t.digest = $1",
+        );
+        let row = row.bind(digest).fetch_one(&mut *transaction).await?;
+        let (email, family): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (salt, used_at): (String, u64) = (row.try_get(2)?, count(&row, 3)?);
+        let valid_from = valid_from(&mut transaction, &email).await?;
+        if count(&row, 4)? < valid_from {
+            // A revocation that this login overtook on its way.
+            return Ok(Renewed::Unknown);
+        }
+        let (salt, refresh_expires_at) = if used_at == 0 {
+            use_up(&mut transaction, renewal, &email, &family).await?;
+            (renewal.salt.clone(), renewal.expires_at)
+        } else {
+            let unused = sqlx::query(
+                "SELECT expires_at FROM fanfare_refresh_tokens WHERE digest = $1 AND family = $2 AND used_at = 0",
+            );
+            let unused =
+                unused.bind((renewal.successor)(&salt)).bind(&family).fetch_optional(&mut *transaction).await?;
+            match unused.filter(|_| used_at.saturating_add(renewal.grace_secs) >= renewal.now) {
+                Some(row) => (salt, count(&row, 0)?),
+                None => return Ok(Renewed::Replayed { family }),
+            }
+        };
+        let renewed = sqlx::query("UPDATE fanfare_sessions SET renewed_at = $2, sid = $3 WHERE family = $1");
+        let renewed = renewed.bind(&family).bind(seconds(renewal.now.max(valid_from))).bind(sid(&family));
+        renewed.execute(&mut *transaction).await?;
+        let row = sqlx::query("SELECT * FROM fanfare_users WHERE email = $1").bind(&email);
+        let user = user(&row.fetch_one(&mut *transaction).await?)?;
+        transaction.commit().await?;
+        Ok(Renewed::Good(Box::new(Login { user, family, valid_from, refresh_expires_at, salt })))
     }
 
-    /// The family of a refresh token, if it is known.
-    pub(crate) async fn family_of(&self, digest: &str) -> Result<Option<String>, StoreError> {
+    /// The login of a refresh token, if it is known.
+    pub(crate) async fn login_of(&self, digest: &str) -> Result<Option<LoginRow>, StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(None) };
-        let row = sqlx::query("SELECT family FROM fanfare_refresh_tokens WHERE digest = $1").bind(digest);
-        Ok(row.fetch_optional(pool).await?.map(|row| row.try_get(0)).transpose()?)
+        let row = sqlx::query(
+            "SELECT s.email, s.family, s.began_at, s.access_expires_at FROM fanfare_refresh_tokens t \
+             JOIN fanfare_sessions s ON s.family = t.family WHERE t.digest = $1",
+        );
+        let Some(row) = row.bind(digest).fetch_optional(pool).await? else { return Ok(None) };
+        let (began_at, access_expires_at) = (count(&row, 2)?, count(&row, 3)?);
+        Ok(Some(LoginRow { email: row.try_get(0)?, family: row.try_get(1)?, began_at, access_expires_at }))
     }
 
-    /// Ends all refresh tokens of one login.
-    pub(crate) async fn end_family(&self, family: &str) -> Result<(), StoreError> {
-        let ended = sqlx::query("DELETE FROM fanfare_refresh_tokens WHERE family = $1").bind(family);
-        ended.execute(self.pool().await?).await?;
-        Ok(())
+    /// Ends a login's refresh tokens.
+    pub(crate) async fn end_login(&self, family: &str) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        let ended = sqlx::query("DELETE FROM fanfare_sessions WHERE family = $1").bind(family);
+        ended.execute(&mut *transaction).await?;
+        drop_renewals(&mut transaction, family).await?;
+        Ok(transaction.commit().await?)
     }
+}
+
+async fn add_renewal(
+    transaction: &mut Transaction<'static, Any>,
+    digest: &str,
+    family: &str,
+    email: &str,
+    expires_at: u64,
+) -> Result<(), sqlx::Error> {
+    let added = sqlx::query(
+        "INSERT INTO fanfare_refresh_tokens (digest, family, email, expires_at, used_at) VALUES ($1, $2, $3, $4, 0)",
+    );
+    let added = added.bind(digest).bind(family).bind(email).bind(seconds(expires_at));
+    added.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Makes the successor of a token that is used for the first time. Only the newest salt is kept: with an older token and what
+/// is here, nobody makes a newer one.
+async fn use_up(
+    transaction: &mut Transaction<'static, Any>,
+    renewal: &Renewal<'_>,
+    email: &str,
+    family: &str,
+) -> Result<(), sqlx::Error> {
+    let used = sqlx::query("UPDATE fanfare_refresh_tokens SET used_at = $2 WHERE digest = $1");
+    used.bind(renewal.digest).bind(seconds(renewal.now)).execute(&mut **transaction).await?;
+    let successor = (renewal.successor)(&renewal.salt);
+    add_renewal(transaction, &successor, family, email, renewal.expires_at).await?;
+    let salted = sqlx::query("UPDATE fanfare_sessions SET salt = $2, expires_at = $3 WHERE family = $1");
+    salted.bind(family).bind(&renewal.salt).bind(seconds(renewal.expires_at)).execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// From which time of issue on tokens of a user are not revoked by their age.
+async fn valid_from(transaction: &mut Transaction<'static, Any>, email: &str) -> Result<u64, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT COALESCE(MAX(before_secs), 0) FROM fanfare_revocations \
+         WHERE (kind = 'user' AND whose = $1) OR kind = 'everyone'",
+    );
+    count(&row.bind(email).fetch_one(&mut **transaction).await?, 0)
+}
+
+/// Ends the logins that a revocation concerns, whose refresh tokens would outlive it. Returns whether that changed anything
+/// that hubs must hear of.
+async fn end_logins(transaction: &mut Transaction<'static, Any>, revocation: &Revocation) -> Result<bool, sqlx::Error> {
+    const RETURNING: &str = "RETURNING family, renewed_at, access_expires_at";
+    // A login is as old as its beginning: what came of it later came of what is revoked.
+    let (condition, before) = match revocation {
+        Revocation::Token { .. } => return Ok(false),
+        Revocation::User { before, .. } => ("began_at < $2 AND email = $1", *before),
+        Revocation::Everyone { before } => ("began_at < $2 AND email <> $1", *before),
+        Revocation::Session { .. } => ("began_at < $2 AND sid = $1", u64::MAX),
+    };
+    let whose = match revocation {
+        Revocation::User { user, .. } => user.to_string(),
+        Revocation::Session { session, .. } => format!("{session:016x}"),
+        _ => String::new(),
+    };
+    let statement = AssertSqlSafe(format!("DELETE FROM fanfare_sessions WHERE {condition} {RETURNING}"));
+    let ended = sqlx::query(statement).bind(whose).bind(seconds(before)).fetch_all(&mut **transaction).await?;
+    let mut news = false;
+    for row in ended {
+        let family: String = row.try_get(0)?;
+        drop_renewals(transaction, &family).await?;
+        // Access tokens that were issued since do not count as revoked by their age.
+        if count(&row, 1)? >= before {
+            let until = count(&row, 2)?.saturating_add(FAR_SECS);
+            news |= revoke(transaction, &Revocation::Session { session: token_id(&family), until }).await?;
+        }
+    }
+    Ok(news)
+}
+
+async fn drop_renewals(transaction: &mut Transaction<'static, Any>, family: &str) -> Result<(), sqlx::Error> {
+    let dropped = sqlx::query("DELETE FROM fanfare_refresh_tokens WHERE family = $1").bind(family);
+    dropped.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// A login as revocations name it.
+fn sid(family: &str) -> String {
+    format!("{:016x}", token_id(family))
+}
+
+/// Earlier versions accepted times in the far future, which locked a user out for good: they become the present.
+async fn repair(pool: &AnyPool) -> Result<(), sqlx::Error> {
+    let now = crate::commands::access::unix_secs();
+    let repaired = sqlx::query(
+        "UPDATE fanfare_revocations SET before_secs = $1 WHERE kind IN ('user', 'everyone') AND before_secs > $2",
+    );
+    repaired.bind(seconds(now + 1)).bind(seconds(now + FAR_SECS)).execute(pool).await?;
+    Ok(())
 }
 
 /// Nobody else on the machine may read what is in it.
@@ -388,6 +610,7 @@ async fn revoke(transaction: &mut Transaction<'static, Any>, revocation: &Revoca
     let (kind, whose, before) = match revocation {
         Revocation::User { user, before } => ("user", user.to_string(), *before),
         Revocation::Token { token } => ("token", format!("{token:016x}"), 0),
+        Revocation::Session { session, until } => ("session", format!("{session:016x}"), *until),
         Revocation::Everyone { before } => ("everyone", String::new(), *before),
     };
     let kept = sqlx::query(
@@ -449,20 +672,52 @@ mod tests {
     use super::*;
     use crate::accounts::Role;
 
-    #[tokio::test]
-    async fn a_login_that_a_change_overtook_gives_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(DatabaseUrl::File(directory.path().join("accounts.db")));
-        let user = User {
+    fn ann() -> User {
+        User {
             email: "ann@example.org".to_owned(),
             password: "the hash of one".to_owned(),
             role: Role::Publisher,
             topics: vec!["a".to_owned(), "b*".to_owned()],
             disabled: false,
             created_at: 1,
+        }
+    }
+
+    async fn with(user: &User) -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(DatabaseUrl::File(directory.path().join("accounts.db")));
+        assert!(store.add_user(user).await.unwrap());
+        (directory, store)
+    }
+
+    async fn renew(store: &Store, digest: &str, salt: &str, now: u64) -> Renewed {
+        let successor = |salt: &str| format!("{digest}+{salt}");
+        let salt = salt.to_owned();
+        let renewal = Renewal {
+            digest,
+            successor: &successor,
+            salt,
+            now,
+            expires_at: 100,
+            access_expires_at: 50,
+            grace_secs: 10,
         };
-        assert!(store.add_user(&user).await.unwrap());
-        assert!(store.add_renewal("1", "f", &user, 100).await.unwrap());
+        store.renew(&renewal).await.unwrap()
+    }
+
+    fn salt(renewed: Renewed) -> String {
+        match renewed {
+            Renewed::Good(login) => login.salt,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_login_that_a_change_overtook_gives_nothing() {
+        let user = ann();
+        let (_home, store) = with(&user).await;
+        let begin = async |digest: &str| store.begin_login(digest, digest, &user, 1, [50, 100]).await.unwrap();
+        assert!(begin("1").await.is_some());
         for change in [
             User { password: "the hash of another".to_owned(), ..user.clone() },
             User { role: Role::Viewer, ..user.clone() },
@@ -470,20 +725,98 @@ mod tests {
             User { disabled: true, ..user.clone() },
         ] {
             assert!(store.change_user(&change, 1).await.unwrap());
-            assert!(!store.add_renewal("2", "f", &user, 100).await.unwrap(), "{change:?}");
+            assert_eq!(begin("2").await, None, "{change:?}");
             for token in ["1", "2"] {
-                assert!(matches!(store.use_renewal(token, 5, 10).await.unwrap(), Renewal::Unknown), "{change:?}");
+                assert_eq!(renew(&store, token, "s", 5).await, Renewed::Unknown, "{change:?}");
             }
             // As it was: whoever logs in now is let in.
             assert!(store.change_user(&user, 1).await.unwrap());
-            assert!(store.add_renewal("1", "f", &user, 100).await.unwrap());
+            assert!(begin("1").await.is_some());
         }
         assert!(store.remove_user(&user.email, 1).await.unwrap());
-        assert!(!store.add_renewal("2", "f", &user, 100).await.unwrap());
+        assert_eq!(begin("2").await, None);
         // Each of the nine changes ended what was issued after the one before it, all in one second.
         let user: std::sync::Arc<str> = user.email.as_str().into();
         assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user: user.clone(), before: 9 }]);
         assert!(!store.remove_user(&user, 100).await.unwrap());
         assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user, before: 100 }]);
+    }
+
+    // attack: present a used refresh token to fork its login => the same successor within 10 s, the end of the login otherwise
+    #[tokio::test]
+    async fn a_refresh_token_has_one_successor() {
+        let user = ann();
+        let (_home, store) = with(&user).await;
+        store.begin_login("1", "f", &user, 1, [50, 100]).await.unwrap().unwrap();
+        assert_eq!(salt(renew(&store, "1", "a", 20).await), "a");
+        assert_eq!(salt(renew(&store, "1", "b", 30).await), "a", "the same within the grace");
+        let replayed = Renewed::Replayed { family: "f".to_owned() };
+        assert_eq!(renew(&store, "1", "c", 31).await, replayed, "not after it");
+        assert_eq!(salt(renew(&store, "1+a", "d", 30).await), "d");
+        assert_eq!(renew(&store, "1", "e", 30).await, replayed, "not once the successor was used");
+        assert_eq!(renew(&store, "1+b", "e", 30).await, Renewed::Unknown, "there is no other successor");
+        store.end_login("f").await.unwrap();
+        for token in ["1", "1+a", "1+a+d"] {
+            assert_eq!(renew(&store, token, "g", 31).await, Renewed::Unknown, "{token}");
+        }
+    }
+
+    // attack: refresh a login that began before a revocation => refused, and what was issued since is revoked with it
+    #[tokio::test]
+    async fn a_revocation_ends_the_logins_that_began_before() {
+        let of_user = |before| Revocation::User { user: ann().email.into(), before };
+        let session = Revocation::Session { session: token_id("f"), until: 50 + FAR_SECS };
+        for (revocation, ends, more) in [
+            (of_user(30), true, None),
+            (of_user(11), true, Some(session.clone())),
+            (of_user(10), false, None),
+            (Revocation::User { user: "bob".into(), before: 30 }, false, None),
+            (Revocation::Everyone { before: 11 }, true, Some(session.clone())),
+            (Revocation::Everyone { before: 10 }, false, None),
+            (Revocation::Session { session: token_id("f"), until: 60 }, true, None),
+            (Revocation::Session { session: token_id("g"), until: 60 }, false, None),
+            (Revocation::Token { token: 7 }, false, None),
+        ] {
+            let user = ann();
+            let (_home, store) = with(&user).await;
+            store.begin_login("1", "f", &user, 10, [50, 100]).await.unwrap().unwrap();
+            assert_eq!(salt(renew(&store, "1", "a", 20).await), "a");
+            let revision = store.revision().await.unwrap();
+            store.revoke(&revocation).await.unwrap();
+            assert!(store.revision().await.unwrap() > revision, "hubs look at it");
+            let renewed = renew(&store, "1+a", "b", 21).await;
+            assert_eq!(renewed == Renewed::Unknown, ends, "{revocation:?} {renewed:?}");
+            let kept = store.revocations().await.unwrap();
+            assert!(kept.contains(&revocation) && kept.len() == 1 + usize::from(more.is_some()), "{kept:?}");
+            assert!(more.is_none_or(|more| kept.contains(&more)), "{kept:?}");
+        }
+    }
+
+    // attack: a login that is written down just as its user's tokens are revoked => cannot be refreshed
+    #[tokio::test]
+    async fn a_login_older_than_a_revocation_is_not_renewed_even_if_its_row_is_there() {
+        let user = ann();
+        let (_home, store) = with(&user).await;
+        store.revoke(&Revocation::User { user: user.email.as_str().into(), before: 30 }).await.unwrap();
+        let login = store.begin_login("1", "f", &user, 10, [50, 100]).await.unwrap().unwrap();
+        assert_eq!(login.valid_from, 30, "a new login counts as later");
+        assert_eq!(salt(renew(&store, "1", "a", 31).await), "a");
+        let older = sqlx::query("UPDATE fanfare_sessions SET began_at = 29");
+        older.execute(store.pool().await.unwrap()).await.unwrap();
+        assert_eq!(renew(&store, "1+a", "b", 32).await, Renewed::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_revocation_of_the_far_future_becomes_the_present_at_the_next_start() {
+        let user = ann();
+        let (home, store) = with(&user).await;
+        let ann: std::sync::Arc<str> = user.email.into();
+        store.revoke(&Revocation::User { user: ann, before: 9_999_999_999 }).await.unwrap();
+        let store = Store::new(DatabaseUrl::File(home.path().join("accounts.db")));
+        let now = crate::commands::access::unix_secs();
+        match &store.revocations().await.unwrap()[..] {
+            [Revocation::User { before, .. }] => assert!(before.abs_diff(now) < 600, "{before}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

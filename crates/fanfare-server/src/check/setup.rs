@@ -89,6 +89,13 @@ fn permission(path: &Path) -> Finding {
 
 fn tokens(settings: &Settings) -> Finding {
     let minutes = settings.access_token_expire_minutes;
+    if !settings.require_exp {
+        let so =
+            format!("our own are valid for {minutes} minutes; others that never expire (without `exp`) are accepted");
+        let mut fix = vec!["require_exp = true    # in fanfare.toml, once every issuer sets `exp`"];
+        fix.extend((minutes > 24 * 60).then_some("ACCESS_TOKEN_EXPIRE_MINUTES=30"));
+        return TOKENS.warn(so, &fix);
+    }
     let so = format!("our own are valid for {minutes} minutes");
     if minutes <= 24 * 60 { TOKENS.ok(so) } else { TOKENS.warn(so, &["ACCESS_TOKEN_EXPIRE_MINUTES=30"]) }
 }

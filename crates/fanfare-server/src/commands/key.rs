@@ -1,6 +1,6 @@
 //! `fanfare key`: access keys, which programs show instead of tokens, and which are valid until they are revoked.
 
-use super::{Usage, access::unix_secs, print, say};
+use super::{Usage, access::unix_secs, print, say, say_database};
 use crate::{
     accounts::{Key, Store},
     settings::Settings,
@@ -16,15 +16,25 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     let store = Store::new(settings.database_url.clone());
     let (command, matches) = matches.subcommand().unwrap_or(("list", matches));
     match command {
-        "add" => add(matches, &store).await,
-        "list" => list(matches, &store).await,
+        "add" => {
+            add(matches, &store).await?;
+            say_database(settings);
+            Ok(())
+        }
+        "list" => {
+            list(matches, &store).await?;
+            say_database(settings);
+            Ok(())
+        }
         _ => {
             let name = name(matches)?;
             anyhow::ensure!(
                 store.remove_key(&name).await?,
-                "there is no key {name}; `fanfare key list` shows them all"
+                "there is no key {name} in {}; `fanfare key list` shows them all",
+                settings.database_url.whole()
             );
             say(&format!("{name} opens nothing any more, within a second"));
+            say_database(settings);
             Ok(())
         }
     }

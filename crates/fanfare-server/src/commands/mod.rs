@@ -77,6 +77,11 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "fanfare: {text}");
 }
 
+/// Names the database of the accounts, which depends on the folder and the environment.
+pub(crate) fn say_database(settings: &crate::settings::Settings) {
+    say(&format!("the database is {} (database_url, DATABASE_URL)", settings.database_url.whole()));
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("the system gives no event loop")
 }

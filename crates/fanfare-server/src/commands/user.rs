@@ -1,10 +1,11 @@
 //! `fanfare user`: who may log in.
 
-use super::{Usage, access::unix_secs, print, say};
+use super::{Usage, access::unix_secs, print, say, say_database};
 use crate::{
     accounts::{Role, Store, User, check_password, email, hash},
     settings::Settings,
 };
+use anyhow::Context;
 use clap::ArgMatches;
 use serde_json::json;
 use std::io::{IsTerminal, stdin};
@@ -12,24 +13,32 @@ use std::io::{IsTerminal, stdin};
 pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let store = Store::new(settings.database_url.clone());
     let (name, matches) = matches.subcommand().unwrap_or(("list", matches));
+    run_in(name, matches, &store)
+        .await
+        .with_context(|| format!("in the database {}", settings.database_url.whole()))?;
+    say_database(settings);
+    Ok(())
+}
+
+async fn run_in(name: &str, matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     match name {
-        "add" => add(matches, &store).await,
-        "list" => list(matches, &store).await,
+        "add" => add(matches, store).await,
+        "list" => list(matches, store).await,
         "passwd" => {
-            let user = known(matches, &store).await?;
+            let user = known(matches, store).await?;
             let password = hash(&password(matches, &user.email)?)?;
-            change(&store, &User { password, ..user }, "has a new password").await
+            change(store, &User { password, ..user }, "has a new password").await
         }
-        "set" => set(matches, &store).await,
+        "set" => set(matches, store).await,
         "disable" => {
-            let user = known(matches, &store).await?;
-            change(&store, &User { disabled: true, ..user }, "is disabled").await
+            let user = known(matches, store).await?;
+            change(store, &User { disabled: true, ..user }, "is disabled").await
         }
         "enable" => {
-            let user = known(matches, &store).await?;
-            change(&store, &User { disabled: false, ..user }, "may log in again").await
+            let user = known(matches, store).await?;
+            change(store, &User { disabled: false, ..user }, "may log in again").await
         }
-        _ => remove(matches, &store).await,
+        _ => remove(matches, store).await,
     }
 }
 

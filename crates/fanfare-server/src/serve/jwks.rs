@@ -7,7 +7,10 @@ use fanfare::{
     Algorithm,
     auth::{KeySource, Keys},
 };
-use reqwest::{Client, redirect::Policy};
+use reqwest::{
+    Client, ClientBuilder, Url,
+    redirect::{Attempt, Policy},
+};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -20,6 +23,8 @@ const AT_MOST_EVERY: Duration = Duration::from_secs(10);
 /// How long to wait after a failure: at first, and at most.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(60);
+
+const MAX_REDIRECTS: usize = 3;
 
 /// The largest set, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -44,11 +49,31 @@ pub(crate) async fn try_fetch(url: &str, algorithm: Algorithm) -> anyhow::Result
 }
 
 fn client() -> anyhow::Result<Client> {
-    let client = Client::builder()
+    client_of(Client::builder())
+}
+
+fn client_of(builder: ClientBuilder) -> anyhow::Result<Client> {
+    let client = builder
         .timeout(PATIENCE)
-        .redirect(Policy::limited(3))
+        .redirect(Policy::custom(redirect))
         .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")));
     client.build().context("no connections can be made to jwks_url")
+}
+
+/// Keys that came with TLS are not fetched without it: anybody on the way could put in one of their own.
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error("too many redirects");
+    }
+    if attempt.previous().last().is_some_and(|from| may_follow(from, attempt.url())) {
+        return attempt.follow();
+    }
+    let to = format!("the answer redirects to {}, which is not https", attempt.url().scheme());
+    attempt.error(to)
+}
+
+fn may_follow(from: &Url, to: &Url) -> bool {
+    to.scheme() == "https" || (from.scheme(), to.scheme()) == ("http", "http")
 }
 
 async fn fetch(client: &Client, url: &str, algorithm: Algorithm) -> anyhow::Result<Keys> {
@@ -120,5 +145,82 @@ impl Follower {
                 now + pause
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, response::Redirect, routing::get};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn a_redirect_keeps_tls() {
+        for (from, to, follows) in [
+            ("https://a/", "https://b/", true),
+            ("http://a/", "https://a/", true),
+            ("http://a/", "http://b/", true),
+            ("https://a/", "http://a/", false),
+            ("https://a/", "ftp://a/", false),
+            ("http://a/", "file:///etc/passwd", false),
+            ("https://a/", "data:application/json,{}", false),
+        ] {
+            assert_eq!(may_follow(&from.parse().unwrap(), &to.parse().unwrap()), follows, "{from} {to}");
+        }
+    }
+
+    /// A server with TLS of which every answer redirects to `to`.
+    async fn redirecting_with_tls(to: String) -> String {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = tokio_rustls::rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}/jwks.json", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut request = [0; 2_048];
+                let _ = stream.read(&mut request).await;
+                let answer =
+                    format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        url
+    }
+
+    // attack: a JWKS URL over https that redirects to http, where anybody on the way can serve keys => not followed
+    #[tokio::test]
+    async fn keys_over_https_are_not_fetched_without_tls() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plain = format!("http://{}", listener.local_addr().unwrap());
+        let app = Router::new()
+            .route("/again", get(|| async { Redirect::to("/keys") }))
+            .route("/round", get(|| async { Redirect::to("/round") }))
+            .route("/keys", get(async move || count.fetch_add(1, Ordering::Relaxed).to_string()));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let client = client_of(Client::builder().danger_accept_invalid_certs(true)).unwrap();
+        let fetch = async |url: &str| format!("{:#}", super::fetch(&client, url, Algorithm::Es256).await.unwrap_err());
+
+        let error = fetch(&redirecting_with_tls(format!("{plain}/keys")).await).await;
+        assert!(error.contains("redirects to http, which is not https"), "{error}");
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
+        fetch(&format!("{plain}/again")).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "without TLS from the beginning it is followed");
+        let error = fetch(&format!("{plain}/round")).await;
+        assert!(error.contains("too many redirects"), "{error}");
     }
 }

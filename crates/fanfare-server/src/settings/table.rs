@@ -37,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) token_issuer: Option<String>,
     pub(crate) token_audience: Option<String>,
     pub(crate) leeway: Duration,
+    pub(crate) require_exp: bool,
     pub(crate) access_token_expire_minutes: u64,
     pub(crate) refresh_token_expire_days: u64,
     pub(crate) database_url: DatabaseUrl,
@@ -81,6 +82,7 @@ impl Default for Settings {
             token_issuer: None,
             token_audience: None,
             leeway: Duration::ZERO,
+            require_exp: false,
             access_token_expire_minutes: 30,
             refresh_token_expire_days: 30,
             database_url: DatabaseUrl::File("fanfare.db".into()),
@@ -197,6 +199,8 @@ settings! {
     token_audience: text;
     /// How far the clock of whoever makes tokens may differ from ours.
     leeway: span;
+    /// Reject tokens that never expire: those without exp.
+    require_exp: switch;
     /// How long before its token ends a client is told (auth_expiring).
     token_warning: duration(hub);
     /// How long our own tokens are valid, those of a login and of `fanfare token`, in minutes.
@@ -207,7 +211,7 @@ settings! {
     database_url: database_url, alias = "DATABASE_URL", hidden = true;
     /// Logins a minute from one address. 0: no limit.
     logins_per_minute_per_address: rate;
-    /// Logins a minute to one account. 0: no limit.
+    /// Logins a minute to one account from one address. From all addresses from which it has not logged in, ten times as many. 0: no limit.
     logins_per_minute_per_account: rate;
     /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;

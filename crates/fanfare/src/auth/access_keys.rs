@@ -22,6 +22,9 @@ pub struct AccessKey {
     pub publish: bool,
     /// Its bearer may do everything.
     pub admin: bool,
+    /// When it was made, in seconds since 1970-01-01T00:00:00Z: what is older is not replayed to its bearer, which may have
+    /// the name of an earlier key. 0: not known.
+    pub created_at: u64,
 }
 
 /// A key that was just made. Nobody can read it again later.
@@ -53,6 +56,12 @@ impl AccessKeys {
         digest.iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte))
     }
 
+    /// Whether a text has the form of a key.
+    pub(super) fn could_be(text: &str) -> bool {
+        let secret = text.strip_prefix(Self::PREFIX).map(|secret| URL_SAFE_NO_PAD.decode(secret));
+        secret.is_some_and(|secret| secret.is_ok_and(|secret| secret.len() == 32))
+    }
+
     /// What a key allows.
     pub(super) fn grant(&self, key: &str) -> Option<Grant> {
         self.grants.get(&digest_of(key)).cloned()
@@ -68,6 +77,7 @@ impl FromIterator<AccessKey> for AccessKeys {
             // It is revoked by itself, and not with tokens by their age.
             issued_at: Some(u64::MAX),
             token: Some(Self::token_of(&key.digest)),
+            replay_from: (key.created_at > 0).then(|| key.created_at + 1),
             ..Grant::default()
         };
         Self { grants: keys.into_iter().map(|key| (key.digest, grant(&key))).collect() }

@@ -21,6 +21,12 @@ pub struct Claims {
     /// The token's own id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
+    /// The login that the token comes from: all of its tokens can be revoked together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sid: Option<String>,
+    /// Events from before are not replayed to the bearer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_from: Option<u64>,
     /// Who made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
@@ -48,6 +54,10 @@ pub(super) struct RawClaims<'a> {
     iat: Option<&'a RawValue>,
     #[serde(borrow)]
     jti: Option<&'a RawValue>,
+    #[serde(borrow)]
+    sid: Option<&'a RawValue>,
+    #[serde(borrow)]
+    replay_from: Option<&'a RawValue>,
     #[serde(borrow)]
     iss: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -84,7 +94,7 @@ impl Texts {
     }
 }
 
-/// The id by which a token is told from others: the first 64 bits of its `jti`'s SHA-256.
+/// The id by which a token, or a login, is told from others: the first 64 bits of the SHA-256 of its `jti`, or `sid`.
 pub fn token_id(jti: &str) -> u64 {
     let digest = digest::digest(&digest::SHA256, jti.as_bytes());
     digest.as_ref().iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte))
@@ -104,6 +114,8 @@ impl RawClaims<'_> {
             expires_at: instant("exp", self.exp, f64::floor)?,
             issued_at: instant("iat", self.iat, f64::floor)?,
             token: id.map(|id| token_id(&id)),
+            session: self.session(),
+            replay_from: instant("replay_from", self.replay_from, f64::ceil)?,
         };
         Ok((grant, instant("nbf", self.nbf, f64::ceil)?.unwrap_or(0)))
     }
@@ -138,6 +150,14 @@ impl RawClaims<'_> {
             return Err(Flaw::Claim { name: "sub", expected: EXPECTED });
         }
         Ok(user)
+    }
+
+    /// Providers have sessions of their own in this claim, of any form.
+    fn session(&self) -> Option<u64> {
+        match serde_json::from_str(self.sid?.get()).ok()? {
+            Name::Text(id) => Some(token_id(&id)),
+            Name::Number(id) => Some(token_id(&id.to_string())),
+        }
     }
 
     fn topics(&self) -> Result<Vec<Box<str>>, Flaw> {

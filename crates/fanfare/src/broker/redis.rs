@@ -165,7 +165,7 @@ impl RedisBroker {
     async fn order_now(&self, order: Order) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
         if let Order::Revoke(revocation) = &order {
-            revoked::keep(&link, &self.shared.keys.revoked, std::slice::from_ref(revocation)).await?;
+            revoked::keep(&link, &self.shared.keys, std::slice::from_ref(revocation)).await?;
         }
         let mut command = cmd("XADD");
         command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");

@@ -197,7 +197,6 @@ impl From<AuthError> for ApiError {
             "token_not_yet_valid" => ErrorCode::TokenNotYetValid,
             "token_revoked" => ErrorCode::TokenRevoked,
             "keys_unavailable" => ErrorCode::KeysUnavailable,
-            "forbidden" => ErrorCode::Forbidden,
             _ => ErrorCode::TokenInvalid,
         };
         Self::new(code, error.to_string())

@@ -16,7 +16,10 @@ pub(super) struct Keys {
     pub(super) recovery: String,
     pub(super) ears: String,
     pub(super) control: String,
+    /// Users and tokens, by the time before which tokens were issued.
     pub(super) revoked: String,
+    /// Logins, by the time when their last token has expired.
+    pub(super) revoked_sessions: String,
     /// What the key of the answers to a question begins with.
     answers: String,
     /// What the key of the reason for a rejected message begins with.
@@ -47,6 +50,7 @@ impl Keys {
             ears: key("ears"),
             control: key("control"),
             revoked: key("revoked"),
+            revoked_sessions: key("revoked-sessions"),
             answers: key("answers:"),
             refused: key("refused:"),
             node: key("node:"),

@@ -2,54 +2,91 @@
 //! writes it.
 
 use super::{
+    keys::Keys,
     link::{Link, LinkError, read as read_answer},
     shared::Shared,
 };
-use crate::broker::Order;
+use crate::{broker::Order, clock};
 use fanfare_core::Revocation;
 use redis::cmd;
+
+/// A time of revocation that lies further ahead than any clock is wrong was never meant, in seconds.
+const FAR_SECS: u64 = 86_400;
 
 /// A revocation as a member of the set, and its score: the time before which tokens were issued.
 pub(super) fn text(revocation: &Revocation) -> (String, u64) {
     match revocation {
         Revocation::User { user, before } => (format!("u:{user}"), *before),
         Revocation::Token { token } => (format!("t:{token:016x}"), 0),
+        Revocation::Session { session, until } => (format!("s:{session:016x}"), *until),
         Revocation::Everyone { before } => ("*".to_owned(), *before),
     }
 }
 
 pub(super) fn read(member: &str, before: u64) -> Option<Revocation> {
+    let id = |hex: &str| u64::from_str_radix(hex, 16).ok();
     match member.split_once(':') {
         None => (member == "*").then_some(Revocation::Everyone { before }),
         Some(("u", user)) => Some(Revocation::User { user: user.into(), before }),
-        Some(("t", token)) => Some(Revocation::Token { token: u64::from_str_radix(token, 16).ok()? }),
+        Some(("t", token)) => Some(Revocation::Token { token: id(token)? }),
+        Some(("s", session)) => Some(Revocation::Session { session: id(session)?, until: before }),
         Some(_) => None,
     }
 }
 
 /// Writes revocations down for nodes that come later. None takes an earlier one back.
-pub(super) async fn keep(link: &Link, key: &str, revocations: &[Revocation]) -> Result<(), LinkError> {
-    for part in revocations.chunks(1_000) {
-        let mut command = cmd("ZADD");
-        command.arg(key).arg("GT");
-        for revocation in part {
-            let (member, before) = text(revocation);
-            command.arg(before).arg(member);
+pub(super) async fn keep(link: &Link, keys: &Keys, revocations: &[Revocation]) -> Result<(), LinkError> {
+    let of_session = |revocation: &&Revocation| matches!(revocation, Revocation::Session { .. });
+    let (sessions, others): (Vec<_>, Vec<_>) = revocations.iter().partition(of_session);
+    for (key, revocations) in [(&keys.revoked, others), (&keys.revoked_sessions, sessions)] {
+        for part in revocations.chunks(1_000) {
+            let mut command = cmd("ZADD");
+            command.arg(key).arg("GT");
+            for revocation in part {
+                let (member, score) = text(revocation);
+                command.arg(score).arg(member);
+            }
+            link.call(&command).await?;
+            if *key == keys.revoked_sessions {
+                // Their tokens have expired, so that the list stays as long as the logins of a token's lifetime.
+                let now = clock::now().unix_ms / 1_000;
+                let expired = cmd("ZREMRANGEBYSCORE").arg(key).arg("-inf").arg(format!("({now}")).take();
+                link.call(&expired).await?;
+            }
         }
-        link.call(&command).await?;
     }
     Ok(())
 }
 
 /// Takes over what was revoked while this node was cut off or not there, and writes down what Redis may have lost.
 pub(super) async fn level(shared: &Shared, link: &Link) -> Result<(), LinkError> {
-    keep(link, &shared.keys.revoked, &shared.tail.revocations()).await?;
-    let all = cmd("ZRANGE").arg(&shared.keys.revoked).arg(0).arg(-1).arg("WITHSCORES").take();
-    let all: Vec<(String, u64)> = read_answer(link.call(&all).await?)?;
-    for revocation in all.iter().filter_map(|(member, before)| read(member, *before)) {
-        shared.tail.obey(Order::Revoke(revocation));
+    keep(link, &shared.keys, &shared.tail.revocations()).await?;
+    repair(link, &shared.keys.revoked).await?;
+    for key in [&shared.keys.revoked, &shared.keys.revoked_sessions] {
+        let all = cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take();
+        let all: Vec<(String, f64)> = read_answer(link.call(&all).await?)?;
+        for revocation in all.iter().filter_map(|(member, score)| read(member, whole(*score))) {
+            shared.tail.obey(Order::Revoke(revocation));
+        }
     }
     Ok(())
+}
+
+/// Earlier versions accepted times in the far future, which locked a user out for good: they become the present.
+async fn repair(link: &Link, key: &str) -> Result<(), LinkError> {
+    let now = clock::now().unix_ms / 1_000;
+    let far = format!("({}", now + FAR_SECS);
+    let all = cmd("ZRANGEBYSCORE").arg(key).arg(far).arg("+inf").take();
+    let all: Vec<String> = read_answer(link.call(&all).await?)?;
+    for member in all {
+        link.call(cmd("ZADD").arg(key).arg("XX").arg(now + 1).arg(member)).await?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+fn whole(score: f64) -> u64 {
+    score as u64
 }
 
 #[cfg(test)]
@@ -61,11 +98,12 @@ mod tests {
         for revocation in [
             Revocation::User { user: "a:b".into(), before: 1_800_000_000 },
             Revocation::Token { token: u64::MAX },
+            Revocation::Session { session: 1, until: 1_800_000_000 },
             Revocation::Everyone { before: 1 },
         ] {
             let (member, before) = text(&revocation);
             assert_eq!(read(&member, before), Some(revocation));
         }
-        assert_eq!((read("", 1), read("x:1", 1), read("t:x", 1)), (None, None, None));
+        assert_eq!((read("", 1), read("x:1", 1), read("t:x", 1), read("s:x", 1)), (None, None, None, None));
     }
 }
