@@ -88,7 +88,7 @@ Examples:
   fanfare user disable ann@example.org
 
 They log in with POST /auth/login. The accounts are in fanfare.db of the working
-directory, or where database_url (DATABASE_URL) says; the hub reads the same, and
+directory, or where database_url (FANFARE_DATABASE_URL) says; the hub reads the same, and
 hears of a change within a second.";
 
 const KEY_EXAMPLES: &str = "\

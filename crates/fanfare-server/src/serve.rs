@@ -22,7 +22,7 @@ use crate::{
     accounts::{self, DatabaseUrl, Logins, Store},
     keyring::Keyring,
     logging, redis,
-    settings::{Settings, SettingsError, kind::LogFormat},
+    settings::{Loaded, Settings, SettingsError, kind::LogFormat},
 };
 use acceptor::{Acceptor, Preamble};
 use anyhow::Context;
@@ -67,7 +67,8 @@ const LONGEST_REQUESTS: Duration = Duration::from_secs(2 * LAST_MOMENT.as_secs()
 const MAX_HTTP_BUFFER: usize = 32 << 10;
 
 /// Serves until SIGINT or SIGTERM: in this process, or in several that it starts and looks after.
-pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
+pub(crate) fn run(loaded: &Loaded) -> anyhow::Result<()> {
+    let settings = &loaded.settings;
     logging::start(settings);
     let given = listener::given()?;
     let settings = &match &given {
@@ -76,6 +77,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     };
     let given = given.map(|(socket, _)| socket);
     let worker = Worker::of_this_process()?;
+    if worker.is_none() {
+        say_where_from(loaded);
+    }
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -86,6 +90,17 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         return runtime.block_on(supervise(settings, given, workers, files));
     }
     runtime().context("the system gives no threads")?.block_on(serve(settings, given, worker, files))
+}
+
+/// What was taken from where, because an application's environment and `.env` may say more than was meant for the hub.
+fn say_where_from(loaded: &Loaded) {
+    let taken = loaded.taken();
+    if !taken.is_empty() {
+        tracing::info!("settings: {taken}");
+    }
+    for note in &loaded.notes {
+        tracing::warn!("{note}");
+    }
 }
 
 /// Serves in several processes.

@@ -50,7 +50,11 @@ impl Database {
     /// Runs a command with a line on its standard input.
     fn run(&self, arguments: &[&str], line: &str) -> Output {
         let mut command = Command::new(program());
-        command.args(arguments).env("DATABASE_URL", &self.url).env("SECRET_KEY", SECRET).env("RUST_BACKTRACE", "0");
+        command
+            .args(arguments)
+            .env("FANFARE_DATABASE_URL", &self.url)
+            .env("SECRET_KEY", SECRET)
+            .env("RUST_BACKTRACE", "0");
         command.current_dir(self._home.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that reads nothing may have ended.
@@ -604,7 +608,7 @@ async fn a_database_that_is_away_keeps_nobody_from_what_they_have() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_of_no_use_stops_the_start_with_what_to_do() {
     for (url, says) in [
-        ("postgres://hub:hush@127.0.0.1:1/hub", "check database_url (DATABASE_URL)"),
+        ("postgres://hub:hush@127.0.0.1:1/hub", "check database_url (FANFARE_DATABASE_URL)"),
         ("mysql://host/hub", "database_url can't be what is written there; expected sqlite://FILE"),
     ] {
         let mut hub =

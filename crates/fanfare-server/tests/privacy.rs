@@ -61,7 +61,7 @@ async fn no_log_however_detailed_holds_what_lets_somebody_in() {
     let hub = block_in_place(|| HubProcess::start(program(), &arguments, &[("SECRET_KEY", SECRET)]));
     let run = |arguments: &[&str], line: &str| {
         let mut command = Command::new(program());
-        command.args(arguments).env("DATABASE_URL", &database_url).env("FANFARE_LOG_LEVEL", "trace");
+        command.args(arguments).env("FANFARE_DATABASE_URL", &database_url).env("FANFARE_LOG_LEVEL", "trace");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let _ = writeln!(child.stdin.take().unwrap(), "{line}");
         let output = block_in_place(|| child.wait_with_output()).unwrap();

@@ -112,13 +112,13 @@ pub(crate) struct LoginRow {
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("there are no accounts: database_url (DATABASE_URL) is none")]
+    #[error("there are no accounts: database_url (FANFARE_DATABASE_URL) is none")]
     Off,
-    #[error("the database {url} can't be opened: {error}; check database_url (DATABASE_URL)")]
+    #[error("the database {url} can't be opened: {error}; check database_url (FANFARE_DATABASE_URL)")]
     Open { url: DatabaseUrl, error: sqlx::Error },
     #[error("the database {url} can't be brought up to date: {error}")]
     Migrate { url: DatabaseUrl, error: sqlx::migrate::MigrateError },
-    #[error("the file {} can't be made: {error}; check database_url (DATABASE_URL)", path.display())]
+    #[error("the file {} can't be made: {error}; check database_url (FANFARE_DATABASE_URL)", path.display())]
     Create { path: PathBuf, error: io::Error },
     #[error("the database failed: {0}")]
     Failed(#[from] sqlx::Error),

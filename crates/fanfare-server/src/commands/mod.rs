@@ -49,7 +49,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         "why" => runtime()?.block_on(why::run(matches, &loaded.settings)),
         "bench" => bench::run(matches, &loaded.settings),
         "tail" => runtime()?.block_on(tail::run(matches, &loaded.settings)),
-        _ => serve::run(&loaded.settings),
+        _ => serve::run(&loaded),
     }
 }
 

@@ -12,6 +12,16 @@ pub(crate) struct Loaded {
     pub(crate) settings: Settings,
     /// In the order of [`TABLE`].
     pub(crate) origins: Vec<Origin>,
+    /// What was written and does not count, as sentences.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Loaded {
+    /// Which settings are not left at their defaults, and where each was taken from. Shows no value.
+    pub(crate) fn taken(&self) -> String {
+        let set = TABLE.iter().zip(&self.origins).filter(|(_, origin)| **origin != Origin::Default);
+        set.map(|(setting, origin)| format!("{} ({origin})", setting.key)).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Why the settings can't be used.
@@ -44,7 +54,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
         origins[index] = entry.origin;
     }
     match contradiction(&settings) {
-        None => Ok(Loaded { settings, origins }),
+        None => Ok(Loaded { settings, origins, notes: sources.notes() }),
         Some((key, text)) => {
             let origin = TABLE.iter().zip(origins).find(|(setting, _)| setting.key == key);
             Err(SettingsError::Contradiction { origin: origin.map_or(Origin::Default, |(_, origin)| origin), text })
@@ -148,6 +158,7 @@ mod tests {
         assert_eq!(origin("shards"), ".env:2 FANFARE_SHARDS");
         assert_eq!(origin("max_connections"), "f.toml:2 max_connections");
         assert_eq!(origin("listen"), "default");
+        assert!(loaded.taken().starts_with("shards (.env:2 FANFARE_SHARDS), "), "{}", loaded.taken());
         sources.flags.clear();
         assert_eq!(load(&sources).unwrap().settings.hub.window_events, 2);
     }
@@ -177,6 +188,24 @@ mod tests {
     }
 
     #[test]
+    fn an_applications_own_file_stops_nothing_and_secrets_are_whole() {
+        let sources = dotenv(
+            "APP_NAME=My Dashboard\nX=it's\nROOT=C:\\Users\nDEBUG\nmy-var=1\nDATABASE_URL=postgresql+asyncpg://app:pw@db/app\n\
+             SECRET_KEY=abc$def\nnot a line\n",
+        );
+        let settings = load(&sources).unwrap().settings;
+        assert_eq!(settings.secret_key, Some(crate::settings::kind::Secret::new("abc$def")));
+        assert_eq!(settings.database_url, Settings::default().database_url);
+        let notes = sources.notes();
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].contains(".env:8"), "{notes:?}");
+        assert!(notes[1].contains(".env:6") && notes[1].contains("FANFARE_DATABASE_URL"), "{notes:?}");
+        assert!(!notes[1].contains("pw"), "{notes:?}");
+        let asked = environment(&[("DATABASE_URL", "postgres://app/app"), ("FANFARE_DATABASE_URL", "none")]);
+        assert_eq!(load(&asked).unwrap().settings.database_url, crate::accounts::DatabaseUrl::None);
+    }
+
+    #[test]
     fn every_mistake_is_told_with_its_place() {
         for (sources, says) in [
             (toml("\n\nheartbeat_intervall = 3"), vec!["f.toml:3", "heartbeat_intervall", "mean heartbeat_interval?"]),
@@ -194,7 +223,6 @@ mod tests {
             (toml("heartbeat_timeout = 5"), vec!["f.toml:1", "(5s) must be longer than heartbeat_interval (30s)"]),
             (dotenv("A=1\nFANFARE_SHARD=2"), vec![".env:2 FANFARE_SHARD", "did you mean shards?"]),
             (dotenv("A=1\nFANFARE_SHARDS=two"), vec![".env:2 FANFARE_SHARDS", "\"two\""]),
-            (dotenv("A=1\nnot a line"), vec![".env:2", "NAME=value"]),
             (environment(&[("FANFARE_LISTENN", "x")]), vec!["environment FANFARE_LISTENN", "did you mean listen?"]),
             (environment(&[("ALGORITHM", "none")]), vec!["environment ALGORITHM", "HS256, HS384, HS512"]),
             (environment(&[("SECRET_KEY", "")]), vec!["secret_key can't be empty", "openssl rand"]),
@@ -211,7 +239,7 @@ mod tests {
     fn a_secret_in_the_wrong_place_is_not_repeated() {
         let error = load(&environment(&[("REDIS_URL", "hush")])).expect_err("no URL").to_string();
         assert!(!error.contains("hush") && error.contains("redis://"), "{error}");
-        let error = load(&dotenv("hush hush")).expect_err("no line").to_string();
-        assert!(!error.contains("hush"), "{error}");
+        let notes = dotenv("hush hush").notes().join("\n");
+        assert!(!notes.contains("hush") && notes.contains(".env:1"), "{notes}");
     }
 }

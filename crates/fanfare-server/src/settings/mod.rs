@@ -2,6 +2,7 @@
 //!
 //! What somebody wrote ([`Sources`], text with its origin) becomes what runs ([`Settings`], parsed and consistent).
 
+mod dotenv;
 pub(crate) mod kind;
 mod load;
 pub(crate) mod print;

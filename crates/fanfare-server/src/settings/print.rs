@@ -72,13 +72,15 @@ A setting is taken from the first of these places that has it:
 
 1. a flag of `fanfare serve`: its key with dashes, such as `--window-age 2h`
 2. the environment: `FANFARE_` and the key in capitals, such as `FANFARE_WINDOW_AGE=2h`
-3. `.env` in the working directory, with the same names
+3. `.env` in the working directory, with the same names, read as python-dotenv reads it: a `$` stands for itself, `${NAME}` for a variable; names that
+   are not the hub's do not count, and lines that can't be read are skipped with a warning
 4. a TOML file, with the keys as they are, such as `window_age = \"2h\"`: the one that `--config` names, or else
    `FANFARE_CONFIG`, or else `fanfare.toml` in the working directory if it is there
 5. its default
 
 Durations are written as `500ms`, `30s`, `5m`, `1h` or a number of seconds, sizes as `64KiB`, `64MB` or a number of bytes.
 A key that doesn't exist and a value that can't be are errors: nothing starts, and the message names the place.
+An application's `DATABASE_URL` is never used: accounts are kept in its database only with `FANFARE_DATABASE_URL`. The start logs which settings were taken from where.
 `fanfare settings` shows every value and where it came from; secrets are never shown.
 
 | Setting | Default | Environment | What it sets |

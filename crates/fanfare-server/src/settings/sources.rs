@@ -1,6 +1,7 @@
 //! Where settings come from: flags, the environment, `.env` and a TOML file. Knows texts and places, not meanings.
 
 use super::{
+    dotenv::{self, Dotenv},
     load::SettingsError,
     table::{Setting, TABLE},
 };
@@ -16,6 +17,8 @@ pub(crate) const PREFIX: &str = "FANFARE_";
 /// Environment names with the prefix that are no settings, but read by a command.
 const OTHER_NAMES: &[&str] = &[CONFIG_NAME, "FANFARE_TOKEN", "FANFARE_URL"];
 const CONFIG_NAME: &str = "FANFARE_CONFIG";
+/// The database of the application whose environment or `.env` this is. Its name is too common to be taken for ours.
+const APPLICATION_DATABASE: &str = "DATABASE_URL";
 const DEFAULT_FILE: &str = "fanfare.toml";
 
 /// Where a value was written.
@@ -71,7 +74,7 @@ impl Sources {
             entries.extend(toml_entries(path, text)?);
         }
         if let Some((path, text)) = &self.dotenv {
-            entries.extend(named_entries(dotenv_pairs(path, text)?));
+            entries.extend(named_entries(dotenv_pairs(path, text)));
         }
         let environment = self.environment.iter();
         entries.extend(named_entries(
@@ -84,12 +87,37 @@ impl Sources {
         }));
         Ok(entries)
     }
+
+    /// What is written in a way that somebody may have meant for this program, and what does not count for it.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let dotenv = self.dotenv.as_ref().map(|(path, text)| (path, dotenv::parse(text, |_| None)));
+        if let Some((path, Dotenv { skipped, .. })) = &dotenv {
+            let note = |line| format!("{}:{line} is not NAME=value and is skipped", path.display());
+            notes.extend(skipped.iter().map(note));
+        }
+        let in_file = dotenv.iter().flat_map(|(path, dotenv)| dotenv.variables.iter().map(move |set| (path, set)));
+        let application = in_file.filter(|(_, set)| set.name == APPLICATION_DATABASE);
+        let places = application.map(|(path, set)| format!("{}:{}", path.display(), set.line));
+        let environment = self.environment.iter().filter(|(name, _)| name == APPLICATION_DATABASE);
+        let place = environment.map(|_| "the environment".to_owned()).chain(places).next();
+        let ours = |name: &String| *name == format!("{PREFIX}{APPLICATION_DATABASE}");
+        let asked = self.environment.iter().any(|(name, _)| ours(name))
+            || dotenv.iter().any(|(_, dotenv)| dotenv.variables.iter().any(|set| ours(&set.name)));
+        notes.extend(place.filter(|_| !asked).map(|place| {
+            format!(
+                "{APPLICATION_DATABASE} in {place} is the application's and is not used; for accounts in that database, set \
+                 FANFARE_{APPLICATION_DATABASE}"
+            )
+        }));
+        notes
+    }
 }
 
 /// The part of the environment that is meant for this program.
 fn environment() -> Result<Vec<(String, String)>, SettingsError> {
     let ours = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
-    let ours = ours.filter(|(name, _)| name.starts_with(PREFIX) || is_alias(name));
+    let ours = ours.filter(|(name, _)| name.starts_with(PREFIX) || is_alias(name) || name == APPLICATION_DATABASE);
     ours.map(|(name, text)| match text.into_string() {
         Ok(text) => Ok((name, text)),
         Err(_) => Err(SettingsError::NotUnicode(name)),
@@ -101,8 +129,7 @@ fn named_in_environment(environment: &[(String, String)], dotenv: Option<&(PathB
     let from_process = environment.iter().find(|(name, _)| name == CONFIG_NAME).map(|(_, path)| path.clone());
     let from_dotenv = || {
         let (path, text) = dotenv?;
-        let pairs = dotenv_pairs(path, text).ok()?;
-        pairs.into_iter().rev().find(|(name, ..)| name == CONFIG_NAME).map(|(_, path, _)| path)
+        dotenv_pairs(path, text).into_iter().rev().find(|(name, ..)| name == CONFIG_NAME).map(|(_, path, _)| path)
     };
     from_process.or_else(from_dotenv).map(PathBuf::from)
 }
@@ -128,35 +155,13 @@ fn named_entries(pairs: impl IntoIterator<Item = (String, String, Origin)>) -> V
     entries
 }
 
-fn dotenv_pairs(path: &Path, text: &str) -> Result<Vec<(String, String, Origin)>, SettingsError> {
-    let pairs = dotenvy::from_read_iter(text.as_bytes());
-    pairs
-        .map(|pair| {
-            let (name, value) = pair.map_err(|error| dotenv_error(path, text, &error))?;
-            let line = line_of_name(text, &name);
-            Ok((name.clone(), value, Origin::File { path: path.to_owned(), line, name }))
-        })
-        .collect()
-}
-
-/// What can't be read is not repeated: it may be a secret.
-fn dotenv_error(path: &Path, text: &str, error: &dotenvy::Error) -> SettingsError {
-    let line = match error {
-        dotenvy::Error::LineParse(content, _) => text.lines().position(|line| line.trim() == content.trim()),
-        _ => None,
-    };
-    let message = "expected NAME=value, with quotes around a value that has spaces".to_owned();
-    SettingsError::Malformed { path: path.to_owned(), line: line.map(|line| line + 1), message }
-}
-
-/// The last line that sets a name, counted from 1.
-fn line_of_name(text: &str, name: &str) -> usize {
-    let sets = |line: &str| {
-        let line = line.trim_start();
-        let line = line.strip_prefix("export ").map_or(line, str::trim_start);
-        line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='))
-    };
-    text.lines().collect::<Vec<_>>().into_iter().rposition(sets).map_or(0, |line| line + 1)
+/// What `.env` sets, whoever it is for.
+fn dotenv_pairs(path: &Path, text: &str) -> Vec<(String, String, Origin)> {
+    let variables = dotenv::parse(text, |name| std::env::var(name).ok()).variables.into_iter();
+    let pairs = variables.map(|dotenv::Variable { name, value, line }| {
+        (name.clone(), value, Origin::File { path: path.to_owned(), line, name })
+    });
+    pairs.collect()
 }
 
 fn toml_entries(path: &Path, text: &str) -> Result<Vec<Entry>, SettingsError> {

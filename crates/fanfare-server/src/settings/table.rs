@@ -208,7 +208,7 @@ settings! {
     /// How long a login can be renewed without the password (POST /auth/refresh), in days since it was last.
     refresh_token_expire_days: days;
     /// Where users and access keys are: sqlite://FILE (made when it is first needed), postgres://..., or none for a hub without accounts.
-    database_url: database_url, alias = "DATABASE_URL", hidden = true;
+    database_url: database_url, hidden = true;
     /// Logins a minute from one address. 0: no limit.
     logins_per_minute_per_address: rate;
     /// Logins a minute to one account from one address. From all addresses from which it has not logged in, ten times as many. 0: no limit.
