@@ -386,7 +386,7 @@ fn commands_for_accounts_name_the_database_that_they_used() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().canonicalize().unwrap();
     let run = |arguments: &[&str], input: &str| Program::at(&home).args(arguments).input(input).run();
-    let file = format!("the database is sqlite://{}/fanfare.db (database_url, DATABASE_URL)", home.display());
+    let file = format!("the database is sqlite://{}/fanfare.db (database_url, FANFARE_DATABASE_URL)", home.display());
     for (arguments, input) in [
         (&["key", "list"][..], ""),
         (&["key", "add", "ci"], ""),

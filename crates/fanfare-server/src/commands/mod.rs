@@ -79,7 +79,7 @@ pub(crate) fn say(text: &str) {
 
 /// Names the database of the accounts, which depends on the folder and the environment.
 pub(crate) fn say_database(settings: &crate::settings::Settings) {
-    say(&format!("the database is {} (database_url, DATABASE_URL)", settings.database_url.whole()));
+    say(&format!("the database is {} (database_url, FANFARE_DATABASE_URL)", settings.database_url.whole()));
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
