@@ -129,11 +129,15 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
 fn caddy(files: &Path, port: u16, hub: &str) -> Command {
     let path = |name: &str| files.join(name).display().to_string();
     let site = format!(
-        "{{\n\tadmin off\n\tauto_https off\n}}\nhttps://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {} {}\n",
+        "https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {} {}\n",
         path("server.pem"),
         path("server.key")
     );
-    let changes = [("hub.example.org {\n", &*site), ("127.0.0.1:8000 {", &format!("{hub} {{"))];
+    let changes = [
+        ("{\n\t# When", "{\n\tadmin off\n\tauto_https off\n\t# When"),
+        ("hub.example.org {\n", &*site),
+        ("127.0.0.1:8000 {", &format!("{hub} {{")),
+    ];
     fs::write(files.join("Caddyfile"), deployed("caddy/Caddyfile", &changes)).unwrap();
     let mut command = Command::new("caddy");
     command.args(["run", "--adapter", "caddyfile", "--config"]).arg(files.join("Caddyfile")).env("HOME", files);
@@ -185,6 +189,44 @@ fn workers_behind(proxy: fn(&Path, u16, &str) -> Command) {
         let both = ["127.0.0.7", "127.0.0.8"].map(|source| scope.spawn(|| all_get_in(&site, source, "5")));
         assert!(both.map(|all| all.join().unwrap()).iter().all(|all| *all), "each address has its own limit");
     });
+}
+
+/// What a proxy writes, with what curl prints, when a client connects through it and the hub is down.
+fn log_without_a_hub(proxy: fn(&Path, u16, &str) -> Command) -> String {
+    let (files, port, nobody) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+    Authority::new().issue(files.path(), 90);
+    let mut command = proxy(files.path(), port, &format!("127.0.0.1:{nobody}"));
+    let log = fs::File::create(files.path().join("proxy.log")).unwrap();
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/setup"));
+    let ask = |path: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["--insecure", "--silent", "--http1.1", "--output", "/dev/null", "--write-out", "%{http_code}"]);
+        curl.args(["--header", "Connection: Upgrade", "--header", "Upgrade: websocket"]);
+        curl.args(["--header", "Sec-WebSocket-Protocol: fanfare, bearer.hush-protocol"]);
+        curl.args(["--header", "Authorization: Bearer hush-header"]);
+        let output = curl.arg(format!("https://localhost:{port}{path}")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let log = || fs::read_to_string(files.path().join("proxy.log")).unwrap();
+    until("the proxy answers that the hub is down", || ask("/ws?token=hush-query&topics=a").starts_with('5'));
+    until("the log says that the hub is down", || {
+        ask("/health");
+        log().contains("/health")
+    });
+    // It may have ended.
+    let _ = child.kill();
+    let _ = child.wait();
+    log()
+}
+
+// attack: reading a proxy's error log for tokens of clients that connected while the hub was down => none appears
+#[test]
+fn proxies_log_no_token_when_the_hub_is_down() {
+    for proxy in [nginx, caddy] {
+        let log = log_without_a_hub(proxy);
+        assert!(!log.contains("hush"), "{log}");
+    }
 }
 
 #[test]
