@@ -6,7 +6,11 @@ mod network;
 mod services;
 mod setup;
 
-use crate::{commands::print, settings::Settings};
+use crate::{
+    commands::{print, print_json},
+    settings::{Exposed, Settings},
+    terminal::without_credentials,
+};
 use clap::ArgMatches;
 use serde::Serialize;
 use std::{fmt::Write as _, time::Duration};
@@ -48,7 +52,8 @@ struct Check {
 
 impl Check {
     fn ok(&self, what: impl Into<String>) -> Finding {
-        Finding { check: self.name, level: Level::Ok, what: what.into(), why: "", mend: Vec::new() }
+        let what = without_credentials(&what.into()).into_owned();
+        Finding { check: self.name, level: Level::Ok, what, why: "", mend: Vec::new() }
     }
 
     fn unknown(&self, what: impl Into<String>) -> Finding {
@@ -56,16 +61,16 @@ impl Check {
     }
 
     fn warn(&self, what: impl Into<String>, mend: &[&str]) -> Finding {
-        self.bad(Level::Warn, what.into(), mend)
+        self.bad(Level::Warn, &what.into(), mend)
     }
 
     fn fail(&self, what: impl Into<String>, mend: &[&str]) -> Finding {
-        self.bad(Level::Fail, what.into(), mend)
+        self.bad(Level::Fail, &what.into(), mend)
     }
 
-    fn bad(&self, level: Level, what: String, mend: &[&str]) -> Finding {
-        let mend = mend.iter().map(|line| (*line).to_owned()).collect();
-        Finding { check: self.name, level, what, why: self.why, mend }
+    fn bad(&self, level: Level, what: &str, mend: &[&str]) -> Finding {
+        let mend = mend.iter().map(|line| without_credentials(line).into_owned()).collect();
+        Finding { check: self.name, level, what: without_credentials(what).into_owned(), why: self.why, mend }
     }
 }
 
@@ -77,22 +82,19 @@ struct Failed {
     all: usize,
 }
 
-pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+pub(crate) async fn run(matches: &ArgMatches, settings: &Settings, exposed: &Exposed) -> anyhow::Result<()> {
     let mut findings = machine::check(settings);
-    findings.extend(setup::check(settings));
+    findings.extend(setup::check(settings, exposed));
     findings.extend(services::check(settings).await);
     if let Some(url) = matches.get_one::<String>("url") {
         let hold = matches.get_one::<String>("hold").and_then(|text| crate::settings::kind::parse_duration(text));
         findings.extend(network::check(url, hold.unwrap_or(Duration::from_secs(70)), settings).await?);
     }
-    let text = if matches.get_flag("json") {
-        serde_json::to_string_pretty(&findings)? + "\n"
-    } else if matches.get_flag("fix") {
-        fixes(&findings)
+    if matches.get_flag("json") {
+        print_json(&(serde_json::to_string_pretty(&findings)? + "\n"))?;
     } else {
-        table(&findings)
-    };
-    print(&text)?;
+        print(&if matches.get_flag("fix") { fixes(&findings) } else { table(&findings) })?;
+    }
     let failed = findings.iter().filter(|finding| finding.level == Level::Fail).count();
     if failed > 0 { Err(Failed { failed, all: findings.len() }.into()) } else { Ok(()) }
 }

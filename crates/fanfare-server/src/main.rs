@@ -11,6 +11,7 @@ mod memory;
 mod redis;
 mod serve;
 mod settings;
+mod terminal;
 
 use settings::SettingsError;
 use std::{
@@ -38,7 +39,8 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even the standard error is closed, the exit code is all there is to say.
-            let _ = writeln!(io::stderr(), "fanfare: {error:#}");
+            let text = format!("{error:#}");
+            let _ = writeln!(io::stderr(), "fanfare: {}", terminal::text(&terminal::without_credentials(&text)));
             if error.is::<bench::Interrupted>() {
                 return ExitCode::from(INTERRUPTED);
             }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
+use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use std::{
     fs,
@@ -14,7 +15,9 @@ use std::{
     time::Duration,
 };
 use tempfile::TempDir;
-use testbed::{Authority, HubProcess, RedisServer};
+use testbed::{Authority, HubProcess, RedisServer, until};
+use tokio::task::block_in_place;
+use tokio_tungstenite::tungstenite::Message;
 
 const SECRET: &str = "7f3c1e0a9b8d4c6e5f2a1b3c4d5e6f70";
 
@@ -132,6 +135,53 @@ fn each_fault_of_the_settings_is_found() {
     }
 }
 
+// attack: another user of the machine reads .env or fanfare.toml with a secret in it => `fanfare check` fails, with the chmod
+#[test]
+fn files_of_settings_that_others_may_read_are_found() {
+    let secret = format!("SECRET_KEY={SECRET}\n");
+    for (name, text, mode, level, says) in [
+        (
+            ".env",
+            secret.as_str(),
+            0o644,
+            "fail",
+            "everybody on this machine may read .env, which has secret_key (mode 644)",
+        ),
+        (".env", &secret, 0o640, "warn", "everybody in its group may read .env"),
+        (".env", &secret, 0o600, "ok", ".env is not for everybody"),
+        (".env", "REDIS_URL=redis://127.0.0.1:1\nFANFARE_SHARDS=1\n", 0o644, "", ""),
+        (
+            "fanfare.toml",
+            "redis_url = \"redis://:hush@127.0.0.1:1\"\n",
+            0o644,
+            "fail",
+            "fanfare.toml, which has redis_url",
+        ),
+        (
+            "fanfare.toml",
+            "jwks_url = \"https://u:hush@127.0.0.1:1/k\"\nalgorithm = \"RS256\"\n",
+            0o644,
+            "fail",
+            "jwks_url",
+        ),
+    ] {
+        let home = TempDir::new().unwrap();
+        fs::write(home.path().join(name), text).unwrap();
+        fs::set_permissions(home.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        let output = check_in(home.path(), &["--json"], &[]);
+        let all = String::from_utf8(output.stdout).unwrap();
+        assert!(!all.contains("hush"), "{all}");
+        let findings: Vec<Value> = serde_json::from_str(&all).unwrap();
+        let finding = findings.iter().find(|finding| finding["check"] == "permissions");
+        let (what, mend) = finding.map_or((String::new(), Value::Null), |finding| {
+            assert_eq!(finding["level"], level, "{name} {mode:o}");
+            (finding["what"].as_str().unwrap().to_owned(), finding["mend"].clone())
+        });
+        assert!(what.contains(says) && what.is_empty() == says.is_empty(), "{name} {mode:o}: {what}");
+        assert!(level != "fail" || mend[0] == format!("chmod 600 {name}"), "{mend}");
+    }
+}
+
 #[test]
 fn each_fault_of_a_certificate_is_found() {
     let (authority, files) = (Authority::new(), TempDir::new().unwrap());
@@ -183,6 +233,10 @@ fn each_fault_of_a_redis_is_found() {
     redis.cli(&["CONFIG", "SET", "maxmemory", "10mb"]);
     let (level, what) = found(&[], "redis: eviction");
     assert!(level == "warn" && what.contains("maxmemory is 10 MiB"), "{what}");
+    assert_eq!(found(&[], "redis: memory").0, "ok");
+    redis.cli(&["CONFIG", "SET", "maxmemory", "600kb"]);
+    let (level, what) = found(&[], "redis: memory");
+    assert!(level == "fail" && what.starts_with("full: ") && what.contains("Redis rejects events"), "{what}");
 }
 
 /// A proxy that cuts each connection some time after the server's first answer.
@@ -239,6 +293,77 @@ fn the_way_in_is_tried() {
         "hold",
     );
     assert!(level == "fail" && what.contains("closed with 1008: token_invalid"), "{what}");
+}
+
+/// A proxy that gives each connection to the next of two hubs.
+fn alternating_proxy(hubs: [SocketAddr; 2]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for (client, to) in listener.incoming().flatten().zip(hubs.into_iter().cycle()) {
+            let server = TcpStream::connect(to).unwrap();
+            let pass = |mut from: TcpStream, mut to: TcpStream| {
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                })
+            };
+            pass(client.try_clone().unwrap(), server.try_clone().unwrap());
+            pass(server, client);
+        }
+    });
+    address
+}
+
+/// Connects once, and returns the connection's name and its place after what it is sent first.
+async fn visit(address: SocketAddr, cursor: &str) -> (String, String) {
+    let claims = fanfare::auth::Claims { sub: "ann".to_owned(), ..Default::default() };
+    let token = fanfare::Minter::from_secret(SECRET).unwrap().mint(&claims);
+    let url = format!("ws://{address}/ws?token={token}{cursor}");
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
+    let mut name = String::new();
+    loop {
+        let frame = socket.next().await.unwrap().unwrap().into_text().unwrap();
+        let frame: Value = serde_json::from_str(&frame).unwrap();
+        match frame["type"].as_str().unwrap() {
+            "ack" => name = frame["connection_id"].as_str().unwrap().to_owned(),
+            "pong" => return (name, frame["event_id"].as_str().unwrap().to_owned()),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hubs_with_logs_of_their_own_behind_one_address_are_noticed() {
+    let start = || HubProcess::start(program(), &["--database-url", "none"], &[("SECRET_KEY", SECRET)]);
+    let hubs = block_in_place(|| [start(), start()]);
+    let proxy = alternating_proxy([hubs[0].address(), hubs[1].address()]);
+    let ask = |address: SocketAddr| {
+        let url = format!("http://{address}");
+        block_in_place(|| found(&["--url", &url, "--hold", "1s"], &[("SECRET_KEY", SECRET)], "one log"))
+    };
+    let (level, what) = ask(proxy);
+    assert!(level == "fail" && what.contains("2 hubs with logs of their own answer here"), "{level} {what}");
+    let (level, what) = ask(hubs[0].address());
+    assert!(level == "ok" && what.contains("from one log"), "{level} {what}");
+
+    let publish = |hub: &HubProcess| {
+        let url = format!("http://{}", hub.address());
+        let mut command = Command::new(program());
+        command.args(["publish", "--type", "note", "--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
+        assert!(block_in_place(|| command.output()).unwrap().status.success());
+    };
+    // As a client goes to and fro: each log has moved on when it returns.
+    let (name, mut place) = visit(hubs[0].address(), "").await;
+    for turn in 1..10 {
+        publish(&hubs[turn % 2]);
+        (_, place) = visit(hubs[turn % 2].address(), &format!("&connection_id={name}&last_event_id={place}")).await;
+    }
+    for hub in &hubs {
+        block_in_place(|| until("the hub says it", || hub.log().contains("clients alternate between this hub")));
+        assert_eq!(hub.log().matches("clients alternate").count(), 1);
+    }
 }
 
 #[test]

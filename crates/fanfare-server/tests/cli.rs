@@ -241,6 +241,21 @@ fn a_configured_secret_puts_no_token_into_the_log() {
 }
 
 // attack: a short secret, a public key as secret, a public address without a secret => the program does not start and says why
+// attack: another user of the machine reads a secret in the process list => its owner is warned and told where to put it
+#[test]
+fn a_secret_on_the_command_line_is_warned_of() {
+    let mut server = Running::serve(Program::new("flag_secret").args(&["serve", "--secret-key", SECRET]));
+    let said = server.earlier.join("\n");
+    assert!(said.contains("WARN") && said.contains("--secret-key on the command line can be read"), "{said}");
+    assert!(said.contains("secret_key_file") && !said.contains(SECRET), "{said}");
+    server.signal("INT");
+    assert_eq!(server.end().0, 0);
+    let run = Program::new("flag_secret").args(&["token", "--sub", "a", "--secret-key", SECRET]).run();
+    assert!(run.code == 0 && run.stderr.contains("--secret-key on the command line"), "{}", run.stderr);
+    let run = Program::new("flag_secret").args(&["settings", "--redis-url", "redis://127.0.0.1"]).run();
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "a URL without a password is no secret");
+}
+
 #[test]
 fn what_would_not_be_safe_does_not_start() {
     for (program, says) in [
@@ -266,6 +281,18 @@ fn what_would_not_be_safe_does_not_start() {
 }
 
 // attack: injecting a script into the live page => the content security policy allows only the page's own hashes
+#[test]
+fn pages_of_other_sites_may_load_the_client() {
+    let server = Running::serve(Program::new("client_js").args(&["serve"]));
+    for path in ["/client.js", "/share.js"] {
+        let answer = server.get(path).to_lowercase();
+        assert!(answer.contains("\r\naccess-control-allow-origin: *\r\n"), "{path}");
+        assert!(answer.contains("\r\ncross-origin-resource-policy: cross-origin\r\n"), "{path}");
+        assert_eq!(answer.matches("\r\ncontent-type:").count(), 1, "{path}");
+    }
+    assert!(!server.get("/dashboard").to_lowercase().contains("access-control-allow-origin"));
+}
+
 #[test]
 fn the_page_runs_nothing_but_itself() {
     let mut server = Running::serve(Program::new("page"));

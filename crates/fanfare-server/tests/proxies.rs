@@ -128,11 +128,8 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
 
 fn caddy(files: &Path, port: u16, hub: &str) -> Command {
     let path = |name: &str| files.join(name).display().to_string();
-    let site = format!(
-        "https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {} {}\n",
-        path("server.pem"),
-        path("server.key")
-    );
+    let site =
+        format!("https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {} {}\n", path("server.pem"), path("server.key"));
     let changes = [
         ("{\n\t# When", "{\n\tadmin off\n\tauto_https off\n\t# When"),
         ("hub.example.org {\n", &*site),

@@ -1,6 +1,7 @@
 //! What can be set on a hub. Plain values; where they come from is the application's business.
 
 use crate::origin::{Origins, Proxies};
+use axum::http::HeaderName;
 use std::time::Duration;
 
 /// What can be set on a hub. Every limit has a safe default; where it says so, 0 means no limit.
@@ -51,6 +52,10 @@ pub struct Config {
     pub validate_events: bool,
     /// Sites whose pages may connect, beside the hub's own.
     pub allowed_origins: Origins,
+    /// Further request headers that pages of `allowed_origins` may send (CORS).
+    pub cors_headers: Vec<HeaderName>,
+    /// Pages of `allowed_origins` may send cookies and other credentials (CORS); not if those are every site.
+    pub cors_credentials: bool,
     /// Proxies in front of the hub, which are believed when they say whose request it is (`X-Forwarded-For`,
     /// `X-Forwarded-Host`).
     pub trusted_proxies: Proxies,
@@ -88,6 +93,8 @@ impl Default for Config {
             max_batch_events: 1_000,
             validate_events: false,
             allowed_origins: Origins::Same,
+            cors_headers: Vec::new(),
+            cors_credentials: false,
             trusted_proxies: Proxies::default(),
             drain_rate: 1_000,
             window_events: 100_000,

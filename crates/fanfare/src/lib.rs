@@ -13,6 +13,7 @@ pub mod broker;
 mod clock;
 pub mod config;
 mod drain;
+mod foreign_cursors;
 mod http;
 pub mod hub;
 mod identity;

@@ -8,9 +8,11 @@ use crate::{
     broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
     clock,
     config::Config,
+    foreign_cursors::ForeignCursors,
     hub::{Lateness, LogSwitch},
     identity::Names,
     metrics::{Counter, Figures, Measure, Metrics},
+    origin::LoggedOrigins,
     refusals::Refusals,
     registry::{Present, Registry},
     shard::{Command, ShardHandle, Traced},
@@ -21,7 +23,7 @@ use crate::{
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Position, Revocation, Revocations,
-    session::Denied,
+    session::{Arrival, Denied},
     time::Now,
     window::{Start, Viewer, Window},
 };
@@ -44,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
     pub(crate) refusals: Arc<Refusals>,
+    pub(crate) logged_origins: LoggedOrigins,
+    pub(crate) foreign_cursors: ForeignCursors,
     pub(crate) names: Names,
     /// What other nodes call this one.
     pub(crate) name: Arc<str>,
@@ -335,6 +339,21 @@ impl Node {
 
     fn believe(&self, result: Result<Grant, AuthError>) -> Result<Grant, AuthError> {
         result.and_then(|grant| if self.is_revoked(&grant) { Err(AuthError::Revoked) } else { Ok(grant) })
+    }
+
+    /// Notes a client whose cursor is of no log that this node knows, and says once what that means if such clients come
+    /// again and again. With the log in Redis all nodes have the same.
+    pub(crate) fn note_foreign_cursor(&self, arrival: &Arrival, window: &Window) {
+        let Some(cursor) = arrival.last_event_id.as_deref() else { return };
+        let in_memory = self.broker.get().and_then(Weak::upgrade).is_some_and(|broker| broker.name() == "memory");
+        if in_memory && self.foreign_cursors.note(arrival.connection, cursor) {
+            tracing::warn!(
+                "clients alternate between this hub and another one: they return with cursors of another log (here it is \
+                 epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url (REDIS_URL) \
+                 to the same Redis on all hubs behind this address, or leave one hub there",
+                window.epoch()
+            );
+        }
     }
 
     /// Where a client starts behind its gap: at what is held, or, after too much of that for its user or address, at the

@@ -5,20 +5,29 @@ use crate::Config;
 use axum::{
     extract::ConnectInfo,
     http::{
-        HeaderMap, HeaderName, HeaderValue, Uri,
+        HeaderMap, HeaderName,
         header::{HOST, ORIGIN},
         request::Parts,
     },
 };
 use ipnet::IpNet;
 use std::{
+    collections::HashSet,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     str::FromStr,
+    sync::{Mutex, PoisonError},
 };
+use url::{Host, Url};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// How much of an origin or a host is repeated in a close reason, which holds 123 bytes in all (RFC 6455 section 5.5).
+const SHOWN_BYTES: usize = 36;
+/// How many origins are logged before the log is silent, and for how long, in milliseconds.
+const LOGGED_ORIGINS: usize = 100;
+const LOGGED_FOR_MS: u64 = 3_600_000;
 
 /// The sites whose pages may use a hub beside its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,7 +35,8 @@ pub enum Origins {
     /// Pages of the hub's own site alone.
     #[default]
     Same,
-    /// Those of these sites too, each written as browsers do: `https://app.example.org`.
+    /// Those of these sites too, each as browsers write it: `https://app.example.org`, `capacitor://localhost`, `null`,
+    /// `file://`; `https://*.example.org` for every subdomain, and not for `example.org` itself.
     Listed(Vec<String>),
     /// Every site. A page needs a token all the same; the hub has no cookies that a browser would add.
     Every,
@@ -38,7 +48,7 @@ pub struct Proxies(Vec<IpNet>);
 
 /// A list of origins that can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a list of origins, such as https://app.example.org")]
+#[error("not a list of origins, such as https://app.example.org, https://*.example.org or capacitor://localhost")]
 pub struct NotOrigins;
 
 /// A list of proxies that can't be read.
@@ -46,17 +56,32 @@ pub struct NotOrigins;
 #[error("not a list of addresses or networks, such as 10.0.0.0/8")]
 pub struct NotProxies;
 
-/// A page of a site that is not allowed made the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("pages of this origin may not connect; add it to allowed_origins")]
-pub(crate) struct ForeignOrigin;
+/// A page of a site that is not allowed made the request. The text is for the log; [`Self::reason`] is for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a page of {origin} may not connect to {host}: set allowed_origins = \"{wanted}\"{note}")]
+pub(crate) struct ForeignOrigin {
+    pub(crate) origin: String,
+    host: String,
+    /// What `allowed_origins` would be with the origin in it.
+    wanted: String,
+    /// The origin, and its other name if it is a page of the developer's own machine.
+    offer: String,
+    note: &'static str,
+}
+
+/// Which rejected origins the log has named lately.
+#[derive(Debug, Default)]
+pub(crate) struct LoggedOrigins(Mutex<(u64, HashSet<String>)>);
 
 impl Origins {
     /// Whether a page of `origin` may.
     fn contains(&self, origin: &str) -> bool {
         match self {
             Self::Same => false,
-            Self::Listed(origins) => origins.iter().any(|allowed| allowed == origin),
+            Self::Listed(origins) => {
+                origins.iter().any(|allowed| allowed == origin)
+                    || normalized(origin).is_some_and(|origin| origins.iter().any(|allowed| matches(allowed, &origin)))
+            }
             Self::Every => true,
         }
     }
@@ -70,22 +95,99 @@ impl Origins {
     ) -> Result<(), ForeignOrigin> {
         let mut origins = headers.get_all(ORIGIN).into_iter();
         let Some(origin) = origins.next() else { return Ok(()) };
-        let (Ok(origin), None) = (origin.to_str(), origins.next()) else { return Err(ForeignOrigin) };
-        let same = || host(headers, config, peer).is_some_and(|host| is_at(origin, host));
-        if self.contains(origin) || same() { Ok(()) } else { Err(ForeignOrigin) }
+        let host = host(headers, config, peer);
+        let (Ok(origin), None) = (origin.to_str(), origins.next()) else {
+            return Err(ForeignOrigin::new("an unreadable Origin header", host, self));
+        };
+        let same = || host.is_some_and(|host| is_at(origin, host));
+        if self.contains(origin) || same() { Ok(()) } else { Err(ForeignOrigin::new(origin, host, self)) }
     }
 
     /// What CORS needs to know of them.
     pub(crate) fn to_cors(&self) -> Option<tower_http::cors::AllowOrigin> {
         match self {
             Self::Same => None,
-            Self::Listed(origins) => {
-                let values = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
-                Some(tower_http::cors::AllowOrigin::list(values))
+            Self::Listed(_) => {
+                let origins = self.clone();
+                let allowed = move |origin: &str| origins.contains(origin);
+                Some(tower_http::cors::AllowOrigin::predicate(move |origin, _| origin.to_str().is_ok_and(&allowed)))
             }
             Self::Every => Some(tower_http::cors::AllowOrigin::any()),
         }
     }
+}
+
+impl ForeignOrigin {
+    fn new(origin: &str, host: Option<&str>, allowed: &Origins) -> Self {
+        let offer = match normalized(origin).as_deref().and_then(other_local_name) {
+            // Which of the two names of this machine a developer's page is opened by changes from day to day.
+            Some(other) => format!("{},{other}", origin.to_ascii_lowercase()),
+            None => origin.to_owned(),
+        };
+        let wanted = match allowed {
+            Origins::Listed(origins) => format!("{},{offer}", origins.join(",")),
+            Origins::Same | Origins::Every => offer.clone(),
+        };
+        let note = match origin {
+            "null" => ", which allows every page without an origin: files, and sandboxed frames of any site",
+            _ => "",
+        };
+        Self {
+            origin: origin.to_owned(),
+            host: host.unwrap_or("a request without Host").to_owned(),
+            wanted,
+            offer,
+            note,
+        }
+    }
+
+    /// The close reason: at most 123 bytes, and without the list of those who may.
+    pub(crate) fn reason(&self) -> String {
+        let exact = format!("origin_not_allowed: {} at {}: set allowed_origins={}", self.origin, self.host, self.offer);
+        if exact.len() <= 123 {
+            return exact;
+        }
+        let (origin, host) = (shortened(&self.origin), shortened(&self.host));
+        format!("origin_not_allowed: {origin} at {host}: add it to allowed_origins")
+    }
+}
+
+fn shortened(text: &str) -> String {
+    // Headers that can be read are ASCII, and what is not is cut elsewhere than within a character.
+    let end = (0..=SHOWN_BYTES - 3).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    if text.len() <= SHOWN_BYTES { text.to_owned() } else { format!("{}...", &text[..end]) }
+}
+
+impl LoggedOrigins {
+    /// Whether this origin should be logged: once an hour each, and only so many of them.
+    pub(crate) fn is_new(&self, origin: &str, mono_ms: u64) -> bool {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since_ms, origins) = &mut *logged;
+        if mono_ms.saturating_sub(*since_ms) >= LOGGED_FOR_MS {
+            (*since_ms, *origins) = (mono_ms, HashSet::new());
+        }
+        origins.len() < LOGGED_ORIGINS && origins.insert(origin.to_owned())
+    }
+}
+
+/// Whether a listed origin, normalised or a pattern, is that of a page.
+fn matches(allowed: &str, origin: &str) -> bool {
+    let Some((scheme, domain)) = allowed.split_once("://*.") else { return allowed == origin };
+    let host = origin.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
+    let subdomain = host.and_then(|host| host.strip_suffix(domain)?.strip_suffix('.'));
+    subdomain.is_some_and(|name| !name.is_empty())
+}
+
+/// The same page under the other of the two names that browsers have for this machine.
+fn other_local_name(origin: &str) -> Option<String> {
+    let url = Url::parse(origin).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    let other = match url.host()? {
+        Host::Domain("localhost") => "127.0.0.1",
+        Host::Ipv4(Ipv4Addr::LOCALHOST) => "localhost",
+        Host::Domain(_) | Host::Ipv4(_) | Host::Ipv6(_) => return None,
+    };
+    Some(format!("{}://{other}{port}", url.scheme()))
 }
 
 /// The host that the request was made to, as the client wrote it.
@@ -162,18 +264,50 @@ impl FromStr for Origins {
         match parts[..] {
             [] => Ok(Self::Same),
             ["*"] => Ok(Self::Every),
-            _ => parts.into_iter().map(origin).collect::<Option<_>>().map(Self::Listed).ok_or(NotOrigins),
+            _ => parts.into_iter().map(pattern).collect::<Option<_>>().map(Self::Listed).ok_or(NotOrigins),
         }
     }
 }
 
-/// An origin in the form that browsers send (RFC 6454 section 6.2).
-fn origin(text: &str) -> Option<String> {
-    let text = text.strip_suffix('/').unwrap_or(text).to_ascii_lowercase();
-    let uri: Uri = text.parse().ok()?;
-    let plain = uri.path() == "/" && uri.query().is_none() && !uri.authority()?.as_str().contains('@');
-    let known = matches!(uri.scheme_str(), Some("http" | "https"));
-    (plain && known && !text.contains('*')).then_some(text)
+/// An origin that was listed, or a pattern of subdomains, in the form of [`normalized`].
+fn pattern(text: &str) -> Option<String> {
+    let Some((scheme, domain)) = text.split_once("://*.") else {
+        return normalized(text).filter(|origin| !origin.contains('*'));
+    };
+    let of_domain = normalized(&format!("{scheme}://{domain}")).filter(|origin| !origin.contains('*'))?;
+    let url = Url::parse(&of_domain).ok()?;
+    // A top-level domain would allow the sites of everybody.
+    let narrow = matches!(url.host()?, Host::Domain(name) if name.contains('.') || name == "localhost");
+    let web = matches!(url.scheme(), "http" | "https");
+    (narrow && web).then(|| of_domain.replacen("://", "://*.", 1))
+}
+
+/// An origin in the form that browsers send (RFC 6454 section 6.2): lower case, punycode, no default port.
+fn normalized(text: &str) -> Option<String> {
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (scheme, site) = match text {
+        "null" => return Some(text.to_owned()),
+        "file://" | "file:/" => return Some("file://".to_owned()),
+        _ => text.split_once("://")?,
+    };
+    if site.is_empty() || site.contains(|c: char| "/\\?#@".contains(c) || c.is_whitespace() || c.is_control()) {
+        return None;
+    }
+    match scheme.to_ascii_lowercase().as_str() {
+        web @ ("http" | "https") => {
+            let url = Url::parse(&format!("{web}://{site}")).ok()?;
+            Some(url.origin().ascii_serialization())
+        }
+        // Addresses, but of no page.
+        "ws" | "wss" | "ftp" | "file" | "data" | "blob" | "javascript" | "about" => None,
+        // Pages of an application or an extension: the scheme and the name behind it are all there is.
+        other => {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+            let is_scheme = other.starts_with(|c: char| c.is_ascii_lowercase()) && other.chars().all(fits);
+            let is_site = site.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+            (is_scheme && is_site).then(|| format!("{other}://{}", site.to_ascii_lowercase()))
+        }
+    }
 }
 
 impl fmt::Display for Origins {
@@ -208,6 +342,7 @@ impl fmt::Display for Proxies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderValue;
 
     fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
@@ -259,6 +394,92 @@ mod tests {
         assert!(check("10.0.0.1") && !check("10.0.0.2"));
     }
 
+    // attack: a page whose Origin resembles a listed subdomain, application or IDN name => rejected
+    #[test]
+    fn origins_of_applications_and_subdomains_are_allowed_as_listed() {
+        let listed = "capacitor://localhost, ionic://localhost, tauri://localhost, chrome-extension://abcdefghijklmnop, \
+            null, file://, https://*.example.org, http://*.dev.example.org:3000, https://m\u{fc}nchen.example, \
+            https://default.example:443";
+        let listed: Origins = listed.parse().unwrap();
+        for (origin, may) in [
+            ("capacitor://localhost", true),
+            ("ionic://localhost", true),
+            ("tauri://localhost", true),
+            ("chrome-extension://abcdefghijklmnop", true),
+            ("null", true),
+            ("file://", true),
+            ("https://a.example.org", true),
+            ("https://A.b.Example.org", true),
+            ("https://a.example.org:443", true),
+            ("http://x.dev.example.org:3000", true),
+            ("https://xn--mnchen-3ya.example", true),
+            ("https://default.example", true),
+            ("https://default.example:443", true),
+            ("capacitor://evil", false),
+            ("ionic://localhost:1", false),
+            ("chrome-extension://abcdefghijklmnoq", false),
+            ("NULL", false),
+            ("https://example.org", false),
+            ("https://.example.org", false),
+            ("https://evilexample.org", false),
+            ("https://a.example.org.evil.org", false),
+            ("https://evil.org/.example.org", false),
+            ("https://evil.org\\.example.org", false),
+            ("https://evil.org#.example.org", false),
+            ("https://evil.org?.example.org", false),
+            ("https://a@evil.org", false),
+            ("http://a.example.org", false),
+            ("https://a.example.org:8443", false),
+            ("http://x.dev.example.org", false),
+            ("http://default.example", false),
+            ("https://munchen.example", false),
+        ] {
+            let headers = headers(&[(ORIGIN, origin), (HOST, "hub.example.net")]);
+            assert_eq!(listed.check(&headers, &Config::default(), None).is_ok(), may, "{origin}");
+            assert!(Origins::Same.check(&headers, &Config::default(), None).is_err(), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_rejection_names_origin_host_and_setting() {
+        let reject = |allowed: &str, origin: &str, host: &str| {
+            let allowed: Origins = allowed.parse().unwrap();
+            allowed.check(&headers(&[(ORIGIN, origin), (HOST, host)]), &Config::default(), None).unwrap_err()
+        };
+        let local = reject("", "http://localhost:5173", "127.0.0.1:8000");
+        assert_eq!(
+            local.to_string(),
+            "a page of http://localhost:5173 may not connect to 127.0.0.1:8000: set allowed_origins = \
+             \"http://localhost:5173,http://127.0.0.1:5173\""
+        );
+        assert!(local.reason().contains("allowed_origins"), "{}", local.reason());
+        let other = reject("https://a.example, https://b.example", "https://app.example.org", "hub.example.org");
+        assert!(
+            other.to_string().ends_with("\"https://a.example,https://b.example,https://app.example.org\""),
+            "{other}"
+        );
+        assert_eq!(
+            other.reason(),
+            "origin_not_allowed: https://app.example.org at hub.example.org: set allowed_origins=https://app.example.org"
+        );
+        assert!(reject("", "null", "hub").to_string().contains("sandboxed frames"));
+        let long = format!("https://{}.example.org", "a".repeat(200));
+        for host in ["hub", &"h".repeat(300)] {
+            let reason = reject("", &long, host).reason();
+            assert!(reason.len() <= 123 && reason.contains("allowed_origins"), "{}: {reason}", reason.len());
+        }
+    }
+
+    // attack: a flood of connects with made-up origins => the log names each once an hour, and at most a hundred
+    #[test]
+    fn rejected_origins_are_logged_once() {
+        let logged = LoggedOrigins::default();
+        assert!(logged.is_new("a", 1) && !logged.is_new("a", 2) && logged.is_new("b", 2));
+        let more = (0..1_000).filter(|n| logged.is_new(&n.to_string(), 3)).count();
+        assert_eq!(more, 98);
+        assert!(logged.is_new("a", LOGGED_FOR_MS + 1));
+    }
+
     // attack: a forged X-Forwarded-For, also of bytes that are no text => ignored but for what a trusted proxy appended
     #[test]
     fn only_proxies_that_are_named_are_believed() {
@@ -303,12 +524,32 @@ mod tests {
             ("*", "*"),
             ("https://App.example.org/", "https://app.example.org"),
             ("http://a:1,https://b", "http://a:1, https://b"),
+            ("https://a:443,http://b:80,https://c:80", "https://a, http://b, https://c:80"),
+            (
+                "https://m\u{fc}nchen.example,https://*.B\u{fc}cher.example:8443",
+                "https://xn--mnchen-3ya.example, https://*.xn--bcher-kva.example:8443",
+            ),
+            ("null,file:///,file://", "null, file://, file://"),
+            ("Capacitor://localhost,tauri://localhost/", "capacitor://localhost, tauri://localhost"),
         ] {
             assert_eq!(text.parse::<Origins>().unwrap().to_string(), shown);
         }
-        for text in
-            ["app.example.org", "https://*.example.org", "*, https://a", "https://a/path", "ws://a", "https://u@a"]
-        {
+        for text in [
+            "app.example.org",
+            "*, https://a",
+            "https://a/path",
+            "ws://a",
+            "https://u@a",
+            "https://*.org",
+            "https://a.*.org",
+            "https://*",
+            "https://*.*.example.org",
+            "https://*.10.0.0.1",
+            "capacitor://*.example.org",
+            "capacitor://",
+            "javascript://a",
+            "file://etc",
+        ] {
             assert_eq!(text.parse::<Origins>(), Err(NotOrigins), "{text}");
         }
         assert_eq!("10.0.0.0/8, ::1".parse::<Proxies>().unwrap().to_string(), "10.0.0.0/8, ::1/128");

@@ -20,7 +20,7 @@ use fanfare_core::{
     roster::{Roster, Served, Slot, Swept},
     session::{Arrival, Fate, Settings, Tally},
     time::{Now, iso_8601},
-    window::Entry,
+    window::{Entry, GapReason},
 };
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 use std::{
@@ -605,6 +605,9 @@ impl Shard {
                 self.roster.adopt(&window, now);
             }
             let start = window.start(arrival.last_event_id.as_deref());
+            if start.gap.is_some_and(|gap| gap.reason == GapReason::Reset) {
+                self.node.note_foreign_cursor(&arrival, &window);
+            }
             let start = match arrival.grant.replay_from {
                 Some(secs) => window.not_before(start, secs.saturating_mul(1_000)),
                 None => start,

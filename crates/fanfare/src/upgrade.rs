@@ -209,7 +209,10 @@ fn turned_away_at_once(
     }
     Ok(node.config.allowed_origins.check(headers, &node.config, peer).err().map(|error| {
         node.metrics.add(Counter::ForeignOrigin, 1);
-        TurnedAway { code: CloseCode::Policy, reason: format!("origin_not_allowed: {error}") }
+        if node.logged_origins.is_new(&error.origin, mono_ms) {
+            tracing::warn!("{error}");
+        }
+        TurnedAway { code: CloseCode::Policy, reason: error.reason() }
     }))
 }
 

@@ -911,7 +911,8 @@ async fn pages_of_other_sites_are_turned_away() {
             if may {
                 assert_eq!(heard, "ack", "{origin}");
             } else {
-                assert!(heard.starts_with("1008 origin_not_allowed: "), "{origin}: {heard}");
+                assert!(heard.starts_with(&format!("1008 origin_not_allowed: {origin} at {address}")), "{heard}");
+                assert!(heard.contains("allowed_origins"), "{heard}");
             }
         }
         assert_eq!(hub.metrics().get(Counter::ForeignOrigin), if app_may { 2 } else { 3 });
@@ -942,6 +943,37 @@ async fn pages_of_allowed_sites_may_call_the_api() {
         (answer.header("access-control-allow-origin"), answer.header("access-control-allow-credentials")),
         ("*", "")
     );
+}
+
+#[tokio::test]
+async fn pages_of_allowed_sites_may_send_tracing_headers_and_those_configured() {
+    let preflight = |origin: &str| {
+        let request = Request::builder().method("OPTIONS").uri("/events").header(header::ORIGIN, origin);
+        let request = request.header("access-control-request-method", "POST");
+        request.header("access-control-request-headers", "authorization,traceparent").body(Body::empty()).unwrap()
+    };
+    let config = Config {
+        allowed_origins: "capacitor://localhost, https://*.example.org".parse().unwrap(),
+        cors_headers: vec!["x-tenant".parse().unwrap()],
+        cors_credentials: true,
+        ..Config::default()
+    };
+    let app = hub(config.clone()).router();
+    for origin in ["capacitor://localhost", "https://a.example.org"] {
+        let answer = send(&app, preflight(origin)).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, origin));
+        let allowed = answer.header("access-control-allow-headers").to_owned();
+        for name in ["authorization", "content-type", "traceparent", "tracestate", "baggage", "sentry-trace"] {
+            assert!(allowed.contains(name), "{name}: {allowed}");
+        }
+        assert!(allowed.contains("x-request-id") && allowed.contains("x-tenant"), "{allowed}");
+        assert_eq!(answer.header("access-control-allow-credentials"), "true");
+    }
+    let answer = send(&app, preflight("https://example.org")).await;
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+    let every = Config { allowed_origins: "*".parse().unwrap(), ..config };
+    let answer = send(&hub(every).router(), preflight("https://any.example.org")).await;
+    assert_eq!(answer.header("access-control-allow-credentials"), "", "never for every site");
 }
 
 // attack: a publisher over its rate => 429 with Retry-After; other publishers are not affected

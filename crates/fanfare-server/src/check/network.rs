@@ -5,11 +5,14 @@ use crate::{
     commands::{access::Access, http::Server, say},
     settings::Settings,
 };
-use fanfare::auth::Claims;
+use fanfare::{Position, auth::Claims};
 use fanfare_client::scheme_mismatch;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 use tokio::time::timeout;
 use tokio_tungstenite::{
     client_async_tls,
@@ -19,6 +22,10 @@ use tokio_tungstenite::{
 const ADDRESS: Check = Check { name: "address", why: "Clients come this way." };
 const UPGRADE: Check =
     Check { name: "upgrade", why: "A proxy that does not pass Upgrade and Connection on lets no WebSocket through." };
+const ONE_LOG: Check = Check {
+    name: "one log",
+    why: "Hubs with logs of their own behind one address serve a part of the clients each: an event reaches only those of the hub that took it, and a client that changes hubs loses its place.",
+};
 const HOLD: Check = Check {
     name: "hold",
     why: "A proxy that ends quiet connections sooner than the heartbeat cuts every client again and again.",
@@ -26,6 +33,9 @@ const HOLD: Check = Check {
 
 /// How long anything but holding may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many connections ask which log is behind the address.
+const QUESTIONS: usize = 12;
 
 /// How often somebody who waits hears that it goes on.
 const NEWS: Duration = Duration::from_secs(10);
@@ -65,6 +75,7 @@ pub(super) async fn check(url: &str, hold: Duration, settings: &Settings) -> any
     let opened = begun.elapsed();
     let mut findings =
         vec![ADDRESS.ok(format!("{server} is reached")), UPGRADE.ok(format!("{} ms", opened.as_millis()))];
+    findings.push(one_log(url).await?);
     let (begun, mut news, mut pings) = (Instant::now(), Instant::now(), 0);
     let ended = loop {
         let left = hold.saturating_sub(begun.elapsed());
@@ -107,4 +118,34 @@ pub(super) async fn check(url: &str, hold: Duration, settings: &Settings) -> any
     // It is over either way.
     let _ = timeout(PATIENCE, socket.close(None)).await;
     Ok(findings)
+}
+
+/// Asks over many connections, which a proxy spreads over its hubs, which log each hub has.
+async fn one_log(url: &str) -> anyhow::Result<Finding> {
+    let mut logs = BTreeMap::<String, String>::new();
+    for _ in 0..QUESTIONS {
+        // A server of its own for each question, because one goes on with its connection.
+        let body = match Server::parse(url)?.get("/ws/health", None).await {
+            Ok(answer) => serde_json::from_slice::<Value>(&answer.body).unwrap_or_default(),
+            Err(error) => return Ok(ONE_LOG.unknown(format!("/ws/health: {error:#}"))),
+        };
+        let epoch = body["window"]["head"].as_str().and_then(|head| head.parse::<Position>().ok());
+        let (Some(Position { epoch, .. }), Some(broker)) = (epoch, body["broker"].as_str()) else {
+            return Ok(ONE_LOG.unknown("/ws/health is not passed on to the hub, which says there which log it has"));
+        };
+        logs.insert(format!("{epoch:x}"), broker.to_owned());
+    }
+    Ok(match logs.len() {
+        1 => ONE_LOG.ok(format!("{QUESTIONS} answers from one log")),
+        several => {
+            let shown: Vec<_> = logs.iter().map(|(epoch, broker)| format!("{epoch} in {broker}")).collect();
+            ONE_LOG.fail(
+                format!("{several} hubs with logs of their own answer here: {}", shown.join(", ")),
+                &[
+                    "redis_url = \"redis://...\"    # in fanfare.toml of every hub, the same one",
+                    "# or one hub alone behind this address",
+                ],
+            )
+        }
+    })
 }

@@ -16,6 +16,8 @@ const PERSISTENCE: Check = Check {
 };
 const EVICTION: Check =
     Check { name: "redis: eviction", why: "When its memory is full, Redis would throw the log away." };
+const MEMORY: Check =
+    Check { name: "redis: memory", why: "A full Redis rejects writes: no event can be published until it has room." };
 const CLIENTS: Check =
     Check { name: "redis: clients", why: "Each process of the hub holds four connections to Redis." };
 const REPLICAS: Check =
@@ -60,6 +62,7 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
             &["requirepass ...    # in redis.conf, and REDIS_URL=redis://:...@host"],
         )
     }];
+    findings.extend(memory(found));
     findings.push(if eviction.starts_with("allkeys") {
         EVICTION.fail(
             format!("maxmemory-policy is {eviction}"),
@@ -110,6 +113,27 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
         SKEW.warn(format!("{skew} ms from ours"), &["timedatectl set-ntp true    # on both machines"])
     });
     findings
+}
+
+/// Whether there is room for the next event. With an evicting policy there always is, which is a fault of its own.
+fn memory(found: &Inspection) -> Option<Finding> {
+    let (used, max) = (found.used_memory, found.max_memory);
+    if max == 0 || found.eviction.starts_with("allkeys") {
+        return None;
+    }
+    let so = format!("{} of maxmemory's {} MiB are in use", used.div_ceil(1 << 20), max >> 20);
+    let mend = [
+        &*format!("redis-cli config set maxmemory {}mb    # if the host has as much", (max >> 20).max(512) * 2),
+        "redis-cli --bigkeys    # what else is in there: the log needs a Redis of its own",
+        "# or a smaller log: window_bytes, window_events and window_age in fanfare.toml",
+    ];
+    Some(if used >= max / 20 * 19 {
+        MEMORY.fail(format!("full: {so}; Redis rejects events"), &mend)
+    } else if used >= max / 5 * 4 {
+        MEMORY.warn(so, &mend)
+    } else {
+        MEMORY.ok(so)
+    })
 }
 
 async fn database(settings: &Settings) -> Finding {

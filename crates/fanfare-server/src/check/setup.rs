@@ -1,7 +1,11 @@
 //! The settings: keys, files that hold secrets, TLS, sites and proxies, heartbeat and drain.
 
 use super::{Check, Finding};
-use crate::{keyring::Keyring, serve::tls, settings::Settings};
+use crate::{
+    keyring::Keyring,
+    serve::tls,
+    settings::{Exposed, Settings},
+};
 use fanfare::{
     auth::Family,
     origin::{Origins, Proxies},
@@ -11,6 +15,7 @@ use x509_parser::{pem::Pem, time::ASN1Time};
 
 const KEYS: Check = Check { name: "keys", why: "Whoever knows or guesses the key makes tokens for everybody." };
 const PERMISSIONS: Check = Check { name: "permissions", why: "Whoever may read the file has what is in it." };
+const COMMAND_LINE: Check = Check { name: "command line", why: "Whoever knows the key makes tokens for everybody." };
 const TOKENS: Check = Check { name: "tokens", why: "A stolen token is good until it ends." };
 const TLS: Check = Check {
     name: "tls",
@@ -27,9 +32,10 @@ const DRAIN: Check = Check { name: "drain", why: "Clients that were not told to 
 /// Parts of secrets that stand in examples.
 const EXAMPLES: &[&str] = &["secret", "change", "example", "password", "your-", "12345678", "abcdefgh", "test"];
 
-pub(super) fn check(settings: &Settings) -> Vec<Finding> {
+pub(super) fn check(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
     let mut findings = vec![keys(settings)];
-    findings.extend(permissions(settings));
+    findings.extend(permissions(settings, exposed));
+    findings.extend(exposed.on_command_line().map(|what| COMMAND_LINE.warn(what, &[])));
     findings.push(tokens(settings));
     findings.extend(certificate(settings));
     findings.extend([origins(settings), proxies(settings), heartbeat(settings), drain(settings)]);
@@ -65,25 +71,32 @@ fn keys(settings: &Settings) -> Finding {
     KEYS.ok(format!("{algorithm}, with a secret that is long enough"))
 }
 
-fn permissions(settings: &Settings) -> Vec<Finding> {
+fn permissions(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
     let files = [&settings.secret_key_file, &settings.private_key_file, &settings.tls_key_file];
     let database = match &settings.database_url {
         crate::accounts::DatabaseUrl::File(path) => Some(path),
         _ => None,
     };
     let there = files.into_iter().flatten().chain(database).filter(|path| path.exists());
-    there.map(|path| permission(path)).collect()
+    let of_settings =
+        exposed.files().into_iter().map(|(path, keys)| permission(path, &format!(", which has {}", keys.join(", "))));
+    there.map(|path| permission(path, "")).chain(of_settings).collect()
 }
 
-fn permission(path: &Path) -> Finding {
+/// Who else may read a file; `content` says what is in it.
+fn permission(path: &Path, content: &str) -> Finding {
     let shown = path.display();
-    match fs::metadata(path) {
-        Err(error) => PERMISSIONS.unknown(format!("{shown}: {error}")),
-        Ok(meta) if meta.permissions().mode() & 0o007 == 0 => PERMISSIONS.ok(format!("{shown} is not for everybody")),
-        Ok(meta) => PERMISSIONS.fail(
-            format!("everybody on this machine may read {shown} (mode {:o})", meta.permissions().mode() & 0o777),
-            &[&format!("chmod 600 {shown}")],
-        ),
+    let mode = match fs::metadata(path) {
+        Err(error) => return PERMISSIONS.unknown(format!("{shown}: {error}")),
+        Ok(meta) => meta.permissions().mode() & 0o777,
+    };
+    let mend = [&*format!("chmod 600 {shown}")];
+    if mode & 0o007 != 0 {
+        PERMISSIONS.fail(format!("everybody on this machine may read {shown}{content} (mode {mode:o})"), &mend)
+    } else if mode & 0o070 != 0 {
+        PERMISSIONS.warn(format!("everybody in its group may read {shown}{content} (mode {mode:o})"), &mend)
+    } else {
+        PERMISSIONS.ok(format!("{shown} is not for everybody"))
     }
 }
 

@@ -140,7 +140,7 @@ pub(crate) fn plainly(error: reqwest::Error) -> anyhow::Error {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.authority)
+        f.write_str(self.authority.rsplit('@').next().unwrap_or_default())
     }
 }
 

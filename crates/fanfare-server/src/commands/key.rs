@@ -1,9 +1,10 @@
 //! `fanfare key`: access keys, which programs show instead of tokens, and which are valid until they are revoked.
 
-use super::{Usage, access::unix_secs, print, say, say_database};
+use super::{Usage, access::unix_secs, print, print_json, say, say_database};
 use crate::{
     accounts::{Key, Store},
     settings::Settings,
+    terminal,
 };
 use clap::ArgMatches;
 use fanfare::auth::AccessKeys;
@@ -60,14 +61,16 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
             .iter()
             .map(|key| json!({ "name": key.name, "rights": rights(key), "created_at": super::date(key.created_at) }))
             .collect();
-        return print(&format!("{}\n", serde_json::to_string_pretty(&keys)?));
+        return print_json(&format!("{}\n", serde_json::to_string_pretty(&keys)?));
     }
     if keys.is_empty() {
         say("there are no access keys; `fanfare key add NAME` makes one");
         return Ok(());
     }
     let head = ["NAME", "RIGHTS", "SINCE"].map(str::to_owned);
-    let rows = keys.iter().map(|key| [key.name.clone(), rights(key).to_owned(), super::date(key.created_at)]);
+    let rows = keys
+        .iter()
+        .map(|key| [terminal::line(&key.name).into_owned(), rights(key).to_owned(), super::date(key.created_at)]);
     print(&super::columns([head].into_iter().chain(rows)))
 }
 

@@ -14,8 +14,9 @@ mod user;
 mod why;
 
 use crate::{
-    bench, check, cli, serve,
-    settings::{Loaded, load, print},
+    bench, check, cli, logging, serve,
+    settings::{Exposed, Loaded, load, print},
+    terminal,
 };
 use anyhow::Context;
 use aws_lc_rs::rand;
@@ -37,12 +38,19 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     if name == "plan" {
         return plan::run(matches);
     }
-    let loaded = load(&cli::sources(matches)?)?;
+    let sources = cli::sources(matches)?;
+    let (loaded, exposed) = (load(&sources)?, Exposed::find(&sources)?);
+    if name == "serve" {
+        logging::start(&loaded.settings);
+        exposed.on_command_line().for_each(|warning| tracing::warn!("{warning}"));
+    } else {
+        exposed.on_command_line().for_each(|warning| say(&warning));
+    }
     match name {
         "settings" => settings(matches, &loaded),
         "token" => token::run(matches, &loaded.settings),
         "publish" => runtime()?.block_on(publish::run(matches, &loaded.settings)),
-        "check" => runtime()?.block_on(check::run(matches, &loaded.settings)),
+        "check" => runtime()?.block_on(check::run(matches, &loaded.settings, &exposed)),
         "user" => runtime()?.block_on(user::run(matches, &loaded.settings)),
         "key" => runtime()?.block_on(key::run(matches, &loaded.settings)),
         "log-level" => runtime()?.block_on(log_level::run(matches, &loaded.settings)),
@@ -55,7 +63,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 
 fn settings(matches: &ArgMatches, loaded: &Loaded) -> anyhow::Result<()> {
     let text = if matches.get_flag("json") {
-        print::json(loaded)?
+        return print_json(&print::json(loaded)?);
     } else if matches.get_flag("markdown") {
         print::markdown()
     } else {
@@ -64,8 +72,17 @@ fn settings(matches: &ArgMatches, loaded: &Loaded) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Writes data to the standard output.
+/// Writes text to the standard output, without anything that a terminal obeys.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    write(&terminal::text(text))
+}
+
+/// Writes JSON to the standard output: the same JSON, with escapes for what a terminal obeys.
+pub(crate) fn print_json(text: &str) -> anyhow::Result<()> {
+    write(&terminal::json(text))
+}
+
+fn write(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
@@ -74,7 +91,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Says something to whoever watches.
 pub(crate) fn say(text: &str) {
     // Nobody may be watching.
-    let _ = writeln!(io::stderr(), "fanfare: {text}");
+    let _ = writeln!(io::stderr(), "fanfare: {}", terminal::text(&terminal::without_credentials(text)));
 }
 
 /// Names the database of the accounts, which depends on the folder and the environment.

@@ -5,9 +5,9 @@ use super::{
     access::{Access, random_id},
     backoff::Backoff,
     http::{Answer, Server},
-    print, random, say,
+    print_json, random, say,
 };
-use crate::settings::Settings;
+use crate::{settings::Settings, terminal};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::auth::Claims;
@@ -185,7 +185,7 @@ fn refusal(answer: &Answer) -> (String, Option<usize>) {
             // The line says better which event it is.
             let place = index.map(|index| format!("events[{index}]: ")).unwrap_or_default();
             let detail = detail.strip_prefix(&place).unwrap_or(&detail);
-            (format!("the hub refuses it: {detail} ({code})"), index)
+            (format!("the hub refuses it: {} ({})", terminal::line(detail), terminal::line(&code)), index)
         }
         Err(_) => (format!("what answers is no hub, or stands before it: HTTP status {}", answer.status), None),
     }
@@ -197,7 +197,7 @@ fn report(published: &[Published]) -> anyhow::Result<()> {
         text.push_str(&serde_json::to_string(published)?);
         text.push('\n');
     }
-    print(&text)
+    print_json(&text)
 }
 
 /// Reads lines on a thread of its own: the standard input can't be waited for in any other way.

@@ -1,7 +1,7 @@
 //! `fanfare tail`: prints events as they come. It reconnects, and goes on where it was.
 
-use super::{Usage, access::Access, print, say};
-use crate::settings::Settings;
+use super::{Usage, access::Access, print, print_json, say};
+use crate::{settings::Settings, terminal};
 use anyhow::Context;
 use clap::ArgMatches;
 use fanfare::auth::Claims;
@@ -72,9 +72,10 @@ impl Tail {
         }
         if self.pretty {
             let data: Box<RawValue> = event.data().context("an event has no data")?;
-            print(&format!("{}  {}  {}\n", event.timestamp(), event.event_type(), one_line(data.get())))?;
+            let (at, kind) = (terminal::line(event.timestamp()), terminal::line(event.event_type()));
+            print(&format!("{at}  {kind}  {}\n", terminal::json(&one_line(data.get()))))?;
         } else {
-            print(&format!("{}\n", one_line(event.json())))?;
+            print_json(&format!("{}\n", one_line(event.json())))?;
         }
         self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
         Ok(())

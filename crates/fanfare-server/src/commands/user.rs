@@ -1,9 +1,10 @@
 //! `fanfare user`: who may log in.
 
-use super::{Usage, access::unix_secs, print, say, say_database};
+use super::{Usage, access::unix_secs, print, print_json, say, say_database};
 use crate::{
     accounts::{Role, Store, User, check_password, email, hash},
     settings::Settings,
+    terminal,
 };
 use anyhow::Context;
 use clap::ArgMatches;
@@ -98,7 +99,7 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return print(&format!("{}\n", serde_json::to_string_pretty(&users)?));
+        return print_json(&format!("{}\n", serde_json::to_string_pretty(&users)?));
     }
     if users.is_empty() {
         say("there are no users; `fanfare user add EMAIL` adds one");
@@ -108,7 +109,8 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     let rows = users.into_iter().map(|user| {
         let state = if user.disabled { "disabled" } else { "active" };
         let (role, since) = (user.role.to_string(), super::date(user.created_at));
-        [user.email, role, state.to_owned(), since, user.topics.join(", ")]
+        let foreign = |text: &str| terminal::line(text).into_owned();
+        [foreign(&user.email), role, state.to_owned(), since, foreign(&user.topics.join(", "))]
     });
     print(&super::columns([head].into_iter().chain(rows)))
 }

@@ -3,9 +3,9 @@
 use super::{
     access::Access,
     http::{Answer, Server},
-    print,
+    print, print_json,
 };
-use crate::settings::Settings;
+use crate::{settings::Settings, terminal};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::{
@@ -35,7 +35,7 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     }
     if matches.get_flag("json") {
         let value: Value = serde_json::from_slice(&answer.body).context("the hub's answer can't be read")?;
-        return print(&format!("{value:#}\n"));
+        return print_json(&format!("{value:#}\n"));
     }
     let unread = "the hub's answer can't be read; --json prints it as it came";
     match text("event") {
@@ -46,15 +46,17 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
 
 fn refusal(answer: &Answer) -> String {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    body["detail"].as_str().map_or_else(|| format!("the hub answered {}", answer.status), str::to_owned)
+    let detail = body["detail"].as_str().map(|detail| terminal::line(detail).into_owned());
+    detail.unwrap_or_else(|| format!("the hub answered {}", answer.status))
 }
 
 fn journey(journey: &Journey, user: Option<&str>) -> String {
     let Journey {
         event_id, event_type, audience, position, accepted_at, publisher, bytes, nodes, silent_nodes, ..
     } = journey;
+    let [event_id, event_type, audience] = [event_id, event_type, audience].map(|text| terminal::line(text));
     let mut out = format!("{event_id}: {event_type} for {audience}, {bytes} bytes\n");
-    let from = publisher.as_ref().map_or_else(String::new, |publisher| format!(" from {publisher}"));
+    let from = publisher.as_ref().map_or_else(String::new, |publisher| format!(" from {}", terminal::line(publisher)));
     let _ = writeln!(out, "accepted {accepted_at}{from}, at {position}\n");
     let _ = writeln!(
         out,
@@ -73,6 +75,7 @@ fn journey(journey: &Journey, user: Option<&str>) -> String {
 
 fn of_user(journey: &Journey, user: &str) -> String {
     let Journey { audience, nodes, user_in_audience, .. } = journey;
+    let (user, audience) = (terminal::line(user), terminal::line(audience));
     let mut out = format!("\nconnections of {user}\n");
     let clients = nodes.iter().flat_map(|node| node.of_user.iter().map(move |client| (&node.node, client)));
     for (node, client) in clients {
@@ -109,6 +112,7 @@ fn client(client: &ClientDetails) -> String {
     let ClientDetails {
         connection_id, user_id, node, connected_at, address, cursor, behind_events, round_trip_ms, ..
     } = client;
+    let user_id = terminal::line(user_id);
     let mut out = format!("{connection_id} of {user_id}, from {address}, on {node}\n");
     let _ = writeln!(out, "connected    {connected_at}");
     let behind =
@@ -118,12 +122,16 @@ fn client(client: &ClientDetails) -> String {
     if let Some(live) = &client.live {
         let overdue = if live.overdue { ", and it owes an answer to a ping" } else { "" };
         let _ = writeln!(out, "last frame   {:.1} s ago{overdue}", live.last_frame_ms_ago as f64 / 1e3);
-        let _ = writeln!(out, "last event   {}", live.last_event_id.as_deref().unwrap_or("none that is held"));
+        let _ = writeln!(
+            out,
+            "last event   {}",
+            live.last_event_id.as_deref().map_or("none that is held".into(), terminal::line)
+        );
         if live.waiting_bytes > 0 {
             let _ = writeln!(out, "waiting      {} bytes that its socket does not take", live.waiting_bytes);
         }
         if !live.topics.is_empty() {
-            let _ = writeln!(out, "topics       {}", live.topics.join(", "));
+            let _ = writeln!(out, "topics       {}", terminal::line(&live.topics.join(", ")));
         }
         if live.admin {
             out += "token        an administrator's\n";
@@ -167,6 +175,28 @@ mod tests {
         }
         assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         assert!(journey(&told, Some("bob")).contains("c1"), "the hub says whose they are");
+    }
+
+    // attack: an event or a user whose name has terminal escapes or line breaks => `fanfare why` shows them as escapes
+    #[test]
+    fn names_with_terminal_escapes_are_shown_as_escapes() {
+        let evil = "\u{1b}[2J\u{9b}m\u{202e}\nfake: line";
+        let told: Journey = serde_json::from_value(json!({
+            "event_id": evil, "event_type": evil, "audience": format!("user:{evil}"), "position": "pos-1f-42",
+            "accepted_at": "", "publisher": evil, "bytes": 1, "silent_nodes": 0, "nodes": [], "user_in_audience": "no",
+        }))
+        .unwrap();
+        let told_of = json!({
+            "connection_id": "c1", "user_id": evil, "node": "a", "connected_at": "", "address": "203.0.113.7",
+            "cursor": "pos-1f-42", "behind_events": 0, "round_trip_ms": 1,
+            "live": {"admin": false, "topics": [evil], "last_frame_ms_ago": 1, "overdue": false, "waiting_bytes": 0,
+                "last_event_id": evil}
+        });
+        for text in [journey(&told, Some(evil)), client(&serde_json::from_value(told_of).unwrap())] {
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{text:?}");
+            assert!(text.contains("\\u{1b}[2J\\u{9b}m\\u{202e}\\u{a}fake"), "{text}");
+            assert!(!text.lines().any(|line| line.starts_with("fake")), "{text}");
+        }
     }
 
     #[test]

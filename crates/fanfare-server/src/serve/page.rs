@@ -5,7 +5,10 @@ use axum::{
     Router,
     http::{
         HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+        header::{
+            ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
     },
     routing::get,
 };
@@ -30,12 +33,18 @@ pub(super) fn router() -> Router {
         ]
     };
     let script = file("text/javascript; charset=utf-8");
-    let (charts, share, style) = (script.clone(), script.clone(), file("text/css; charset=utf-8"));
+    // Any page may load the client: it is public, and the same for everybody.
+    let public = [
+        (ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
+        (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin")),
+    ];
+    let public = (script.clone(), public);
+    let (charts, share, style) = (script, public.clone(), file("text/css; charset=utf-8"));
     Router::new()
         .route("/", get(async move || (live, PAGE)))
         .route("/dashboard", get(async move || (dashboard, DASHBOARD)))
-        .route("/client.js", get(async move || (script, CLIENT)))
-        .route("/share.js", get(async move || (share, SHARE)))
+        .route("/client.js", get(async move || (public.0, public.1, CLIENT)))
+        .route("/share.js", get(async move || (share.0, share.1, SHARE)))
         .route("/uplot.js", get(async move || (charts, CHARTS)))
         .route("/uplot.css", get(async move || (style, CHARTS_STYLE)))
 }

@@ -1,11 +1,12 @@
 //! The kinds of values that settings have: how each is read from text, written, and described when it is wrong.
 
-use crate::accounts::DatabaseUrl;
+use crate::{accounts::DatabaseUrl, terminal::without_credentials};
 use fanfare::{
     Algorithm,
     broker::redis::{Durability, RedisUrl},
     origin::{Origins, Proxies},
 };
+use hyper::header::HeaderName;
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// A text that is not to be shown.
@@ -170,15 +171,30 @@ kind!(
     "a URL that begins with https:// or http://",
     Option<String>,
     |text: &str| text.parse::<hyper::Uri>().is_ok_and(|url| is_web(&url)).then(|| Some(text.to_owned())),
-    |value: &Option<String>| value.clone().unwrap_or_else(not_set)
+    |value: &Option<String>| value.as_deref().map_or_else(not_set, |url| without_credentials(url).into_owned())
 );
 kind!(
     origins,
     "ORIGINS",
-    "origins such as https://app.example.org, with commas between them, or *; same for the hub's own alone",
+    "origins such as https://app.example.org, https://*.example.org or capacitor://localhost, with commas between them, \
+     or *; same for the hub's own alone",
     Origins,
     |text: &str| if text == "same" { Some(Origins::Same) } else { text.parse().ok() },
     Origins::to_string
+);
+kind!(
+    headers,
+    "HEADERS",
+    "names of HTTP headers with commas between them, such as x-tenant; none if there are none",
+    Vec<HeaderName>,
+    |text: &str| {
+        let names = text.split(',').map(str::trim);
+        if text == "none" { Some(Vec::new()) } else { names.map(|name| name.parse().ok()).collect() }
+    },
+    |value: &Vec<HeaderName>| {
+        let names: Vec<_> = value.iter().map(HeaderName::as_str).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(",") }
+    }
 );
 kind!(
     proxies,

@@ -69,7 +69,8 @@ fn apply(settings: &mut Settings, setting: &'static Setting, entry: &Entry) -> R
 fn bad_value(setting: &'static Setting, text: &str, origin: &Origin) -> SettingsError {
     let value = match text {
         "" => "empty".to_owned(),
-        _ if setting.hidden => "what is written there".to_owned(),
+        // A URL that can't be read may have its password anywhere.
+        text if setting.hidden || (text.contains("://") && text.contains('@')) => "what is written there".to_owned(),
         text => format!("{text:?}"),
     };
     SettingsError::BadValue { origin: origin.clone(), key: setting.key, value, expected: (setting.expected)() }
@@ -239,6 +240,8 @@ mod tests {
     fn a_secret_in_the_wrong_place_is_not_repeated() {
         let error = load(&environment(&[("REDIS_URL", "hush")])).expect_err("no URL").to_string();
         assert!(!error.contains("hush") && error.contains("redis://"), "{error}");
+        let error = load(&environment(&[("FANFARE_JWKS_URL", "ftp://u:hush@h")])).expect_err("no web URL").to_string();
+        assert!(!error.contains("hush") && error.contains("https://"), "{error}");
         let notes = dotenv("hush hush").notes().join("\n");
         assert!(!notes.contains("hush") && notes.contains(".env:1"), "{notes}");
     }

@@ -3,12 +3,14 @@
 //! What somebody wrote ([`Sources`], text with its origin) becomes what runs ([`Settings`], parsed and consistent).
 
 mod dotenv;
+mod exposed;
 pub(crate) mod kind;
 mod load;
 pub(crate) mod print;
 mod sources;
 mod table;
 
+pub(crate) use exposed::Exposed;
 pub(crate) use load::{Loaded, SettingsError, load};
 pub(crate) use sources::Sources;
 pub(crate) use table::{Setting, Settings, TABLE};

@@ -108,6 +108,28 @@ mod tests {
         assert!(line("secret_key").contains("  set  ") && !text.contains("hush"), "{text}");
     }
 
+    // attack: `fanfare settings` read over a shoulder or in a bug report => shows no password of a URL
+    #[test]
+    fn urls_are_shown_without_passwords() {
+        let urls = [
+            ("SECRET_KEY", "hush"),
+            ("ALGORITHM", "RS256"),
+            ("FANFARE_JWKS_URL", "https://u:hush@idp/keys"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hush@collector:4318"),
+            ("FANFARE_DATABASE_URL", "postgres://u:hush@h/d?password=hush"),
+            ("REDIS_URL", "redis+sentinel://u:hush@a:1,b:2/hub"),
+        ];
+        let environment = urls.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
+        let loaded = load(&Sources { environment, ..Sources::default() }).unwrap();
+        for text in [table(&loaded), json(&loaded).unwrap()] {
+            assert!(!text.contains("hush") && text.contains("https://***@idp/keys"), "{text}");
+            assert!(
+                text.contains("http://***@collector:4318") && text.contains("redis+sentinel://***@a:1,b:2"),
+                "{text}"
+            );
+        }
+    }
+
     #[test]
     fn json_has_every_setting() {
         let rows: Vec<serde_json::Value> = serde_json::from_str(&json(&loaded()).unwrap()).unwrap();

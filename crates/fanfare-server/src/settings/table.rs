@@ -6,7 +6,7 @@ use fanfare::{
     Algorithm, Config,
     auth::Family,
     broker::redis::{Durability, RedisUrl},
-    origin::Proxies,
+    origin::{Origins, Proxies},
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -279,8 +279,12 @@ settings! {
     max_batch_events: positive_count(hub);
     /// Reject events whose fields do not have the documented types, such as a task_status_update without a task_id or with an unknown status. Off: any JSON object with a type is published.
     validate_events: switch(hub);
-    /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, with commas between them; * for every one.
+    /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, https://*.example.org (every subdomain) or capacitor://localhost, with commas between them; * for every one.
     allowed_origins: origins(hub);
+    /// Request headers that pages of allowed_origins may send beside authorization, content-type and those of tracing libraries (CORS), with commas between them.
+    cors_headers: headers(hub);
+    /// Let pages of allowed_origins send cookies and other credentials (CORS), which a proxy in front may need; not with *.
+    cors_credentials: switch(hub);
     /// Proxies in front of the hub, as addresses or networks such as 10.0.0.0/8, which are believed when they say whose request it is (X-Forwarded-For).
     trusted_proxies: proxies(hub);
     /// Clients a second that are told to go when a process ends or is replaced. 0: all at once.
@@ -315,6 +319,7 @@ pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String
         .or_else(|| workers_contradiction(settings))
         .or_else(|| channels_contradiction(settings))
         .or_else(|| redis_contradiction(settings))
+        .or_else(|| cors_contradiction(settings))
 }
 
 fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
@@ -377,6 +382,15 @@ fn redis_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     None
 }
 
+fn cors_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+    let every = settings.hub.cors_credentials && settings.hub.allowed_origins == Origins::Every;
+    every.then(|| {
+        let text = "cors_credentials needs allowed_origins to list the sites: with * every page that a user opens could use \
+            the user's credentials";
+        ("cors_credentials", text.to_owned())
+    })
+}
+
 fn workers_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     if settings.workers != 1 && settings.redis_url.is_none() {
         let text = "several workers need a log that they share, or each would have events that the others' clients never see: \
@@ -432,6 +446,11 @@ mod tests {
         settings.hub.heartbeat_timeout = Duration::from_secs(30);
         let (key, text) = contradiction(&settings).expect("as long as the interval");
         assert!(key == "heartbeat_timeout" && text.contains("(30s) must be longer"), "{text}");
+
+        let mut settings = Settings::default();
+        (settings.hub.cors_credentials, settings.hub.allowed_origins) = (true, Origins::Every);
+        let (key, text) = contradiction(&settings).expect("credentials of every site");
+        assert!(key == "cors_credentials" && text.contains("list the sites"), "{text}");
 
         let mut settings = Settings { redis_key_file: Some("k.pem".into()), ..Settings::default() };
         let (key, text) = contradiction(&settings).expect("a key without TLS");

@@ -22,7 +22,7 @@ pub use body_limit::{BodyTimeout, limit_body};
 pub use error::{not_found, problem};
 pub(crate) use metrics::metrics_text;
 
-use crate::Hub;
+use crate::{Config, Hub, origin::Origins};
 use axum::{
     Router,
     http::{
@@ -68,18 +68,24 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .route_layer(middleware::from_fn_with_state(hub.clone(), error::count))
         .layer(middleware::from_fn_with_state(hub.config().handshake_timeout, limit_body));
     let router = match hub.config().allowed_origins.to_cors() {
-        Some(origins) => router.layer(cors(origins)),
+        Some(origins) => router.layer(cors(origins, hub.config())),
         None => router,
     };
     router.with_state(hub)
 }
 
-/// What pages of other sites may do. There are no credentials that a browser would add by itself.
-fn cors(origins: AllowOrigin) -> CorsLayer {
+/// Headers that tracing and monitoring libraries add to a page's requests.
+const TRACING_HEADERS: [&str; 5] = ["traceparent", "tracestate", "baggage", "sentry-trace", "x-request-id"];
+
+/// What pages of other sites may do. The hub itself has no credentials that a browser would add by itself.
+fn cors(origins: AllowOrigin, config: &Config) -> CorsLayer {
+    let headers = [AUTHORIZATION, CONTENT_TYPE].into_iter().chain(TRACING_HEADERS.map(HeaderName::from_static));
+    let listed = matches!(config.allowed_origins, Origins::Listed(_));
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE])
+        .allow_headers(headers.chain(config.cors_headers.iter().cloned()).collect::<Vec<_>>())
+        .allow_credentials(listed && config.cors_credentials)
         .expose_headers([
             RETRY_AFTER,
             HeaderName::from_static("fanfare-event-id"),

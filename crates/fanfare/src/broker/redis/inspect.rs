@@ -28,6 +28,8 @@ pub struct Inspection {
     pub eviction: String,
     /// How much memory it may use, in bytes; 0: no limit.
     pub max_memory: u64,
+    /// How much memory it uses, in bytes.
+    pub used_memory: u64,
     /// How many connections it takes, and how many it has.
     pub clients: (u64, u64),
     /// Every write goes to a file.
@@ -69,6 +71,7 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
         authenticated: url.has_password(),
         eviction: facts.eviction,
         max_memory: number("maxmemory"),
+        used_memory: number("used_memory"),
         clients: (number("maxclients"), number("connected_clients")),
         append_only: number("aof_enabled") == 1,
         replicas: number("connected_slaves"),

@@ -1,0 +1,114 @@
+//! Text from other systems, made safe to print: no control characters that a terminal obeys, no bidirectional controls that
+//! reorder a line, no passwords inside URLs.
+
+use std::{borrow::Cow, fmt::Write};
+
+/// Text that may have several lines: every control character except line breaks and tabs is shown as `\u{..}`.
+pub(crate) fn text(text: &str) -> Cow<'_, str> {
+    escape(text, |c| is_unsafe(c) && !matches!(c, '\n' | '\t'), |c, out| write!(out, "\\u{{{:x}}}", u32::from(c)))
+}
+
+/// A value that belongs on one line: line breaks are shown too.
+pub(crate) fn line(text: &str) -> Cow<'_, str> {
+    escape(text, is_unsafe, |c, out| write!(out, "\\u{{{:x}}}", u32::from(c)))
+}
+
+/// JSON: the same JSON with escapes. Below U+0020 only white space between the parts is left, which stays.
+pub(crate) fn json(text: &str) -> Cow<'_, str> {
+    escape(text, |c| is_unsafe(c) && c >= ' ', |c, out| write!(out, "\\u{:04x}", u32::from(c)))
+}
+
+/// URLs in the text show `***` instead of a user and a password.
+pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
+    const SCHEME_END: &str = "://";
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(SCHEME_END) {
+        let (before, after) = rest.split_at(at + SCHEME_END.len());
+        let authority = after.find(|c: char| c.is_whitespace() || "/?#\"'".contains(c)).unwrap_or(after.len());
+        out.push_str(before);
+        rest = match after[..authority].rfind('@') {
+            Some(at) => {
+                out.push_str("***");
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    if out.is_empty() { text.into() } else { (out + rest).into() }
+}
+
+/// Whether a URL has a user or a password in it.
+pub(crate) fn has_credentials(url: &str) -> bool {
+    without_credentials(url) != url
+}
+
+/// C0 and C1 controls, DEL, and the controls of the bidirectional algorithm.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
+}
+
+fn escape(
+    text: &str,
+    shown: impl Fn(char) -> bool,
+    show: impl Fn(char, &mut String) -> std::fmt::Result,
+) -> Cow<'_, str> {
+    if !text.contains(&shown) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if shown(c) {
+            // Writing to a string can't fail.
+            let _ = show(c, &mut out);
+        } else {
+            out.push(c);
+        }
+    }
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // attack: a user id or an event with terminal escapes, C1 controls or bidirectional controls => shown as escapes
+    #[test]
+    fn controls_are_shown_and_not_obeyed() {
+        assert_eq!(text("ann\n\tbob é \u{1f600}"), "ann\n\tbob é \u{1f600}");
+        assert_eq!(line("a\nb\tc"), "a\\u{a}b\\u{9}c");
+        assert_eq!(text("\u{1b}[2J\r\u{7f}\u{9b}31m"), "\\u{1b}[2J\\u{d}\\u{7f}\\u{9b}31m");
+        for c in "\u{202a}\u{202e}\u{2066}\u{2069}\u{200e}\u{200f}\u{61c}\u{80}\u{9f}".chars() {
+            assert_eq!(line(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+        }
+    }
+
+    #[test]
+    fn escaped_json_is_the_same_json() {
+        let value = serde_json::json!({ "a\u{9b}": "x\u{202e}y\u{7f}\u{1b}" });
+        let plain = format!("{value:#}");
+        let escaped = json(&plain);
+        assert!(escaped.contains("\\u202e") && escaped.contains("\\u009b") && escaped.contains("\\u007f"), "{escaped}");
+        assert!(!escaped.contains(|c: char| is_unsafe(c) && c != '\n'), "{escaped:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+    }
+
+    // attack: reading the password of a URL in settings, checks, logs or errors => it is shown as ***
+    #[test]
+    fn urls_show_no_passwords() {
+        for (text, shown) in [
+            ("https://u:p@h/path", "https://***@h/path"),
+            ("https://u:p@x@h", "https://***@h"),
+            (
+                "see http://a:b@c, and redis+sentinel://:pw@h:1,g:2/m",
+                "see http://***@c, and redis+sentinel://***@h:1,g:2/m",
+            ),
+            ("https://h/a@b?c@d", "https://h/a@b?c@d"),
+            ("ann@example.org", "ann@example.org"),
+            ("http://h", "http://h"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
+        assert!(has_credentials("postgres://u:p@h/d") && !has_credentials("postgres://h/d"));
+    }
+}
