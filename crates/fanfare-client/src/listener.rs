@@ -368,8 +368,11 @@ async fn open(url: Url, token: String, tls: Option<Arc<ClientConfig>>) -> Result
     let port = url.port_or_known_default().unwrap_or_default();
     let unreachable = |why: String| Failure::Passing(End::Lost(format!("there is no hub at {host}:{port}: {why}")));
     let mut request = url.as_str().into_client_request().map_err(|error| Failure::Final(unusable(&error)))?;
-    let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
-        .map_err(|_| Failure::Final(Refused::because("the token has characters that no token has")))?;
+    let mut bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+        Failure::Final(Refused::because(
+            "the token has a control character or one beyond ASCII: give the JWT or the access key alone",
+        ))
+    })?;
     bearer.set_sensitive(true);
     request.headers_mut().insert(AUTHORIZATION, bearer);
     let opening = async {

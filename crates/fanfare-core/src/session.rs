@@ -5,7 +5,7 @@
 
 use crate::{
     CloseCode, ConnectionId, Grant, Position, Revocation,
-    audience::{MAX_TOPIC_BYTES, TopicError, check_topic},
+    audience::{MAX_TOPIC_BYTES, OWN_TOPICS, TopicError, check_topic},
     time::Now,
     window::{Entry, Start, Viewer},
     wire::{self, Ack, ErrorFrame, Incoming, Outgoing, RejectedMessage},
@@ -161,11 +161,22 @@ pub enum TopicRefused {
     #[error("{0:?} can't be a topic: {1}")]
     Invalid(String, TopicError),
     /// The token has no pattern for it.
-    #[error("the token does not allow the topic {0:?}: its claim \"topics\" needs a pattern that fits")]
+    #[error("{}", forbidden(.0))]
     Forbidden(String),
     /// The client holds as many as it may.
     #[error("no room for the topic {0:?}: a connection holds at most {1} topics; unsubscribe from one first")]
     TooMany(String, usize),
+}
+
+/// No pattern matches the hub's own topics, so that a hint at patterns would mislead.
+fn forbidden(topic: &str) -> String {
+    if topic.starts_with(OWN_TOPICS) {
+        return format!(
+            "the token does not allow the topic {topic:?}: topics that begin with {OWN_TOPICS} are the hub's own, and only \
+             administrators (claim \"admin\": true) may subscribe to them"
+        );
+    }
+    format!("the token does not allow the topic {topic:?}: its claim \"topics\" needs a pattern that matches it")
 }
 
 impl TopicRefused {
@@ -899,5 +910,21 @@ impl Rights {
 
     fn allow(&self, topic: &str) -> bool {
         self.admin || crate::grant::allows(&self.topics, topic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TopicRefused;
+
+    #[test]
+    fn a_forbidden_topic_of_the_hub_names_administrators_and_no_pattern() {
+        let text = |topic: &str| TopicRefused::Forbidden(topic.to_owned()).to_string();
+        let own = text("$sys");
+        assert!(
+            own.contains("the hub's own") && own.contains("only administrators") && !own.contains("pattern"),
+            "{own}"
+        );
+        assert!(text("project:7").contains("its claim \"topics\" needs a pattern that matches it"));
     }
 }

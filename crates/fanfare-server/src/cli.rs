@@ -1,6 +1,6 @@
 //! The command line: commands, flags and the help that teaches them. Flags of settings come from the table.
 
-use crate::settings::{Setting, SettingsError, Sources, TABLE};
+use crate::settings::{Setting, SettingsError, Sources, TABLE, kind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::path::PathBuf;
 
@@ -513,12 +513,15 @@ fn account_settings() -> impl Iterator<Item = Arg> {
 
 fn setting_args(wanted: fn(&str) -> bool) -> impl Iterator<Item = Arg> {
     TABLE.iter().filter(move |setting| wanted(setting.key)).map(|setting| {
-        Arg::new(setting.key)
+        let arg = Arg::new(setting.key)
             .long(setting.flag())
             .value_name(setting.value_name)
             .help(format!("{} [default: {}]", setting.help, setting.default_text()))
-            .help_heading("Settings")
-            .allow_hyphen_values(true)
+            .help_heading("Settings");
+        match setting.value_name {
+            kind::switch::NAME => arg.num_args(0..=1).default_missing_value("true"),
+            _ => arg.allow_hyphen_values(true),
+        }
     })
 }
 

@@ -9,6 +9,9 @@ use std::{fs, path::Path};
 /// The URL with its certificates, if the log is in Redis.
 pub(crate) fn url(settings: &Settings) -> anyhow::Result<Option<RedisUrl>> {
     let Some(url) = settings.redis_url.clone() else { return Ok(None) };
+    if !url.ignored().is_empty() {
+        tracing::warn!("redis_url (REDIS_URL) has parts that the hub does not use: {}", url.ignored().join(", "));
+    }
     let authorities = read("redis_ca_file", settings.redis_ca_file.as_deref())?;
     let certificate = read("redis_certificate_file", settings.redis_certificate_file.as_deref())?;
     let key = read("redis_key_file", settings.redis_key_file.as_deref())?;

@@ -117,7 +117,7 @@ fn each_fault_of_the_settings_is_found() {
         (&["--max-connections", "10"], &good, "files", "ok", "max_connections is 10"),
         (&["--window-bytes", "9000GiB"], &good, "memory", "warn", "MiB are free"),
         (&["--redis-url", "redis://:hush@127.0.0.1:1"], &good, "redis", "fail", "can't be reached"),
-        (&["--database-url", "postgres://me:hush@127.0.0.1:1/hub"], &good, "database", "fail", "can't be opened"),
+        (&["--database-url", "postgres://me:hush@127.0.0.1:1/hub"], &good, "database", "fail", "Connection refused"),
         (&["--database-url", "none"], &good, "database", "ok", "none"),
         (
             &["--algorithm", "RS256", "--jwks-url", "http://127.0.0.1:1/jwks.json"],

@@ -50,6 +50,9 @@ pub struct Config {
     pub max_batch_events: usize,
     /// Reject events whose fields do not have the documented types ([`Draft::validate`](fanfare_core::Draft::validate)).
     pub validate_events: bool,
+    /// Accept requests without a token at three endpoints of the FastAPI hub, and bodies that only that hub accepts:
+    /// `POST /tasks/{task_id}/update`, `/users/{user_id}/notify` and `/agents/{agent_id}/activity`.
+    pub compat: bool,
     /// Sites whose pages may connect, beside the hub's own.
     pub allowed_origins: Origins,
     /// Further request headers that pages of `allowed_origins` may send (CORS).
@@ -92,6 +95,7 @@ impl Default for Config {
             max_event_bytes: 64 << 10,
             max_batch_events: 1_000,
             validate_events: false,
+            compat: false,
             allowed_origins: Origins::Same,
             cors_headers: Vec::new(),
             cors_credentials: false,

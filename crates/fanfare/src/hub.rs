@@ -308,6 +308,13 @@ impl HubBuilder {
 
     /// Starts the shards' threads.
     fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>, registry: Arc<dyn Registry>) -> Result<Hub, StartError> {
+        if self.config.compat {
+            tracing::warn!(
+                connects_per_second_per_address = self.config.connects_per_second_per_address,
+                "compat is on: anybody who reaches this hub can publish without a token at POST /tasks/{{task_id}}/update, \
+                 /users/{{user_id}}/notify and /agents/{{agent_id}}/activity"
+            );
+        }
         let shards = self.shards(&node)?;
         let handles = shards.iter().map(|shard| shard.handle().clone()).collect();
         // Nothing else sets them.

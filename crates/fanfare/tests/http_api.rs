@@ -754,6 +754,62 @@ async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
     assert_eq!(answer.json(), json!({"detail": "there is nothing at /nowhere", "code": "not_found"}));
 }
 
+// attack: with compat, posting without a token beside the three endpoints, or with a bad token at them => 401
+#[tokio::test]
+async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
+    let app = hub(Config { compat: true, ..Config::default() }).router();
+    for (path, body) in [
+        ("/tasks/t/update?status=running", ""),
+        ("/tasks/t/update", r#"{"task_id":"another","step":1}"#),
+        ("/users/u/notify?message=x", ""),
+        ("/agents/a/activity", r#"{"agent_id":"another"}"#),
+    ] {
+        let answer = send(&app, request("POST", path, NOBODY, JSON, body)).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        let answer = send(&app, request("POST", path, "bad", JSON, body)).await;
+        assert_eq!(answer.status, 401, "{path}: {}", answer.text);
+    }
+    for (path, body) in [
+        ("/tasks/t/broadcast-update?status=running", ""),
+        ("/users/u/send-notification", "{}"),
+        ("/calendar/events/create", "{}"),
+        ("/events", r#"{"type":"a","audience":"everyone"}"#),
+        ("/events/batch", r#"[{"type":"a","audience":"everyone"}]"#),
+        ("/tokens/revoke", r#"{"user":"u"}"#),
+    ] {
+        assert_eq!(send(&app, request("POST", path, NOBODY, JSON, body)).await.status, 401, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_with_a_slash_too_many_is_answered_with_the_right_one() {
+    let app = hub(Config::default()).router().fallback(fanfare::not_found);
+    for (method, path, right) in [
+        ("GET", "/ws/", "/ws"),
+        ("POST", "/events/", "/events"),
+        ("GET", "/ws/health/", "/ws/health"),
+        ("GET", "//ws//health", "/ws/health"),
+        ("POST", "/users/ann/notify/", "/users/ann/notify"),
+        ("GET", "/openapi.json/", "/openapi.json"),
+    ] {
+        let answer = send(&app, request(method, path, NOBODY, "", "")).await;
+        let detail = format!("there is nothing at {path}; did you mean {right}?");
+        assert_eq!(answer.status, 404, "{path}");
+        assert_eq!(answer.json(), json!({"detail": detail, "code": "not_found"}));
+    }
+    let upgrade =
+        axum::http::Request::get("/ws/?token=x").header("upgrade", "websocket").header("connection", "upgrade");
+    let answer = send(&app, upgrade.body(axum::body::Body::empty()).unwrap()).await;
+    assert_eq!(
+        (answer.status, answer.json()["detail"].as_str()),
+        (404, Some("there is nothing at /ws/; did you mean /ws?"))
+    );
+    for path in ["/nowhere/", "/users/ann/notify/x/", "//"] {
+        let detail = format!("there is nothing at {path}");
+        assert_eq!(send(&app, request("GET", path, NOBODY, "", "")).await.json()["detail"], detail);
+    }
+}
+
 /// A token of a user with further claims.
 fn token_with(user: &str, more: &Value) -> String {
     let mut claims = json!({"sub": user, "topics": ["*"]});

@@ -6,12 +6,12 @@ use fanfare::{
     auth::{AccessKeys, token_id},
 };
 use sqlx::{
-    Any, AnyPool, AssertSqlSafe, Row, SqlSafeStr, Transaction,
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow, install_default_drivers},
     migrate::{Migration, MigrationType, Migrator},
 };
-use std::{borrow::Cow, io, path::PathBuf, time::Duration};
-use tokio::sync::OnceCell;
+use std::{borrow::Cow, fmt::Display, io, path::PathBuf, time::Duration};
+use tokio::{sync::OnceCell, time::timeout};
 
 /// The tables, as they came to be. What was released is never changed.
 const MIGRATIONS: &[(i64, &str, &str)] =
@@ -114,14 +114,31 @@ pub(crate) struct LoginRow {
 pub(crate) enum StoreError {
     #[error("there are no accounts: database_url (FANFARE_DATABASE_URL) is none")]
     Off,
-    #[error("the database {url} can't be opened: {error}; check database_url (FANFARE_DATABASE_URL)")]
-    Open { url: DatabaseUrl, error: sqlx::Error },
+    #[error("failed to open {place}: {error}; check database_url (FANFARE_DATABASE_URL)")]
+    Open { place: String, error: String },
     #[error("the database {url} can't be brought up to date: {error}")]
     Migrate { url: DatabaseUrl, error: sqlx::migrate::MigrateError },
     #[error("the file {} can't be made: {error}; check database_url (FANFARE_DATABASE_URL)", path.display())]
     Create { path: PathBuf, error: io::Error },
-    #[error("the database failed: {0}")]
+    #[error("the database failed: {}", failure(.0))]
     Failed(#[from] sqlx::Error),
+}
+
+fn failure(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::PoolTimedOut => {
+            format!("no connection to it within {} s; check that it is running and reachable", PATIENCE.as_secs())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Why no connection can be opened, from one attempt.
+async fn cause(url: &str) -> String {
+    match timeout(PATIENCE, AnyConnection::connect(url)).await {
+        Ok(Err(error)) => error.to_string(),
+        Ok(Ok(_)) | Err(_) => format!("no connection within {} s", PATIENCE.as_secs()),
+    }
 }
 
 impl Store {
@@ -159,12 +176,16 @@ impl Store {
             }
             DatabaseUrl::Postgres(url) => url.clone(),
         };
-        let open = |error| StoreError::Open { url: self.url.clone(), error };
+        let open = |error: &dyn Display| StoreError::Open { place: self.url.place(), error: error.to_string() };
         let options = AnyPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE);
-        let pool = options.connect(&url).await.map_err(open)?;
+        let pool = match options.connect(&url).await {
+            // The pool retries without telling why.
+            Err(sqlx::Error::PoolTimedOut) => return Err(open(&cause(&url).await)),
+            opened => opened.map_err(|error| open(&error))?,
+        };
         if matches!(self.url, DatabaseUrl::File(_)) {
             // Readers then don't wait for writers, nor the other way round.
-            sqlx::query("PRAGMA journal_mode = WAL").execute(&pool).await.map_err(open)?;
+            sqlx::query("PRAGMA journal_mode = WAL").execute(&pool).await.map_err(|error| open(&error))?;
         }
         self.migrate(&pool).await?;
         repair(&pool).await?;

@@ -1,5 +1,6 @@
 //! Where the accounts are.
 
+use sqlx::postgres::PgConnectOptions;
 use std::{fmt, path::PathBuf, str::FromStr};
 
 /// A database, or none.
@@ -39,6 +40,15 @@ impl DatabaseUrl {
             Self::File(path) => Self::File(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
             other => other.clone(),
         }
+    }
+
+    /// Which database it is, in words and without secrets.
+    pub(crate) fn place(&self) -> String {
+        let Self::Postgres(url) = self else { return format!("the database {self}") };
+        let Ok(options) = url.parse::<PgConnectOptions>() else { return format!("the database {self}") };
+        let (host, port) = (options.get_host(), options.get_port());
+        let database = options.get_database().unwrap_or(options.get_username());
+        format!("the PostgreSQL database {database:?} on host {host}, port {port}")
     }
 }
 
@@ -85,6 +95,10 @@ mod tests {
             let url: DatabaseUrl = text.parse().expect(text);
             assert_eq!((url.to_string().as_str(), format!("{url:?}").as_str()), (shown, shown));
         }
+        let place = |text: &str| text.parse::<DatabaseUrl>().unwrap().place();
+        let shown = "the PostgreSQL database \"hub\" on host db.example.org, port 5432";
+        assert_eq!(place("postgres://me:hush@db.example.org/hub"), shown);
+        assert_eq!(place("sqlite://fanfare.db"), "the database sqlite://fanfare.db");
         for text in ["", "fanfare.db", "sqlite://", "sqlite://a.db?mode=ro", "mysql://host/hub", "postgres://"] {
             assert_eq!(text.parse::<DatabaseUrl>(), Err(()), "{text}");
         }

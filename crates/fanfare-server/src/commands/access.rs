@@ -32,7 +32,7 @@ impl Access {
     /// The token of the command line or the environment, or one that says `claims`.
     pub(crate) fn new(matches: &ArgMatches, settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
         if let Some(token) = matches.get_one::<String>("token") {
-            return Ok(Self::Given(token.trim().to_owned()));
+            return Ok(Self::Given(checked(token)?.to_owned()));
         }
         Self::made(settings, claims)
     }
@@ -49,6 +49,25 @@ impl Access {
             Self::Made(maker) => maker.token_of(&maker.claims.sub),
         }
     }
+}
+
+/// A token that can be sent in a header. The error never repeats any of it.
+pub(crate) fn checked(token: &str) -> Result<&str, Usage> {
+    let token = token.trim();
+    let wrong = token.chars().enumerate().find(|(_, c)| !c.is_ascii_graphic());
+    let Some((at, wrong)) = wrong else { return Ok(token) };
+    let what = match wrong {
+        '\n' | '\r' => "a line break",
+        c if c.is_whitespace() => "white space",
+        c if c.is_control() => "a control character",
+        _ => "a character beyond ASCII",
+    };
+    let hint = if token.get(..7).is_some_and(|word| word.eq_ignore_ascii_case("bearer ")) {
+        "leave out the word Bearer"
+    } else {
+        "give the JWT or the access key alone"
+    };
+    Err(Usage(format!("the token (--token, FANFARE_TOKEN) has {what} at character {}: {hint}", at + 1)))
 }
 
 impl Maker {
@@ -125,5 +144,21 @@ mod tests {
     fn without_a_secret_it_says_what_to_do() {
         let error = minter(&Settings::default(), "").expect_err("no secret");
         assert!(error.is::<Usage>() && error.to_string().contains("SECRET_KEY"), "{error}");
+    }
+
+    // attack: reading a mistyped token from the error message of a command => the message never repeats it
+    #[test]
+    fn a_token_that_no_header_can_carry_is_described_and_not_repeated() {
+        assert_eq!(checked(" aa.bb.cc\n").ok(), Some("aa.bb.cc"));
+        for (token, says) in [
+            ("Bearer hush", "leave out the word Bearer"),
+            ("hu\nsh", "a line break at character 3"),
+            ("hu\tsh", "white space at character 3"),
+            ("hush\u{e9}", "a character beyond ASCII at character 5"),
+            ("hu\0sh", "a control character"),
+        ] {
+            let error = checked(token).err().map(|Usage(text)| text).unwrap();
+            assert!(error.contains(says) && !error.contains("hush"), "{error}");
+        }
     }
 }

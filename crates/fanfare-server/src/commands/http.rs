@@ -1,6 +1,6 @@
 //! One HTTP/1.1 request at a time, for the commands that talk to a hub. Knows requests, and not what they mean.
 
-use super::Usage;
+use super::{Usage, access::checked};
 use anyhow::Context;
 use fanfare_client::scheme_mismatch;
 use hyper::{StatusCode, Uri, body::Bytes, header::CONTENT_TYPE};
@@ -107,13 +107,6 @@ impl Server {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{}{}{path}", self.authority, self.base)
     }
-}
-
-fn checked(token: &str) -> Result<&str, Usage> {
-    if token.contains(|c: char| !c.is_ascii_graphic()) {
-        return Err(Usage("the token has characters that no token has".to_owned()));
-    }
-    Ok(token)
 }
 
 async fn read(mut answer: Response) -> anyhow::Result<Answer> {

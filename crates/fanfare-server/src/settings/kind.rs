@@ -7,7 +7,13 @@ use fanfare::{
     origin::{Origins, Proxies},
 };
 use hyper::header::HeaderName;
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 /// A text that is not to be shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -63,17 +69,17 @@ macro_rules! kind {
 kind!(
     address,
     "ADDRESS:PORT",
-    "an IP address and a port, such as 127.0.0.1:8000 or [::]:8000",
+    "an IP address or a name of this machine, and a port, such as 127.0.0.1:8000, [::]:8000 or localhost:8000",
     SocketAddr,
-    |text: &str| text.parse().ok(),
+    socket_address,
     SocketAddr::to_string
 );
 kind!(
     own_address,
     "ADDRESS:PORT",
-    "an IP address and a port, such as 127.0.0.1:9464",
+    "an IP address or a name of this machine, and a port, such as 127.0.0.1:9464 or localhost:9464",
     Option<SocketAddr>,
-    |text: &str| text.parse().ok().map(Some),
+    |text: &str| socket_address(text).map(Some),
     |value: &Option<SocketAddr>| value.map_or_else(not_set, |address| address.to_string())
 );
 kind!(
@@ -88,7 +94,7 @@ kind!(
     redis_url,
     "URL",
     "redis://[[user]:password@]host[:port][/database], redis+sentinel://host[,host]/master or \
-     redis+cluster://host[,host], with rediss for TLS",
+     redis+cluster://host[,host], with rediss for TLS, or unix:///path/of/the/socket[?db=database]",
     Option<RedisUrl>,
     |text: &str| text.parse().ok().map(Some),
     |value: &Option<RedisUrl>| value.as_ref().map_or_else(|| "not set".to_owned(), RedisUrl::to_string)
@@ -251,6 +257,17 @@ kind!(
     |text: &str| parse_size(text).filter(|&bytes| bytes > 0),
     |value: &usize| show_size(*value)
 );
+
+/// An address, or the one that a name resolves to: IPv4 first, because clients try 127.0.0.1 for `localhost`.
+fn socket_address(text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let is_name = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+    let port = port.parse::<u16>().ok().filter(|_| is_name)?;
+    (host, port).to_socket_addrs().ok()?.min_by_key(SocketAddr::is_ipv6)
+}
 
 fn channel_names(text: &str) -> Option<Vec<String>> {
     if text == "none" {
@@ -415,6 +432,24 @@ mod tests {
         assert_eq!(positive_count::parse("0"), None);
         for text in ["", "-1", "+1", "_1", "1.5", "many", "99999999999999999999"] {
             assert_eq!(count::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_may_be_names() {
+        for (text, shown) in [
+            ("127.0.0.1:8000", "127.0.0.1:8000"),
+            ("[::]:0", "[::]:0"),
+            ("localhost:8000", "127.0.0.1:8000"),
+            ("LOCALHOST:8000", "127.0.0.1:8000"),
+        ] {
+            let parsed = address::parse(text).expect(text);
+            assert_eq!(address::show(&parsed), shown);
+            assert_eq!(own_address::parse(text), Some(Some(parsed)));
+        }
+        for text in ["localhost", "localhost:", ":8000", "localhost:port", "localhost:99999", "a b:1", "name.invalid:1"]
+        {
+            assert_eq!(address::parse(text), None, "{text}");
         }
     }
 

@@ -53,6 +53,10 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
         apply(&mut settings, &TABLE[index], &entry)?;
         origins[index] = entry.origin;
     }
+    let paces = TABLE.iter().zip(&origins).find(|(setting, _)| setting.key == "connects_per_second_per_address");
+    if settings.hub.compat && matches!(paces, Some((_, Origin::Default))) {
+        settings.hub.connects_per_second_per_address = 0;
+    }
     match contradiction(&settings) {
         None => Ok(Loaded { settings, origins, notes: sources.notes() }),
         Some((key, text)) => {
@@ -180,6 +184,14 @@ mod tests {
         assert_eq!(load(&both).unwrap().settings.algorithm, fanfare::Algorithm::Hs384);
         let weaker = Sources { dotenv: dotenv("FANFARE_ALGORITHM=HS384").dotenv, ..environment(&names) };
         assert_eq!(load(&weaker).unwrap().settings.algorithm, fanfare::Algorithm::Hs512);
+    }
+
+    #[test]
+    fn compat_lifts_the_connect_rate_unless_it_is_set() {
+        let rate = |text: &str| load(&toml(text)).unwrap().settings.hub.connects_per_second_per_address;
+        assert_eq!(rate("compat = true"), 0);
+        assert_eq!(rate("compat = true\nconnects_per_second_per_address = 50"), 50);
+        assert_eq!(rate(""), 100);
     }
 
     #[test]

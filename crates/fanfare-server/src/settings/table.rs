@@ -279,6 +279,8 @@ settings! {
     max_batch_events: positive_count(hub);
     /// Reject events whose fields do not have the documented types, such as a task_status_update without a task_id or with an unknown status. Off: any JSON object with a type is published.
     validate_events: switch(hub);
+    /// Behave as the FastAPI hub where fanfare is stricter: POST /tasks/{task_id}/update, /users/{user_id}/notify and /agents/{agent_id}/activity need no token, tasks need no status, an id in a body yields to that of the path, and connects_per_second_per_address is 0 unless set. Anybody who reaches the hub can then publish.
+    compat: switch(hub);
     /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, https://*.example.org (every subdomain) or capacitor://localhost, with commas between them; * for every one.
     allowed_origins: origins(hub);
     /// Request headers that pages of allowed_origins may send beside authorization, content-type and those of tracing libraries (CORS), with commas between them.

@@ -6,6 +6,7 @@ mod ears;
 mod inspect;
 mod keys;
 mod link;
+mod parameters;
 mod pulse;
 mod questions;
 mod record;

@@ -4,7 +4,7 @@ use super::error::{ApiError, ErrorCode};
 use crate::{Grant, Hub, hub::Origin, upgrade::bearer};
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use std::sync::Arc;
 
@@ -16,8 +16,14 @@ pub(super) struct Publisher {
     trace: Option<String>,
 }
 
+/// Likewise; with `compat`, a request without a token passes as well.
+pub(super) struct CompatPublisher(pub(super) Publisher);
+
 /// The request's token allows everything.
 pub(super) struct Admin;
+
+/// The user that requests without a token count as, all together. No token names it: `$` is the hub's own.
+const ANONYMOUS: &str = "$compat";
 
 impl FromRequestParts<Hub> for Publisher {
     type Rejection = ApiError;
@@ -27,14 +33,29 @@ impl FromRequestParts<Hub> for Publisher {
         if !grant.may_publish() {
             return Err(forbidden("the token does not allow publishing: it needs the claim \"publish\": true"));
         }
-        let trace = parts.headers.get("traceparent").and_then(|text| text.to_str().ok()).map(str::to_owned);
-        let publisher = Self { user: grant.user, trace };
-        publisher.count(1, hub)?;
-        Ok(publisher)
+        Self::counted(grant.user, &parts.headers, hub)
+    }
+}
+
+impl FromRequestParts<Hub> for CompatPublisher {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, hub: &Hub) -> Result<Self, ApiError> {
+        if hub.config().compat && !parts.headers.contains_key(header::AUTHORIZATION) {
+            return Publisher::counted(ANONYMOUS.into(), &parts.headers, hub).map(Self);
+        }
+        Publisher::from_request_parts(parts, hub).await.map(Self)
     }
 }
 
 impl Publisher {
+    fn counted(user: Arc<str>, headers: &HeaderMap, hub: &Hub) -> Result<Self, ApiError> {
+        let trace = headers.get("traceparent").and_then(|text| text.to_str().ok()).map(str::to_owned);
+        let publisher = Self { user, trace };
+        publisher.count(1, hub)?;
+        Ok(publisher)
+    }
+
     /// Whose it is, as the log notes it, and what it is traced under.
     pub(super) fn origin(self) -> Origin {
         Origin { publisher: format!("user:{}", self.user).into(), trace: self.trace }

@@ -136,9 +136,10 @@ impl Fields {
         Ok(())
     }
 
-    /// Puts the name that the path gave first; a body that names another contradicts the path.
-    pub(super) fn put_path_id(&mut self, name: &'static str, id: &str) -> Result<(), ApiError> {
+    /// Puts the name that the path gave first; a body that names another contradicts the path, and yields to it if `lenient`.
+    pub(super) fn put_path_id(&mut self, name: &'static str, id: &str, lenient: bool) -> Result<(), ApiError> {
         if let Some(own) = self.take(name)
+            && !lenient
             && json::number(&own) != Some(id)
             && serde_json::from_str::<String>(own.get()).ok().as_deref() != Some(id)
         {

@@ -259,9 +259,13 @@ pub(super) async fn count(State(hub): State<Hub>, request: Request, next: Next) 
     response
 }
 
-/// Answers 404 as the API does, for an application that wants it as its fallback.
+/// Answers 404 as the API does, for an application that wants it as its fallback. A path with a slash too many is told
+/// the right one.
 pub async fn not_found(request: Request) -> Response {
-    ApiError::new(ErrorCode::NotFound, format!("there is nothing at {}", request.uri().path())).into_response()
+    let path = request.uri().path();
+    let hint = super::paths::without_extra_slashes(path).map(|path| format!("; did you mean {path}?"));
+    let detail = format!("there is nothing at {path}{}", hint.unwrap_or_default());
+    ApiError::new(ErrorCode::NotFound, detail).into_response()
 }
 
 pub(super) async fn method_not_allowed(request: Request) -> Response {

@@ -13,6 +13,7 @@ mod events;
 mod health;
 mod log_level;
 mod metrics;
+mod paths;
 mod reference;
 mod responses;
 mod tokens;
@@ -62,6 +63,7 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
+    paths::learn(spec.paths.paths.keys());
     let router = router
         .merge(docs::router(&spec))
         .method_not_allowed_fallback(error::method_not_allowed)

@@ -2,7 +2,7 @@
 //! together and publishes it; what was published stands in the headers `fanfare-event-id` and `fanfare-position`.
 
 use super::{
-    access::Publisher,
+    access::{CompatPublisher, Publisher},
     body::{Fields, OptionalFields, invalid},
     error::ApiError,
     events,
@@ -161,7 +161,7 @@ type Answer<T> = Result<(HeaderMap, Json<T>), ApiError>;
     )
 )]
 pub(super) async fn update_task(
-    publisher: Publisher,
+    CompatPublisher(publisher): CompatPublisher,
     State(hub): State<Hub>,
     PathId(task_id): PathId,
     Params(params): Params<TaskParams>,
@@ -217,7 +217,7 @@ pub(super) async fn broadcast_task_update(
     )
 )]
 pub(super) async fn notify_user(
-    publisher: Publisher,
+    CompatPublisher(publisher): CompatPublisher,
     State(hub): State<Hub>,
     PathId(user_id): PathId,
     Params(params): Params<NotifyParams>,
@@ -305,12 +305,12 @@ pub(super) async fn create_calendar_event(
     )
 )]
 pub(super) async fn record_agent_activity(
-    publisher: Publisher,
+    CompatPublisher(publisher): CompatPublisher,
     State(hub): State<Hub>,
     PathId(agent_id): PathId,
     mut fields: Fields,
 ) -> Answer<StatusBody> {
-    fields.put_path_id("agent_id", &agent_id)?;
+    fields.put_path_id("agent_id", &agent_id, hub.config().compat)?;
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
     let published = hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
@@ -323,23 +323,28 @@ async fn publish_task(
     params: TaskParams,
     fields: Option<Fields>,
 ) -> Result<Published, ApiError> {
-    let fields = task_data(task_id, &params, fields.unwrap_or_else(Fields::empty))?;
+    let fields = task_data(task_id, &params, fields.unwrap_or_else(Fields::empty), hub.config().compat)?;
     let draft = Draft::new(TaskStatusUpdate::TYPE, &fields)?;
     Ok(hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?)
 }
 
-/// `task_id`, `status` and `progress` in this order, and the rest of the body as it came.
-fn task_data(task_id: &str, params: &TaskParams, mut fields: Fields) -> Result<Fields, ApiError> {
+/// `task_id`, `status` and `progress` in this order, and the rest of the body as it came. If `lenient`, there may be no
+/// `status`.
+fn task_data(task_id: &str, params: &TaskParams, mut fields: Fields, lenient: bool) -> Result<Fields, ApiError> {
     let status = params.status.as_deref().map(raw).transpose()?;
     let progress = params.progress.as_deref().map(number_or_text).transpose()?;
     if let Some(progress) = fields.take("progress").or(progress) {
         fields.put_first("progress", &progress)?;
     }
-    let status = fields.take("status").or(status).ok_or_else(|| {
-        invalid(format!("the field `status` is missing: it is a text such as {}", TaskStatus::NAMES.join(", ")))
-    })?;
-    fields.put_first("status", &status)?;
-    fields.put_path_id("task_id", task_id)?;
+    match fields.take("status").or(status) {
+        Some(status) => fields.put_first("status", &status)?,
+        None if lenient => {}
+        None => {
+            let names = TaskStatus::NAMES.join(", ");
+            return Err(invalid(format!("the field `status` is missing: it is a text such as {names}")));
+        }
+    }
+    fields.put_path_id("task_id", task_id, lenient)?;
     Ok(fields)
 }
 

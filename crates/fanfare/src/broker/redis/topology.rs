@@ -106,7 +106,9 @@ impl RedisUrl {
     /// What opens connections to one server.
     fn client(&self, at: &Address, info: RedisConnectionInfo) -> Result<Client, LinkError> {
         let (host, port) = (at.host.clone(), at.port);
-        let address = if self.tls {
+        let address = if at.is_path() {
+            ConnectionAddr::Unix(host.into())
+        } else if self.tls {
             ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
         } else {
             ConnectionAddr::Tcp(host, port)

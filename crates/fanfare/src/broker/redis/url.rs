@@ -1,6 +1,6 @@
 //! Where Redis is and how it is reached: one URL for every topology.
 
-use super::tls::RedisTls;
+use super::{parameters::Parameters, tls::RedisTls};
 use std::{fmt, str::FromStr};
 use url::Url;
 
@@ -13,9 +13,12 @@ const DEFAULT_SENTINEL_PORT: u16 = 26379;
 /// redis://[[user]:password@]host[:port][/database]
 /// redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master[/database]
 /// redis+cluster://[[user]:password@]host[:port][,host[:port]...]
+/// unix://[[user]:password@]/path/of/the/socket
 /// ```
 ///
 /// With `rediss` instead of `redis` everything goes over TLS. Parts with reserved characters are percent-encoded.
+/// Of the parameters that redis-py reads from the query, `db`, `username` and `password` are used, and the others are
+/// [ignored](Self::ignored).
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub(super) topology: Topology,
@@ -24,6 +27,7 @@ pub struct RedisUrl {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) database: i64,
+    ignored: Vec<String>,
 }
 
 /// Which servers there are, and how the one that counts is found.
@@ -37,7 +41,7 @@ pub(super) enum Topology {
     Cluster(Vec<Address>),
 }
 
-/// A host and a port.
+/// A host and a port, or the path of a Unix socket and port 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) host: String,
@@ -53,14 +57,17 @@ pub enum BadRedisUrl {
     /// None of the known schemes.
     #[error(
         "the scheme must be redis, redis+sentinel or redis+cluster, or rediss, rediss+sentinel or rediss+cluster \
-         for TLS"
+         for TLS, or unix for a socket"
     )]
     Scheme,
     /// A Sentinel URL without a master's name.
     #[error("the path must name the master that the sentinels watch: redis+sentinel://host:26379/mymaster")]
     NoMaster,
+    /// A Unix socket without an absolute path.
+    #[error("the socket must be named by its absolute path: unix:///run/redis/redis.sock")]
+    NoSocket,
     /// Not a database number.
-    #[error("the database must be a number: redis://host:6379/0")]
+    #[error("the database must be a number: redis://host:6379/0 or redis://host:6379?db=0")]
     Database,
     /// A Cluster has one database.
     #[error("a Cluster has no databases: leave the path out")]
@@ -75,6 +82,11 @@ impl RedisUrl {
         self
     }
 
+    /// The names of the parameters in the query that have no effect, such as `socket_timeout`.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
     /// Whether it is reached over TLS (`rediss`).
     pub fn is_tls(&self) -> bool {
         self.tls
@@ -86,6 +98,11 @@ impl FromStr for RedisUrl {
 
     fn from_str(text: &str) -> Result<Self, BadRedisUrl> {
         let (scheme, rest) = text.split_once("://").ok_or(BadRedisUrl::Scheme)?;
+        let (rest, query) = without_query(rest);
+        let parameters = Parameters::read(query)?;
+        if scheme == "unix" {
+            return unix(rest, parameters);
+        }
         let (transport, topology) = scheme.split_once('+').unwrap_or((scheme, ""));
         let tls = match transport {
             "redis" => false,
@@ -98,7 +115,54 @@ impl FromStr for RedisUrl {
         let addresses = hosts.split(',').map(|host| address(host, default_port)).collect::<Result<Vec<_>, _>>()?;
         let (user, password) = credentials_of(credentials)?;
         let (topology, database) = topology_of(topology, addresses, path)?;
-        Ok(Self { topology, tls, certificates: None, user, password, database })
+        let url = Self { topology, tls, certificates: None, user, password, database, ignored: Vec::new() };
+        url.with_parameters(parameters)
+    }
+}
+
+impl RedisUrl {
+    /// As redis-py does it: the query's database precedes the path's, and the query's user is for a URL without one.
+    fn with_parameters(mut self, parameters: Parameters) -> Result<Self, BadRedisUrl> {
+        if let Some(database) = parameters.database {
+            if matches!(self.topology, Topology::Cluster(_)) && database != 0 {
+                return Err(BadRedisUrl::ClusterDatabase);
+            }
+            self.database = database;
+        }
+        self.user = self.user.or(parameters.user);
+        self.password = self.password.or(parameters.password);
+        self.ignored = parameters.ignored;
+        Ok(self)
+    }
+}
+
+/// A password may hold a question mark, so that the query begins behind the credentials.
+fn without_query(rest: &str) -> (&str, &str) {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let hosts = authority.rfind('@').map_or(0, |at| at + 1);
+    match rest[hosts..].find('?') {
+        Some(at) => (&rest[..hosts + at], &rest[hosts + at + 1..]),
+        None => (rest, ""),
+    }
+}
+
+fn unix(rest: &str, parameters: Parameters) -> Result<RedisUrl, BadRedisUrl> {
+    let at = rest.find('/').ok_or(BadRedisUrl::NoSocket)?;
+    let (credentials, path) = rest.split_at(at);
+    if path == "/" || !(credentials.is_empty() || credentials.ends_with('@')) {
+        return Err(BadRedisUrl::NoSocket);
+    }
+    let path = percent_encoding::percent_decode_str(path).decode_utf8().map_err(|_| BadRedisUrl::NoSocket)?;
+    let (user, password) = credentials_of(credentials.trim_end_matches('@'))?;
+    let topology = Topology::Standalone(Address { host: path.into_owned(), port: 0 });
+    RedisUrl { topology, tls: false, certificates: None, user, password, database: 0, ignored: Vec::new() }
+        .with_parameters(parameters)
+}
+
+impl Address {
+    /// Whether it is the path of a Unix socket.
+    pub(super) fn is_path(&self) -> bool {
+        self.host.starts_with('/')
     }
 }
 
@@ -156,6 +220,9 @@ impl fmt::Display for RedisUrl {
         let secret = if self.user.is_some() || self.password.is_some() { "***@" } else { "" };
         let join = |addresses: &[Address]| addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
         match &self.topology {
+            Topology::Standalone(address) if address.is_path() => {
+                write!(f, "unix://{secret}{address}?db={}", self.database)
+            }
             Topology::Standalone(address) => write!(f, "{scheme}://{secret}{address}/{}", self.database),
             Topology::Sentinel { sentinels, master } => {
                 write!(f, "{scheme}+sentinel://{secret}{}/{master}/{}", join(sentinels), self.database)
@@ -173,7 +240,9 @@ impl fmt::Debug for RedisUrl {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
+        if self.is_path() {
+            f.write_str(&self.host)
+        } else if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
@@ -204,6 +273,44 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_redis_py_are_used_or_named_as_ignored() {
+        for (text, shown, ignored) in [
+            ("redis://h?db=2", "redis://h:6379/2", ""),
+            ("redis://h/1?db=2&protocol=3", "redis://h:6379/2", "protocol"),
+            (
+                "redis://h:1/1?socket_timeout=5&health_check_interval=30",
+                "redis://h:1/1",
+                "socket_timeout,health_check_interval",
+            ),
+            (
+                "redis://h/?decode_responses=True&max_connections=10",
+                "redis://h:6379/0",
+                "decode_responses,max_connections",
+            ),
+            ("rediss://h?ssl_cert_reqs=required", "rediss://h:6379/0", ""),
+            ("rediss://:x@h?ssl_cert_reqs=none", "rediss://***@h:6379/0", "ssl_cert_reqs"),
+            ("redis://h?username=me&password=hush", "redis://***@h:6379/0", ""),
+            ("redis+sentinel://a/mymaster?db=3", "redis+sentinel://a:26379/mymaster/3", ""),
+            ("unix:///run/redis.sock?db=2", "unix:///run/redis.sock?db=2", ""),
+            ("unix://me:hush@/run/my%20redis.sock", "unix://***@/run/my redis.sock?db=0", ""),
+        ] {
+            let url = text.parse::<RedisUrl>().expect(text);
+            assert_eq!((url.to_string().as_str(), url.ignored().join(",").as_str()), (shown, ignored), "{text}");
+        }
+        let url: RedisUrl = "redis://h?username=me&password=p%40ss".parse().unwrap();
+        assert_eq!((url.user.as_deref(), url.password.as_deref()), (Some("me"), Some("p@ss")));
+        let url: RedisUrl = "redis://:wh?t@h".parse().unwrap();
+        assert_eq!((url.password.as_deref(), url.ignored().len()), (Some("wh?t"), 0));
+    }
+
+    // attack: reading a password that ended up as a parameter's name in the Redis URL => the warning does not repeat it
+    #[test]
+    fn a_parameter_of_an_unknown_name_is_not_repeated() {
+        let url: RedisUrl = "redis://h?hush&x=hush".parse().unwrap();
+        assert_eq!(url.ignored().join(","), "a parameter that redis-py does not have");
+    }
+
+    #[test]
     fn what_is_no_url_is_refused_with_what_is_wrong() {
         for (text, says) in [
             ("localhost:6379", "scheme"),
@@ -215,7 +322,10 @@ mod tests {
             ("redis://a:port", "a:port"),
             ("redis+sentinel://a,b", "mymaster"),
             ("redis+cluster://a/1", "no databases"),
-            ("redis://h?x=1", "more than that"),
+            ("redis://h?db=two", "number"),
+            ("redis+cluster://a?db=1", "no databases"),
+            ("unix://redis.sock", "unix:///run/redis"),
+            ("unix:///", "absolute path"),
         ] {
             let error = text.parse::<RedisUrl>().expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
