@@ -766,7 +766,7 @@ async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
     ] {
         let answer = send(&app, request("POST", path, NOBODY, JSON, body)).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);
-        let answer = send(&app, request("POST", path, "bad", JSON, body)).await;
+        let answer = send(&app, request("POST", path, STRANGER, JSON, body)).await;
         assert_eq!(answer.status, 401, "{path}: {}", answer.text);
     }
     for (path, body) in [
