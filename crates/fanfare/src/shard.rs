@@ -48,6 +48,8 @@ const REVOKED: &str = "token_revoked: the token was revoked; get a new one";
 /// How long a shard without clients stays for those whose upgrade was under way when the drain began, so that they are
 /// told where to go instead of cut off.
 const LINGER_MS: u64 = 250;
+/// How many connections of a shard that another socket took over may still be closing: no limit counts those.
+const MAX_REPLACED: usize = 16;
 /// How often what is too old is let go.
 const HOUSEKEEPING_MS: u64 = 1_000;
 
@@ -199,6 +201,8 @@ pub(crate) struct Shard {
     housekeeping: Option<Box<dyn Fn(u64) + Send>>,
     housekeeping_due: u64,
     draining: Option<Draining>,
+    /// Connections that another socket took over and that are not closed yet, the oldest first.
+    replaced: std::collections::VecDeque<Slot>,
 }
 
 /// How a shard ends.
@@ -268,6 +272,7 @@ impl Shard {
             housekeeping: None,
             housekeeping_due: 0,
             draining: None,
+            replaced: std::collections::VecDeque::new(),
         })
     }
 
@@ -546,7 +551,11 @@ impl Shard {
     fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
         let Adoption { socket, mut leftover, address, client } = *adoption;
         let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
-            Ok(arrival) => (self.connect(arrival, address, now), Some(address)),
+            Ok((arrival, older)) => {
+                let slot = self.connect(arrival, address, now);
+                older.into_iter().for_each(|older| self.note_replaced(older, now));
+                (slot, Some(address))
+            }
             Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
         };
         let at = slot as usize;
@@ -571,8 +580,21 @@ impl Shard {
         }
     }
 
-    /// Counts a client in. The place of an older socket of the same connection is its own.
-    fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<Arrival, TurnedAway> {
+    /// A connection was taken over. Where too many are closing, the oldest is closed at once: its close frame is sent, and it
+    /// is not waited until the client has read it.
+    fn note_replaced(&mut self, slot: Slot, now: Now) {
+        self.replaced.push_back(slot);
+        if self.replaced.len() > MAX_REPLACED
+            && let Some(&oldest) = self.replaced.front()
+        {
+            self.serve(oldest, now);
+            self.drop_conn(oldest);
+        }
+    }
+
+    /// Counts a client in. The place of an older socket of the same connection is its own: that one, if there is one, counts
+    /// no longer.
+    fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<(Arrival, Option<Slot>), TurnedAway> {
         if self.draining.is_some() {
             return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
         }
@@ -580,7 +602,8 @@ impl Shard {
             // It was, since the handshake.
             return Err(TurnedAway { code: CloseCode::Policy, reason: REVOKED.to_owned() });
         }
-        let older = self.roster.holder(arrival.connection).and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
+        let holder = self.roster.holder(arrival.connection);
+        let older = holder.and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &arrival.grant.user;
         let may_have_any = arrival.grant.admin;
@@ -594,7 +617,7 @@ impl Shard {
             self.node.admission.release(user, address);
             self.node.metrics.add(Counter::Takeovers, 1);
         }
-        Ok(arrival)
+        Ok((arrival, holder))
     }
 
     fn connect(&mut self, arrival: Arrival, address: IpAddr, now: Now) -> Slot {
@@ -749,6 +772,7 @@ impl Shard {
     }
 
     fn drop_conn(&mut self, slot: Slot) {
+        self.replaced.retain(|replaced| *replaced != slot);
         let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
         let who = self.roster.session(slot).map(|session| {
             let cursor = session.position(head);
