@@ -417,6 +417,33 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
     assert!(!frames.iter().any(|json| json.contains("ack") || json.contains("$sys")), "{frames:?}");
 }
 
+// attack: entries written straight into the nodes' control stream, at its last possible id too => removed, counted, and every node goes on
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_entries_in_the_control_stream_stop_nothing() {
+    let server = RedisServer::start();
+    let metrics = Arc::new(Metrics::default());
+    let node = Node::new(BOUNDS);
+    let options = RedisOptions::new(server.url().parse().unwrap());
+    let link = RedisBroker::connect(options, BOUNDS, node.name.clone(), node.clone(), metrics.clone()).await;
+    let broker = Arc::new(link.unwrap());
+    let last = u64::MAX.to_string();
+    for (n, (id, key)) in
+        [("*", "x"), (&*format!("{last}-7"), "k"), (&*format!("{last}-{last}"), "x")].into_iter().enumerate()
+    {
+        let seen = metrics.get(Counter::BadLogEntries);
+        server.cli(&["XADD", "ws:control", id, key, "y"]);
+        until(&format!("{id} is removed"), || metrics.get(Counter::BadLogEntries) > seen).await;
+        let before = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
+        append_patiently(&*broker, &format!("e{n}")).await;
+        testbed::until("the node beats", || {
+            let newest = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
+            newest.contains("probe") && newest != before
+        });
+        until("healthy", || broker.standing().problem.is_none()).await;
+    }
+    assert_eq!(node.ids(), ids("e", 0..=2));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_are_waited_for() {
     let master = RedisServer::start();

@@ -126,7 +126,10 @@ pub(super) async fn run(
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {
             for item in &items {
-                obey(shared, item, orders, all)?;
+                match foreign_order(item) {
+                    Some(id) => remove_order(shared, link, id).await?,
+                    None => obey(shared, item, orders, all)?,
+                }
             }
         }
     }
@@ -161,6 +164,39 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     let head = window.head();
     drop(window);
     shared.head.send_replace(head);
+}
+
+/// The id of an entry of the control stream that only somebody else can have written: it orders nothing, or stands at the
+/// last possible time.
+fn foreign_order(item: &Value) -> Option<&str> {
+    let Value::Array(parts) = item else { return None };
+    let [id, fields] = &parts[..] else { return None };
+    let id = text(id)?;
+    let orders =
+        matches!(fields, Value::Array(fields) if fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k")));
+    (!orders || is_at_the_end(id)).then_some(id)
+}
+
+/// Whether an id has the last possible time: there would soon be none behind it.
+fn is_at_the_end(id: &str) -> bool {
+    id.split_once('-').is_some_and(|(ms, _)| ms.parse() == Ok(u64::MAX))
+}
+
+/// Removes a foreign entry of the control stream, with all of the stream if ids would go on from its end.
+async fn remove_order(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
+    let control = &shared.keys.control;
+    let removed: u64 = read(link.call(cmd("XDEL").arg(control).arg(id)).await?)?;
+    // Only the node that removed it begins anew, so that what others say meanwhile is not lost.
+    if removed > 0 {
+        if is_at_the_end(id) {
+            link.call(cmd("DEL").arg(control)).await?;
+        }
+        shared.metrics.add(Counter::BadLogEntries, 1);
+        tracing::error!(
+            "the stream {control} held an entry that no node wrote, and it was removed: {id}; check what else writes to this key"
+        );
+    }
+    Ok(())
 }
 
 /// Reads one message of the control stream. `all`: the window has all that the log had at the time of the answer.

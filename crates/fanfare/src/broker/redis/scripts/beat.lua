@@ -12,7 +12,7 @@ redis.call('HSET', KEYS[2], 'beat', whole(now))
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
 redis.call('HSET', KEYS[6], 'connections', ARGV[4], 'beat', whole(now))
 redis.call('PEXPIRE', KEYS[6], ARGV[5])
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', 4096, '*', 'k', 'probe', 'n', ARGV[2], 'b', ARGV[3], 'h', whole(head))
+tell(KEYS[5], 'k', 'probe', 'n', ARGV[2], 'b', ARGV[3], 'h', whole(head))
 redis.call('PUBLISH', ARGV[7], ARGV[3])
 
 local nodes, connections = 0, 0

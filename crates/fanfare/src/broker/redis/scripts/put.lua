@@ -1,4 +1,4 @@
--- Shared by the scripts that write the log.
+-- Shared by the scripts that write the log and the control stream.
 -- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, head, bytes), 3 ids (hash: event_id -> sequence)
 
 local function whole(n)
@@ -8,6 +8,19 @@ end
 local function clock()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Adds an entry to the control stream. One that somebody else put at the last possible id would keep out every other, so
+-- the stream then begins anew; what nodes have not read of it is void.
+local function tell(control, ...)
+  local added = redis.pcall('XADD', control, 'MAXLEN', '~', 4096, '*', ...)
+  if type(added) == 'table' and added.err then
+    if string.find(added.err, 'exhausted', 1, true) or string.find(added.err, 'equal or smaller', 1, true) then
+      redis.call('DEL', control)
+    end
+    -- Raises the same error for the whole script, if it was another.
+    redis.call('XADD', control, 'MAXLEN', '~', 4096, '*', ...)
+  end
 end
 
 -- The farthest that entries of somebody else may move the log's head.

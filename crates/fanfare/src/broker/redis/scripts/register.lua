@@ -17,16 +17,16 @@ for i = 7, #ARGV, 5 do
       redis.call('EXPIRE', key, ttl)
       local new = redis.call('SADD', users, id) == 1
       if new and ARGV[i] == '+' and limit > 0 and redis.call('SCARD', users) > limit then
-        redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'surplus', 'n', node, 'c', id)
+        tell(KEYS[4], 'k', 'surplus', 'n', node, 'c', id)
       end
       redis.call('EXPIRE', users, ttl)
       redis.call('SADD', KEYS[5], id)
       if other then
-        redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'replaced', 'n', held[1], 'c', id, 's', since)
+        tell(KEYS[4], 'k', 'replaced', 'n', held[1], 'c', id, 's', since)
       end
     else
       -- The newer claim was written first.
-      redis.call('XADD', KEYS[4], 'MAXLEN', '~', 4096, '*', 'k', 'replaced', 'n', node, 'c', id, 's', held[2])
+      tell(KEYS[4], 'k', 'replaced', 'n', node, 'c', id, 's', held[2])
     end
   else
     local own = held[1] == node and held[2] == since
