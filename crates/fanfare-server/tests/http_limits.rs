@@ -313,3 +313,75 @@ fn browsers_are_told_to_keep_to_tls_where_it_is_spoken() {
         assert_eq!(answer.contains("strict-transport-security: max-age=31536000"), told, "{arguments:?} {answer}");
     }
 }
+
+/// All that comes until it contains a text.
+fn read_until(stream: &mut TcpStream, part: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(part) {
+        let mut bytes = [0; 512];
+        let read = stream.read(&mut bytes).unwrap();
+        assert!(read > 0, "closed before {part}: {text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    text
+}
+
+/// Sends a WebSocket handshake.
+fn handshake(stream: &mut TcpStream, path: &str) {
+    let text = format!(
+        "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    // A connection may be closed already.
+    let _ = stream.write_all(text.as_bytes());
+}
+
+// attack: one user takes over one connection 320 times and reads nothing, on a hub with 300 files => the replaced sockets are closed
+#[test]
+fn replaced_connections_can_not_use_up_the_files() {
+    let fast = ["--connects-per-second-per-user", "0", "--connects-per-second-per-address", "0"];
+    let hub = start_with_files(300, &[&fast[..], &["--max-connections", "10", "--handshake-timeout", "10m"]].concat());
+    let mut first = connect(hub.address(), "");
+    handshake(&mut first, &format!("/ws?token={}", token(Claims::default())));
+    let ack = read_until(&mut first, "\"connection_id\":\"");
+    let id = ack.rsplit_once("\"connection_id\":\"").unwrap().1.to_owned() + &read_until(&mut first, "\"");
+    let id = id.split('"').next().unwrap();
+    let path = format!("/ws?token={}&connection_id={id}", token(Claims::default()));
+    let mut held = vec![first];
+    for n in 0..320 {
+        let mut stream = connect(hub.address(), "");
+        handshake(&mut stream, &path);
+        read_until(&mut stream, "\"ack\"");
+        held.push(stream);
+        if n % 40 == 39 {
+            is_alive(&hub);
+            assert!(!hub.log().contains("the system gives no more connections"), "{}", hub.log());
+        }
+    }
+    drop(held);
+}
+
+// attack: 5 MB of a body that was asked for (Expect: 100-continue, chunked), or of a request with two Hosts => 413 or 400, and no reset
+#[test]
+fn a_body_that_was_asked_for_is_answered_and_not_reset() {
+    let hub = start(&[]);
+    let publisher = token(Claims { publish: true, ..Claims::default() });
+    let body = vec![b'x'; 5 << 20];
+    for (host, expect, status) in [("", "Expect: 100-continue\r\n", "413"), ("Host: other\r\n", "", "400")] {
+        let head = format!(
+            "POST /events HTTP/1.1\r\nHost: hub\r\n{host}Authorization: Bearer {publisher}\r\n\
+             Content-Type: application/json\r\n{expect}Transfer-Encoding: chunked\r\n\r\n"
+        );
+        let mut stream = connect(hub.address(), &head);
+        if !expect.is_empty() {
+            read_until(&mut stream, "100 Continue\r\n\r\n");
+        }
+        let sent = write!(stream, "{:x}\r\n", body.len())
+            .and_then(|()| stream.write_all(&body))
+            .and_then(|()| stream.write_all(b"\r\n0\r\n\r\n"));
+        sent.unwrap_or_else(|error| panic!("{status}: {error}"));
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"));
+    }
+}

@@ -14,6 +14,7 @@ use axum::{
         HeaderValue, StatusCode, Version,
         header::{HOST, STRICT_TRANSPORT_SECURITY},
     },
+    middleware::from_fn_with_state,
     response::Response,
 };
 use fanfare::{
@@ -67,6 +68,8 @@ pub(super) struct Acceptor {
 #[derive(Clone)]
 struct Server {
     app: Router,
+    /// Answers requests that no route sees.
+    bad_host: Router,
     http: http1::Builder,
     metrics: Arc<Metrics>,
     hsts: Option<HeaderValue>,
@@ -84,7 +87,8 @@ impl Acceptor {
         http.timer(TokioTimer::new()).header_read_timeout(time_limit).max_buf_size(MAX_HTTP_BUFFER);
         let connections = HttpConnections::new(limits, metrics.clone());
         let hsts = preamble.hsts();
-        Self { connections, preamble, server: Server { app, http, metrics, hsts, time_limit, end } }
+        let bad_host = Router::new().fallback(bad_host).layer(from_fn_with_state(time_limit, fanfare::limit_body));
+        Self { connections, preamble, server: Server { app, bad_host, http, metrics, hsts, time_limit, end } }
     }
 
     /// Accepts connections for ever.
@@ -170,7 +174,8 @@ impl Server {
         let (asked, mut first_request) = watch::channel(false);
         let service = service_fn(move |request: Request<Incoming>| {
             asked.send_replace(true);
-            answer(self.app.clone(), request, peer, self.hsts.clone())
+            let app = if has_one_host(&request) { &self.app } else { &self.bad_host };
+            answer(app.clone(), request, peer, self.hsts.clone())
         });
         let stream = TokioIo::new(TimedStream::new(stream, self.time_limit));
         let mut connection = pin!(self.http.serve_connection(stream, service).with_upgrades());
@@ -200,16 +205,17 @@ async fn answer(
     peer: SocketAddr,
     hsts: Option<HeaderValue>,
 ) -> Result<Response, Infallible> {
-    if !has_one_host(&request) {
-        let detail = "a request has one Host header (RFC 9112 section 3.2): send it once";
-        return Ok(fanfare::problem(StatusCode::BAD_REQUEST, "bad_host", detail));
-    }
     request.extensions_mut().insert(ConnectInfo(peer));
     let mut response = app.oneshot(request.map(Body::new)).await?;
     if let Some(hsts) = hsts {
         response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
     }
     Ok(response)
+}
+
+async fn bad_host() -> Response {
+    let detail = "a request has one Host header (RFC 9112 section 3.2): send it once";
+    fanfare::problem(StatusCode::BAD_REQUEST, "bad_host", detail)
 }
 
 /// RFC 9112 section 3.2: one `Host`, which only HTTP/1.0 may leave out.

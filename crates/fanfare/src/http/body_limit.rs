@@ -53,14 +53,18 @@ pub async fn limit_body(State(limit): State<Duration>, request: Request, next: N
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    // Such a client sends the body only when it is asked to.
-    let waits = request.headers().contains_key(header::EXPECT);
+    // Such a client sends the body only when it is asked to, which reading does.
+    let expects = request.headers().contains_key(header::EXPECT);
     let (give_back, mut rest) = oneshot::channel();
-    let timed = |body| Body::new(TimedBody { body: Some(body), give_back: Some(give_back), clock: Clock::new(limit) });
+    let timed = |body| {
+        let (body, give_back) = (Some(body), Some(give_back));
+        Body::new(TimedBody { body, give_back, was_read: false, clock: Clock::new(limit) })
+    };
     let mut response = next.run(request.map(timed)).await;
     // None where all of it was read, or where the response goes on reading it.
-    if let Ok(rest) = rest.try_recv() {
-        let discarded = !waits && timeout(limit, discard(rest)).await.unwrap_or(false);
+    if let Ok((rest, was_read)) = rest.try_recv() {
+        let comes = was_read || !expects;
+        let discarded = comes && timeout(limit, discard(rest)).await.unwrap_or(false);
         if !discarded {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -80,10 +84,11 @@ async fn discard(mut body: Body) -> bool {
     true
 }
 
-/// A body with a deadline. Dropped before its end, it is given back.
+/// A body with a deadline. Dropped before its end, it is given back, and whether any of it was read.
 struct TimedBody {
     body: Option<Body>,
-    give_back: Option<oneshot::Sender<Body>>,
+    give_back: Option<oneshot::Sender<(Body, bool)>>,
+    was_read: bool,
     clock: Clock,
 }
 
@@ -115,6 +120,7 @@ impl HttpBody for TimedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.was_read = true;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -148,7 +154,7 @@ impl Drop for TimedBody {
             && !body.is_end_stream()
         {
             // An error says that the response is not waited for any more.
-            let _ = give_back.send(body);
+            let _ = give_back.send((body, self.was_read));
         }
     }
 }
