@@ -58,7 +58,7 @@ impl Sources {
     /// Reads the environment and the files. `config` is the file that a flag names.
     pub(crate) fn read(flags: Vec<(&'static Setting, String)>, config: Option<&Path>) -> Result<Self, SettingsError> {
         let environment = environment()?;
-        let dotenv = read_if_there(Path::new(".env"))?;
+        let dotenv = read_dotenv(Path::new(".env"))?;
         let named = config.map(Path::to_owned).or_else(|| named_in_environment(&environment, dotenv.as_ref()));
         let toml = match named {
             Some(path) => Some((path.clone(), read(&path)?)),
@@ -201,6 +201,16 @@ fn read(path: &Path) -> Result<String, SettingsError> {
     fs::read_to_string(path).map_err(|error| SettingsError::Unreadable { path: path.to_owned(), error })
 }
 
+/// The file, if it is one: a directory of that name is a virtual environment of Python's. Bytes that are not UTF-8 may stand
+/// in lines of the application's, which must not stop the start.
+fn read_dotenv(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some((path.to_owned(), String::from_utf8_lossy(&bytes).into_owned()))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
+        Err(error) => Err(SettingsError::Unreadable { path: path.to_owned(), error }),
+    }
+}
+
 fn read_if_there(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some((path.to_owned(), text))),
@@ -217,5 +227,24 @@ impl fmt::Display for Origin {
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::File { path, line, name } => write!(f, "{}:{line} {name}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dotenv_that_is_a_directory_or_no_text_stops_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(".env");
+        assert!(read_dotenv(&path).unwrap().is_none());
+        fs::create_dir(&path).unwrap();
+        assert!(read_dotenv(&path).unwrap().is_none());
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, b"NAME=caf\xe9\nFANFARE_SHARDS=2\n").unwrap();
+        let dotenv = read_dotenv(&path).unwrap();
+        let sources = Sources { dotenv, ..Sources::default() };
+        assert_eq!(super::super::load(&sources).unwrap().settings.hub.shards, 2);
     }
 }
