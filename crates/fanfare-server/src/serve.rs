@@ -346,7 +346,11 @@ fn raise_file_limit() -> Option<u64> {
 /// Serves those who wait at a listening socket that nobody else has, and closes it.
 fn accept_waiting(acceptor: &Acceptor, listener: TcpListener) {
     match listener::those_who_wait(listener) {
-        Ok(waiting) => waiting.into_iter().for_each(|(stream, peer)| acceptor.accept(stream, peer)),
+        Ok(waiting) => {
+            for (stream, peer) in waiting {
+                acceptor.accept(stream, peer);
+            }
+        }
         Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
     }
 }

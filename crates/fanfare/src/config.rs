@@ -72,6 +72,14 @@ pub struct Config {
     pub window_age: Duration,
 }
 
+impl Config {
+    /// How many sockets of rejected clients a hub may have open beside `max_connections`: those that wait for their close
+    /// code, and those that were sent it and have not left.
+    pub fn rejected_sockets(&self) -> usize {
+        2 * crate::refusals::bounds(self.max_connections).0
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -514,6 +514,11 @@ impl Hub {
             .merge(crate::http::router(self.clone(), more))
     }
 
+    /// How many clients this process has. Costs no lock.
+    pub fn open_connections(&self) -> usize {
+        self.inner.node.shards().iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum()
+    }
+
     /// How the hub stands now.
     pub fn stats(&self) -> Stats {
         let shards = self.inner.node.shards();

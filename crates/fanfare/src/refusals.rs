@@ -28,7 +28,7 @@ const REMEMBERED_MS: u64 = 60_000;
 const MAX_REMEMBERED: usize = 100_000;
 /// The fewest and the most sockets that are held at once; between them it is a share of `max_connections`.
 const FEWEST: usize = 16;
-const MOST: usize = 1_024;
+const MOST: usize = 256;
 /// The most that one network holds.
 const MOST_OF_A_NETWORK: usize = 64;
 /// What a client may send while it is held, in bytes.
@@ -184,7 +184,7 @@ fn delay(times: u32) -> Duration {
 }
 
 /// How many sockets are held in all, and of one network. Behind few connections there are few descriptors.
-fn bounds(max_connections: usize) -> (usize, usize) {
+pub(crate) fn bounds(max_connections: usize) -> (usize, usize) {
     let all = if max_connections == 0 { MOST } else { (max_connections / 8).clamp(FEWEST, MOST) };
     (all, (all / 4).min(MOST_OF_A_NETWORK))
 }

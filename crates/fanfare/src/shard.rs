@@ -8,6 +8,7 @@ use crate::{
     hub::Lateness,
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
+    refusals,
     registry::Present,
     socket::Socket,
     sys::{SLOW, SlowClient},
@@ -24,6 +25,7 @@ use fanfare_core::{
 };
 use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 use std::{
+    collections::VecDeque,
     io,
     net::IpAddr,
     sync::{
@@ -195,6 +197,8 @@ pub(crate) struct Shard {
     conns: Vec<Option<Conn>>,
     /// Sockets to read on with though nothing new was heard of them.
     unread: Vec<Slot>,
+    /// Those that were sent a close code and have not left, the oldest first.
+    rejected: VecDeque<Slot>,
     entries: Vec<Arc<Entry>>,
     scratch: Box<[u8]>,
     /// Does the node's housekeeping, for the first shard.
@@ -267,6 +271,7 @@ impl Shard {
             roster: Roster::new(settings, head.epoch, head.sequence),
             conns: Vec::new(),
             unread: Vec::new(),
+            rejected: VecDeque::new(),
             entries: Vec::new(),
             scratch: vec![0; READ_BYTES].into(),
             housekeeping: None,
@@ -312,6 +317,7 @@ impl Shard {
             self.timeouts(now);
             self.keep_house_now(now);
             self.sweep(now);
+            self.drop_old_rejected();
             self.see_off(now);
             self.report();
             let busy_us = u64::try_from(woken.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -568,6 +574,9 @@ impl Shard {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
             return self.drop_conn(slot);
         }
+        if counted.is_none() {
+            self.rejected.push_back(slot);
+        }
         if conn.socket.may_hold_input() {
             conn.unread = true;
             self.unread.push(slot);
@@ -771,8 +780,21 @@ impl Shard {
         }
     }
 
+    /// Clients that were rejected have until `handshake_timeout` to leave, but only as many as there are files set aside for
+    /// them. After the turn in which they were sent their close code, so that each was offered it.
+    fn drop_old_rejected(&mut self) {
+        let shards = self.node.shards().len().max(1);
+        let most = (refusals::bounds(self.node.config.max_connections).0 / shards).max(1);
+        while self.rejected.len() > most
+            && let Some(oldest) = self.rejected.pop_front()
+        {
+            self.drop_conn(oldest);
+        }
+    }
+
     fn drop_conn(&mut self, slot: Slot) {
         self.replaced.retain(|replaced| *replaced != slot);
+        self.rejected.retain(|rejected| *rejected != slot);
         let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
         let who = self.roster.session(slot).map(|session| {
             let cursor = session.position(head);

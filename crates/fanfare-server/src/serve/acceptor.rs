@@ -85,7 +85,8 @@ impl Acceptor {
         let mut http = http1::Builder::new();
         // Also the time that a connection may be idle between two requests.
         http.timer(TokioTimer::new()).header_read_timeout(time_limit).max_buf_size(MAX_HTTP_BUFFER);
-        let connections = HttpConnections::new(limits, metrics.clone());
+        let clients = hub.clone();
+        let connections = HttpConnections::new(limits, move || clients.open_connections(), metrics.clone());
         let hsts = preamble.hsts();
         let bad_host = Router::new().fallback(bad_host).layer(from_fn_with_state(time_limit, fanfare::limit_body));
         Self { connections, preamble, server: Server { app, bad_host, http, metrics, hsts, time_limit, end } }
@@ -98,7 +99,10 @@ impl Acceptor {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     failing = false;
-                    self.accept(stream, peer);
+                    if self.accept(stream, peer) {
+                        // The socket of the one that went is closed before another one is opened.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) if listener::is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -116,7 +120,8 @@ impl Acceptor {
         }
     }
 
-    pub(super) fn accept(&self, stream: TcpStream, peer: SocketAddr) {
+    /// Serves a connection. True if another one was closed for it.
+    pub(super) fn accept(&self, stream: TcpStream, peer: SocketAddr) -> bool {
         let (server, ip) = (self.server.clone(), peer.ip().to_canonical());
         let introduced = self.preamble.proxy_protocol_from.contains(ip);
         let proxy = introduced || self.preamble.trusted_proxies.contains(ip);
@@ -135,7 +140,7 @@ impl Acceptor {
                 Err(_) => server.metrics.add(Counter::LimitHandshake, 1),
             }
             drop(slot);
-        });
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! How this process shares the files that it may open: for clients, for HTTP connections, and a reserve for everything else.
 
-use super::http_connections::Limits;
+use super::http_connections::{Limits, PerAddress};
 use crate::settings::Settings;
 
-/// HTTP connections in all, unless set.
-const HTTP_CONNECTIONS: usize = 1_024;
+/// HTTP connections, unless set: the most where there are files, and the least beside clients.
+const HTTP_CONNECTIONS: usize = 8_192;
+const GUARANTEED: usize = 512;
 
-/// Files for everything else: shards, listeners, databases, Redis, the log's output, rejected clients that read why.
+/// Files for everything else: shards, listeners, databases, Redis, the log's output.
 const RESERVE: usize = 64;
 
 /// What each kind of connection may use.
@@ -21,19 +22,24 @@ impl FileBudget {
     /// Shares `files`, where that is known. What is set is kept to as long as there are enough.
     pub(super) fn new(files: Option<u64>, settings: &Settings) -> Self {
         let wanted = settings.hub.max_connections;
-        let http = match settings.max_http_connections {
+        let most = match settings.max_http_connections {
             0 => HTTP_CONNECTIONS,
             set => set,
         };
-        let http_limits = |all| Limits::new(all, settings.max_http_connections_per_address);
-        let Some(files) = files.map(|files| usize::try_from(files).unwrap_or(usize::MAX)) else {
-            return Self { clients: wanted, http: http_limits(http) };
+        let per_address = match settings.max_http_connections_per_address {
+            // An address that may have any number of clients may have them come all at once.
+            0 if settings.hub.max_connections_per_address == 0 => PerAddress::All,
+            0 => PerAddress::Half,
+            set => PerAddress::Fixed(set),
         };
-        let shared = files.saturating_sub(RESERVE + files / 64);
-        let http = http.min(shared / 4).max(1);
-        let most = shared.saturating_sub(http).max(1);
-        let clients = if wanted == 0 { most } else { wanted.min(most) };
-        Self { clients, http: http_limits(http) }
+        let Some(files) = files.map(|files| usize::try_from(files).unwrap_or(usize::MAX)) else {
+            return Self { clients: wanted, http: Limits { per_address, ..Limits::fixed(most) } };
+        };
+        let files = files.saturating_sub(RESERVE + files / 64 + settings.hub.rejected_sockets());
+        let guaranteed = most.min(GUARANTEED).min(files / 4).max(1);
+        let room = files.saturating_sub(guaranteed).max(1);
+        let clients = if wanted == 0 { room } else { wanted.min(room) };
+        Self { clients, http: Limits { most, guaranteed, files, per_address } }
     }
 }
 
@@ -51,20 +57,23 @@ mod tests {
 
     #[test]
     fn there_is_a_reserve_whatever_is_set() {
-        for files in [100, 300, 1_024, 20_000, 1_000_000, u64::MAX] {
+        for files in [200, 300, 1_024, 20_000, 1_000_000, u64::MAX] {
             for (wanted, http) in [(0, 0), (10, 0), (50_000, 5_000), (usize::MAX, usize::MAX)] {
                 let (clients, limits) = budget(files, wanted, http);
-                let used = clients.checked_add(limits.all).expect("no overflow") as u64;
+                let used = clients.checked_add(limits.guaranteed).expect("no overflow") as u64;
                 assert!(used + RESERVE as u64 / 2 <= files, "{files} {wanted} {http}: {clients} + {limits:?}");
+                assert!(limits.files < usize::try_from(files).unwrap(), "{files}: {limits:?}");
             }
         }
     }
 
     #[test]
     fn what_is_set_is_kept_to_where_there_are_files() {
-        assert_eq!(budget(1_000_000, 50_000, 0), (50_000, Limits { all: 1_024, per_address: 512 }));
-        assert_eq!(budget(1_000_000, 50_000, 9), (50_000, Limits { all: 9, per_address: 5 }));
-        assert_eq!(budget(20_000, 50_000, 0), (18_600, Limits { all: 1_024, per_address: 512 }));
-        assert_eq!(budget(300, 10, 0), (10, Limits { all: 58, per_address: 29 }));
+        assert_eq!(budget(1_000_000, 50_000, 0).0, 50_000);
+        assert_eq!(budget(20_000, 50_000, 0).0, 18_600);
+        let (clients, http) = budget(1_000_000, 50_000, 9);
+        assert_eq!((clients, http.most, http.guaranteed), (50_000, 9, 9));
+        let (clients, http) = budget(300, 10, 0);
+        assert_eq!((clients, http.guaranteed, http.files), (10, 50, 200));
     }
 }

@@ -23,20 +23,33 @@ use tokio::task::AbortHandle;
 /// How many HTTP connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    pub(super) all: usize,
-    pub(super) per_address: usize,
+    /// The most, while there are few clients: in a storm they come all at once, and each is an HTTP connection first.
+    pub(super) most: usize,
+    /// So many in any case.
+    pub(super) guaranteed: usize,
+    /// Files for clients and HTTP connections together.
+    pub(super) files: usize,
+    pub(super) per_address: PerAddress,
+}
+
+/// How many of them may come from one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PerAddress {
+    All,
+    Half,
+    Fixed(usize),
 }
 
 /// The open connections.
-#[derive(Debug)]
 pub(super) struct HttpConnections {
     limits: Limits,
+    /// How many clients there are.
+    clients: Box<dyn Fn() -> usize + Send + Sync>,
     metrics: Arc<Metrics>,
     table: Mutex<Table>,
 }
 
 /// A connection's place among them, free again when this is dropped.
-#[derive(Debug)]
 pub(super) struct Slot {
     connections: Arc<HttpConnections>,
     id: u64,
@@ -69,24 +82,39 @@ struct Connection {
 }
 
 impl Limits {
-    /// `all`, and for each address so many; 0: half of them.
-    pub(super) fn new(all: usize, per_address: usize) -> Self {
-        let per_address = if per_address == 0 { all.div_ceil(2) } else { per_address.min(all) };
-        Self { all: all.max(1), per_address: per_address.max(1) }
+    /// Always so many, half of them from one address.
+    pub(super) fn fixed(all: usize) -> Self {
+        Self { most: all, guaranteed: all, files: usize::MAX, per_address: PerAddress::Half }
+    }
+
+    /// How many there may be in all and from one address, beside so many clients.
+    fn beside(&self, clients: usize) -> (usize, usize) {
+        let all = self.most.min(self.files.saturating_sub(clients)).max(self.guaranteed).max(1);
+        let per_address = match self.per_address {
+            PerAddress::All => all,
+            PerAddress::Half => all.div_ceil(2),
+            PerAddress::Fixed(n) => n.clamp(1, all),
+        };
+        (all, per_address)
     }
 }
 
 impl HttpConnections {
-    pub(super) fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { limits, metrics, table: Mutex::default() })
+    pub(super) fn new(
+        limits: Limits,
+        clients: impl Fn() -> usize + Send + Sync + 'static,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { limits, clients: Box::new(clients), metrics, table: Mutex::default() })
     }
 
-    /// Serves a connection from an address, or from a proxy, in a task of its own. Closes another one if there is no room.
-    pub(super) fn spawn<F>(self: &Arc<Self>, address: Option<IpAddr>, serve: impl FnOnce(Slot) -> F)
+    /// Serves a connection from an address, or from a proxy, in a task of its own. Closes another one if there is no room:
+    /// then returns true, and the other's socket is closed as soon as its task runs.
+    pub(super) fn spawn<F>(self: &Arc<Self>, address: Option<IpAddr>, serve: impl FnOnce(Slot) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let slot = self.admit(address);
+        let (slot, evicted) = self.admit(address);
         let id = slot.id;
         let task = tokio::spawn(serve(slot)).abort_handle();
         match self.table().open.get_mut(&id) {
@@ -94,6 +122,7 @@ impl HttpConnections {
             // It has ended, or was closed for another one before it began.
             None => task.abort(),
         }
+        evicted
     }
 
     /// Closes the connection that would be closed next. False if there is none.
@@ -103,25 +132,28 @@ impl HttpConnections {
         oldest.is_some_and(|id| self.evict(&mut table, id, Counter::LimitHttpConnections))
     }
 
-    fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Slot {
+    fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> (Slot, bool) {
         let mut table = self.table();
         let id = table.next;
         table.next += 1;
         let source = address.map_or(Source::Proxy(id), |address| Source::Address(address_group(address)));
-        self.make_room(&mut table, source);
+        let evicted = self.make_room(&mut table, source);
         table.insert(id, Connection { source, task: None });
-        Slot { connections: self.clone(), id }
+        (Slot { connections: self.clone(), id }, evicted)
     }
 
-    fn make_room(&self, table: &mut Table, source: Source) {
+    fn make_room(&self, table: &mut Table, source: Source) -> bool {
+        let (all, per_address) = self.limits.beside((self.clients)());
         let of_source = table.by_source.get(&source);
-        if let Some(oldest) = of_source.filter(|ids| ids.len() >= self.limits.per_address).and_then(BTreeSet::first) {
+        if let Some(oldest) = of_source.filter(|ids| ids.len() >= per_address).and_then(BTreeSet::first) {
             let oldest = *oldest;
-            self.evict(table, oldest, Counter::LimitHttpPerAddress);
-        } else if table.open.len() >= self.limits.all
+            self.evict(table, oldest, Counter::LimitHttpPerAddress)
+        } else if table.open.len() >= all
             && let Some(oldest) = table.oldest_of_busiest()
         {
-            self.evict(table, oldest, Counter::LimitHttpConnections);
+            self.evict(table, oldest, Counter::LimitHttpConnections)
+        } else {
+            false
         }
     }
 
@@ -197,7 +229,8 @@ mod tests {
     }
 
     fn connections(all: usize, per_address: usize) -> Arc<HttpConnections> {
-        HttpConnections::new(Limits::new(all, per_address), Arc::default())
+        let limits = Limits { per_address: PerAddress::Fixed(per_address), ..Limits::fixed(all) };
+        HttpConnections::new(limits, || 0, Arc::default())
     }
 
     fn open(connections: &HttpConnections) -> BTreeSet<u64> {
@@ -208,7 +241,7 @@ mod tests {
     #[test]
     fn an_address_at_its_limit_loses_its_own_oldest() {
         let connections = connections(10, 2);
-        let _slots = [1, 2, 1, 1, 1].map(|n| connections.admit(Some(address(n))));
+        let _slots = [1, 2, 1, 1, 1].map(|n| connections.admit(Some(address(n))).0);
         assert_eq!(open(&connections), [1, 3, 4].into());
     }
 
@@ -216,7 +249,7 @@ mod tests {
     #[test]
     fn a_full_table_closes_the_oldest_of_the_busiest_address() {
         let connections = connections(4, 3);
-        let _slots = [9, 1, 2, 2, 3, 4, 5].map(|n| connections.admit(Some(address(n))));
+        let _slots = [9, 1, 2, 2, 3, 4, 5].map(|n| connections.admit(Some(address(n))).0);
         // First one of the two of 2, then the oldest of all.
         assert_eq!(open(&connections), [3, 4, 5, 6].into());
     }
@@ -224,7 +257,7 @@ mod tests {
     #[test]
     fn a_proxys_connections_count_by_themselves() {
         let connections = connections(4, 2);
-        let slots = [None, None, None, Some(1)].map(|n| connections.admit(n.map(address)));
+        let slots = [None, None, None, Some(1)].map(|n| connections.admit(n.map(address)).0);
         assert_eq!(open(&connections), [0, 1, 2, 3].into());
         // Two of them turn out to be of one client, which has one already.
         slots[0].comes_from(address(1));
@@ -233,9 +266,18 @@ mod tests {
     }
 
     #[test]
+    fn files_that_no_client_uses_are_lent() {
+        let limits = Limits { most: 100, guaranteed: 10, files: 120, per_address: PerAddress::Half };
+        assert_eq!([0, 20, 50, 110, 500].map(|clients| limits.beside(clients).0), [100, 100, 70, 10, 10]);
+        assert_eq!(limits.beside(50).1, 35);
+        assert_eq!(Limits { per_address: PerAddress::All, ..limits }.beside(50), (70, 70));
+        assert_eq!(Limits { per_address: PerAddress::Fixed(80), ..limits }.beside(50), (70, 70));
+    }
+
+    #[test]
     fn a_dropped_slot_leaves_nothing() {
         let connections = connections(4, 4);
-        drop([1, 1, 2].map(|n| connections.admit(Some(address(n)))));
+        drop([1, 1, 2].map(|n| connections.admit(Some(address(n))).0));
         let table = connections.table();
         assert!(table.open.is_empty() && table.by_source.is_empty() && table.by_load.is_empty());
     }

@@ -60,7 +60,7 @@ pub(super) fn start(
                 get(async move || ([(CONTENT_TYPE, fanfare::metrics::CONTENT_TYPE)], figures.metrics_text().await)),
             )
             .layer(from_fn_with_state(hub.config().handshake_timeout, fanfare::limit_body));
-        let acceptor = Acceptor::new(&hub, app, Preamble::default(), Limits::new(CONNECTIONS, 0), end);
+        let acceptor = Acceptor::new(&hub, app, Preamble::default(), Limits::fixed(CONNECTIONS), end);
         match acceptor.run(&listener).await {}
     });
     Ok(Scrapes(task))

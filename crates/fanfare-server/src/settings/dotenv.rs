@@ -97,6 +97,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A name and its value. None: the line can't be read. `Some(None)`: a comment, or a name without a value.
+    #[expect(clippy::option_option, reason = "a comment is no error, and sets nothing")]
     fn binding(&mut self) -> Option<Option<(String, String)>> {
         if let Some(after) = self.rest.strip_prefix("export").filter(|rest| rest.starts_with(is_space)) {
             self.rest = after.trim_start_matches(is_space);

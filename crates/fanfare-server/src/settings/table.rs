@@ -257,9 +257,9 @@ settings! {
     max_connections_per_user: count(hub);
     /// Connections from one address. 0: no limit.
     max_connections_per_address: count(hub);
-    /// HTTP connections in all: those that have not become clients. A new one closes the oldest of the busiest address. Fewer where the process may open too few files. 0: 1,024.
+    /// HTTP connections in all: those that have not become clients. A new one closes the oldest of the busiest address. 0: up to 8,192 in files that no client uses, and 512 in any case.
     max_http_connections: count;
-    /// HTTP connections from one address (IPv6: from one /64) that is no proxy. A new one closes the oldest. 0: half of all.
+    /// HTTP connections from one address (IPv6: from one /64) that is no proxy. A new one closes the oldest. 0: half of all, or all where max_connections_per_address is 0.
     max_http_connections_per_address: count;
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     connects_per_second_per_address: rate(hub);
