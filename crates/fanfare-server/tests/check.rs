@@ -234,7 +234,7 @@ fn each_fault_of_a_redis_is_found() {
     let (level, what) = found(&[], "redis: eviction");
     assert!(level == "warn" && what.contains("maxmemory is 10 MiB"), "{what}");
     assert_eq!(found(&[], "redis: memory").0, "ok");
-    redis.cli(&["CONFIG", "SET", "maxmemory", "600kb"]);
+    redis.cli(&["CONFIG", "SET", "maxmemory", "300kb"]);
     let (level, what) = found(&[], "redis: memory");
     assert!(level == "fail" && what.starts_with("full: ") && what.contains("Redis rejects events"), "{what}");
 }
