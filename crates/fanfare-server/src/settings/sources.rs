@@ -181,15 +181,14 @@ fn toml_entries(path: &Path, text: &str) -> Result<Vec<Entry>, SettingsError> {
     entries.collect()
 }
 
-/// The text of a value that is a string or a number.
+/// The text of a value that is a string, a number or a switch.
 fn plain(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
         DeValue::Float(number) => Some(number.as_str().to_owned()),
-        DeValue::Integer(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
-            None
-        }
+        DeValue::Boolean(switch) => Some(switch.to_string()),
+        DeValue::Integer(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
     }
 }
 
