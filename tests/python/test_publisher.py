@@ -121,6 +121,12 @@ def test_each_audience_gets_what_is_for_it_and_the_answer_says_where_it_is(node,
         assert places == list(range(places[0], places[0] + 5)) and not any(one.duplicate for one in sent)
 
 
+@pytest.mark.parametrize("absent", ["", " ", "null", "undefined", "NaN", "None"])
+def test_an_id_that_could_not_be_a_cursor_is_replaced(absent):
+    message = WSMessage(type="note", event_id=absent)
+    assert len(message.event_id) == 36 and message.event_id != WSMessage(type="note", event_id=absent).event_id
+
+
 def test_the_same_event_again_is_the_first_one(way):
     message = WSMessage(type="note")
     with Publisher(**way) as publisher:

@@ -120,7 +120,7 @@ def test_what_a_small_window_let_go_of_is_a_gap(hub_with):
         cursor = client.ack["event_id"]
     hub.publish_many(f"n-{n}" for n in range(100))
     with hub.client(last_event_id=cursor) as client:
-        assert client.ack["resumed"] is False
+        assert (client.ack["resumed"], client.ack["event_id"]) == (False, cursor)
         gap = client.next()
         assert list(gap) == ["type", "event_id", "timestamp", "reason", "missed"]
         assert (gap["type"], gap["reason"]) == ("gap", "expired")
@@ -132,6 +132,7 @@ def test_what_a_small_window_let_go_of_is_a_gap(hub_with):
         assert client.ack["resumed"] is True, "the gap's own id is a place to go on from"
         assert client.ids_until("n-99") == got
     with hub.client(last_event_id="n-0") as client:
+        assert client.ack["event_id"] == "n-0", "who is cut before the gap is told of it again"
         gap = client.next()
         assert (gap["type"], gap["reason"]) == ("gap", "expired"), "the event's own place is forgotten"
 
@@ -146,6 +147,7 @@ def test_a_log_that_began_anew_is_a_gap(hub_with):
         with hub.client(connection_id=name, last_event_id=cursor) as client:
             assert client.id == name, "with the same secret, a name outlives the process"
             assert (client.ack["resumed"], client.ack["ack_event_id"]) == (False, cursor)
+            assert client.ack["event_id"] == cursor, "who is cut before the gap is told of it again"
             gap = client.next()
             assert (gap["type"], gap["reason"]) == ("gap", "reset"), cursor
             assert "missed" not in gap

@@ -157,7 +157,7 @@ impl Draft {
 
     /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a missing
     /// `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that number, and an
-    /// `event_id` or `timestamp` of null counts as missing. All other fields stay as they came and in their order.
+    /// `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. All other fields stay as they came and in their order.
     ///
     /// # Errors
     /// If `type` is missing or reserved, or `event_id` cannot be a cursor.
@@ -166,6 +166,7 @@ impl Draft {
         check_type(&event_type)?;
         self.drop_null("event_id");
         self.drop_null("timestamp");
+        self.drop_absent_id();
         let event_id = self.id("event_id")?;
         if let Some(id) = &event_id {
             check_event_id(id)?;
@@ -221,9 +222,20 @@ impl Draft {
         text.map(Some).map_err(|_| invalid(field, "must be a string or a number"))
     }
 
+    fn drop_absent_id(&mut self) {
+        let absent = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).is_ok_and(|id| is_absent(&id));
+        self.fields.0.retain(|(name, raw)| name != "event_id" || !absent(raw));
+    }
+
     fn drop_null(&mut self, field: &str) {
         self.fields.0.retain(|(name, raw)| name != field || raw.get() != "null");
     }
+}
+
+/// Whether a text is what scripts write for a value that they do not have. A client's cursor with such a text counts as
+/// no cursor, so no event may have it as its id: who saw it last would lose what follows.
+pub fn is_absent(text: &str) -> bool {
+    ["", "null", "undefined", "NaN", "None"].contains(&text.trim())
 }
 
 fn data_object(raw: &RawValue) -> Result<serde_json::Map<String, Value>, EventError> {
@@ -328,7 +340,6 @@ mod tests {
             (r#"{"type":"$sys"}"#, "reserved for the hub"),
             (r#"{"type":"ping"}"#, "belongs to the protocol"),
             (r#"{"type":"a","type":"b"}"#, "stands twice"),
-            (r#"{"type":"note","event_id":""}"#, "`event_id` must have 1 to 128"),
             (r#"{"type":"note","event_id":"a\nb"}"#, "`event_id` must have no control"),
             (r#"{"type":"note","event_id":"pos-1-2"}"#, "form of a position"),
             (r#"{"type":"note","event_id":{}}"#, "`event_id` must be a string or a number"),
@@ -337,6 +348,17 @@ mod tests {
             let error = finish(text).expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn an_id_that_could_not_be_a_cursor_is_replaced() {
+        for absent in ["", " ", "null", "undefined", "NaN", "None", " None\u{a0}"] {
+            let event = finish(&format!(r#"{{"type":"note","event_id":"{absent}"}}"#)).expect(absent);
+            assert_eq!(event.event_id(), "fresh", "{absent:?}");
+            let json: Value = serde_json::from_str(event.json()).expect("JSON");
+            assert_eq!(json["event_id"], "fresh", "{absent:?}");
+        }
+        assert_eq!(finish(r#"{"type":"note","event_id":"nullable"}"#).expect("valid").event_id(), "nullable");
     }
 
     #[test]

@@ -343,6 +343,8 @@ impl Session {
         session.behind = start.cursor < ctx.head.sequence;
         session.say(
             Outgoing::Ack(Ack {
+                // A client that is cut before it reads the gap has stored this, and is told of the gap again.
+                event_id: start.gap.and(arrival.last_event_id.as_deref()),
                 ack_event_id: arrival.acknowledged_as(),
                 connection_id: arrival.connection,
                 resumed: start.asked && start.gap.is_none(),
@@ -697,6 +699,7 @@ impl Session {
 
     fn acknowledge(&mut self, ack_event_id: &str, topic: Option<&str>, ctx: &mut Context<'_>) {
         let ack = Ack {
+            event_id: None,
             ack_event_id,
             connection_id: self.connection(),
             resumed: false,

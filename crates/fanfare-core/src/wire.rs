@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// What a hub says besides events. Each message has `type`, `event_id` (the connection's position) and `timestamp`;
+/// What a hub says besides events. Each message has `type`, `event_id` (a place to resume from) and `timestamp`;
 /// the rest is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outgoing<'a> {
@@ -41,6 +41,8 @@ pub enum Outgoing<'a> {
 /// The fields of an `ack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ack<'a> {
+    /// The `event_id`, where it is not the connection's position: what was sent as `last_event_id`, if a gap follows.
+    pub event_id: Option<&'a str>,
     /// What is answered: the `last_event_id` sent, `initial_connect`, or the `event_id` or type of a message.
     pub ack_event_id: &'a str,
     /// The client's name, to come back with.
@@ -132,7 +134,7 @@ impl Outgoing<'_> {
             Self::Ping => bare("ping", &event_id, &timestamp),
             Self::Pong => bare("pong", &event_id, &timestamp),
             Self::Sys { data } => format!(r#"{{"type":"$sys","timestamp":"{timestamp}","data":{data}}}"#),
-            Self::Ack(ack) => json("ack", event_id, timestamp, ack.body()),
+            Self::Ack(ack) => json("ack", ack.event_id.map_or(event_id, str::to_owned), timestamp, ack.body()),
             Self::Error(frame) => json("error", event_id, timestamp, frame.body()),
             Self::Gap(gap) => {
                 json("gap", event_id, timestamp, GapBody { reason: gap.reason.as_str(), missed: gap.missed })
@@ -335,6 +337,7 @@ mod tests {
     #[test]
     fn a_hub_says() {
         let ack = Ack {
+            event_id: None,
             ack_event_id: "initial_connect",
             connection_id: ConnectionId(1),
             resumed: false,

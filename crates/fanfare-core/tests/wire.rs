@@ -48,6 +48,7 @@ fn frames() {
         let number = |field: &str| say[field].as_u64().unwrap();
         let message = match text("type") {
             "ack" => Outgoing::Ack(Ack {
+                event_id: say["event_id"].as_str(),
                 ack_event_id: text("ack_event_id"),
                 connection_id: text("connection_id").parse().unwrap(),
                 resumed: say["resumed"].as_bool().unwrap(),

@@ -28,7 +28,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fanfare_core::{CloseCode, ConnectionId, Grant, session::Arrival};
+use fanfare_core::{CloseCode, ConnectionId, Grant, event::is_absent, session::Arrival};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -296,8 +296,7 @@ async fn identify(
 
 /// A value that a client has. A script that has none writes the name of its language's absent value into the URL.
 pub(crate) fn given(value: &str) -> Option<&str> {
-    let absent = ["", "null", "undefined", "NaN", "None"].contains(&value.trim());
-    (!absent).then_some(value)
+    (!is_absent(value)).then_some(value)
 }
 
 /// The limits that are known before there is a session. One who comes back may take the place of an older socket, which its

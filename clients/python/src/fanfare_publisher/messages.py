@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Dict, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class MessageType(str, Enum):
@@ -35,6 +35,13 @@ class WSMessage(BaseModel):
     event_id: str = Field(default_factory=lambda: str(uuid.uuid4()))
     timestamp: Union[datetime, str] = Field(default_factory=_now, union_mode="left_to_right")
     data: Dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("event_id")
+    @classmethod
+    def _not_absent(cls, event_id: str) -> str:
+        """The hub would replace what scripts write for an absent value, and the publisher would look for it in vain."""
+        absent = event_id.strip() in ("", "null", "undefined", "NaN", "None")
+        return str(uuid.uuid4()) if absent else event_id
 
 
 class TaskStatusUpdate(WSMessage):
