@@ -16,6 +16,7 @@ from fanfare_publisher import (
     CalendarEventCreated,
     EventRejected,
     Gap,
+    InvalidEvent,
     Listener,
     MessageType,
     NotAuthorized,
@@ -70,7 +71,7 @@ def test_frames(case):
     client = listening.Client("ws://hub/ws", [], renews=True)
     client.receive(vectors("frames")[0]["text"])
     received = client.receive(case["text"])
-    assert client.last_event_id == "pos-ab-5"
+    assert client.last_event_id == json.loads(case["text"])["event_id"]
     answer = client.auth("a newer token") if received.wants_token else received.answer
     assert (json.loads(answer) if answer else None) == expected.get("sends")
     gap = expected.get("gap")
@@ -125,6 +126,13 @@ def test_each_audience_gets_what_is_for_it_and_the_answer_says_where_it_is(node,
 def test_an_id_that_could_not_be_a_cursor_is_replaced(absent):
     message = WSMessage(type="note", event_id=absent)
     assert len(message.event_id) == 36 and message.event_id != WSMessage(type="note", event_id=absent).event_id
+
+
+def test_an_id_that_is_too_long_is_rejected_before_it_is_sent(way):
+    with Publisher(**way) as publisher:
+        publisher.publish_broadcast(WSMessage(type="note", event_id="ü" * 32 + "x" * 64))
+        with pytest.raises(InvalidEvent, match="more than 128 bytes"):
+            publisher.publish_broadcast(WSMessage(type="note", event_id="ü" * 32 + "x" * 65))
 
 
 def test_the_same_event_again_is_the_first_one(way):

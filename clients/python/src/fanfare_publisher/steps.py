@@ -89,6 +89,9 @@ class Failed:
     sent: bool = True
 
 
+#: The longest `event_id` that the hub accepts.
+MAX_EVENT_ID_BYTES = 128
+
 Step = Union[Post, Say, Find, Wait]
 _Result = TypeVar("_Result")
 Way = Generator[Step, Any, _Result]
@@ -103,9 +106,13 @@ def outgoing(message: Any, audience: Any) -> Outgoing:
         if name in (message.model_extra or {}) or name in type(message).model_fields:
             raise InvalidEvent(f"the message has a field {name!r}: say who it is for with the argument `audience`")
     try:
-        return Outgoing(message.event_id, message.model_dump_json(), target)
+        found = Outgoing(message.event_id, message.model_dump_json(), target)
     except Exception as error:
         raise InvalidEvent(f"the message can't be written as JSON: {error}") from error
+    # Over Redis a hub has no place to write why it rejected such an id.
+    if len(message.event_id.encode()) > MAX_EVENT_ID_BYTES:
+        raise InvalidEvent(f"the event_id has more than {MAX_EVENT_ID_BYTES} bytes: {message.event_id[:40]!r}...")
+    return found
 
 
 def all_outgoing(events: Iterable[Any]) -> List[Outgoing]:
