@@ -4,7 +4,7 @@
 //! refusal is immediate; the socket of each further one is held first, without a session. Knows names and counts, and
 //! nothing of tokens or sessions.
 
-use crate::{clock, config::Config};
+use crate::{address_group, clock, config::Config};
 use hashbrown::HashMap;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -115,7 +115,7 @@ impl Refusals {
     /// Makes room for a socket of an address.
     pub(crate) fn hold(self: &Arc<Self>, address: IpAddr, delay: Duration, config: &Config) -> Result<Hold, Full> {
         let (all, of_a_network) = bounds(config.max_connections);
-        let network = network(address);
+        let network = address_group(address);
         let mut held = self.held();
         if held.all >= all {
             return Err(Full::All);
@@ -187,14 +187,6 @@ fn delay(times: u32) -> Duration {
 pub(crate) fn bounds(max_connections: usize) -> (usize, usize) {
     let all = if max_connections == 0 { MOST } else { (max_connections / 8).clamp(FEWEST, MOST) };
     (all, (all / 4).min(MOST_OF_A_NETWORK))
-}
-
-/// An IPv4 address, or the /64 of an IPv6 address, which one client has all of.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-    }
 }
 
 /// Returns once the client has left, says that it leaves, or has sent more than anybody has to say unanswered.
