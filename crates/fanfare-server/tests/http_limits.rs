@@ -95,6 +95,11 @@ fn is_alive(hub: &HubProcess) {
     assert!(live.starts_with("HTTP/1.1 200"), "{live}");
 }
 
+fn has_files(hub: &HubProcess) {
+    is_alive(hub);
+    assert!(!hub.log().contains("the system gives no more connections"), "{}", hub.log());
+}
+
 /// A hub that may open few files.
 fn start_with_files(files: u32, arguments: &[&str]) -> HubProcess {
     let hub = HubProcess::launch_with_files(files, Path::new(PROGRAM), arguments, &[("SECRET_KEY", SECRET)]);
@@ -147,6 +152,32 @@ fn many_addresses_can_not_use_up_the_files() {
         let _ = stream.write_all(head.as_bytes());
         stream
     });
+}
+
+// attack: rejected clients from 100 addresses that never read why, on a hub with 300 files that is full => health checks are answered
+#[test]
+fn rejected_clients_can_not_use_up_the_files() {
+    for delay in ["0s", "30s"] {
+        let hub = start_with_files(300, &["--refusal-delay", delay]);
+        let mut held = Vec::new();
+        for n in 0..160 {
+            let mut stream = connect(hub.address(), "");
+            handshake(&mut stream, &format!("/ws?token={}", token(Claims::default())));
+            held.push(stream);
+            if n % 40 == 39 {
+                has_files(&hub);
+            }
+        }
+        for n in 0..400 {
+            let mut stream = connect_from(Ipv4Addr::new(127, 1, 1, u8::try_from(n % 100 + 1).unwrap()), hub.address());
+            handshake(&mut stream, "/ws?token=none");
+            held.push(stream);
+            if n % 40 == 39 {
+                has_files(&hub);
+            }
+        }
+        drop(held);
+    }
 }
 
 fn keeps_serving(connect: impl Fn(SocketAddr, &str, usize) -> TcpStream) {
@@ -354,8 +385,7 @@ fn replaced_connections_can_not_use_up_the_files() {
         read_until(&mut stream, "\"ack\"");
         held.push(stream);
         if n % 40 == 39 {
-            is_alive(&hub);
-            assert!(!hub.log().contains("the system gives no more connections"), "{}", hub.log());
+            has_files(&hub);
         }
     }
     drop(held);

@@ -73,9 +73,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// How many sockets of rejected clients a hub may have open beside `max_connections`: those that wait for their close
-    /// code, and those that were sent it and have not left.
-    pub fn rejected_sockets(&self) -> usize {
+    /// How many sockets a hub may have open beside `max_connections`: those of rejected clients that wait for their close
+    /// code, and those that were sent one, or that another socket took over, and have not left.
+    pub fn uncounted_sockets(&self) -> usize {
         2 * crate::refusals::bounds(self.max_connections).0
     }
 }

@@ -50,8 +50,6 @@ const REVOKED: &str = "token_revoked: the token was revoked; get a new one";
 /// How long a shard without clients stays for those whose upgrade was under way when the drain began, so that they are
 /// told where to go instead of cut off.
 const LINGER_MS: u64 = 250;
-/// How many connections of a shard that another socket took over may still be closing: no limit counts those.
-const MAX_REPLACED: usize = 16;
 /// How often what is too old is let go.
 const HOUSEKEEPING_MS: u64 = 1_000;
 
@@ -197,16 +195,15 @@ pub(crate) struct Shard {
     conns: Vec<Option<Conn>>,
     /// Sockets to read on with though nothing new was heard of them.
     unread: Vec<Slot>,
-    /// Those that were sent a close code and have not left, the oldest first.
-    rejected: VecDeque<Slot>,
+    /// Sockets that count against no limit and are not closed yet, the oldest first: of clients that were rejected, and those
+    /// that another socket took over.
+    closing: VecDeque<Slot>,
     entries: Vec<Arc<Entry>>,
     scratch: Box<[u8]>,
     /// Does the node's housekeeping, for the first shard.
     housekeeping: Option<Box<dyn Fn(u64) + Send>>,
     housekeeping_due: u64,
     draining: Option<Draining>,
-    /// Connections that another socket took over and that are not closed yet, the oldest first.
-    replaced: std::collections::VecDeque<Slot>,
 }
 
 /// How a shard ends.
@@ -271,13 +268,12 @@ impl Shard {
             roster: Roster::new(settings, head.epoch, head.sequence),
             conns: Vec::new(),
             unread: Vec::new(),
-            rejected: VecDeque::new(),
+            closing: VecDeque::new(),
             entries: Vec::new(),
             scratch: vec![0; READ_BYTES].into(),
             housekeeping: None,
             housekeeping_due: 0,
             draining: None,
-            replaced: std::collections::VecDeque::new(),
         })
     }
 
@@ -317,7 +313,6 @@ impl Shard {
             self.timeouts(now);
             self.keep_house_now(now);
             self.sweep(now);
-            self.drop_old_rejected();
             self.see_off(now);
             self.report();
             let busy_us = u64::try_from(woken.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -559,7 +554,7 @@ impl Shard {
         let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
             Ok((arrival, older)) => {
                 let slot = self.connect(arrival, address, now);
-                older.into_iter().for_each(|older| self.note_replaced(older, now));
+                older.into_iter().for_each(|older| self.note_closing(older, now));
                 (slot, Some(address))
             }
             Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
@@ -574,12 +569,12 @@ impl Shard {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
             return self.drop_conn(slot);
         }
-        if counted.is_none() {
-            self.rejected.push_back(slot);
-        }
         if conn.socket.may_hold_input() {
             conn.unread = true;
             self.unread.push(slot);
+        }
+        if counted.is_none() {
+            self.note_closing(slot, now);
         }
         if let (Some(registry), Some(client)) = (self.node.registry(), self.present(slot)) {
             registry.arrived(client);
@@ -589,15 +584,20 @@ impl Shard {
         }
     }
 
-    /// A connection was taken over. Where too many are closing, the oldest is closed at once: its close frame is sent, and it
-    /// is not waited until the client has read it.
-    fn note_replaced(&mut self, slot: Slot, now: Now) {
-        self.replaced.push_back(slot);
-        if self.replaced.len() > MAX_REPLACED
-            && let Some(&oldest) = self.replaced.front()
+    /// A connection is closing. There are files for so many only: beyond, the oldest is closed at once. Its close frame is
+    /// sent, and it is not waited until the client has read it.
+    fn note_closing(&mut self, slot: Slot, now: Now) {
+        let shards = self.node.shards().len().max(1);
+        let most = (refusals::bounds(self.node.config.max_connections).0 / shards).max(1);
+        self.closing.push_back(slot);
+        if self.closing.len() > most
+            && let Some(&oldest) = self.closing.front()
         {
             self.serve(oldest, now);
-            self.drop_conn(oldest);
+            // Where that was its end, it is closed already.
+            if self.closing.front() == Some(&oldest) {
+                self.drop_conn(oldest);
+            }
         }
     }
 
@@ -780,21 +780,8 @@ impl Shard {
         }
     }
 
-    /// Clients that were rejected have until `handshake_timeout` to leave, but only as many as there are files set aside for
-    /// them. After the turn in which they were sent their close code, so that each was offered it.
-    fn drop_old_rejected(&mut self) {
-        let shards = self.node.shards().len().max(1);
-        let most = (refusals::bounds(self.node.config.max_connections).0 / shards).max(1);
-        while self.rejected.len() > most
-            && let Some(oldest) = self.rejected.pop_front()
-        {
-            self.drop_conn(oldest);
-        }
-    }
-
     fn drop_conn(&mut self, slot: Slot) {
-        self.replaced.retain(|replaced| *replaced != slot);
-        self.rejected.retain(|rejected| *rejected != slot);
+        self.closing.retain(|closing| *closing != slot);
         let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
         let who = self.roster.session(slot).map(|session| {
             let cursor = session.position(head);

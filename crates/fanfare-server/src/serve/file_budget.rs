@@ -2,6 +2,7 @@
 
 use super::http_connections::{Limits, PerAddress};
 use crate::settings::Settings;
+use fanfare::Config;
 
 /// HTTP connections, unless set: the most where there are files, and the least beside clients.
 const HTTP_CONNECTIONS: usize = 8_192;
@@ -35,7 +36,10 @@ impl FileBudget {
         let Some(files) = files.map(|files| usize::try_from(files).unwrap_or(usize::MAX)) else {
             return Self { clients: wanted, http: Limits { per_address, ..Limits::fixed(most) } };
         };
-        let files = files.saturating_sub(RESERVE + files / 64 + settings.hub.rejected_sockets());
+        // As many as there would be with a client for every file, where more clients are asked for.
+        let max_connections = if wanted == 0 { files } else { wanted.min(files) };
+        let uncounted = Config { max_connections, ..settings.hub.clone() }.uncounted_sockets();
+        let files = files.saturating_sub(RESERVE + files / 64 + uncounted);
         let guaranteed = most.min(GUARANTEED).min(files / 4).max(1);
         let room = files.saturating_sub(guaranteed).max(1);
         let clients = if wanted == 0 { room } else { wanted.min(room) };
@@ -46,7 +50,6 @@ impl FileBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fanfare::Config;
 
     fn budget(files: u64, max_connections: usize, max_http_connections: usize) -> (usize, Limits) {
         let hub = Config { max_connections, ..Config::default() };
@@ -73,6 +76,7 @@ mod tests {
         assert_eq!(budget(20_000, 50_000, 0).0, 18_600);
         let (clients, http) = budget(1_000_000, 50_000, 9);
         assert_eq!((clients, http.most, http.guaranteed), (50_000, 9, 9));
+        assert_eq!(budget(300, 50_000, 0).0, 119, "few files are shared too");
         let (clients, http) = budget(300, 10, 0);
         assert_eq!((clients, http.guaranteed, http.files), (10, 50, 200));
     }
