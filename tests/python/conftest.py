@@ -2,7 +2,7 @@
 
 import pytest
 
-from hub import Hub
+from hub import PUBLISHER, Hub, token
 from redis_server import RedisServer
 
 
@@ -35,3 +35,17 @@ def server(tmp_path_factory):
     running = RedisServer(tmp_path_factory.mktemp("redis"))
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="module")
+def node(server, tmp_path_factory):
+    """A hub whose log is in Redis."""
+    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
+    yield running
+    running.kill()
+
+
+@pytest.fixture(params=["http", "redis"])
+def way(request, node, server) -> dict:
+    """How to reach the same hub."""
+    return {"url": f"http://{node.address}", "token": token("publisher", **PUBLISHER)} if request.param == "http" else {"url": server.url}

@@ -17,9 +17,7 @@ from fanfare_publisher import (
     to_topic,
     to_user,
 )
-from hub import PUBLISHER, Hub, token
-
-KEY = token("publisher", **PUBLISHER)
+from hub import Hub
 
 NOT_AUDIENCES = {
     "a user's id": "ann",
@@ -49,20 +47,6 @@ NOT_AUDIENCES = {
     "a topic of the hub's own": {"topic": "$sys"},
     "a topic that is no text": {"topic": 7},
 }
-
-
-@pytest.fixture(scope="module")
-def node(server, tmp_path_factory):
-    """A hub whose log is in Redis."""
-    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
-    yield running
-    running.kill()
-
-
-@pytest.fixture(params=["http", "redis"])
-def way(request, node, server) -> dict:
-    """How to reach the same hub."""
-    return {"url": f"http://{node.address}", "token": KEY} if request.param == "http" else {"url": server.url}
 
 
 @pytest.fixture(params=["with asyncio", "without asyncio"])

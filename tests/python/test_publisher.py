@@ -43,20 +43,6 @@ def vectors(name: str) -> list[dict]:
     return cases
 
 
-@pytest.fixture(scope="module")
-def node(server, tmp_path_factory):
-    """A hub whose log is in Redis."""
-    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
-    yield running
-    running.kill()
-
-
-@pytest.fixture(params=["http", "redis"])
-def way(request, node, server) -> dict:
-    """How to reach the same hub."""
-    return {"url": f"http://{node.address}", "token": KEY} if request.param == "http" else {"url": server.url}
-
-
 # The wire
 
 

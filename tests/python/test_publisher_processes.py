@@ -11,9 +11,8 @@ import warnings
 
 import pytest
 from fanfare_publisher import AsyncPublisher, Publisher, WSMessage
-from hub import PUBLISHER, Hub, token
+from hub import Hub
 
-KEY = token("publisher", **PUBLISHER)
 PROCESSES, EVENTS = 4, 20
 
 # What a server that forks its workers does, Celery's or gunicorn's: the module that has the publisher is loaded and used before.
@@ -63,20 +62,6 @@ failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
 publish(some("after", 2))
 sys.exit(failed)
 """
-
-
-@pytest.fixture(scope="module")
-def node(server, tmp_path_factory):
-    """A hub whose log is in Redis."""
-    running = Hub(tmp_path_factory.mktemp("node"), REDIS_URL=server.url, FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
-    yield running
-    running.kill()
-
-
-@pytest.fixture(params=["http", "redis"])
-def way(request, node, server) -> dict:
-    """How to reach the same hub."""
-    return {"url": f"http://{node.address}", "token": KEY} if request.param == "http" else {"url": server.url}
 
 
 def in_log(node: Hub, event_id: str) -> int:

@@ -120,25 +120,27 @@ def _publish_batch(
 def _round(progress: _Progress, until: float, now: Clock) -> Generator[Step, _Outcome, str]:
     """Says what is not in the log yet and waits for it. Returns what is wrong if something is left."""
     for step in (progress.find, progress.say):
-        outcome = yield step(_seconds(until, now))
-        if isinstance(outcome, Failed):
-            return f"Redis can't be reached: {outcome.reason}"
-        if isinstance(outcome, list):
-            progress.note(outcome)
-            if not progress.waiting:
-                return ""
+        problem = yield from _take(progress, step(_seconds(until, now)))
+        if problem or not progress.waiting:
+            return problem
     heard_by, wait = min(until, now() + HEARING), 0.001
     while now() < heard_by:
         yield Wait(wait)
-        outcome = yield progress.find(_seconds(until, now))
-        if isinstance(outcome, Failed):
-            return f"Redis can't be reached: {outcome.reason}"
-        if isinstance(outcome, list):
-            progress.note(outcome)
-        if not progress.waiting:
-            return ""
+        problem = yield from _take(progress, progress.find(_seconds(until, now)))
+        if problem or not progress.waiting:
+            return problem
         wait = min(2 * wait, 0.05)
     return "no hub put it into the log: is one running on this Redis, with the same redis_namespace?"
+
+
+def _take(progress: _Progress, step: Step) -> Generator[Step, _Outcome, str]:
+    """Takes a step and notes what it found. Returns what is wrong if Redis can't be reached."""
+    outcome = yield step
+    if isinstance(outcome, Failed):
+        return f"Redis can't be reached: {outcome.reason}"
+    if isinstance(outcome, list):
+        progress.note(outcome)
+    return ""
 
 
 def _seconds(until: float, now: Clock) -> float:

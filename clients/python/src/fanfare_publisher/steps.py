@@ -18,7 +18,7 @@ LONGEST_PAUSE = 2.0
 #: How long one step may take, in seconds, where the deadline leaves more.
 ATTEMPT = 5.0
 
-#: Fields that are meant as an audience. As part of the event they choose nobody, and the hub's API rejects them.
+#: Fields that look like an audience. In an event they select no receiver, and the hub's API rejects them.
 _MISPLACED = (
     "audience", "audiences", "user", "users", "connection", "connections", "topic", "topics", "channel", "channels",
 )  # fmt: skip
