@@ -1,4 +1,4 @@
-// What the application holds: hands out events in order, each once, and holds them back while a gap is mended.
+// What the application holds: hands out events in order, each once, and holds them back while the application handles a gap.
 
 import { Later } from "./later.js";
 import { within } from "./limit.js";
@@ -46,7 +46,7 @@ export class Client<Events extends object = EventMap> {
   private readonly known = new Set<string>();
   /** A gap stays the first until the application has dealt with it. */
   private readonly waiting: Entry[] = [];
-  private mending = false;
+  private handlingGap = false;
   private count = 0;
   private delivering: Entry | undefined;
   /** The first event that a reader left behind when it was ended, until another one is delivered. */
@@ -218,9 +218,9 @@ export class Client<Events extends object = EventMap> {
 
   /** Hands out what waits, up to the next gap that takes time. */
   private deliver(): void {
-    for (let entry; !this.mending && (entry = this.waiting[0]);) {
+    for (let entry; !this.handlingGap && (entry = this.waiting[0]);) {
       if (entry.frame.type === "gap") {
-        this.mend(entry.frame);
+        this.handleGap(entry.frame);
         continue;
       }
       this.waiting.shift();
@@ -231,8 +231,8 @@ export class Client<Events extends object = EventMap> {
   }
 
   /** Waits for those who still read what came before a gap, for at most `gapTimeout`, and tells the handlers. */
-  private mend(frame: Frame): void {
-    this.mending = true;
+  private handleGap(frame: Frame): void {
+    this.handlingGap = true;
     const behind = this.gaps.size ? [...this.readers].filter(({ idle }) => !idle) : [];
     if (!behind.length) return this.tellGap(frame);
     void this.limited("taking what came before a gap from events()", Promise.all(behind.map((reader) => reader.settled())), () => {
@@ -247,14 +247,14 @@ export class Client<Events extends object = EventMap> {
     const abort = new AbortController();
     const told = this.tell(this.gaps, { ...frame as unknown as Gap, signal: abort.signal });
     const pending = told.filter((result) => typeof (result as PromiseLike<unknown> | undefined)?.then === "function");
-    const mended = () => {
+    const handled = () => {
       this.waiting.shift();
-      this.mending = false;
+      this.handlingGap = false;
     };
-    if (!pending.length) return mended();
+    if (!pending.length) return handled();
     const reported = pending.map((result) => Promise.resolve(result).catch((cause) => { if (!abort.signal.aborted) this.report("onGap", cause); }));
     void this.limited("onGap", Promise.all(reported), () => {}, abort).then(() => {
-      mended();
+      handled();
       this.deliver();
     });
   }

@@ -8,7 +8,7 @@ const CODES: Record<number, Verdict> = {
   1011: "later", 1012: "now", 1013: "later", 4000: "now", 4001: "never", 4002: "later", 4003: "never",
 };
 
-/** Reasons of 1008 that no token of the same user mends. */
+/** Reasons of 1008 for which a new token of the same user does not help. */
 const FINAL = /^(forbidden|origin_not_allowed)\b/;
 
 export function verdict(code: number, reason: string): Verdict {
