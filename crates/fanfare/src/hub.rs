@@ -522,7 +522,7 @@ impl Hub {
     /// How the hub stands now.
     pub fn stats(&self) -> Stats {
         let shards = self.inner.node.shards();
-        let local: usize = shards.iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum();
+        let local = self.open_connections();
         let dead: usize = shards.iter().map(|shard| shard.overdue.load(Ordering::Relaxed)).sum();
         let log = self.inner.broker.standing();
         let window = self.inner.node.window.read();
