@@ -210,10 +210,13 @@ impl Store {
         Ok(self.pool().await?.begin().await?)
     }
 
-    /// Adds a user. Returns whether the address was free.
+    /// Adds a user. Returns whether the address was free. A removed one of the address was created in an earlier second,
+    /// even if that is the present one: the time tells accounts apart.
     pub(crate) async fn add_user(&self, user: &User) -> Result<bool, StoreError> {
         let added = sqlx::query(
-            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, 0, $5) \
+            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, 0, \
+             (SELECT CASE WHEN COALESCE(MAX(before_secs), 0) > $5 THEN MAX(before_secs) ELSE $5 END \
+             FROM fanfare_revocations WHERE kind = 'user' AND whose = $1)) \
              ON CONFLICT (email) DO NOTHING",
         );
         let added = added.bind(&user.email).bind(&user.password).bind(user.role.name()).bind(user.topics.join("\n"));
@@ -268,12 +271,7 @@ impl Store {
         before: u64,
     ) -> Result<(), StoreError> {
         // A login after an earlier change of this second was issued at `before` itself, and has to end too.
-        let revoked = sqlx::query(
-            "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ('user', $1, $2) \
-             ON CONFLICT (kind, whose) DO UPDATE SET before_secs = \
-             CASE WHEN fanfare_revocations.before_secs < $2 THEN $2 ELSE fanfare_revocations.before_secs + 1 END",
-        );
-        revoked.bind(email).bind(seconds(before)).execute(&mut *transaction).await?;
+        revoke_past(&mut transaction, "user", email, before).await?;
         for table in
             ["DELETE FROM fanfare_sessions WHERE email = $1", "DELETE FROM fanfare_refresh_tokens WHERE email = $1"]
         {
@@ -312,11 +310,13 @@ impl Store {
         Ok(revocations.collect::<Result<Vec<_>, sqlx::Error>>()?.into_iter().flatten().collect())
     }
 
-    /// Adds an access key. Returns whether the name was free.
+    /// Adds an access key. Returns whether the name was free. Created later than a removed one of the name, as users are.
     pub(crate) async fn add_key(&self, key: &Key) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let added = sqlx::query(
-            "INSERT INTO fanfare_access_keys (name, digest, admin, created_at) VALUES ($1, $2, $3, $4) \
+            "INSERT INTO fanfare_access_keys (name, digest, admin, created_at) VALUES ($1, $2, $3, \
+             (SELECT CASE WHEN COALESCE(MAX(before_secs), 0) > $4 THEN MAX(before_secs) ELSE $4 END \
+             FROM fanfare_revocations WHERE kind = 'key' AND whose = $1)) \
              ON CONFLICT (name) DO NOTHING",
         );
         let added =
@@ -341,9 +341,11 @@ impl Store {
     /// Takes an access key away, and ends the connections that were opened with it. Returns whether there was one of the name.
     pub(crate) async fn remove_key(&self, name: &str) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
-        let held = sqlx::query("DELETE FROM fanfare_access_keys WHERE name = $1 RETURNING digest").bind(name);
-        let Some(held) = held.fetch_optional(&mut *transaction).await? else { return Ok(false) };
+        let held = sqlx::query("DELETE FROM fanfare_access_keys WHERE name = $1 RETURNING digest, created_at");
+        let Some(held) = held.bind(name).fetch_optional(&mut *transaction).await? else { return Ok(false) };
         let digest = unhex(&held.try_get::<String, _>(0)?).ok_or_else(|| odd("digest"))?;
+        // Nothing is revoked by it: the next key of the name is told apart by it.
+        revoke_past(&mut transaction, "key", name, count(&held, 1)? + 1).await?;
         revoke(&mut transaction, &Revocation::Token { token: AccessKeys::token_of(&digest) }).await?;
         count_up(&mut transaction).await?;
         transaction.commit().await?;
@@ -642,6 +644,22 @@ async fn revoke(transaction: &mut Transaction<'static, Any>, revocation: &Revoca
     Ok(kept.rows_affected() > 0)
 }
 
+/// Revokes what was issued before a time, or, where that was done already, one second more.
+async fn revoke_past(
+    transaction: &mut Transaction<'static, Any>,
+    kind: &str,
+    whose: &str,
+    before: u64,
+) -> Result<(), sqlx::Error> {
+    let revoked = sqlx::query(
+        "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ($1, $2, $3) \
+         ON CONFLICT (kind, whose) DO UPDATE SET before_secs = \
+         CASE WHEN fanfare_revocations.before_secs < $3 THEN $3 ELSE fanfare_revocations.before_secs + 1 END",
+    );
+    revoked.bind(kind).bind(whose).bind(seconds(before)).execute(&mut **transaction).await?;
+    Ok(())
+}
+
 async fn count_up(transaction: &mut Transaction<'static, Any>) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE fanfare_revision SET revision = revision + 1").execute(&mut **transaction).await?;
     Ok(())
@@ -761,6 +779,30 @@ mod tests {
         assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user: user.clone(), before: 9 }]);
         assert!(!store.remove_user(&user, 100).await.unwrap());
         assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user, before: 100 }]);
+    }
+
+    // attack: make an account or an access key of a removed one's name within the same second => told apart by its time
+    #[tokio::test]
+    async fn what_is_made_again_in_the_same_second_was_created_later() {
+        let user = ann();
+        let (_home, store) = with(&user).await;
+        let key = |digest| Key { name: "root".to_owned(), digest: [digest; 32], admin: false, created_at: 1 };
+        let (mut users, mut keys) = (Vec::new(), Vec::new());
+        for round in 0..4 {
+            assert!(store.add_key(&key(round)).await.unwrap());
+            users.push(store.user(&user.email).await.unwrap().unwrap().created_at);
+            keys.push(store.keys().await.unwrap()[0].created_at);
+            assert!(store.remove_key("root").await.unwrap());
+            assert!(store.remove_user(&user.email, 2).await.unwrap());
+            assert!(store.add_user(&user).await.unwrap());
+        }
+        assert_eq!((users, keys), (vec![1, 2, 3, 4], vec![1, 2, 3, 4]));
+        let revocations = store.revocations().await.unwrap();
+        let of_keys = |revocation: &&Revocation| matches!(revocation, Revocation::Token { .. });
+        assert_eq!((revocations.len(), revocations.iter().filter(of_keys).count()), (5, 4));
+        let later = User { created_at: 9, ..user };
+        assert!(store.remove_user(&later.email, 9).await.unwrap() && store.add_user(&later).await.unwrap());
+        assert_eq!(store.user(&later.email).await.unwrap(), Some(later));
     }
 
     // attack: present a used refresh token to fork its login => the same successor within 10 s, the end of the login otherwise
