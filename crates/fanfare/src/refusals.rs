@@ -5,6 +5,7 @@
 //! nothing of tokens or sessions.
 
 use crate::{address_group, clock, config::Config};
+use fanfare_core::ConnectionId;
 use hashbrown::HashMap;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -48,6 +49,8 @@ pub(crate) struct Refusals {
 pub(crate) enum Who<'a> {
     /// The user of a genuine token.
     User(&'a str),
+    /// A client that comes back as the connection it was, and finds its place taken.
+    Connection(ConnectionId),
     /// Somebody from an address.
     Address(IpAddr),
 }
@@ -106,9 +109,19 @@ impl Refusals {
         delay
     }
 
-    /// Forgets the refusals of a user who was let in.
-    pub(crate) fn forget(&self, user: &str) {
-        let who = self.hasher.hash_one(Who::User(user));
+    /// How long the answer to the next refusal would be delayed, of one who was refused lately.
+    pub(crate) fn owed(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
+        let who = self.hasher.hash_one(who);
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        match remembered.clients.get(&who) {
+            Some(&(times, until_ms)) if until_ms > mono_ms => delay(times.saturating_add(1)).min(longest),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Forgets the refusals of one who was let in.
+    pub(crate) fn forget(&self, who: Who<'_>) {
+        let who = self.hasher.hash_one(who);
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&who);
     }
 
@@ -219,11 +232,22 @@ mod tests {
         }
         assert_eq!(refusals.note(Who::User("bob"), now, longest), Duration::ZERO);
         assert_eq!(refusals.note(Who::Address(HOME), now, longest), Duration::ZERO);
-        refusals.forget("ann");
+        refusals.forget(Who::User("ann"));
         assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::ZERO);
         assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(1));
         assert_eq!(refusals.note(Who::User("ann"), now + 61_000, longest), Duration::ZERO);
         assert_eq!(refusals.note(Who::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
+        let (tab, other) = (Who::Connection(ConnectionId(1)), Who::Connection(ConnectionId(2)));
+        for seconds in [0, 1, 2, 4] {
+            assert_eq!(refusals.owed(tab, now, longest), Duration::from_secs(seconds));
+            refusals.note(tab, now, longest);
+        }
+        assert_eq!(refusals.owed(tab, now, Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(
+            [other, Who::User("ann")].map(|who| refusals.owed(who, now + 122_000, longest)),
+            [Duration::ZERO; 2]
+        );
+        assert_eq!(refusals.owed(tab, now + 64_000, longest), Duration::ZERO);
     }
 
     #[test]

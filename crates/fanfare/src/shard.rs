@@ -8,7 +8,7 @@ use crate::{
     hub::Lateness,
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
-    refusals,
+    refusals::{self, Who},
     registry::Present,
     socket::Socket,
     sys::{SLOW, SlowClient},
@@ -551,7 +551,7 @@ impl Shard {
 
     fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
         let Adoption { socket, mut leftover, address, client } = *adoption;
-        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address)) {
+        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address, now)) {
             Ok((arrival, older)) => {
                 let slot = self.connect(arrival, address, now);
                 older.into_iter().for_each(|older| self.note_closing(older, now));
@@ -603,7 +603,7 @@ impl Shard {
 
     /// Counts a client in. The place of an older socket of the same connection is its own: that one, if there is one, counts
     /// no longer.
-    fn admit(&mut self, arrival: Arrival, address: IpAddr) -> Result<(Arrival, Option<Slot>), TurnedAway> {
+    fn admit(&mut self, arrival: Arrival, address: IpAddr, now: Now) -> Result<(Arrival, Option<Slot>), TurnedAway> {
         if self.draining.is_some() {
             return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
         }
@@ -616,10 +616,13 @@ impl Shard {
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &arrival.grant.user;
         let may_have_any = arrival.grant.admin;
-        self.node.admission.admit(user, may_have_any, address, replaced, &self.node.config).map_err(|refusal| {
-            self.node.metrics.add(refusal.counter(), 1);
+        let (node, who) = (&self.node, Who::Connection(arrival.connection));
+        node.admission.admit(user, may_have_any, address, replaced, &node.config).map_err(|refusal| {
+            node.metrics.add(refusal.counter(), 1);
+            node.refusals.note(who, now.mono_ms, node.config.refusal_delay);
             TurnedAway::from(refusal)
         })?;
+        node.refusals.forget(who);
         if let Some(older) = older
             && let Some(address) = older.counted.take()
         {

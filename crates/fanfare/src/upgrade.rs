@@ -87,6 +87,9 @@ enum BadUpgrade {
     Held { full: Full, delay: Duration },
 }
 
+/// Where those are who came over no network.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// A client that is turned away, and whose genuine token it showed.
 struct Refused {
     why: TurnedAway,
@@ -156,8 +159,10 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     };
     let hold = match &client {
         Ok(arrival) => {
-            node.refusals.forget(&arrival.grant.user);
-            None
+            node.refusals.forget(Who::User(&arrival.grant.user));
+            // Its shard may have refused it for a limit, which is known there alone.
+            let who = Who::Connection(arrival.connection);
+            hold(node, node.refusals.owed(who, clock::now().mono_ms, node.config.refusal_delay), address)?
         }
         Err(refused) => hold_back(node, refused, address)?,
     };
@@ -179,13 +184,15 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
 
 /// How the socket of a client is held before it is refused, if it was refused lately.
 fn hold_back(node: &Node, refused: &Refused, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
-    let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let who = refused.user.as_deref().map_or(Who::Address(address), Who::User);
-    let delay = node.refusals.note(who, clock::now().mono_ms, node.config.refusal_delay);
+    let who = refused.user.as_deref().map_or(Who::Address(address.unwrap_or(NOWHERE)), Who::User);
+    hold(node, node.refusals.note(who, clock::now().mono_ms, node.config.refusal_delay), address)
+}
+
+fn hold(node: &Node, delay: Duration, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
     if delay.is_zero() || !node.is_ready() {
         return Ok(None);
     }
-    node.refusals.hold(address, delay, &node.config).map(Some).map_err(|full| {
+    node.refusals.hold(address.unwrap_or(NOWHERE), delay, &node.config).map(Some).map_err(|full| {
         node.metrics.add(Counter::LimitRefusals, 1);
         BadUpgrade::Held { full, delay }
     })
@@ -349,7 +356,7 @@ async fn hand_over(
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
             let paced = address.is_some();
-            let address = address.or(peer).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let address = address.or(peer).unwrap_or(NOWHERE);
             assign(&node, Adoption { socket, leftover, address, client }, paced);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),

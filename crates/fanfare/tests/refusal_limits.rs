@@ -80,14 +80,16 @@ async fn a_client_that_comes_back_again_and_again_waits_longer_each_time() {
 
     // Another user of the same address is not delayed, whoever of it waits.
     let mut ann = connect(address, &expired("ann")).await.unwrap();
-    let (first, (_, why)) = tokio::join!(
-        async {
-            held(address, &expired("bob"), "token_expired").await;
-            Instant::now()
-        },
-        refusal(&mut ann)
-    );
-    assert!(first < Instant::now() && why.starts_with("token_expired"));
+    let anns = async {
+        assert!(refusal(&mut ann).await.1.starts_with("token_expired"));
+        Instant::now()
+    };
+    let bobs = async {
+        held(address, &expired("bob"), "token_expired").await;
+        Instant::now()
+    };
+    let (ann, bob) = tokio::join!(anns, bobs);
+    assert!(bob < ann, "bob's first refusal comes before ann's fifth");
 
     // One who is let in begins anew.
     let mut socket = connect(address, &token("ann", None)).await.unwrap();
@@ -127,6 +129,32 @@ async fn every_kind_of_refusal_is_delayed() {
     };
     foreign().await;
     assert!(foreign().await >= wait);
+
+    // One whose place was taken while it was away learns that from its shard.
+    let Some(Ok(Message::Text(ack))) = connect(address, &token("cid", None)).await.unwrap().next().await else {
+        panic!("no ack");
+    };
+    let ack: serde_json::Value = serde_json::from_str(&ack).unwrap();
+    let cid = token("cid", None);
+    // The place is free once the hub has seen that the first one left.
+    let mut second = None;
+    until("the place is taken", async || {
+        let mut socket = connect(address, &cid).await.unwrap();
+        let taken = matches!(socket.next().await, Some(Ok(Message::Text(_))));
+        second = Some(socket);
+        taken
+    })
+    .await;
+    let returning = format!("{cid}&connection_id={}", ack["connection_id"].as_str().unwrap());
+    held(address, &returning, "max_connections_per_user").await;
+    assert!(held(address, &returning, "max_connections_per_user").await >= wait);
+    drop(second);
+    until("there is room for it again", async || {
+        let mut socket = connect(address, &returning).await.unwrap();
+        matches!(socket.next().await, Some(Ok(Message::Text(text))) if text.contains("ack"))
+    })
+    .await;
+
     assert!(held(address, "no.such.token", "token_invalid").await >= wait, "by its address, which was refused before");
 }
 
