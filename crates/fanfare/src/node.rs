@@ -12,7 +12,7 @@ use crate::{
     hub::{Lateness, LogSwitch},
     identity::Names,
     metrics::{Counter, Figures, Measure, Metrics},
-    origin::LoggedOrigins,
+    origin::{ForeignOrigin, LoggedOrigins},
     refusals::Refusals,
     registry::{Present, Registry},
     shard::{Command, ShardHandle, Traced},
@@ -21,6 +21,7 @@ use crate::{
     upgrade::given,
     why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
+use axum::http::HeaderMap;
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Position, Revocation, Revocations,
     session::{Arrival, Denied},
@@ -339,6 +340,16 @@ impl Node {
 
     fn believe(&self, result: Result<Grant, AuthError>) -> Result<Grant, AuthError> {
         result.and_then(|grant| if self.is_revoked(&grant) { Err(AuthError::Revoked) } else { Ok(grant) })
+    }
+
+    /// Whether the page that makes a request may. If not, that is counted and told in the log.
+    pub(crate) fn check_origin(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<(), ForeignOrigin> {
+        self.config.allowed_origins.check(headers, &self.config, peer).inspect_err(|error| {
+            self.metrics.add(Counter::ForeignOrigin, 1);
+            if self.logged_origins.is_new(&error.origin, clock::now().mono_ms) {
+                tracing::warn!("{error}");
+            }
+        })
     }
 
     /// Notes a client whose cursor is of no log that this node knows, and says once what that means if such clients come

@@ -141,6 +141,11 @@ impl ForeignOrigin {
         }
     }
 
+    /// The same for an answer over HTTP, without what else is allowed.
+    pub(crate) fn detail(&self) -> String {
+        format!("a page of {} may not use {}: add {} to allowed_origins", self.origin, self.host, self.offer)
+    }
+
     /// The close reason: at most 123 bytes, and without the list of those who may.
     pub(crate) fn reason(&self) -> String {
         let exact = format!("origin_not_allowed: {} at {}: set allowed_origins={}", self.origin, self.host, self.offer);

@@ -214,13 +214,8 @@ fn turned_away_at_once(
         let told = node.admission.may_be_told(address, mono_ms, &node.config);
         return if told { Ok(Some(refusal.into())) } else { Err(BadUpgrade::Flood(refusal)) };
     }
-    Ok(node.config.allowed_origins.check(headers, &node.config, peer).err().map(|error| {
-        node.metrics.add(Counter::ForeignOrigin, 1);
-        if node.logged_origins.is_new(&error.origin, mono_ms) {
-            tracing::warn!("{error}");
-        }
-        TurnedAway { code: CloseCode::Policy, reason: error.reason() }
-    }))
+    let foreign = node.check_origin(headers, peer).err();
+    Ok(foreign.map(|error| TurnedAway { code: CloseCode::Policy, reason: error.reason() }))
 }
 
 /// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.

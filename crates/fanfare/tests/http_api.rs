@@ -975,7 +975,7 @@ async fn pages_of_other_sites_are_turned_away() {
     }
 }
 
-// attack: a page of another site that calls the HTTP API => gets no CORS permission
+// attack: a page of another site that calls the HTTP API => its preflight is answered 403, without a CORS permission
 #[tokio::test]
 async fn pages_of_allowed_sites_may_call_the_api() {
     let preflight = |origin: &str| {
@@ -989,10 +989,16 @@ async fn pages_of_allowed_sites_may_call_the_api() {
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, "https://app.example.org"));
     assert!(answer.header("access-control-allow-headers").contains("authorization"));
     assert_eq!(answer.header("access-control-allow-credentials"), "", "never with what a browser adds by itself");
-    let answer = send(&app, preflight("https://evil.example.org")).await;
-    assert_eq!(answer.header("access-control-allow-origin"), "");
-    let answer = send(&hub(Config::default()).router(), preflight("https://app.example.org")).await;
-    assert_eq!(answer.header("access-control-allow-origin"), "");
+    let own = hub(Config::default());
+    for (app, origin) in [(&app, "https://evil.example.org"), (&own.router(), "https://other.example.org")] {
+        let answer = send(app, preflight(origin)).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (403, ""));
+        let body: Value = serde_json::from_str(&answer.text).unwrap();
+        let detail = body["detail"].as_str().unwrap();
+        assert_eq!(body["code"], "origin_not_allowed");
+        assert!(detail.contains(origin) && detail.contains("allowed_origins") && !detail.contains("app."), "{detail}");
+    }
+    assert_eq!(own.metrics().get(Counter::ForeignOrigin), 1);
     let every = hub(Config { allowed_origins: "*".parse().unwrap(), ..Config::default() }).router();
     let answer = send(&every, preflight("https://any.example.org")).await;
     assert_eq!(

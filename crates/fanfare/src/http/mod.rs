@@ -7,6 +7,7 @@ mod access;
 mod body;
 mod body_limit;
 mod connections;
+mod cors;
 mod docs;
 mod error;
 mod events;
@@ -23,17 +24,8 @@ pub use body_limit::{BodyTimeout, limit_body};
 pub use error::{not_found, problem};
 pub(crate) use metrics::metrics_text;
 
-use crate::{Config, Hub, origin::Origins};
-use axum::{
-    Router,
-    http::{
-        HeaderName, Method,
-        header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
-    },
-    middleware,
-};
-use std::time::Duration;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use crate::Hub;
+use axum::{Router, middleware};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Every route of the API, and more that an application describes. It has no fallback of its own, so that it merges into any application.
@@ -70,28 +62,8 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .route_layer(middleware::from_fn_with_state(hub.clone(), error::count))
         .layer(middleware::from_fn_with_state(hub.config().handshake_timeout, limit_body));
     let router = match hub.config().allowed_origins.to_cors() {
-        Some(origins) => router.layer(cors(origins, hub.config())),
+        Some(origins) => router.layer(cors::permissions(origins, hub.config())),
         None => router,
     };
-    router.with_state(hub)
-}
-
-/// Headers that tracing and monitoring libraries add to a page's requests.
-const TRACING_HEADERS: [&str; 5] = ["traceparent", "tracestate", "baggage", "sentry-trace", "x-request-id"];
-
-/// What pages of other sites may do. The hub itself has no credentials that a browser would add by itself.
-fn cors(origins: AllowOrigin, config: &Config) -> CorsLayer {
-    let headers = [AUTHORIZATION, CONTENT_TYPE].into_iter().chain(TRACING_HEADERS.map(HeaderName::from_static));
-    let listed = matches!(config.allowed_origins, Origins::Listed(_));
-    CorsLayer::new()
-        .allow_origin(origins)
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(headers.chain(config.cors_headers.iter().cloned()).collect::<Vec<_>>())
-        .allow_credentials(listed && config.cors_credentials)
-        .expose_headers([
-            RETRY_AFTER,
-            HeaderName::from_static("fanfare-event-id"),
-            HeaderName::from_static("fanfare-position"),
-        ])
-        .max_age(Duration::from_secs(600))
+    router.layer(middleware::from_fn_with_state(hub.clone(), cors::refuse_preflights)).with_state(hub)
 }

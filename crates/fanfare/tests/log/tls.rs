@@ -68,21 +68,34 @@ async fn a_self_signed_certificate_is_its_own_authority() {
     }
 }
 
-// attack: a Redis with an expired certificate, or with one of an unknown authority => the hub does not connect
+// attack: a Redis with an expired certificate, with one of an unknown authority, or of another name => the hub does not connect
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_that_prove_nothing_are_rejected() {
+    let refused = async |server: &RedisServer, host: &str, trusted: &Certificates| {
+        let url = server.url().replace("localhost", host);
+        link(&url, tls(trusted, false)).await.unwrap_err().to_string()
+    };
     for is_authority in [false, true] {
         let expired = Certificates::self_signed(is_authority, -1);
-        let server = RedisServer::setup().certificates(&expired).start();
-        let error = link(&server.url(), tls(&expired, false)).await.unwrap_err().to_string();
-        assert!(error.contains("expired"), "{error}");
-
-        let named = Certificates::self_signed(is_authority, 90);
-        let server = RedisServer::setup().certificates(&named).start();
+        let valid = Certificates::self_signed(is_authority, 90);
         let stranger = Certificates::self_signed(is_authority, 90);
-        let error = link(&server.url(), tls(&stranger, false)).await.unwrap_err().to_string();
+        let issued = Certificates::issued(false);
+        let [old, own, other] =
+            [&expired, &valid, &issued].map(|certificates| RedisServer::setup().certificates(certificates).start());
+        // A server is tried for a while at start.
+        let (expired, unknown, renamed, issued) = tokio::join!(
+            refused(&old, "localhost", &expired),
+            refused(&own, "localhost", &stranger),
+            // The same machine by a name that its certificate does not have.
+            refused(&own, "127.0.0.2", &valid),
+            refused(&other, "127.0.0.2", &issued),
+        );
+        assert!(expired.contains("expired"), "{expired}");
         // Of two that are both called the same, one has not signed the other.
-        assert!(error.contains("redis_ca_file") || error.contains("BadSignature"), "{error}");
+        assert!(unknown.contains("redis_ca_file") || unknown.contains("BadSignature"), "{unknown}");
+        for error in [renamed, issued] {
+            assert!(error.contains("not valid for name"), "{error}");
+        }
     }
 }
 
