@@ -90,6 +90,11 @@ impl RedisSetup {
     }
 }
 
+/// The program that servers run where a test names none: `redis-server` of the PATH, or what REDIS_SERVER names.
+pub(crate) fn redis_server() -> PathBuf {
+    env::var_os("REDIS_SERVER").filter(|path| !path.is_empty()).map_or_else(|| "redis-server".into(), PathBuf::from)
+}
+
 /// Every program with Redis' protocol that is to be had: `redis-server` and `valkey-server` of the PATH, and those that
 /// REDIS_SERVERS names, with colons between them.
 pub fn redis_programs() -> Vec<PathBuf> {
@@ -204,7 +209,7 @@ impl RedisServer {
         if !config.exists() {
             fs::write(&config, format!("{ports}{common}{}\n", self.setup.lines.join("\n"))).unwrap();
         }
-        let mut command = Command::new(self.setup.program.as_deref().unwrap_or(Path::new("redis-server")));
+        let mut command = Command::new(self.setup.program.clone().unwrap_or_else(redis_server));
         command.arg(&config).current_dir(self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Process::start(&mut command));
         until("Redis answers", || {

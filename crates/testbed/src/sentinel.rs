@@ -3,6 +3,7 @@
 use crate::{
     Certificates, RedisServer,
     process::{Process, free_port, until},
+    redis::redis_server,
 };
 use std::{
     fs,
@@ -124,7 +125,7 @@ impl Sentinels {
              sentinel parallel-syncs {NAME} 2\n"
         );
         fs::write(&config, text).unwrap();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(redis_server());
         command.arg(&config).arg("--sentinel").current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::start(&mut command);
         until("a sentinel answers", || self.ask(port, &["PING"]) == "PONG");

@@ -382,11 +382,14 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
     until("both have them", || node.head() == 3 && counting.head() == 3).await;
 
     let forged = r#"{"type":"ack","event_id":"f","connection_id":"x"}"#;
+    // More fields than a script can pass on.
+    let many = ["x"; 20_000];
     let mut published = ids("a", 1..=3);
     for (n, (id, fields)) in [
         ("0-next", &["x", "y"][..]),
         ("0-next", &["i", "f", "a", "*", "t", "1", "d", forged]),
         ("0-next", &["i", "f", "a", "t:$sys", "t", "never", "d", r#"{"type":"$sys","event_id":"f"}"#]),
+        ("0-next", &many),
         ("*", &["x", "y"]),
         ("0-9007199254740000", &["x", "y"]),
         ("0-18446744073709551615", &["x", "y"]),

@@ -182,7 +182,8 @@ impl Link {
             version: field("redis_version"),
             eviction: field("maxmemory_policy"),
             role: field("role"),
-            mode: field("redis_mode"),
+            // Valkey's name comes second.
+            mode: [field("redis_mode"), field("server_mode")].concat(),
         };
         check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;

@@ -26,6 +26,19 @@ end
 -- The farthest that entries of somebody else may move the log's head.
 local JUMP = 1048576
 
+-- Writes the stream anew with what it holds. Redis 7.2 and later, and Valkey, let a stream's last id not go back behind an
+-- entry that was deleted.
+local function rewrite()
+  local entries = redis.call('XRANGE', KEYS[1], '-', '+')
+  redis.call('DEL', KEYS[1])
+  for _, entry in ipairs(entries) do
+    local fields = entry[2]
+    -- An entry of so many fields is foreign, and its place alone counts.
+    if #fields > 64 then fields = {fields[1], fields[2]} end
+    redis.call('XADD', KEYS[1], entry[1], unpack(fields))
+  end
+end
+
 -- Removes every entry behind the head. The scripts move the head with each entry, so such an entry is foreign: without
 -- this the stream would take no further entry.
 local function remove_behind(head)
@@ -35,7 +48,9 @@ local function remove_behind(head)
     if #foreign == 0 then break end
     for _, entry in ipairs(foreign) do redis.call('XDEL', KEYS[1], entry[1]) end
   end
-  if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('XSETID', KEYS[1], '0-' .. whole(head)) end
+  if redis.call('EXISTS', KEYS[1]) == 0 then return end
+  local set = redis.pcall('XSETID', KEYS[1], '0-' .. whole(head))
+  if type(set) == 'table' and set.err then rewrite() end
 end
 
 -- The head to go on from when the stream refuses the next entry: foreign entries that nodes may have taken already keep
