@@ -779,6 +779,11 @@ async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
     ] {
         assert_eq!(send(&app, request("POST", path, NOBODY, JSON, body)).await.status, 401, "{path}");
     }
+    let spec = spec(&app).await;
+    let paths = spec["paths"].as_object().unwrap();
+    let open = paths.iter().filter(|(_, item)| item["post"]["security"] == json!([{}, {"bearer": []}]));
+    let open: Vec<_> = open.map(|(path, _)| path.as_str()).collect();
+    assert_eq!(open, ["/agents/{agent_id}/activity", "/tasks/{task_id}/update", "/users/{user_id}/notify"]);
 }
 
 #[tokio::test]

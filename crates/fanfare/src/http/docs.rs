@@ -14,7 +14,7 @@ use axum::{
 use std::{borrow::Cow, sync::Arc};
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
 /// Paths in it are relative, so that it also works where an application nests the hub under a prefix.
@@ -106,6 +106,15 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
 }
 
 /// The routes of the documentation.
+/// Describes routes as open to requests without a token.
+pub(super) fn open(spec: &mut utoipa::openapi::OpenApi, paths: &[&str]) {
+    for path in paths {
+        if let Some(post) = spec.paths.paths.get_mut(*path).and_then(|item| item.post.as_mut()) {
+            post.security.get_or_insert_default().insert(0, SecurityRequirement::default());
+        }
+    }
+}
+
 pub(super) fn router(spec: &utoipa::openapi::OpenApi) -> Router<Hub> {
     let spec = Bytes::from(serde_json::to_vec(spec).unwrap_or_default());
     let answer = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], spec.clone()));

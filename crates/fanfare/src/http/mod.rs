@@ -30,7 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Every route of the API, and more that an application describes. It has no fallback of its own, so that it merges into any application.
 pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
-    let (router, spec) = OpenApiRouter::with_openapi(docs::description())
+    let (router, mut spec) = OpenApiRouter::with_openapi(docs::description())
         .merge(more)
         .routes(routes!(events::publish))
         .routes(routes!(events::publish_batch))
@@ -55,6 +55,9 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
+    if hub.config().compat {
+        docs::open(&mut spec, &reference::OPEN_WITH_COMPAT);
+    }
     paths::learn(spec.paths.paths.keys());
     let router = router
         .merge(docs::router(&spec))

@@ -25,6 +25,10 @@ use utoipa::{
     openapi::schema::{Object, ObjectBuilder, Type},
 };
 
+/// The routes that need no token with `compat`.
+pub(super) const OPEN_WITH_COMPAT: [&str; 3] =
+    ["/tasks/{task_id}/update", "/users/{user_id}/notify", "/agents/{agent_id}/activity"];
+
 /// The name that the path holds.
 pub(super) struct PathId(pub(super) String);
 
