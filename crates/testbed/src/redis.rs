@@ -203,7 +203,7 @@ impl RedisServer {
     fn launch(&mut self) {
         let port = self.port;
         let ports = self.setup.tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
-        let common = "bind 127.0.0.1 127.0.0.2\nsave \"\"\nenable-debug-command yes\nlogfile redis.log\n";
+        let common = "bind 127.0.0.1 127.0.0.2\nsave \"\"\nlogfile redis.log\n";
         let config = self.home.path().join("redis.conf");
         // A server under Sentinel keeps what it was told in its file.
         if !config.exists() {

@@ -609,7 +609,7 @@ async fn a_full_redis_refuses_events_and_nothing_else() {
     let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=3)).await;
-    server.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
     let refused = broker.append(vec![record("e4", Audience::Everyone)]).await.unwrap_err();
     assert!(refused.to_string().contains("takes no writes"), "{refused}");
     let problem = broker.standing().problem.unwrap();

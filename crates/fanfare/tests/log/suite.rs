@@ -160,7 +160,7 @@ async fn in_a_redis_with_a_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_redis_as_a_user_of_its_own() {
     let server = RedisServer::setup()
-        .line("user hub on >hush ~ws:* &ws:broadcast &ws:user:* &ws:connection:* &ws:topic:* &ws:node:* +@all -@dangerous +info")
+        .line("user hub on >hush ~ws:* resetchannels &ws:broadcast &ws:user:* &ws:connection:* &ws:topic:* &ws:node:* +@all -@dangerous +info")
         .line("user default on nopass ~* &* +ping")
         .start();
     let (broker, node) = linked(&format!("redis://hub:hush@127.0.0.1:{}", server.port())).await;

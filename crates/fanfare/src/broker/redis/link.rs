@@ -103,7 +103,7 @@ fn advice(why: &str) -> &'static str {
 impl From<RedisError> for LinkError {
     fn from(error: RedisError) -> Self {
         let text = || error.detail().map_or_else(|| error.to_string(), str::to_owned);
-        match error.code() {
+        match code(&error) {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => return Self::Refused(error.to_string()),
             Some("OOM" | "MISCONF" | "NOREPLICAS") => return Self::Full(text()),
             Some("FENCED") => return Self::Fenced,
@@ -123,6 +123,15 @@ impl From<RedisError> for LinkError {
         } else {
             Self::Answer(error.to_string())
         }
+    }
+}
+
+/// The code of an error. Redis before 7.0 wraps those that come up in a script into a sentence.
+fn code(error: &RedisError) -> Option<&str> {
+    let wrapped = error.detail().filter(|detail| detail.starts_with("Error running script"));
+    match wrapped.and_then(|detail| detail.rsplit_once(": -")) {
+        Some((_, raised)) => raised.split(' ').next(),
+        None => error.code(),
     }
 }
 
@@ -283,5 +292,17 @@ mod tests {
             let error = check(&facts, &address).unwrap_err();
             assert!(error.is_final() && error.to_string().starts_with(says), "{error}");
         }
+    }
+
+    #[test]
+    fn errors_that_come_up_in_a_script_are_known_by_their_code_in_every_version() {
+        let of = |detail: &str| LinkError::from(redis::make_extension_error("ERR".to_owned(), Some(detail.to_owned())));
+        let wrapped = |raised: &str| {
+            of(&format!("Error running script (call to f_85bb9f42): @user_script:75: @user_script: 75: -{raised}"))
+        };
+        assert!(matches!(wrapped("OOM command not allowed when used memory > 'maxmemory'."), LinkError::Full(_)));
+        assert!(matches!(wrapped("READONLY You can't write against a read only replica."), LinkError::NotMaster(_)));
+        assert!(matches!(wrapped("WRONGTYPE Operation against a key"), LinkError::NotOurs(_)));
+        assert!(matches!(of("unknown command: -OOM"), LinkError::Answer(_)));
     }
 }
