@@ -142,7 +142,7 @@ def test_redis_refusals_are_publish_errors(publish, tmp_path):
     server = RedisServer(tmp_path)
     try:
         with redis.Redis.from_url(server.url) as admin:
-            admin.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~ws:ids", "&ws:*", "+hmget", "+del", "+get")
+            admin.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~ws:ids", "resetchannels", "&ws:*", "+hmget", "+del", "+get")
             admin.config_set("requirepass", "a password")
             for url in (server.url, server.url.replace("://", "://:wrong@"), server.url.replace("://", "://limited:pw@")):
                 with pytest.raises(NotAuthorized, match="password") as failed:
