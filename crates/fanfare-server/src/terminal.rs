@@ -18,6 +18,9 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && c >= ' ', |c, out| write!(out, "\\u{:04x}", u32::from(c)))
 }
 
+/// What stands for a user and a password where the form of a URL is explained.
+const PLACEHOLDERS: [&str; 2] = ["[[user]:password", "[user[:password]"];
+
 /// URLs in the text show `***` instead of a user and a password.
 pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     const SCHEME_END: &str = "://";
@@ -27,11 +30,11 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
         let authority = after.find(|c: char| c.is_whitespace() || "/?#\"'".contains(c)).unwrap_or(after.len());
         out.push_str(before);
         rest = match after[..authority].rfind('@') {
-            Some(at) => {
+            Some(at) if !PLACEHOLDERS.contains(&&after[..at]) => {
                 out.push_str("***");
                 &after[at..]
             }
-            None => after,
+            _ => after,
         };
     }
     if out.is_empty() { text.into() } else { (out + rest).into() }
@@ -106,6 +109,8 @@ mod tests {
             ("https://h/a@b?c@d", "https://h/a@b?c@d"),
             ("ann@example.org", "ann@example.org"),
             ("http://h", "http://h"),
+            ("redis://[[user]:password@]host, rediss://[x:p@h", "redis://[[user]:password@]host, rediss://***@h"),
+            ("postgres://[user[:password]@]host", "postgres://[user[:password]@]host"),
         ] {
             assert_eq!(without_credentials(text), shown);
         }

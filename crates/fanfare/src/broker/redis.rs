@@ -39,6 +39,7 @@ use fanfare_core::{
 };
 use redis::cmd;
 use registry::Change;
+use revoked::Ordered;
 use shared::{Job, Shared};
 use std::{
     fmt,
@@ -166,7 +167,8 @@ impl RedisBroker {
     async fn order_now(&self, order: Order) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
         if let Order::Revoke(revocation) = &order {
-            revoked::keep(&link, &self.shared.keys, std::slice::from_ref(revocation)).await?;
+            let one = std::slice::from_ref(revocation);
+            return Ok(revoked::keep(&link, &self.shared.keys, one, Ordered::All).await?);
         }
         let mut command = cmd("XADD");
         command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");

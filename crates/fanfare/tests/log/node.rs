@@ -106,7 +106,15 @@ pub(crate) async fn linked_with(
     options: RedisOptions,
     bounds: Bounds,
 ) -> Result<(Arc<RedisBroker>, Arc<Node>), LinkError> {
-    let node = Node::new(bounds);
+    linked_as(options, Node::new(bounds), bounds).await
+}
+
+/// A node that is there already, and follows the log of a Redis from now on.
+pub(crate) async fn linked_as(
+    options: RedisOptions,
+    node: Arc<Node>,
+    bounds: Bounds,
+) -> Result<(Arc<RedisBroker>, Arc<Node>), LinkError> {
     let metrics = Arc::new(Metrics::default());
     let broker = RedisBroker::connect(options, bounds, node.name.clone(), node.clone(), metrics).await?;
     Ok((Arc::new(broker), node))

@@ -1,7 +1,7 @@
 //! What happens to a log in Redis: interruptions, losses, strangers, and servers that are not what they should be.
 
 use crate::{
-    node::{BOUNDS, Node, append, append_patiently, ids, linked, linked_with, record, until},
+    node::{BOUNDS, Node, append, append_patiently, ids, linked, linked_as, linked_with, record, until},
     suite::list,
 };
 use fanfare::{
@@ -530,6 +530,37 @@ async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_
     until("Redis has them again", || server.cli(&["ZCARD", "ws:revoked"]) == "3").await;
     let (_last, third) = linked(&server.url()).await;
     assert!(known(&third));
+}
+
+// attack: an account is disabled while the one hub with its database is down => all other nodes hear of it when that one is back
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_knows_as_it_links_is_ordered_to_all_others() {
+    let server = RedisServer::start();
+    let (_broker, node) = linked(&server.url()).await;
+    let session = |session| Revocation::Session { session, until: 253_402_300_799 };
+    // The latter are more than are ordered one by one.
+    for (known, all) in [
+        (vec![Revocation::User { user: "ann".into(), before: 200 }, session(0)], 2),
+        ((1..=2_000).map(session).collect(), 2_002),
+    ] {
+        let second = Node::new(BOUNDS);
+        second.orders.lock().unwrap().extend(known.iter().cloned().map(Order::Revoke));
+        let (_second, _) = linked_as(RedisOptions::new(server.url().parse().unwrap()), second, BOUNDS).await.unwrap();
+        until("the other node hears of all", || {
+            let heard = node.revocations();
+            known.iter().all(|revocation| heard.contains(revocation))
+        })
+        .await;
+        let kept: u64 = ["ws:revoked", "ws:revoked-sessions"]
+            .iter()
+            .map(|key| server.cli(&["ZCARD", key]).parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(kept, all);
+    }
+    let orders = || server.cli(&["XRANGE", "ws:control", "-", "+"]).matches("revo").count();
+    let before = orders();
+    let (_third, third) = linked(&server.url()).await;
+    assert_eq!((third.revocations().len(), orders()), (2_002, before), "what is known to Redis is ordered to nobody");
 }
 
 /// As after a halt of the old master: it goes on, and does not know yet that it is none any more.

@@ -4,6 +4,7 @@
 use super::{
     keys::Keys,
     link::{Link, LinkError, read as read_answer},
+    scripts::Script,
     shared::Shared,
 };
 use crate::{broker::Order, clock};
@@ -34,14 +35,29 @@ pub(super) fn read(member: &str, before: u64) -> Option<Revocation> {
     }
 }
 
-/// Writes revocations down for nodes that come later. None takes an earlier one back.
-pub(super) async fn keep(link: &Link, keys: &Keys, revocations: &[Revocation]) -> Result<(), LinkError> {
+/// Which revocations all nodes are ordered to obey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ordered {
+    All,
+    /// Those that Redis did not have: whoever wrote the others down ordered them.
+    News,
+}
+
+/// Writes revocations down for nodes that come later, and orders those that are linked to obey them. None takes an earlier
+/// one back.
+pub(super) async fn keep(
+    link: &Link,
+    keys: &Keys,
+    revocations: &[Revocation],
+    ordered: Ordered,
+) -> Result<(), LinkError> {
+    let ordered = if ordered == Ordered::All { "all" } else { "news" };
     let of_session = |revocation: &&Revocation| matches!(revocation, Revocation::Session { .. });
     let (sessions, others): (Vec<_>, Vec<_>) = revocations.iter().partition(of_session);
     for (key, revocations) in [(&keys.revoked, others), (&keys.revoked_sessions, sessions)] {
         for part in revocations.chunks(1_000) {
-            let mut command = cmd("ZADD");
-            command.arg(key).arg("GT");
+            let mut command = link.script(Script::Revoke, &[key, &keys.control]);
+            command.arg(ordered);
             for revocation in part {
                 let (member, score) = text(revocation);
                 command.arg(score).arg(member);
@@ -58,10 +74,16 @@ pub(super) async fn keep(link: &Link, keys: &Keys, revocations: &[Revocation]) -
     Ok(())
 }
 
-/// Takes over what was revoked while this node was cut off or not there, and writes down what Redis may have lost.
+/// Takes over what was revoked while this node was cut off or not there, and writes down what Redis may have lost. What
+/// this node alone knew, of its accounts' database, reaches the other nodes by that.
 pub(super) async fn level(shared: &Shared, link: &Link) -> Result<(), LinkError> {
-    keep(link, &shared.keys, &shared.tail.revocations()).await?;
+    keep(link, &shared.keys, &shared.tail.revocations(), Ordered::News).await?;
     repair(link, &shared.keys.revoked).await?;
+    take_over(shared, link).await
+}
+
+/// Obeys all that Redis has.
+pub(super) async fn take_over(shared: &Shared, link: &Link) -> Result<(), LinkError> {
     for key in [&shared.keys.revoked, &shared.keys.revoked_sessions] {
         let all = cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take();
         let all: Vec<(String, f64)> = read_answer(link.call(&all).await?)?;

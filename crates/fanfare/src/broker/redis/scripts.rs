@@ -16,9 +16,10 @@ pub(super) enum Script {
     Sweep,
     Present,
     Remove,
+    Revoke,
 }
 
-const BODIES: [&str; 8] = [
+const BODIES: [&str; 9] = [
     include_str!("scripts/append.lua"),
     include_str!("scripts/restore.lua"),
     include_str!("scripts/confirm.lua"),
@@ -27,6 +28,7 @@ const BODIES: [&str; 8] = [
     include_str!("scripts/sweep.lua"),
     include_str!("scripts/present.lua"),
     include_str!("scripts/remove.lua"),
+    include_str!("scripts/revoke.lua"),
 ];
 
 /// The scripts that a server knows.

@@ -131,6 +131,9 @@ pub(super) async fn run(
                     None => obey(shared, item, orders, all)?,
                 }
             }
+            if items.iter().any(orders_all_revocations) {
+                revoked::take_over(shared, link).await?;
+            }
         }
     }
 }
@@ -175,6 +178,13 @@ fn foreign_order(item: &Value) -> Option<&str> {
     let orders =
         matches!(fields, Value::Array(fields) if fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k")));
     (!orders || is_at_the_end(id)).then_some(id)
+}
+
+/// Whether an entry of the control stream orders to read all revocations: they are too many for an order each.
+fn orders_all_revocations(item: &Value) -> bool {
+    let Value::Array(parts) = item else { return false };
+    let Some(Value::Array(fields)) = parts.get(1) else { return false };
+    fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k") && text(&pair[1]) == Some("revocations"))
 }
 
 /// Whether an id has the last possible time: there would soon be none behind it.
