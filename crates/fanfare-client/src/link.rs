@@ -379,7 +379,9 @@ impl Link {
 }
 
 fn endpoint(text: &str) -> Result<Url, Refused> {
-    let wrong = |why: &str| Refused::because(format!("{text:?} can't be a hub's URL: {why}"));
+    // What is before an @ could be a password.
+    let shown = if text.contains('@') { "what was given".to_owned() } else { format!("{text:?}") };
+    let wrong = |why: &str| Refused::because(format!("{shown} can't be a hub's URL: {why}"));
     let mut url = Url::parse(text.trim()).map_err(|error| wrong(&error.to_string()))?;
     let scheme = match url.scheme() {
         "ws" | "http" => "ws",

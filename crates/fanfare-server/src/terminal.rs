@@ -27,9 +27,8 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(SCHEME_END) {
         let (before, after) = rest.split_at(at + SCHEME_END.len());
-        let authority = after.find(|c: char| c.is_whitespace() || "/?#\"'".contains(c)).unwrap_or(after.len());
         out.push_str(before);
-        rest = match after[..authority].rfind('@') {
+        rest = match credentials_end(after) {
             Some(at) if !PLACEHOLDERS.contains(&&after[..at]) => {
                 out.push_str("***");
                 &after[at..]
@@ -38,6 +37,18 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
         };
     }
     if out.is_empty() { text.into() } else { (out + rest).into() }
+}
+
+/// Where the `@` stands that ends the credentials of a URL, given what follows its scheme.
+fn credentials_end(after: &str) -> Option<usize> {
+    let url = &after[..after.find(|c: char| c.is_whitespace() || "\"'".contains(c)).unwrap_or(after.len())];
+    let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
+    authority.rfind('@').or_else(|| {
+        // A password with one of these characters unescaped cuts the authority short, and leaves a port that is none.
+        let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
+        let is_none = !authority.ends_with(']') && port.chars().any(|c| !c.is_ascii_digit());
+        url.rfind('@').filter(|_| is_none)
+    })
 }
 
 /// Whether a URL has a user or a password in it.
@@ -109,6 +120,14 @@ mod tests {
             ("https://h/a@b?c@d", "https://h/a@b?c@d"),
             ("ann@example.org", "ann@example.org"),
             ("http://h", "http://h"),
+            (
+                "http://u:p/w@h/x, http://u:p#w@h and \"http://u:p?w@h\"",
+                "http://***@h/x, http://***@h and \"http://***@h\"",
+            ),
+            (
+                "http://[::1]/a@b http://h:80/a@b http://[::1]:80/a@b",
+                "http://[::1]/a@b http://h:80/a@b http://[::1]:80/a@b",
+            ),
             ("redis://[[user]:password@]host, rediss://[x:p@h", "redis://[[user]:password@]host, rediss://***@h"),
             ("postgres://[user[:password]@]host", "postgres://[user[:password]@]host"),
         ] {

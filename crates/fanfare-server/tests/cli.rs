@@ -177,11 +177,14 @@ fn wrong_settings_stop_every_command() {
             "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval (30s)",
         ),
         (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a log that they share"),
-        (("REDIS_URL", "http://:hush@h"), &["serve"], "redis_url can't be what is written there; expected redis://"),
+        (("REDIS_URL", "http://:hush@h"), &["serve"], "redis_url can't be what is written there; expected redis://[["),
+        (("FANFARE_JWKS_URL", "u:hush@h"), &["check"], "jwks_url can't be what is written there; expected a URL"),
+        (("FANFARE_JWKS_URL", "http://u:hush/hush@h"), &["serve"], "jwks_url can't be what is written there"),
     ] {
         let run = Program::at(&home).env(environment.0, environment.1).args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{arguments:?}: {}", run.stderr);
         assert!(run.stderr.starts_with("fanfare: ") && run.stderr.contains(says), "{arguments:?}: {}", run.stderr);
+        assert!(!run.stderr.contains("hush"), "{}", run.stderr);
     }
 }
 

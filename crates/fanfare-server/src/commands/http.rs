@@ -31,7 +31,9 @@ pub(crate) struct Answer {
 impl Server {
     /// Reads the URL of a hub, or of its WebSocket endpoint.
     pub(crate) fn parse(url: &str) -> Result<Self, Usage> {
-        let wrong = |why: &str| Usage(format!("--url can't be {url:?}: {why}"));
+        // What is before an @ could be a password, also where there is no scheme to tell.
+        let shown = if url.contains('@') { "what is written there".to_owned() } else { format!("{url:?}") };
+        let wrong = |why: &str| Usage(format!("--url can't be {shown}: {why}"));
         let uri: Uri = url.trim().parse().map_err(|_| wrong("it is no URL"))?;
         let tls = match uri.scheme_str() {
             Some("http" | "ws") => false,
@@ -39,6 +41,9 @@ impl Server {
             _ => return Err(wrong("it must begin with http://, https://, ws:// or wss://")),
         };
         let authority = uri.authority().ok_or_else(|| wrong("it has no host"))?;
+        if let Err(error) = reqwest::Url::parse(url.trim()) {
+            return Err(wrong(&error.to_string()));
+        }
         // IPv6 addresses stand in brackets in a URL, and without when connecting.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let path = uri.path().trim_end_matches('/');
@@ -160,6 +165,9 @@ mod tests {
             ("host:8000", "must begin with http://"),
             ("http://", "no URL"),
             ("", "no URL"),
+            ("u:hush@host", "can't be what is written there"),
+            ("ftp://u:hush@host", "can't be what is written there"),
+            ("http://u:hush/hush@host", "can't be what is written there: invalid port"),
         ] {
             let error = Server::parse(url).expect_err(url).to_string();
             assert!(error.contains(says), "{url}: {error}");

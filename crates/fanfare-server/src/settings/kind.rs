@@ -176,7 +176,10 @@ kind!(
     "URL",
     "a URL that begins with https:// or http://",
     Option<String>,
-    |text: &str| text.parse::<hyper::Uri>().is_ok_and(|url| is_web(&url)).then(|| Some(text.to_owned())),
+    |text: &str| {
+        let good = text.parse::<hyper::Uri>().is_ok_and(|url| is_web(&url)) && reqwest::Url::parse(text).is_ok();
+        good.then(|| Some(text.to_owned()))
+    },
     |value: &Option<String>| value.as_deref().map_or_else(not_set, |url| without_credentials(url).into_owned())
 );
 kind!(

@@ -74,10 +74,14 @@ fn bad_value(setting: &'static Setting, text: &str, origin: &Origin) -> Settings
     let value = match text {
         "" => "empty".to_owned(),
         // A URL that can't be read may have its password anywhere.
-        text if setting.hidden || (text.contains("://") && text.contains('@')) => "what is written there".to_owned(),
+        text if setting.hidden || (is_of_urls(setting) && text.contains('@')) => "what is written there".to_owned(),
         text => format!("{text:?}"),
     };
     SettingsError::BadValue { origin: origin.clone(), key: setting.key, value, expected: (setting.expected)() }
+}
+
+fn is_of_urls(setting: &Setting) -> bool {
+    (setting.expected)().contains("://")
 }
 
 fn unknown(key: &str, origin: &Origin) -> SettingsError {
