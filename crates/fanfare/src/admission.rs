@@ -247,8 +247,8 @@ fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_m
     paces.sweep(now_us);
     let pace = paces.paces.entry(who).or_insert(0);
     let (begin, cost) = ((*pace).max(now_us), n * 1_000_000 / rate);
-    // More than fits at once is let through when nothing else was.
-    let allowed = now_us + 2_000_000_u64.max(cost);
+    // More than fits at once is let through when nothing else was, but the request that brings it, which counts as one.
+    let allowed = now_us + 2_000_000_u64.max(cost + 1_000_000 / rate);
     if begin + cost > allowed {
         return Some((begin + cost - allowed).div_ceil(1_000));
     }
@@ -390,6 +390,7 @@ mod tests {
         assert_eq!((publish(20, 1_000), publish(1, 1_000), publish(1, 1_100)), (Ok(()), Err(100), Ok(())));
         assert_eq!(admission.publisher_keeps_pace("other", 1, 1_000, &config), Ok(()));
         assert_eq!((publish(50, 10_000), publish(1, 12_000), publish(1, 13_100)), (Ok(()), Err(1_100), Ok(())));
+        assert_eq!((publish(1, 20_000), publish(49, 20_000), publish(49, 20_000)), (Ok(()), Ok(()), Err(5_000 - 100)));
         assert_eq!(admission.publisher_keeps_pace("ci", 1_000, 1_000, &Config::default()), Ok(()));
     }
 }

@@ -1066,3 +1066,15 @@ async fn publishers_are_told_when_they_publish_too_often() {
     let other = request("POST", "/events", ADMIN, JSON, r#"{"type":"note","audience":"everyone"}"#);
     assert_eq!(call(&app, other).await.status, 201, "another publisher is not concerned");
 }
+
+#[tokio::test]
+async fn a_batch_larger_than_the_burst_is_accepted_when_nothing_else_was_published() {
+    let hub = hub(Config { publishes_per_second: 5, ..Config::default() });
+    let app = hub.router();
+    let batch = json!(vec![json!({"type": "note", "audience": "everyone"}); 100]).to_string();
+    assert_eq!(post(&app, "/events/batch", &batch).await.status, 200);
+    let next = post(&app, "/events/batch", &batch).await;
+    assert_eq!((next.status, next.json()["code"].as_str()), (429, Some("too_many_events")));
+    let seconds: u64 = next.header("retry-after").parse().unwrap();
+    assert!((10..=20).contains(&seconds), "as long as the first one takes at the rate: {seconds}");
+}
