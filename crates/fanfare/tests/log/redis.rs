@@ -563,6 +563,26 @@ async fn what_a_node_knows_as_it_links_is_ordered_to_all_others() {
     assert_eq!((third.revocations().len(), orders()), (2_002, before), "what is known to Redis is ordered to nobody");
 }
 
+// attack: entries written straight into the list of revocations, also of bytes that are no text => skipped, counted, and every node links
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_entries_among_the_revocations_stop_nothing() {
+    let server = RedisServer::start();
+    for key in ["ws:revoked", "ws:revoked-sessions"] {
+        for (member, score) in [("'\\255\\254'", "5"), ("'zzz'", "1e308"), ("'s:'", "5"), ("''", "-1")] {
+            let add = format!("return redis.call('ZADD', KEYS[1], '{score}', {member})");
+            assert_eq!(server.cli(&["EVAL", &add, "1", key]), "1");
+        }
+    }
+    server.cli(&["ZADD", "ws:revoked", "200", "u:ann"]);
+    let node = Node::new(BOUNDS);
+    let metrics = Arc::new(Metrics::default());
+    let options = RedisOptions::new(server.url().parse().unwrap());
+    let broker = RedisBroker::connect(options, BOUNDS, node.name.clone(), node.clone(), metrics.clone()).await.unwrap();
+    append(&broker, ids("e", 1..=2)).await;
+    assert_eq!(node.revocations(), [Revocation::User { user: "ann".into(), before: 200 }]);
+    assert_eq!(metrics.get(Counter::BadLogEntries), 8);
+}
+
 /// As after a halt of the old master: it goes on, and does not know yet that it is none any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_sentinel_no_longer_names_is_left() {

@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::Order, clock};
+use crate::{broker::Order, clock, metrics::Counter};
 use fanfare_core::Revocation;
 use redis::cmd;
 
@@ -86,9 +86,17 @@ pub(super) async fn level(shared: &Shared, link: &Link) -> Result<(), LinkError>
 pub(super) async fn take_over(shared: &Shared, link: &Link) -> Result<(), LinkError> {
     for key in [&shared.keys.revoked, &shared.keys.revoked_sessions] {
         let all = cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take();
-        let all: Vec<(String, f64)> = read_answer(link.call(&all).await?)?;
-        for revocation in all.iter().filter_map(|(member, score)| read(member, whole(*score))) {
-            shared.tail.obey(Order::Revoke(revocation));
+        // Anything can stand there, and must not keep the node from its log.
+        let all: Vec<(Vec<u8>, f64)> = read_answer(link.call(&all).await?)?;
+        for (member, score) in all {
+            match str::from_utf8(&member).ok().and_then(|member| read(member, whole(score))) {
+                Some(revocation) => shared.tail.obey(Order::Revoke(revocation)),
+                None => {
+                    shared.metrics.add(Counter::BadLogEntries, 1);
+                    let member = member.escape_ascii();
+                    tracing::error!("{key} holds an entry that is no revocation, and it is skipped: {member}");
+                }
+            }
         }
     }
     Ok(())
@@ -99,7 +107,7 @@ async fn repair(link: &Link, key: &str) -> Result<(), LinkError> {
     let now = clock::now().unix_ms / 1_000;
     let far = format!("({}", now + FAR_SECS);
     let all = cmd("ZRANGEBYSCORE").arg(key).arg(far).arg("+inf").take();
-    let all: Vec<String> = read_answer(link.call(&all).await?)?;
+    let all: Vec<Vec<u8>> = read_answer(link.call(&all).await?)?;
     for member in all {
         link.call(cmd("ZADD").arg(key).arg("XX").arg(now + 1).arg(member)).await?;
     }
