@@ -290,6 +290,11 @@ async fn start_hub(
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }
+    if let Some(error) = store.obstacle() {
+        tracing::warn!(
+            "neither accounts nor access keys nor POST /tokens/revoke work: {error}; without accounts set it to none"
+        );
+    }
     if settings.database_url != DatabaseUrl::None {
         builder = builder.revocations(store.revocations().await?).keep_revocations(store.clone());
     }

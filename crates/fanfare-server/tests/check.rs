@@ -118,6 +118,13 @@ fn each_fault_of_the_settings_is_found() {
         (&["--window-bytes", "9000GiB"], &good, "memory", "warn", "MiB are free"),
         (&["--redis-url", "redis://:hush@127.0.0.1:1"], &good, "redis", "fail", "can't be reached"),
         (&["--database-url", "postgres://me:hush@127.0.0.1:1/hub"], &good, "database", "fail", "Connection refused"),
+        (
+            &["--database-url", "sqlite:///nowhere/hub.db"],
+            &good,
+            "database",
+            "fail",
+            "hub.db can't be made: No such file",
+        ),
         (&["--database-url", "none"], &good, "database", "ok", "none"),
         (
             &["--algorithm", "RS256", "--jwks-url", "http://127.0.0.1:1/jwks.json"],

@@ -5,12 +5,19 @@ use fanfare::{
     Revocation,
     auth::{AccessKeys, token_id},
 };
+use rustix::fs::Access;
 use sqlx::{
     Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow, install_default_drivers},
     migrate::{Migration, MigrationType, Migrator},
 };
-use std::{borrow::Cow, fmt::Display, io, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::{sync::OnceCell, time::timeout};
 
 /// The tables, as they came to be. What was released is never changed.
@@ -154,6 +161,15 @@ impl Store {
             DatabaseUrl::File(path) if !path.exists() => Ok(false),
             _ => self.pool().await.map(|_| true),
         }
+    }
+
+    /// Why the file could not be made if it were needed, unless it is there.
+    pub(crate) fn obstacle(&self) -> Option<StoreError> {
+        let DatabaseUrl::File(path) = &self.url else { return None };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let access =
+            if path.exists() { Ok(()) } else { rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK) };
+        access.err().map(|error| StoreError::Create { path: path.clone(), error: error.into() })
     }
 
     /// The database; a file that is not there yet is made.

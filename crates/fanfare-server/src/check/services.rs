@@ -141,13 +141,16 @@ async fn database(settings: &Settings) -> Finding {
     if *url == DatabaseUrl::None {
         return DATABASE.ok("none: nobody logs in here");
     }
+    let mend =
+        &["database_url = \"sqlite://fanfare.db\"    # in fanfare.toml, in a folder that may be written to, or none"];
     let store = Store::new(url.clone());
+    if let Some(error) = store.obstacle() {
+        return DATABASE.fail(format!("{error}; POST /tokens/revoke fails, too"), mend);
+    }
     match store.users_now().await {
         Ok(Some(users)) => DATABASE.ok(format!("{url} has the newest tables and {users} users")),
         Ok(None) => DATABASE.ok(format!("{url} is made when the first account is")),
-        Err(error) => {
-            DATABASE.fail(error.to_string(), &["database_url = \"sqlite://fanfare.db\"    # in fanfare.toml, or none"])
-        }
+        Err(error) => DATABASE.fail(error.to_string(), mend),
     }
 }
 
