@@ -204,9 +204,22 @@ fn read(path: &Path) -> Result<String, SettingsError> {
 /// in lines of the application's, which must not stop the start.
 fn read_dotenv(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> {
     match fs::read(path) {
-        Ok(bytes) => Ok(Some((path.to_owned(), String::from_utf8_lossy(&bytes).into_owned()))),
+        Ok(bytes) => Ok(Some((path.to_owned(), decode(&bytes)))),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
         Err(error) => Err(SettingsError::Unreadable { path: path.to_owned(), error }),
+    }
+}
+
+/// UTF-16 is what PowerShell's `>` writes, with a byte order mark.
+fn decode(bytes: &[u8]) -> String {
+    let utf_16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        String::from_utf16_lossy(&units)
+    };
+    match bytes {
+        [0xff, 0xfe, rest @ ..] => utf_16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => utf_16(rest, u16::from_be_bytes),
+        _ => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
@@ -232,6 +245,17 @@ impl fmt::Display for Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_in_utf_16_is_read() {
+        let text = "SECRET_KEY=é\r\n";
+        let bytes = |mark: &[u8], unit: fn(u16) -> [u8; 2]| {
+            [mark, &text.encode_utf16().flat_map(unit).collect::<Vec<_>>()].concat()
+        };
+        for bytes in [bytes(&[0xff, 0xfe], u16::to_le_bytes), bytes(&[0xfe, 0xff], u16::to_be_bytes), text.into()] {
+            assert_eq!(decode(&bytes), text);
+        }
+    }
 
     #[test]
     fn a_dotenv_that_is_a_directory_or_no_text_stops_nothing() {
