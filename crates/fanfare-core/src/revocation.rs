@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Which tokens are no longer believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Revocation {
     /// Those of a user that were issued before a time. One that does not say when it was issued counts as the oldest.
     User {

@@ -52,6 +52,9 @@ pub enum BrokerError {
         /// Replicas that were asked for.
         wanted: u64,
     },
+    /// A revocation is in force, as far as the nodes could be told, but a restart would forget it.
+    #[error("the revocation is in force until the hub restarts, because it can't be kept: {0}")]
+    NotKept(String),
 }
 
 /// What one node has all nodes do.

@@ -4,7 +4,7 @@ use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
     broker::{
-        Answer, Appended, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing,
+        Answer, Appended, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing, Tail,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     clock,
@@ -30,16 +30,20 @@ use fanfare_core::{
 };
 use serde::de::DeserializeOwned;
 use std::{
+    collections::HashSet,
     convert::Infallible,
     fmt, io,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 use tokio::{sync::Notify, time::MissedTickBehavior};
+
+/// How many revocations that could not be kept or told are remembered.
+const MAX_UNFINISHED: usize = 10_000;
 
 /// Who publishes, and under which trace.
 #[derive(Debug)]
@@ -67,6 +71,8 @@ pub(crate) struct Inner {
     broker: Arc<dyn Broker>,
     registry: Arc<dyn Registry>,
     keeper: Option<Arc<dyn RevocationStore>>,
+    /// Revocations that could not be kept, or not be told to all nodes.
+    unfinished: Mutex<HashSet<Revocation>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Somebody tells who holds `$sys` how all nodes stand.
     told: AtomicBool,
@@ -88,7 +94,7 @@ pub struct HubBuilder {
 
 /// Keeps revocations where a restart finds them.
 pub trait RevocationStore: Send + Sync + fmt::Debug + 'static {
-    /// Writes one down. It takes effect only if that works.
+    /// Writes one down. It takes effect also if that fails, until a restart; `revoke` then returns the error.
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()>;
 }
 
@@ -329,6 +335,7 @@ impl HubBuilder {
                 broker,
                 registry,
                 keeper,
+                unfinished: Mutex::default(),
                 threads: Mutex::new(threads),
                 told: AtomicBool::new(false),
             }),
@@ -698,18 +705,39 @@ impl Hub {
         self.inner.node.admission.publisher_keeps_pace(user, events, clock::now().mono_ms, self.config())
     }
 
-    /// Believes some tokens no longer, on all nodes, and ends the connections that they opened.
+    /// Believes some tokens no longer, on all nodes, and ends the connections that they opened. On this node that takes
+    /// effect in any case.
     ///
     /// # Errors
-    /// If it can't be kept, or the other nodes can't be told.
+    /// If it can't be kept, or the other nodes can't be told: those hear of it once this node has a link to the log again.
+    /// The same call tries again.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), BrokerError> {
-        if self.inner.node.revoked().contains(&revocation) {
+        if self.inner.node.revoked().contains(&revocation) && !self.unfinished().contains(&revocation) {
             return Ok(());
         }
-        if let Some(keeper) = &self.inner.keeper {
-            keeper.keep(&revocation).await?;
+        let keep = async {
+            match &self.inner.keeper {
+                Some(keeper) => keeper.keep(&revocation).await,
+                None => Ok(()),
+            }
+        };
+        let (kept, told) = tokio::join!(keep, self.inner.broker.order(Order::Revoke(revocation.clone())));
+        if told.is_err() {
+            self.inner.node.obey(Order::Revoke(revocation.clone()));
         }
-        self.inner.broker.order(Order::Revoke(revocation)).await
+        let result = told.and(kept);
+        let mut unfinished = self.unfinished();
+        match result {
+            Ok(()) => drop(unfinished.remove(&revocation)),
+            // Beyond that number a repetition is not tried again.
+            Err(_) if unfinished.len() >= MAX_UNFINISHED => {}
+            Err(_) => drop(unfinished.insert(revocation)),
+        }
+        result
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, HashSet<Revocation>> {
+        self.inner.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a token that allows `grant` was revoked, as far as this node has heard.

@@ -3,14 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare::{
-    Audience, CloseCode, Config, Draft, Hub, Minter, Verifier,
+    Audience, AuthError, BrokerError, CloseCode, Config, Draft, Hub, Minter, Revocation, RevocationStore, Verifier,
     auth::Claims,
+    broker::{Answer, redis::RedisOptions},
     metrics::Counter,
     why::{ClientFate, EventOnNode, InAudience},
 };
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use testbed::RedisServer;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -591,4 +600,62 @@ async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_
     assert_eq!(server.hub.metrics().get(Counter::LimitGapReplay), 3);
     let (_, ack) = server.connect("ann", &cursor(&last)).await;
     assert_eq!((&ack["replayed"], &ack["resumed"]), (&2.into(), &true.into()), "without a gap nothing is left out");
+}
+
+/// Keeps revocations unless it is full.
+#[derive(Debug, Default)]
+struct Disk {
+    full: AtomicBool,
+    kept: Mutex<Vec<Revocation>>,
+}
+
+impl RevocationStore for Disk {
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
+        Box::pin(async move {
+            if self.full.load(Ordering::Relaxed) {
+                return Err(BrokerError::NotKept("the disk is full".to_owned()));
+            }
+            self.kept.lock().unwrap().push(revocation.clone());
+            Ok(())
+        })
+    }
+}
+
+// attack: use a token that is revoked while the accounts' database or Redis is away => rejected at once at that node
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_again() {
+    let mut redis = tokio::task::block_in_place(RedisServer::start);
+    let (disk, hub) = (Arc::new(Disk::default()), Hub::builder(Verifier::from_secret(SECRET).unwrap()));
+    let options = || RedisOptions::new(redis.url().parse().unwrap());
+    let (first, second) = tokio::join!(
+        hub.keep_revocations(disk.clone()).start_with_redis(options()),
+        Hub::builder(Verifier::from_secret(SECRET).unwrap()).start_with_redis(options())
+    );
+    let (first, second) = (first.unwrap(), second.unwrap());
+    let revoked = async |hub: &Hub, user: &str| hub.authenticate(&token(user)).await == Err(AuthError::Revoked);
+    let everywhere = async |user: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        while !revoked(&second, user).await {
+            assert!(Instant::now() < deadline, "the other node never hears of {user}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let of = |user: &str| Revocation::User { user: user.into(), before: u64::MAX / 2 };
+
+    disk.full.store(true, Ordering::Relaxed);
+    assert!(matches!(first.revoke(of("ann")).await, Err(BrokerError::NotKept(_))));
+    assert!(revoked(&first, "ann").await);
+    everywhere("ann").await;
+    assert!(first.revoke(of("ann")).await.is_err(), "it is still not kept");
+    disk.full.store(false, Ordering::Relaxed);
+    assert_eq!(first.revoke(of("ann")).await, Ok(()));
+    assert_eq!(first.revoke(of("ann")).await, Ok(()));
+    assert_eq!(*disk.kept.lock().unwrap(), [of("ann")], "kept once");
+
+    tokio::task::block_in_place(|| redis.kill());
+    assert!(matches!(first.revoke(of("bob")).await, Err(BrokerError::Unavailable(_))));
+    assert!(revoked(&first, "bob").await);
+    tokio::task::block_in_place(|| redis.restart());
+    everywhere("bob").await;
+    assert!(!revoked(&first, "eve").await && !revoked(&second, "eve").await);
 }

@@ -96,12 +96,12 @@ impl Follower {
     }
 }
 
-/// What a hub is told to revoke is in the database before it takes effect.
+/// What a hub is told to revoke is in the database as well.
 impl RevocationStore for Store {
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
         Box::pin(async move {
             let kept = self.revoke(revocation).await;
-            kept.map_err(|error| BrokerError::Unavailable(format!("the revocation can't be kept: {error}")))
+            kept.map_err(|error| BrokerError::NotKept(error.to_string()))
         })
     }
 }

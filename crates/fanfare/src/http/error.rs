@@ -90,6 +90,8 @@ error_codes! {
     LogUnavailable = 503, "log_unavailable";
     /// The event is in the log, and no replica has it yet (`durability`); publish it again under the same `event_id`.
     NotReplicated = 503, "not_replicated";
+    /// The revocation is in force, but the accounts' database can't be written, and a restart would forget it.
+    NotKept = 503, "not_kept";
 }
 
 /// An error on its way to the client.
@@ -119,7 +121,10 @@ pub(super) struct ErrorBody {
 impl ErrorCode {
     /// The same request may go well a moment later: `Retry-After` says when.
     pub(super) const fn is_for_later(self) -> bool {
-        matches!(self, Self::LogUnavailable | Self::NotReplicated | Self::KeysUnavailable | Self::TooManyEvents)
+        matches!(
+            self,
+            Self::LogUnavailable | Self::NotReplicated | Self::NotKept | Self::KeysUnavailable | Self::TooManyEvents
+        )
     }
 }
 
@@ -179,6 +184,7 @@ impl From<&BrokerError> for ErrorCode {
         match error {
             BrokerError::Unavailable(_) => Self::LogUnavailable,
             BrokerError::NotReplicated { .. } => Self::NotReplicated,
+            BrokerError::NotKept(_) => Self::NotKept,
         }
     }
 }

@@ -85,7 +85,7 @@ impl IntoResponses for ConnectionErrors {
 
 impl IntoResponses for RevokeErrors {
     fn responses() -> Responses {
-        responses(&[ADMIN, REVOKE].concat())
+        responses(&[ADMIN, REVOKE, &[ErrorCode::NotKept]].concat())
     }
 }
 

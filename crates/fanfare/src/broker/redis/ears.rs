@@ -135,7 +135,7 @@ pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Recor
                 }
             }
             Ok(Err(BrokerError::NotReplicated { .. })) => drop(waiting.drain(..due)),
-            Ok(Err(BrokerError::Unavailable(_))) | Err(_) => sleep(AGAIN).await,
+            Ok(Err(BrokerError::Unavailable(_) | BrokerError::NotKept(_))) | Err(_) => sleep(AGAIN).await,
         }
     }
 }
