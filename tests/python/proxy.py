@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import re
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -73,3 +74,44 @@ def silent(first: bytes = b"", *, trickle: bytes = b""):
             listening.shutdown(socket.SHUT_RDWR)
     for client in sockets:
         client.close()
+
+
+#: Redis' answer to TIME: seconds and microseconds.
+_TIME = re.compile(rb"(\*2\r\n\$10\r\n)(\d{10})(\r\n\$\d\r\n\d{1,6}\r\n)")
+
+
+@contextmanager
+def late_clock(port: int, seconds: int):
+    """A way to the Redis on a port whose clock is told as that many seconds late. Gives its own port."""
+
+    def later(answer: bytes) -> bytes:
+        return _TIME.sub(lambda found: found[1] + b"%010d" % (int(found[2]) - seconds) + found[3], answer)
+
+    def pump(source: socket.socket, target: socket.socket, change) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 20):
+                target.sendall(change(data))
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def serve(client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            back = threading.Thread(target=pump, args=(server, client, later), daemon=True)
+            back.start()
+            pump(client, server, bytes)
+            back.join()
+
+    def accept(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            # It wakes the thread that accepts.
+            listening.shutdown(socket.SHUT_RDWR)

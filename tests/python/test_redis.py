@@ -10,6 +10,7 @@ import pytest
 import redis
 import redis.asyncio
 from hub import Hub, token, until
+from proxy import late_clock
 
 ADMIN = token("root", admin=True)
 
@@ -151,3 +152,20 @@ def test_every_shards_clients_are_listed_again_after_the_link_was_lost(server, t
             until(all_listed, "the list to be written again", deadline=60)
     finally:
         hub.kill()
+
+
+def test_nodes_whose_clock_is_an_hour_off_that_of_redis_answer_why(server, tmp_path):
+    with late_clock(server.port, 3_600) as port, ExitStack() as nodes:
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "FANFARE_REDIS_NAMESPACE": "late"}
+        hubs = [Hub(tmp_path, **settings) for _ in range(2)]
+        for hub in hubs:
+            nodes.callback(hub.kill)
+        with hubs[0].client("ann"), hubs[1].client("ann"):
+            hubs[0].publish("asked-about")
+
+            def written():
+                told = hubs[1].get("/events/asked-about", bearer=ADMIN)
+                assert told.status in (200, 404), told.text
+                return told.status == 200 and [node["written"] for node in told.json()["nodes"]] == [1, 1] and told.json()
+
+            assert until(written, "both nodes to answer")["silent_nodes"] == 0
