@@ -1,11 +1,15 @@
 """A Redis of a test's own, on a free port."""
 
+from __future__ import annotations
+
 import random
 import socket
 import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import redis
 
 DEADLINE = 90
 
@@ -22,28 +26,46 @@ def free_port() -> int:
 class RedisServer:
     """Ends with `kill`; comes back with its data after `restart`."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.port = free_port()
+    def __init__(self, directory: Path, *options: str):
+        self.directory, self.options = directory, options
         self.process: subprocess.Popen | None = None
-        self.start()
+        deadline = time.monotonic() + DEADLINE
+        while not self._launch(free_port()):
+            assert time.monotonic() < deadline, "redis-server finds no free port"
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> None:
+    def command(self) -> list[str]:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""]
+        return ["redis-server", *options, *self.options]
+
+    def start(self) -> None:
+        assert self._launch(self.port), "redis-server does not start"
+
+    def _launch(self, port: int) -> bool:
+        """Starts it. False: it ended, as when somebody else has the port by now."""
+        self.port = port
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(["redis-server", *options], cwd=self.directory, **quiet)
+        self.process = subprocess.Popen(self.command(), cwd=self.directory, **quiet)
         deadline = time.monotonic() + DEADLINE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, "redis-server does not start"
-                time.sleep(0.02)
+        while not self._answers():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError("redis-server does not answer")
+            time.sleep(0.02)
+        return True
+
+    def _answers(self) -> bool:
+        """Whether this very process answers on its port, and not another server."""
+        try:
+            with redis.Redis(port=self.port, socket_timeout=1) as client:
+                return client.info("server")["process_id"] == self.process.pid
+        except redis.RedisError:
+            return False
 
     def kill(self) -> None:
         self.process.kill()

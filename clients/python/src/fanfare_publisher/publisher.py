@@ -115,7 +115,7 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
         """Closes the connections of this event loop. A later publish opens new ones."""
         client = self._own().pop(asyncio.get_running_loop(), None)
         if client is not None:
-            await client.aclose()
+            await servers.aclose(client)
 
     async def publish(self, message: WSMessage, audience: Audience) -> Published:
         """Publishes to ``"everyone"``, ``{"user": id}``, ``{"connection": id}`` or ``{"topic": name}``."""
@@ -228,7 +228,7 @@ class Publisher(_Audiences[Published, List[Published]]):
             shared.closing = True
             idle = not shared.users
         if idle:
-            shared.client.close()
+            servers.close(shared.client)
 
     def publish(self, message: WSMessage, audience: Audience) -> Published:
         """Publishes to ``"everyone"``, ``{"user": id}``, ``{"connection": id}`` or ``{"topic": name}``."""
@@ -294,7 +294,7 @@ class Publisher(_Audiences[Published, List[Published]]):
                 shared.users -= 1
                 last = shared.closing and not shared.users
             if last:
-                shared.client.close()
+                servers.close(shared.client)
 
     def _connect(self, address: Address) -> Any:
         if address.over_redis:

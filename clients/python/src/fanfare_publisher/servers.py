@@ -123,3 +123,22 @@ def _connect(url: str, timeout: float, api: Any) -> Any:
     # Options of the URL would count before these.
     client.connection_pool.connection_kwargs.update(limits)
     return client
+
+
+def close(client: Any) -> None:
+    """Closes a client, and its connections to the sentinels, which redis-py leaves open."""
+    client.close()
+    for sentinel in _sentinels(client):
+        sentinel.close()
+
+
+async def aclose(client: Any) -> None:
+    """As :func:`close`, for a client of asyncio."""
+    await client.aclose()
+    for sentinel in _sentinels(client):
+        await sentinel.aclose()
+
+
+def _sentinels(client: Any) -> List[Any]:
+    pool = getattr(client, "connection_pool", None)
+    return list(getattr(getattr(pool, "sentinel_manager", None), "sentinels", []))
