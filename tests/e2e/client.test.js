@@ -231,6 +231,37 @@ sharing("a tab whose token is renewed for another user leaves the others", ["ali
   assert.deepEqual([await first.get("got"), await second.get("got")], [["to-bob", "end"], ["to-alice", "end"]]);
 });
 
+tab("a page that may not use locks has a socket of its own", {}, async (hub, tab) => {
+  // As in a sandboxed frame, and where the browser keeps nothing for the site.
+  await tab.page.evaluate(() => { LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); }; });
+  await tab.connect({ token: hub.token, share: true, topics: ["a"] });
+  await tab.isState("live");
+  await note(hub, "e1", { audience: { topic: "a" } });
+  await tab.has("e1");
+  assert.deepEqual((await tab.get("problems")).map(({ error }) => error), ["share"]);
+});
+
+sharing("a leader whose getToken throws what can't be sent to another tab comes back", ["alice", "alice"], async (hub, [first, second]) => {
+  await first.page.evaluate(() => {
+    const again = window.nextToken;
+    let calls = 0;
+    window.nextToken = async (reason) => { if (!calls++) throw new Response("no session", { status: 401 }); return again(reason); };
+  });
+  // The hub rejects the token that it knew before.
+  await hub.kill();
+  Object.assign(hub, { settings: { SECRET_KEY: "another secret that only the tests use" }, token: undefined });
+  await hub.restart();
+  for (const tab of [first, second]) {
+    await until(async () => (await tab.get("problems")).some(({ error }) => error === "token"), "each tab to hear that getToken failed");
+    await tab.isState("live");
+  }
+  await note(hub, "e1");
+  for (const tab of [first, second]) {
+    await tab.page.evaluate(() => window.mend?.());
+    await tab.has("e1");
+  }
+});
+
 sharing("a tab that is closed and opened again goes on where it was", ["alice"], async (hub, [tab]) => {
   await note(hub, "e1");
   await tab.has("e1");

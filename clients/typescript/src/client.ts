@@ -4,6 +4,7 @@ import { Later } from "./later.js";
 import { within } from "./limit.js";
 import { Link } from "./link.js";
 import { Reader, type Entry } from "./reader.js";
+import { text } from "./text.js";
 import { invalid } from "./topics.js";
 import type {
   AnyEvent, Cursor, EventMap, EventOf, Frame, Gap, Options, Problem, Source, State, Subscribed, SubscribeError, Subscription, TypeOf,
@@ -126,7 +127,7 @@ export class Client<Events extends object = EventMap> {
 
   /** Calls `handler` now and whenever the connection's state changes. */
   onState(handler: Handler<State>): Off {
-    handler(this.current);
+    this.tell(new Set([handler]), this.current);
     return own(this.states, handler);
   }
 
@@ -245,15 +246,14 @@ export class Client<Events extends object = EventMap> {
 
   private tellGap(frame: Frame): void {
     const abort = new AbortController();
-    const told = this.tell(this.gaps, { ...frame as unknown as Gap, signal: abort.signal });
-    const pending = told.filter((result) => typeof (result as PromiseLike<unknown> | undefined)?.then === "function");
+    const told = this.tell(this.gaps, { ...frame as unknown as Gap, signal: abort.signal }, "onGap", abort.signal);
+    const pending = told.filter((result) => result instanceof Promise);
     const handled = () => {
       this.waiting.shift();
       this.handlingGap = false;
     };
     if (!pending.length) return handled();
-    const reported = pending.map((result) => Promise.resolve(result).catch((cause) => { if (!abort.signal.aborted) this.report("onGap", cause); }));
-    void this.limited("onGap", Promise.all(reported), () => {}, abort).then(() => {
+    void this.limited("onGap", Promise.all(pending), () => {}, abort).then(() => {
       handled();
       this.deliver();
     });
@@ -261,26 +261,32 @@ export class Client<Events extends object = EventMap> {
 
   /** Resolves when `work` has, or is late: then that is reported, and `late` called. */
   private limited(name: string, work: Promise<unknown>, late: () => void, abort = new AbortController()): Promise<unknown> {
-    return within(this.options.gapTimeout ?? 30_000, name, abort, () => work).catch((cause: Error) => {
+    return within(this.options.gapTimeout ?? 30_000, name, abort, () => work, true).catch((cause: Error) => {
       late();
       this.object({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
     });
   }
 
-  /** Calls each handler; one that throws keeps nothing from the others. */
-  private tell<T>(handlers: Set<Handler<T>> | undefined, value: T): unknown[] {
+  /** Calls each handler; one that throws, or whose promise rejects, keeps nothing from the others. */
+  private tell<T>(handlers: Set<Handler<T>> | undefined, value: T, who = "a handler", unwanted?: AbortSignal): unknown[] {
+    const failed = (cause: unknown) => { if (!unwanted?.aborted) this.report(who, cause, handlers); };
     return [...handlers ?? []].map((handler) => {
       try {
-        return handler(value);
+        const result = handler(value) as PromiseLike<unknown> | undefined;
+        return typeof result?.then === "function" ? Promise.resolve(result).catch(failed) : result;
       } catch (cause) {
-        return this.report("a handler", cause);
+        return failed(cause);
       }
     });
   }
 
-  private report(who: string, cause: unknown): void {
-    if (this.problems.size) this.tell(this.problems, { error: "handler", message: `${who} failed: ${cause}`, cause });
-    else queueMicrotask(() => { throw cause; });
+  private report(who: string, cause: unknown, handlers: unknown): void {
+    // A handler of problems that fails would be told of itself without end.
+    if (handlers !== this.problems && this.problems.size) {
+      this.tell(this.problems, { error: "handler", message: `${who} failed: ${text(cause)}`, cause });
+    // A page's own error reports see it; elsewhere an uncaught error ends the process.
+    } else if (globalThis.document) queueMicrotask(() => { throw cause; });
+    else console.error(`fanfare: ${who} failed:`, cause);
   }
 }
 

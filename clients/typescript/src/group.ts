@@ -10,6 +10,8 @@ export interface Member {
   lead(): void;
   /** Another tab has taken the lead. */
   deposed(): void;
+  /** Locks are denied to this page: it has a null origin, or the browser keeps nothing for this site. */
+  unavailable(cause: unknown): void;
   /** Asks the leader for a sign of life. */
   probe(): void;
   hear(word: any): void;
@@ -89,8 +91,12 @@ export class Group {
       if (name === this.name) this.release = mine;
       held();
       return until;
-    // A lock that was held and is lost was stolen.
-    }).catch(() => { if (mine && mine === this.release && !leaving.signal.aborted) this.yield(); });
+    }).catch((cause) => {
+      if (leaving.signal.aborted) return;
+      // A lock that was held and is lost was stolen.
+      if (mine && mine === this.release) this.yield();
+      else if (cause?.name === "SecurityError") this.member.unavailable(cause);
+    });
   }
 
   /** Takes the lead from one that no longer answers. */

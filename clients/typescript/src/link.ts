@@ -3,6 +3,7 @@
 import { address } from "./address.js";
 import { pause, verdict, words, type Verdict } from "./closes.js";
 import { within } from "./limit.js";
+import { text } from "./text.js";
 import { checked } from "./token.js";
 import type { Cursor, Frame, Options, Sink, SocketLike, Source, State, TokenReason } from "./types.js";
 
@@ -29,7 +30,7 @@ interface Hold {
  */
 export type Gate = (token: string) => Promise<void> | undefined;
 
-const text = (cause: unknown) => String(cause instanceof Error ? cause.message : cause);
+const reasonOf = (cause: unknown) => text(cause instanceof Error ? cause.message : cause);
 const online = () => globalThis.navigator?.onLine !== false;
 
 export class Link implements Source {
@@ -130,6 +131,8 @@ export class Link implements Source {
     this.drop();
     const turn = this.turn;
     this.say(this.waiting(), this.reason);
+    // A handler may have closed it.
+    if (turn !== this.turn) return;
     try {
       await this.getToken();
     } catch (cause) {
@@ -157,7 +160,7 @@ export class Link implements Source {
       socket.onerror = () => void setTimeout(() => { if (turn === this.turn) this.closed(1006, ""); }, 0);
     } catch (cause) {
       // What can't even be tried is not tried again.
-      return this.refuse(text(cause));
+      return this.refuse(reasonOf(cause));
     }
     this.expect(this.options.connectTimeout ?? 10_000, "the hub does not answer");
   }
@@ -191,11 +194,13 @@ export class Link implements Source {
   }
 
   private tokenFailed(cause: unknown): void {
-    const reason = text(cause);
+    const reason = reasonOf(cause);
     // A token that is fixed does not get better.
     if (this.token || !this.options.getToken) return this.refuse(reason);
+    const turn = this.turn;
     this.sink.problem({ error: "token", message: `getToken failed: ${reason}`, cause });
-    this.pause("later", `there is no token: ${reason}`);
+    // A handler may have closed it.
+    if (turn === this.turn) this.pause("later", `there is no token: ${reason}`);
   }
 
   private address(): string {
@@ -209,12 +214,13 @@ export class Link implements Source {
     });
   }
 
-  private receive(text: string): void {
+  private receive(data: string): void {
     let frame: Frame;
     try {
-      frame = JSON.parse(text);
+      frame = JSON.parse(data);
+      if (typeof frame.type !== "string") throw new TypeError("a message needs a type");
     } catch (cause) {
-      return this.sink.problem({ error: "malformed", message: "the hub sent something that is not JSON", cause });
+      return this.sink.problem({ error: "malformed", message: `unexpected message, not a fanfare hub's: ${reasonOf(cause)}`, cause });
     }
     this.heard = Date.now();
     if (this.live) this.expectPing();
@@ -307,7 +313,7 @@ export class Link implements Source {
       if (turn !== this.turn) return;
       // The hub will close, and then it is asked for again.
       this.token = undefined;
-      this.sink.problem({ error: "token", message: `getToken failed: ${text(cause)}`, cause });
+      this.sink.problem({ error: "token", message: `getToken failed: ${reasonOf(cause)}`, cause });
     }
   }
 
@@ -320,9 +326,8 @@ export class Link implements Source {
   /** The hub ends: it closes, or is left, and found again when it said. */
   private leave(frame: Frame): void {
     this.goaway = Number(frame.reconnect_after_ms) || 0;
-    const turn = this.turn;
-    setTimeout(() => {
-      if (turn !== this.turn) return;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
       this.goaway = undefined;
       this.closed(1012, String(frame.reason ?? ""));
     }, this.goaway);

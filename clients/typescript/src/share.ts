@@ -36,6 +36,8 @@ export class Shared implements Source, Member {
   /** Counts groups, so that one that this tab has left says nothing any more. */
   private turn = 0;
   private opened = false;
+  /** This browser shares nothing: the tab has a socket of its own. */
+  private alone = false;
   private leader: Leader = { id: "", term: 0 };
   /** This tab's place is the leader's. */
   private level = false;
@@ -54,7 +56,9 @@ export class Shared implements Source, Member {
       },
       state: (state) => this.changed(state),
       problem: (problem) => {
-        this.say({ say: "problem", problem });
+        // What was thrown stays here: not all of it can be sent to another tab.
+        const { cause, ...rest } = problem;
+        this.say({ say: "problem", problem: rest });
         this.object(problem);
       },
       subscribed: (confirmed) => {
@@ -125,10 +129,10 @@ export class Shared implements Source, Member {
       this.leave();
       this.user = user;
       this.joined = true;
-      if (user !== undefined) void this.join(user);
+      if (user !== undefined && !this.alone) this.join(user).catch((cause) => this.unavailable(cause));
     }
     // A token that names nobody is shared with nobody.
-    if (user === undefined || this.leads) return undefined;
+    if (user === undefined || this.alone || this.leads) return undefined;
     return new Promise((enter) => { this.enter = enter; });
   }
 
@@ -141,6 +145,13 @@ export class Shared implements Source, Member {
     if (turn !== this.turn) return;
     const name = `fanfare:${Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
     this.group = new Group(name, this, () => this.hello());
+  }
+
+  unavailable(cause: unknown): void {
+    this.alone = true;
+    this.leave();
+    this.object({ error: "share", message: `this page may not share a socket, so this tab has its own: ${cause}`, cause });
+    this.enter?.();
   }
 
   private leave(): void {

@@ -73,7 +73,7 @@ export interface Gap {
 
 /** Something that the hub rejected, such as a topic; the connection stays. Or something of this client's own. */
 export interface Problem {
-  /** A word: `forbidden`, `invalid_topic`, `too_many_topics` and others of the protocol; `token`, `handler`, `gap_timeout` of the client's own. */
+  /** A word: `forbidden`, `invalid_topic`, `too_many_topics` and others of the protocol; `token`, `handler`, `gap_timeout`, `malformed`, `share` of the client's own. */
   error: string;
   /** A sentence with what to do. */
   message: string;

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, mock, test } from "node:test";
-import { userOf, verdict } from "fanfare-client";
+import { connect, userOf, verdict } from "fanfare-client";
 import { Hub, jwt, settled, vectors } from "./fake.js";
 
 let hub;
@@ -619,5 +619,89 @@ test("what is not JSON is told, and changes nothing", async () => {
   const client = await live();
   hub.say("{");
   assert.equal(hub.problems[0].error, "malformed");
+  assert.equal(client.state.name, "live");
+});
+
+describe("handlers that fail end neither the process nor the client", () => {
+  /** Connects without a handler of problems, and returns what is printed. */
+  async function silent(t, setup) {
+    const printed = t.mock.method(console, "error", () => {});
+    const client = connect({ url: "ws://hub/ws", token: "a.test.token", WebSocket: hub.WebSocket });
+    setup(client);
+    await hub.accept();
+    return { client, messages: () => printed.mock.calls.map(({ arguments: [what, cause] }) => [what, cause.message]) };
+  }
+
+  test("one that throws, or whose promise rejects, is printed where nobody hears problems", async (t) => {
+    const { client, messages } = await silent(t, (client) => {
+      client.on("note", () => { throw new Error("first"); });
+      client.onAny(async () => { throw new Error("second"); });
+      client.onState(async ({ name }) => { if (name === "live") throw new Error("third"); });
+      client.onGap(async () => { throw new Error("fourth"); });
+    });
+    hub.event("e1");
+    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    await settled();
+    assert.deepEqual(messages().sort(), [
+      ["fanfare: a handler failed:", "first"], ["fanfare: a handler failed:", "second"],
+      ["fanfare: a handler failed:", "third"], ["fanfare: onGap failed:", "fourth"],
+    ]);
+    assert.equal(client.state.name, "live");
+    client.close();
+  });
+
+  test("onProblem is not told of its own failures", async (t) => {
+    let calls = 0;
+    const { client, messages } = await silent(t, (client) => client.onProblem(() => { calls++; throw new Error("oops"); }));
+    hub.say("{");
+    await settled();
+    assert.deepEqual([calls, messages()], [1, [["fanfare: a handler failed:", "oops"]]]);
+    client.close();
+  });
+
+  test("a rejection is a problem as an exception is", async () => {
+    const client = await live();
+    client.on("note", async () => { throw new Error("oops"); });
+    hub.event("e1");
+    await settled();
+    assert.deepEqual(hub.problems.map(({ error, message }) => [error, message]), [["handler", "a handler failed: Error: oops"]]);
+  });
+
+  test("what is thrown may have no text", async () => {
+    const client = hub.connect({ token: undefined, getToken: () => { throw Object.create(null); } });
+    await settled();
+    assert.match(hub.problems[0].message, /^getToken failed: an object without a text/);
+    assert.ok(client.state.retryAt, "and it is tried again");
+    client.onState(() => { throw Object.create(null); });
+    assert.equal(hub.problems.length, 2);
+  });
+});
+
+describe("a client that is closed by one of its handlers stays closed", () => {
+  test("that of problems, when getToken has failed", async () => {
+    let asked = 0;
+    const client = hub.connect({ token: undefined, getToken: () => { asked++; throw new Error("no session"); } });
+    client.onProblem(() => client.close());
+    await settled();
+    await after(600_000);
+    assert.deepEqual([asked, client.state.name], [1, "closed"]);
+  });
+
+  test("that of states, before getToken is asked", async () => {
+    let asked = 0;
+    const client = hub.connect({ token: undefined, getToken: () => { asked++; return "a.test.token"; } });
+    await settled();
+    client.close();
+    client.onState(({ name }) => { if (name === "connecting") client.close(); });
+    client.open();
+    await settled();
+    assert.deepEqual([asked, hub.sockets.length, client.state.name], [1, 1, "closed"]);
+  });
+});
+
+test("what is no message of a hub's is a problem, and changes nothing", async () => {
+  const client = await live();
+  for (const text of ["null", "5", "[]", '"text"', "{}", '{"type":7}']) hub.say(text);
+  assert.deepEqual(hub.problems.map(({ error }) => error), Array(6).fill("malformed"));
   assert.equal(client.state.name, "live");
 });

@@ -1,6 +1,7 @@
 // The client on this runtime's own network: with the package "ws", and with the runtime's WebSocket where it has one.
 
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { afterEach, describe, test } from "node:test";
@@ -88,3 +89,26 @@ for (const [name, WebSocket] of kinds) {
     });
   });
 }
+
+test("after close() nothing keeps the process: no goaway, no onGap that never settles, no getToken", { timeout: 120_000 }, async () => {
+  const hub = new WebSocketServer({ host: "127.0.0.1", port: 0, handleProtocols: () => "fanfare" });
+  hub.on("connection", (socket) => {
+    const frames = [{ type: "ack", connection_id: "c1", heartbeat: 30 }, { type: "gap", reason: "expired" }, { type: "goaway", reconnect_after_ms: NEVER }];
+    frames.forEach((frame, n) => socket.send(JSON.stringify({ event_id: `pos-1-${n}`, timestamp: "t", ...frame })));
+  });
+  const url = `ws://127.0.0.1:${await listen(hub)}/ws`;
+  const script = `
+    import { connect } from "fanfare-client";
+    import WebSocket from "ws";
+    const never = () => new Promise(() => {});
+    const asking = connect({ url: ${JSON.stringify(url)}, getToken: never, tokenTimeout: ${NEVER}, WebSocket });
+    const client = connect({ url: ${JSON.stringify(url)}, token: "${TOKEN}", gapTimeout: ${NEVER}, WebSocket });
+    client.onGap(() => { setTimeout(() => { asking.close(); client.close(); }, 50); return never(); });
+  `;
+  const child = spawn(process.execPath, ["--input-type=module", "--eval", script], { cwd: new URL(".", import.meta.url) });
+  try {
+    assert.deepEqual(await once(child, "exit"), [0, null]);
+  } finally {
+    child.kill();
+  }
+});
