@@ -1,12 +1,15 @@
 """The Python package's listeners against running hubs: tokens, topics, cursors, and what ends one."""
 
 import asyncio
+import json
 import logging
+import pickle
 import threading
 import time
 
 import pytest
 from fanfare_publisher import Gap, HubError, Listener, Refused, SyncListener, TopicRefused
+from fanfare_publisher.client import Client
 from hub import DEADLINE, Hub, token, until
 
 GENEROUS = 60
@@ -287,3 +290,58 @@ def test_a_listener_made_outside_a_loop_works_in_it(hub):
     assert not listener._live, "until Python 3.10 an event belongs to a loop"
     assert first_event(listener, hub, "made-outside").event_id == "made-outside"
     assert DEADLINE > 0
+
+
+def test_one_listener_serves_one_event_loop_after_another(hub):
+    listener = Listener(hub.url(), token("ann"))
+    for event_id in ("first-loop", "second-loop"):
+        assert first_event(listener, hub, event_id).event_id == event_id
+
+
+def test_a_listener_without_asyncio_goes_on_where_it_was_when_it_is_entered_again(hub):
+    events = SyncListener(hub.url(), token("ann"))
+    with events:
+        events.wait_until_live(GENEROUS)
+        with pytest.raises(RuntimeError, match="in use"):
+            events.__enter__()
+    hub.publish("between-entries")
+    with events:
+        assert events.next(GENEROUS).event_id == "between-entries"
+
+
+@pytest.mark.parametrize("ask", [next, SyncListener.next, SyncListener.wait_until_live, list])
+def test_a_listener_that_was_not_entered_says_so(hub, ask):
+    with pytest.raises(RuntimeError, match="with SyncListener"):
+        ask(SyncListener(hub.url(), token("ann")))
+
+
+@pytest.mark.parametrize("text", ["<html>", "null", "5", "[]", "{}", '{"type":7}', b"\xff"])
+def test_what_is_no_message_of_a_hub_is_passed_over(text):
+    client = Client("ws://hub/ws", [])
+    received = client.receive(text)
+    assert received.unexpected and received.heard is None and not client.live
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [{"type": "ack", "heartbeat": "x"}, {"type": "goaway", "reconnect_after_ms": None}, {"type": "note", "event_id": ["e"]}],
+)
+def test_fields_of_another_kind_end_no_listener(frame):
+    assert not Client("ws://hub/ws", []).receive(json.dumps(frame)).unexpected
+
+
+# attack: a publisher's event has fields named as arguments of pydantic's constructor => listeners hand it on as it came
+def test_no_fields_of_an_event_end_a_listener(hub):
+    fields = {"data": [1], "cls": 1, "self": 2, "_fields_set": 3, "model_config": 4, "note": "kept"}
+    with SyncListener(hub.url(), token("ann")) as events:
+        events.wait_until_live(GENEROUS)
+        assert hub.post("/events", {"type": "note", "event_id": "odd-fields", "audience": "everyone", **fields}).status == 201
+        event = events.next(GENEROUS)
+    assert (event.event_id, event.data) == ("odd-fields", [1])
+    assert event.model_extra == {name: fields[name] for name in fields if name != "data"}
+
+
+@pytest.mark.parametrize("error", [Refused(1008, "forbidden"), TopicRefused("forbidden", "not allowed", "a")])
+def test_what_ends_a_listener_passes_between_processes(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

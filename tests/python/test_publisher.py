@@ -121,6 +121,22 @@ def test_an_id_that_is_too_long_is_rejected_before_it_is_sent(way):
             publisher.publish_broadcast(WSMessage(type="note", event_id="ü" * 32 + "x" * 65))
 
 
+@pytest.mark.parametrize("event_id", [5, None, "", "null"])
+def test_an_id_that_was_assigned_later_is_checked_before_it_is_sent(way, event_id):
+    message = WSMessage(type="note")
+    message.event_id = event_id
+    with Publisher(**way) as publisher, pytest.raises(InvalidEvent, match="event_id must be a str"):
+        publisher.publish_broadcast(message)
+
+
+def test_an_error_in_many_events_names_the_place_among_all(way):
+    good = [(WSMessage(type="note"), "everyone") for _ in range(600)]
+    with Publisher(**way) as publisher, pytest.raises(EventRejected) as caught:
+        publisher.publish_many([*good, (WSMessage(type="$sys"), "everyone"), *good[:1]])
+    assert caught.value.index == 600
+    assert "events[" not in str(caught.value) or "events[600]" in str(caught.value)
+
+
 def test_the_same_event_again_is_the_first_one(way):
     message = WSMessage(type="note")
     with Publisher(**way) as publisher:

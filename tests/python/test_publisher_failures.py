@@ -172,6 +172,13 @@ def test_a_url_of_redis_that_is_not_valid_is_a_configuration_error(publish, url)
         publish(url)
 
 
+@both
+@pytest.mark.parametrize("patience", [0, -1, float("nan"), None, "5"])
+def test_a_patience_that_is_no_time_is_a_configuration_error(publish, patience):
+    with pytest.raises(ConfigurationError, match="patience must be"):
+        publish("http://127.0.0.1:1", patience=patience)
+
+
 # attack: a token file with a line break or a header in it => ConfigurationError before anything is sent, without the token
 @both
 @pytest.mark.parametrize("secret", ["", "  ", None, "ffk_se cret", "ffk_secret\r\nX-Admin: 1", "ffk_sécret"])

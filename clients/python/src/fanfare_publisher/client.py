@@ -72,6 +72,8 @@ class Received:
     heard: Optional[Heard] = None
     problem: Optional[HubError] = None
     wants_token: bool = False
+    #: The frame is no message of a hub's: what is wrong with it. It is passed over.
+    unexpected: str = ""
 
 
 def verdict(code: int, reason: str) -> str:
@@ -111,8 +113,15 @@ class Client:
 
     def receive(self, text: Union[str, bytes]) -> Received:
         """What to answer and what to hand on."""
-        frame = json.loads(text)
-        kind, event_id = frame.get("type"), frame.get("event_id")
+        try:
+            frame = json.loads(text)
+        except ValueError as error:
+            return Received(unexpected=f"it is not JSON: {error}")
+        if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
+            return Received(unexpected="it is no object with a type")
+        kind, event_id = frame["type"], frame.get("event_id")
+        if not isinstance(event_id, str):
+            event_id = None
         if event_id and not (kind == "ack" and self._precedes_gap(frame)):
             self.last_event_id = event_id
         if kind == "ack":
@@ -122,7 +131,7 @@ class Client:
         elif kind == "auth_expiring":
             return Received(wants_token=self._renews)
         elif kind == "goaway":
-            self._goaway = float(frame.get("reconnect_after_ms", 0)) / 1_000
+            self._goaway = _number(frame.get("reconnect_after_ms"), 0) / 1_000
         elif kind == "gap":
             return Received(heard=Gap(str(frame.get("reason", "")), frame.get("missed")))
         elif kind == "error":
@@ -163,7 +172,7 @@ class Client:
             return
         self.live, self._live_since, self.token_reason = True, time.monotonic(), "connect"
         self.connection_id = frame.get("connection_id", self.connection_id)
-        self.patience = 1.5 * float(frame.get("heartbeat", 30)) + 5
+        self.patience = 1.5 * _number(frame.get("heartbeat"), 30) + 5
 
     def _is_new(self, event_id: Any) -> bool:
         if not event_id:
@@ -205,9 +214,17 @@ def _problem(frame: Dict[str, Any]) -> HubError:
     )
 
 
+def _number(value: Any, default: float) -> float:
+    return float(value) if isinstance(value, (int, float)) else default
+
+
 def _event(frame: Dict[str, Any]) -> WSMessage:
     try:
         return WSMessage.model_validate(frame)
     except ValidationError:
         # A publisher may send any shape; what came is handed on as it came.
-        return WSMessage.model_construct(**frame)
+        known = {name: frame[name] for name in WSMessage.model_fields if name in frame}
+        event = WSMessage.model_construct(**known)
+        # Not as arguments: a field may be named as one of the constructor's own.
+        event.__pydantic_extra__ = {name: value for name, value in frame.items() if name not in known}
+        return event

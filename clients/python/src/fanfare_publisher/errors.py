@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Sequence
 
 if TYPE_CHECKING:
     from .steps import Published
@@ -65,10 +65,18 @@ class Refused(Exception):
         super().__init__(f"{reason or 'the hub closed the connection'} (close code {code})")
         self.code, self.reason = code, reason
 
+    def __reduce__(self) -> Any:
+        """Made again from its arguments: a pool of processes waits for ever for an exception that it can't unpickle."""
+        return type(self), (self.code, self.reason)
+
 
 class TopicRefused(Exception):
     """The hub rejected one of a listener's topics, most often because the token does not allow it."""
 
     def __init__(self, error: str, message: str, topic: Optional[str]):
         super().__init__(f"the topic {topic!r} was rejected: {message} ({error})" if topic else f"{message} ({error})")
-        self.error, self.topic = error, topic
+        self.error, self.message, self.topic = error, message, topic
+
+    def __reduce__(self) -> Any:
+        """As for :class:`Refused`."""
+        return type(self), (self.error, self.message, self.topic)

@@ -51,15 +51,21 @@ class Listener:
         self._types = None if types is None else frozenset(types)
         self._on_error, self._cursor = on_error, last_event_id
         self._live: Optional[asyncio.Event] = None
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
         #: Called when the cursor has moved without anything to hand out.
         self._moved: Callable[[], None] = lambda: None
 
     @property
     def live(self) -> asyncio.Event:
         """Set while the connection is live; a test waits for it before it publishes."""
-        if self._live is None:
-            # Until Python 3.10 an event belongs to the loop in which it is made.
+        try:
+            loop: Optional[asyncio.AbstractEventLoop] = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = self._loop
+        # An event belongs to one loop, and a listener may be used in one after another. Until Python 3.9 it is that in which it is made.
+        if self._live is None or (self._loop is not None and loop is not self._loop):
             self._live = asyncio.Event()
+        self._loop = loop
         return self._live
 
     @property
@@ -123,6 +129,8 @@ class Listener:
                 if client.live and not self.live.is_set():
                     log.info("listening as connection %s", client.connection_id)
                     self.live.set()
+                if received.unexpected:
+                    log.warning("unexpected message, not a fanfare hub's: %s; check the URL", received.unexpected)
                 if received.answer:
                     await socket.send(received.answer)
                 if received.wants_token and (renewing is None or renewing.done()):

@@ -26,6 +26,11 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def is_absent(event_id: str) -> bool:
+    """Whether it is what scripts write where there is no id."""
+    return event_id.strip() in ("", "null", "undefined", "NaN", "None")
+
+
 class WSMessage(BaseModel):
     """An event of any type. Further fields are passed on as they are."""
 
@@ -40,8 +45,7 @@ class WSMessage(BaseModel):
     @classmethod
     def _not_absent(cls, event_id: str) -> str:
         """The hub would replace what scripts write for an absent value, and the publisher would look for it in vain."""
-        absent = event_id.strip() in ("", "null", "undefined", "NaN", "None")
-        return str(uuid.uuid4()) if absent else event_id
+        return str(uuid.uuid4()) if is_absent(event_id) else event_id
 
 
 class TaskStatusUpdate(WSMessage):

@@ -36,8 +36,7 @@ def publish_many(events: List[Outgoing], where: str, patience: float, now: Clock
         except PublishError as error:
             done += error.published
             error.published = done
-            # In a batch all are published or none, so the first one that is not is the first of this batch.
-            error.index = len(done) if error.index is None else len(done) + error.index
+            _renumber(error, len(done))
             raise
     return done
 
@@ -61,6 +60,14 @@ def _publish_batch(batch: List[Outgoing], where: str, patience: float, now: Cloc
     except PublishError as error:
         error.published = [*first, *error.published]
         raise
+
+
+def _renumber(error: PublishError, before: int) -> None:
+    """The hub counts within a request, the caller within all of its events."""
+    if error.index is not None:
+        error.args = (str(error).replace(f"events[{error.index}]", f"events[{before + error.index}]", 1),)
+    # In a batch all are published or none, so the first one that is not is the first of this batch.
+    error.index = before + (error.index or 0)
 
 
 def _batches(events: List[Outgoing]) -> List[List[Outgoing]]:

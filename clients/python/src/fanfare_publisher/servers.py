@@ -32,7 +32,7 @@ class Address:
         if not isinstance(url, str) or not url.startswith(_REDIS + _HTTP):
             kinds = "https:// or http:// for a hub, redis:// (rediss, unix, redis+sentinel, redis+cluster) for its Redis"
             raise ConfigurationError(f"the publisher's URL is not valid: expected {kinds}")
-        if not patience > 0:
+        if not isinstance(patience, (int, float)) or not patience > 0:
             raise ConfigurationError("patience must be more than 0 seconds")
         self.url, self.namespace, self.patience = url, namespace, patience
         self.over_redis, self.cluster = url.startswith(_REDIS), url.startswith(CLUSTER)

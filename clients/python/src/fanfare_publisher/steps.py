@@ -10,7 +10,7 @@ from typing import Any, Dict, Generator, Iterable, List, NamedTuple, Optional, T
 
 from .audience import Target, check_audience
 from .errors import InvalidEvent
-from .messages import WSMessage
+from .messages import WSMessage, is_absent
 
 #: The longest pause between two attempts, in seconds.
 LONGEST_PAUSE = 2.0
@@ -102,16 +102,20 @@ def outgoing(message: Any, audience: Any) -> Outgoing:
     target = check_audience(audience)
     if not isinstance(message, WSMessage):
         raise InvalidEvent(f"a message is a WSMessage, not {type(message).__name__}")
+    # Assignments are not validated. The hub would publish it under an id of its own.
+    event_id = getattr(message, "event_id", None)
+    if not isinstance(event_id, str) or is_absent(event_id):
+        raise InvalidEvent(f"the event_id must be a str that is not empty, null, undefined, NaN or None, not {event_id!r}")
     for name in _MISPLACED:
         if name in (message.model_extra or {}) or name in type(message).model_fields:
             raise InvalidEvent(f"the message has a field {name!r}: say who it is for with the argument `audience`")
     try:
-        found = Outgoing(message.event_id, message.model_dump_json(), target)
+        found = Outgoing(event_id, message.model_dump_json(), target)
     except Exception as error:
         raise InvalidEvent(f"the message can't be written as JSON: {error}") from error
     # Over Redis a hub has no place to write why it rejected such an id.
-    if len(message.event_id.encode()) > MAX_EVENT_ID_BYTES:
-        raise InvalidEvent(f"the event_id has more than {MAX_EVENT_ID_BYTES} bytes: {message.event_id[:40]!r}...")
+    if len(event_id.encode()) > MAX_EVENT_ID_BYTES:
+        raise InvalidEvent(f"the event_id has more than {MAX_EVENT_ID_BYTES} bytes: {event_id[:40]!r}...")
     return found
 
 

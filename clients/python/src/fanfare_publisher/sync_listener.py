@@ -31,6 +31,9 @@ class SyncListener:
         self._thread: Optional[threading.Thread] = None
 
     def __enter__(self) -> SyncListener:
+        if self._thread and self._thread.is_alive():
+            raise RuntimeError("the listener is in use: leave its `with` first, or make another one")
+        self._is_live, self._ended, self._failure = False, False, None
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(started)), name="fanfare-listener", daemon=True)
         self._thread.start()
@@ -57,6 +60,7 @@ class SyncListener:
 
     def wait_until_live(self, timeout: float = 10.0) -> None:
         """Waits until events arrive as they are published. Raises what ended the listener instead, or :class:`TimeoutError`."""
+        self._check_entered()
         with self._changed:
             self._changed.wait_for(lambda: self._is_live or self._ended, timeout)
             if self._is_live:
@@ -67,6 +71,7 @@ class SyncListener:
 
     def next(self, timeout: Optional[float] = None) -> Heard:
         """The next event or gap. Raises :class:`TimeoutError`, what ended the listener, or ``StopIteration`` at the end."""
+        self._check_entered()
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while True:
@@ -88,6 +93,10 @@ class SyncListener:
 
     def __next__(self) -> Heard:
         return self.next()
+
+    def _check_entered(self) -> None:
+        if self._thread is None:
+            raise RuntimeError("the listener does not listen yet: with SyncListener(...) as events: for heard in events: ...")
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(self._listen())
