@@ -158,3 +158,32 @@ def test_a_cancelled_publish_leaves_the_publisher_usable(way):
                 assert (published.event_id, published.duplicate) == (message.event_id, False)
 
     asyncio.run(run())
+
+
+def test_a_cancelled_publish_breaks_no_request_off():
+    """One that is cancelled while it waits for a connection would take a place of httpx's pool for good."""
+    outcomes = []
+
+    class Client:
+        async def post(self, *_: object, **options: object):
+            try:
+                await asyncio.sleep(0.05)
+            except BaseException as error:
+                outcomes.append(type(error))
+                raise
+            outcomes.append("ended")
+
+    async def run():
+        publisher = AsyncPublisher("http://127.0.0.1:1", token="ffk_x")
+        publisher._connect = lambda _: Client()
+        publishing = asyncio.ensure_future(publisher.publish_broadcast(WSMessage(type="note")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        publishing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        while not outcomes:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert outcomes == ["ended"]

@@ -41,6 +41,9 @@ _One = TypeVar("_One")
 _Many = TypeVar("_Many")
 _Result = TypeVar("_Result")
 
+#: How long a request may go on that nobody waits for, in seconds: a server may send its answer byte by byte.
+LONGEST_REST = 30.0
+
 #: Clients of a parent process. They are kept, because whatever ends them here would write to connections that are the parent's.
 _INHERITED: List[object] = []
 
@@ -147,9 +150,17 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
         if isinstance(step, Wait):
             return await asyncio.sleep(step.seconds)
         try:
-            return await asyncio.wait_for(self._request(step), step.seconds)
+            request = self._unbroken(step) if isinstance(step, Post) else self._request(step)
+            return await asyncio.wait_for(request, step.seconds)
         except Exception as error:
             return _failure(error)
+
+    async def _unbroken(self, step: Post) -> Any:
+        """A request that ends by itself, also if nobody waits for it any more: one that is cancelled while it waits for a
+        connection takes a place of httpx's pool for good, and without places nothing is published."""
+        request = asyncio.ensure_future(asyncio.wait_for(self._request(step), step.seconds + LONGEST_REST))
+        request.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return await asyncio.shield(request)
 
     async def _request(self, step: Union[Post, Say, Find]) -> Any:
         client, ways = self._open(), self._found()
