@@ -42,7 +42,7 @@ use std::{
 };
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
-/// How many revocations that could not be kept or told are remembered.
+/// How many revocations that could not be kept or told are remembered; beyond, a repetition is not tried again.
 const MAX_UNFINISHED: usize = 10_000;
 
 /// Who publishes, and under which trace.
@@ -715,6 +715,10 @@ impl Hub {
         if self.inner.node.revoked().contains(&revocation) && !self.unfinished().contains(&revocation) {
             return Ok(());
         }
+        if self.unfinished().len() < MAX_UNFINISHED {
+            self.unfinished().insert(revocation.clone());
+        }
+        self.inner.node.obey(Order::Revoke(revocation.clone()));
         let keep = async {
             match &self.inner.keeper {
                 Some(keeper) => keeper.keep(&revocation).await,
@@ -722,18 +726,9 @@ impl Hub {
             }
         };
         let (kept, told) = tokio::join!(keep, self.inner.broker.order(Order::Revoke(revocation.clone())));
-        if told.is_err() {
-            self.inner.node.obey(Order::Revoke(revocation.clone()));
-        }
-        let result = told.and(kept);
-        let mut unfinished = self.unfinished();
-        match result {
-            Ok(()) => drop(unfinished.remove(&revocation)),
-            // Beyond that number a repetition is not tried again.
-            Err(_) if unfinished.len() >= MAX_UNFINISHED => {}
-            Err(_) => drop(unfinished.insert(revocation)),
-        }
-        result
+        told.and(kept)?;
+        self.unfinished().remove(&revocation);
+        Ok(())
     }
 
     fn unfinished(&self) -> MutexGuard<'_, HashSet<Revocation>> {
