@@ -114,7 +114,7 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
         .map(|name| format!("{name}_temp_path {};\n", path(name)))
         .concat();
     let main = format!(
-        "daemon off;\npid {};\nerror_log stderr;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
+        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
          http {{\n{temporary}include {};\n}}\n",
         path("pid"),
         path("fanfare.conf")
