@@ -21,6 +21,8 @@ from fanfare_publisher import (
     WSMessage,
     over_http,
 )
+from fanfare_publisher import over_http
+from fanfare_publisher.steps import Failed, Wait
 from hub import PUBLISHER, Hub, token, until
 from proxy import answering, silent
 from redis_server import RedisServer
@@ -70,6 +72,16 @@ def test_whatever_answers_the_error_is_a_publish_error(publish, status, body, he
             publish(url, token=KEY)
     assert failed.value.status in (status, None)
     assert "<html>" not in str(failed.value)
+
+
+def test_an_answer_says_more_than_a_last_attempt_that_had_no_time():
+    time_left = iter([1.0, 0.9, 0.02, 0.0])
+    way = over_http._post("/events", "{}", "http://hub", 1.0, lambda: 1.0 - next(time_left))
+    next(way)
+    assert isinstance(way.send((502, {"content-type": "text/html"}, PAGE)), Wait)
+    assert way.send(None).seconds == pytest.approx(0.02)
+    with pytest.raises(Unavailable, match="502 Bad Gateway"):
+        way.send(Failed("TimeoutError"))
 
 
 RETRY_AFTER = {

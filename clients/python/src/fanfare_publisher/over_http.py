@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from http import HTTPStatus
-from typing import Any, Callable, Dict, List, Mapping, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
 
 from .errors import EventRejected, NotAuthorized, PublishError, Unavailable, UnexpectedAnswer
 from .steps import ATTEMPT, Failed, Outgoing, Post, Published, Wait, Way, parsed, pause
@@ -91,17 +91,23 @@ def _body(event: Outgoing) -> str:
 def _post(path: str, body: str, where: str, deadline: float, now: Clock) -> Way[Dict[str, Any]]:
     """Posts until there is an answer that stays the same. The same ``event_id`` each time, so that it is published once."""
     attempt, uncertain = 0, False
+    answered: Optional[PublishError] = None
     while True:
-        outcome = yield Post(path, body, max(0.01, min(ATTEMPT, deadline - now())))
+        left = deadline - now()
+        outcome = yield Post(path, body, max(0.01, min(ATTEMPT, left)))
         after = 0.0
         if isinstance(outcome, Failed):
             error: PublishError = Unavailable(f"the hub can't be reached at {where}: {outcome.reason}")
             uncertain = uncertain or outcome.sent
+            if answered and left < ATTEMPT:
+                # The last attempt had little time; what was answered before says more.
+                error = answered
         else:
             status, headers, text = outcome
             if status in (200, 201):
                 return _success(text, headers, where)
             error, after = _error(status, headers, text, where), _retry_after(headers)
+            answered = error
             # 429 is answered before anything is published.
             uncertain = uncertain or status >= 500 or status == 408
         error.may_be_published = uncertain
