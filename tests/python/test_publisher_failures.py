@@ -21,7 +21,6 @@ from fanfare_publisher import (
     WSMessage,
     over_http,
 )
-from fanfare_publisher import over_http
 from fanfare_publisher.steps import Failed, Wait
 from hub import PUBLISHER, Hub, token, until
 from proxy import answering, silent

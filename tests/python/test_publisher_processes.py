@@ -164,24 +164,27 @@ def test_a_cancelled_publish_breaks_no_request_off():
     """One that is cancelled while it waits for a connection would take a place of httpx's pool for good."""
     outcomes = []
 
-    class Client:
-        async def post(self, *_: object, **options: object):
-            try:
-                await asyncio.sleep(0.05)
-            except BaseException as error:
-                outcomes.append(type(error))
-                raise
-            outcomes.append("ended")
-
     async def run():
+        begun, answered = asyncio.Event(), asyncio.Event()
+
+        class Client:
+            async def post(self, *_: object, **options: object):
+                begun.set()
+                try:
+                    await answered.wait()
+                except BaseException as error:
+                    outcomes.append(type(error))
+                    raise
+                outcomes.append("ended")
+
         publisher = AsyncPublisher("http://127.0.0.1:1", token="ffk_x")
         publisher._connect = lambda _: Client()
         publishing = asyncio.ensure_future(publisher.publish_broadcast(WSMessage(type="note")))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await begun.wait()
         publishing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await publishing
+        answered.set()
         while not outcomes:
             await asyncio.sleep(0.01)
 

@@ -5,7 +5,7 @@ use crate::Config;
 use axum::{
     extract::ConnectInfo,
     http::{
-        HeaderMap, HeaderName,
+        Extensions, HeaderMap, HeaderName,
         header::{HOST, ORIGIN},
         request::Parts,
     },
@@ -115,6 +115,11 @@ impl Origins {
             Self::Every => Some(tower_http::cors::AllowOrigin::any()),
         }
     }
+}
+
+/// The other end of the connection that a request came over, if the server told it.
+pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical())
 }
 
 impl ForeignOrigin {

@@ -17,7 +17,7 @@ use crate::{
 use aws_lc_rs::digest;
 use axum::{
     body::Body,
-    extract::{ConnectInfo, Query, Request, State},
+    extract::{Query, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{
@@ -35,7 +35,7 @@ use serde::Deserialize;
 use socket2::SockRef;
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -151,7 +151,7 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let (offered, selected) = subprotocols(headers);
     let from_headers = bearer(headers).and_then(given).or(offered.and_then(given));
     let token = from_headers.map(str::to_owned).or_else(|| parameters.token.clone());
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
+    let peer = crate::origin::peer(request.extensions());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
     let client = match turned_away_at_once(node, address, peer, headers)? {
         Some(why) => Err(Refused { why, user: None }),

@@ -41,7 +41,7 @@ _One = TypeVar("_One")
 _Many = TypeVar("_Many")
 _Result = TypeVar("_Result")
 
-#: How long a request may go on that nobody waits for, in seconds: a server may send its answer byte by byte.
+#: The time limit of a request whose caller was cancelled, in seconds: a server may send its response byte by byte.
 LONGEST_REST = 30.0
 
 #: Clients of a parent process. They are kept, because whatever ends them here would write to connections that are the parent's.
@@ -156,8 +156,8 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
             return _failure(error)
 
     async def _unbroken(self, step: Post) -> Any:
-        """A request that ends by itself, also if nobody waits for it any more: one that is cancelled while it waits for a
-        connection takes a place of httpx's pool for good, and without places nothing is published."""
+        """A request that runs to its end even if its caller is cancelled: httpx never frees the place in its pool of a request
+        that is cancelled while it waits for a connection, and without places nothing is published."""
         request = asyncio.ensure_future(asyncio.wait_for(self._request(step), step.seconds + LONGEST_REST))
         request.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return await asyncio.shield(request)

@@ -96,7 +96,7 @@ impl Follower {
     }
 }
 
-/// What a hub is told to revoke is in the database as well.
+/// Revocations that a hub receives are also stored in the accounts' database.
 impl RevocationStore for Store {
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
         Box::pin(async move {

@@ -20,6 +20,21 @@ use std::{
 };
 use tokio::{sync::OnceCell, time::timeout};
 
+/// The SQL of a time of creation: a parameter, or later where one of the same name, the first parameter, was removed.
+macro_rules! created_at {
+    ($kind:literal, $at:literal) => {
+        concat!(
+            "(SELECT CASE WHEN COALESCE(MAX(before_secs), 0) > ",
+            $at,
+            " THEN MAX(before_secs) ELSE ",
+            $at,
+            " END FROM fanfare_revocations WHERE kind = '",
+            $kind,
+            "' AND whose = $1)"
+        )
+    };
+}
+
 /// The tables, as they came to be. What was released is never changed.
 const MIGRATIONS: &[(i64, &str, &str)] =
     &[(1, "accounts", include_str!("tables.sql")), (2, "sessions", include_str!("sessions.sql"))];
@@ -229,12 +244,11 @@ impl Store {
     /// Adds a user. Returns whether the address was free. A removed one of the address was created in an earlier second,
     /// even if that is the present one: the time tells accounts apart.
     pub(crate) async fn add_user(&self, user: &User) -> Result<bool, StoreError> {
-        let added = sqlx::query(
-            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, 0, \
-             (SELECT CASE WHEN COALESCE(MAX(before_secs), 0) > $5 THEN MAX(before_secs) ELSE $5 END \
-             FROM fanfare_revocations WHERE kind = 'user' AND whose = $1)) \
-             ON CONFLICT (email) DO NOTHING",
-        );
+        let added = sqlx::query(concat!(
+            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, 0, ",
+            created_at!("user", "$5"),
+            ") ON CONFLICT (email) DO NOTHING",
+        ));
         let added = added.bind(&user.email).bind(&user.password).bind(user.role.name()).bind(user.topics.join("\n"));
         let added = added.bind(seconds(user.created_at)).execute(self.pool().await?).await?;
         Ok(added.rows_affected() == 1)
@@ -329,12 +343,11 @@ impl Store {
     /// Adds an access key. Returns whether the name was free. Created later than a removed one of the name, as users are.
     pub(crate) async fn add_key(&self, key: &Key) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
-        let added = sqlx::query(
-            "INSERT INTO fanfare_access_keys (name, digest, admin, created_at) VALUES ($1, $2, $3, \
-             (SELECT CASE WHEN COALESCE(MAX(before_secs), 0) > $4 THEN MAX(before_secs) ELSE $4 END \
-             FROM fanfare_revocations WHERE kind = 'key' AND whose = $1)) \
-             ON CONFLICT (name) DO NOTHING",
-        );
+        let added = sqlx::query(concat!(
+            "INSERT INTO fanfare_access_keys (name, digest, admin, created_at) VALUES ($1, $2, $3, ",
+            created_at!("key", "$4"),
+            ") ON CONFLICT (name) DO NOTHING",
+        ));
         let added =
             added.bind(&key.name).bind(hex(&key.digest)).bind(i64::from(key.admin)).bind(seconds(key.created_at));
         let added = added.execute(&mut *transaction).await?.rows_affected();

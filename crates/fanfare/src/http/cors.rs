@@ -1,9 +1,12 @@
 //! What pages of other sites may do (CORS), and what they are told where they may not.
 
 use super::error::problem;
-use crate::{Config, Hub, origin::Origins};
+use crate::{
+    Config, Hub,
+    origin::{self, Origins},
+};
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     http::{
         HeaderName, Method, StatusCode,
         header::{ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
@@ -11,7 +14,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// Headers that tracing and monitoring libraries add to a page's requests.
@@ -36,12 +39,13 @@ pub(super) fn permissions(origins: AllowOrigin, config: &Config) -> CorsLayer {
 
 /// Answers the question that a browser asks before a page's request (a preflight) with 403 where the page's site is not
 /// allowed. The page can't see it; its developer can, with what to set.
-pub(super) async fn refuse_preflights(State(hub): State<Hub>, request: Request, next: Next) -> Response {
-    if request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
-        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
-        if let Err(error) = hub.node().check_origin(request.headers(), peer) {
-            return problem(StatusCode::FORBIDDEN, "origin_not_allowed", &error.detail());
-        }
+pub(super) async fn reject_preflights(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    if request.method() == Method::OPTIONS
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+        && let Err(error) = hub.node().check_origin(headers, origin::peer(request.extensions()))
+    {
+        return problem(StatusCode::FORBIDDEN, "origin_not_allowed", &error.detail());
     }
     next.run(request).await
 }

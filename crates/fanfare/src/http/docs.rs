@@ -105,7 +105,6 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
-/// The routes of the documentation.
 /// Describes routes as open to requests without a token.
 pub(super) fn open(spec: &mut utoipa::openapi::OpenApi, paths: &[&str]) {
     for path in paths {
@@ -115,6 +114,7 @@ pub(super) fn open(spec: &mut utoipa::openapi::OpenApi, paths: &[&str]) {
     }
 }
 
+/// The routes of the documentation.
 pub(super) fn router(spec: &utoipa::openapi::OpenApi) -> Router<Hub> {
     let spec = Bytes::from(serde_json::to_vec(spec).unwrap_or_default());
     let answer = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], spec.clone()));

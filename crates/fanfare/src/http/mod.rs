@@ -68,5 +68,5 @@ pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
         Some(origins) => router.layer(cors::permissions(origins, hub.config())),
         None => router,
     };
-    router.layer(middleware::from_fn_with_state(hub.clone(), cors::refuse_preflights)).with_state(hub)
+    router.layer(middleware::from_fn_with_state(hub.clone(), cors::reject_preflights)).with_state(hub)
 }
