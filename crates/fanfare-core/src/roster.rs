@@ -36,6 +36,10 @@ const SHORTEST_PAUSE_MS: u64 = 50;
 
 type Hasher = foldhash::fast::RandomState;
 
+/// Slots are given out densely, so that no client can choose some whose hashes collide; and the order of a set's slots
+/// is the same in every run.
+type SlotHasher = foldhash::fast::FixedState;
+
 /// What lies behind a roster's own tail: the node's window.
 pub trait Past {
     /// Adds to `out` what `viewer` may see behind `cursor`, a place of its `epoch`, and not beyond `until`, at most as
@@ -159,7 +163,7 @@ impl Seat {
 #[derive(Debug)]
 enum Members {
     One(Slot),
-    Many(Box<HashSet<Slot, Hasher>>),
+    Many(Box<HashSet<Slot, SlotHasher>>),
 }
 
 impl Roster {

@@ -83,6 +83,9 @@ pub(crate) fn fresh_event_id() -> String {
 /// Random bytes of cryptographic quality.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    if crate::environment::fill(&mut bytes) {
+        return bytes;
+    }
     // The generator fails only where the system has no randomness at all; nothing safe can be done then.
     #[expect(clippy::expect_used, reason = "no name or key may be made without randomness")]
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives randomness");

@@ -13,6 +13,8 @@ pub mod broker;
 mod clock;
 pub mod config;
 mod drain;
+#[doc(hidden)]
+pub mod environment;
 mod foreign_cursors;
 mod http;
 pub mod hub;

@@ -146,7 +146,7 @@ impl RedisBroker {
             Ok(result) => result?,
             Err(_) => return Err(LinkError::Unreachable("the thread for Redis ended".to_owned())),
         }
-        Ok(Self { shared, jobs, waiters, stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, jobs, waiters, stop, thread: Mutex::new(thread) })
     }
 
     async fn append_now(&self, records: Vec<Record>) -> Result<Vec<Appended>, BrokerError> {

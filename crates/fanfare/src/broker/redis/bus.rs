@@ -8,7 +8,7 @@ use super::{
     shared::{Job, Shared},
     tail,
 };
-use crate::{broker::BrokerError, metrics::Counter};
+use crate::{broker::BrokerError, environment, metrics::Counter};
 use redis::{Value, cmd};
 use std::{convert::Infallible, sync::Arc, thread, time::Duration};
 use tokio::{
@@ -58,20 +58,22 @@ impl Bus {
         Self { shared, jobs, waiters, heard, stop, orders: None, beats: 0, fresh: true }
     }
 
-    /// Starts the thread. `started` hears once the window is warm, or why that can't be.
+    /// Starts the thread; a simulation has none. `started` hears once the window is warm, or why that can't be.
     pub(super) fn spawn(
         self,
         forward: impl Future<Output = ()> + Send + 'static,
         started: oneshot::Sender<Result<(), LinkError>>,
-    ) -> std::io::Result<thread::JoinHandle<()>> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let run = move || {
-            runtime.block_on(async move {
-                tokio::spawn(forward);
-                self.run(started).await;
-            });
+    ) -> std::io::Result<Option<thread::JoinHandle<()>>> {
+        let live = async move || {
+            environment::spawn(forward);
+            self.run(started).await;
         };
-        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(run)
+        if let Some(environment) = environment::current() {
+            environment.spawn(Box::pin(live()));
+            return Ok(None);
+        }
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(move || runtime.block_on(live())).map(Some)
     }
 
     async fn run(mut self, started: oneshot::Sender<Result<(), LinkError>>) {
@@ -80,9 +82,9 @@ impl Bus {
         let mut pause = SOON;
         loop {
             let ended = tokio::select! {
+                biased;
                 ended = self.live(&mut started) => ended,
-                // An error means that nobody is left who could stop it.
-                _ = stop.wait_for(|stop| *stop) => return self.leave().await,
+                () = stopped(&mut stop) => return self.leave().await,
             };
             let Err(error) = ended;
             if self.shared.up_since().is_some() {
@@ -99,8 +101,9 @@ impl Bus {
             // So that the nodes of a server that comes back don't all knock at once.
             let jitter = Duration::from_millis(u64::from(crate::identity::random::<1>()[0]) / 4);
             tokio::select! {
+                biased;
                 () = sleep(pause + jitter) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
             }
             pause = (pause * 2).min(LATER);
         }
@@ -191,6 +194,12 @@ impl Bus {
             tracing::debug!("Redis was not told that this node leaves; it notices by itself");
         }
     }
+}
+
+/// Waits until the bus is to end.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left who could stop it.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Asks Sentinel again and again who the master is, until it is another one than this link leads to. A master that was

@@ -20,11 +20,11 @@ use std::{
     convert::Infallible,
     fmt::Display,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 /// How many messages wait while the log can't be reached; more are lost.

@@ -7,10 +7,8 @@ use super::{
 };
 use crate::clock;
 use redis::cmd;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// How many questions the latency is of.
 const QUESTIONS: usize = 20;

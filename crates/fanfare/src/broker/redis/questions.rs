@@ -5,7 +5,7 @@ use super::{
     recovery::ALIVE_MS,
     shared::Shared,
 };
-use crate::{identity::random, why::Question};
+use crate::{environment, identity::random, why::Question};
 use redis::cmd;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -48,7 +48,7 @@ pub(super) fn answer(shared: &Arc<Shared>, id: &str, question: &str, asked_ms: u
     let Ok(question) = serde_json::from_str::<Question>(question) else { return };
     let Ok(link) = shared.link() else { return };
     let (shared, key) = (shared.clone(), shared.keys.answers(id));
-    tokio::spawn(async move {
+    environment::spawn(async move {
         // By Redis' clock, which the question is stamped with: this machine's may be any other time.
         match link.clock_ms().await {
             Ok(now) if now.saturating_sub(asked_ms) <= 1_000 * KEPT_SECS.unsigned_abs() => {}

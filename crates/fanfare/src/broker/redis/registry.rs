@@ -11,7 +11,7 @@ use crate::{broker::BrokerError, registry::Present};
 use fanfare_core::ConnectionId;
 use redis::{Cmd, cmd};
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -44,7 +44,7 @@ pub(super) enum Change {
 /// Changes that are not written yet, the newest of each connection.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    changes: HashMap<ConnectionId, Change>,
+    changes: BTreeMap<ConnectionId, Change>,
     /// There is no link, and so no use in collecting: with the next one all are written anew.
     idle: bool,
 }
@@ -64,10 +64,10 @@ impl Pending {
     }
 
     pub(super) fn set_idle(&mut self, idle: bool) {
-        *self = Self { changes: HashMap::new(), idle };
+        *self = Self { changes: BTreeMap::new(), idle };
     }
 
-    fn take(&mut self) -> HashMap<ConnectionId, Change> {
+    fn take(&mut self) -> BTreeMap<ConnectionId, Change> {
         std::mem::take(&mut self.changes)
     }
 }

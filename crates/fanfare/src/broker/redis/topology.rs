@@ -5,8 +5,9 @@ use super::{
     tls::RedisTls,
     url::{Address, RedisUrl, Topology},
 };
+use crate::environment::{self, Dialing, Stream};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisResult, Value,
     aio::{MultiplexedConnection, PubSub},
     cmd,
 };
@@ -126,17 +127,13 @@ impl RedisUrl {
     ) -> Result<MultiplexedConnection, LinkError> {
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(patience));
-        let failed = |error| LinkError::connecting(at, error);
         let connecting = async {
-            let Some(certificates) = self.certificates() else {
-                let client = self.client(at, info)?;
-                return client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed);
+            let opened = match (environment::dial(&at.host, at.port), self.certificates()) {
+                (Some(dialing), _) => over(dialed(at, dialing).await?, &info, config).await,
+                (None, Some(certificates)) => over(certificates.dial(at).await?, &info, config).await,
+                (None, None) => self.client(at, info)?.get_multiplexed_async_connection_with_config(&config).await,
             };
-            let stream = certificates.dial(at).await?;
-            let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
-            let (connection, driver) = opened.map_err(failed)?;
-            tokio::spawn(driver);
-            Ok(connection)
+            opened.map_err(|error| LinkError::connecting(at, error))
         };
         in_time(at, CONNECT, connecting).await
     }
@@ -149,9 +146,10 @@ impl RedisUrl {
         patience: Duration,
     ) -> Result<PubSub, LinkError> {
         let connecting = async {
-            let opened = match self.certificates() {
-                None => self.client(at, info)?.get_async_pubsub().await,
-                Some(certificates) => PubSub::new(&info, certificates.dial(at).await?).await,
+            let opened = match (environment::dial(&at.host, at.port), self.certificates()) {
+                (Some(dialing), _) => PubSub::new(&info, dialed(at, dialing).await?).await,
+                (None, Some(certificates)) => PubSub::new(&info, certificates.dial(at).await?).await,
+                (None, None) => self.client(at, info)?.get_async_pubsub().await,
             };
             opened.map_err(|error| LinkError::connecting(at, error))
         };
@@ -166,6 +164,21 @@ impl RedisUrl {
     async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<MultiplexedConnection, LinkError> {
         self.connect(at, info, CONNECT).await
     }
+}
+
+/// Makes a connection of a stream.
+async fn over(
+    stream: impl Stream + 'static,
+    info: &RedisConnectionInfo,
+    config: AsyncConnectionConfig,
+) -> RedisResult<MultiplexedConnection> {
+    let (connection, driver) = MultiplexedConnection::new_with_config(info, stream, config).await?;
+    environment::spawn(driver);
+    Ok(connection)
+}
+
+async fn dialed(at: &Address, dialing: Dialing) -> Result<Box<dyn Stream>, LinkError> {
+    dialing.await.map_err(|error| LinkError::unreachable(at, &error.to_string()))
 }
 
 /// Waits for a connection, because the settings' own times don't cover the whole of a handshake.
