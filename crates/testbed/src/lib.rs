@@ -17,6 +17,7 @@ mod hub;
 mod postgres;
 mod process;
 mod redis;
+mod relay;
 mod sentinel;
 
 pub use authority::Authority;
@@ -26,4 +27,5 @@ pub use hub::{HubProcess, get};
 pub use postgres::Postgres;
 pub use process::{free_port, free_ports, until};
 pub use redis::{RedisServer, RedisSetup, redis_programs};
+pub use relay::Relay;
 pub use sentinel::Sentinels;

@@ -177,6 +177,19 @@ impl RedisServer {
         }
     }
 
+    /// A copy of all that it holds, for [`RedisServer::restart_from`].
+    pub fn snapshot(&self) -> Vec<u8> {
+        assert_eq!(self.cli(&["SAVE"]), "OK");
+        fs::read(self.home.path().join("dump.rdb")).unwrap()
+    }
+
+    /// Starts it again with what it held when a snapshot was taken; it must keep no append-only file.
+    pub fn restart_from(&mut self, snapshot: &[u8]) {
+        self.process = None;
+        fs::write(self.home.path().join("dump.rdb"), snapshot).unwrap();
+        self.launch();
+    }
+
     /// Whether it is running.
     pub fn is_running(&self) -> bool {
         self.process.is_some()

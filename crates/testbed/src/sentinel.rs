@@ -1,7 +1,7 @@
 //! A master, two replicas, and three sentinels that watch them.
 
 use crate::{
-    Certificates, RedisServer,
+    Certificates, RedisServer, Relay,
     process::{Process, free_port, until},
     redis::redis_server,
 };
@@ -19,29 +19,40 @@ pub struct Sentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<(u16, Process, TempDir)>,
     certificates: Option<Certificates>,
+    /// In front of the first server, for all others.
+    relay: Option<Relay>,
 }
 
 impl Sentinels {
     /// Starts them, and waits until they know each other.
     pub fn start() -> Self {
-        Self::start_with(None)
+        Self::start_with(None, false)
+    }
+
+    /// The same with the first master behind a relay, which every other process connects to.
+    pub fn start_with_relay() -> Self {
+        Self::start_with(None, true)
     }
 
     /// The same with TLS alone.
     pub fn start_with_tls(certificates: &Certificates) -> Self {
-        Self::start_with(Some(certificates.clone()))
+        Self::start_with(Some(certificates.clone()), false)
     }
 
-    fn start_with(certificates: Option<Certificates>) -> Self {
+    fn start_with(certificates: Option<Certificates>, behind_relay: bool) -> Self {
         let setup = || match &certificates {
             Some(certificates) => RedisServer::setup().persistent().certificates(certificates),
             None => RedisServer::setup().persistent(),
         };
-        let master = setup().start();
-        let follow = format!("replicaof 127.0.0.1 {}", master.port());
+        let port = free_port();
+        let relay = behind_relay.then(|| Relay::to(port));
+        let known = relay.as_ref().map_or(port, Relay::port);
+        let announced = format!("replica-announce-ip 127.0.0.1\nreplica-announce-port {known}");
+        let master = setup().port(port).line(&announced).start();
+        let follow = format!("replicaof 127.0.0.1 {known}");
         let replica = || setup().line(&follow).line("repl-diskless-sync-delay 0").start();
         let servers = vec![master, replica(), replica()];
-        let mut all = Self { servers, sentinels: Vec::new(), certificates };
+        let mut all = Self { servers, sentinels: Vec::new(), certificates, relay };
         for _ in 0..3 {
             all.sentinels.push(all.sentinel());
         }
@@ -70,10 +81,21 @@ impl Sentinels {
                 field(&told, "flags") == Some("master")
                     && slaves.is_some_and(|slaves| slaves >= running - 1)
                     && others == Some("2")
-                    && field(&told, "port").and_then(|port| port.parse().ok()) == Some(master.port())
+                    && field(&told, "port").and_then(|port| port.parse().ok()) == Some(self.known_port(master))
             });
             level && agreed
         });
+    }
+
+    /// The ports of the sentinels.
+    pub fn ports(&self) -> Vec<u16> {
+        self.sentinels.iter().map(|(port, ..)| *port).collect()
+    }
+
+    /// The URL that names the sentinels at other ports, such as those of relays.
+    pub fn url_at(&self, ports: &[u16]) -> String {
+        let sentinels: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("redis+sentinel://{}/{NAME}", sentinels.join(","))
     }
 
     /// The master, as the first sentinel knows it.
@@ -111,12 +133,23 @@ impl Sentinels {
     fn known_master(&self) -> Option<&RedisServer> {
         let told = self.ask(self.sentinels[0].0, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]);
         let port: u16 = told.lines().nth(1)?.parse().ok()?;
-        self.servers.iter().find(|server| server.port() == port && server.is_running())
+        self.servers.iter().find(|server| self.known_port(server) == port && server.is_running())
+    }
+
+    /// The port at which others reach a server.
+    fn known_port(&self, server: &RedisServer) -> u16 {
+        let relay = self.relay.as_ref().filter(|_| server.port() == self.servers[0].port());
+        relay.map_or(server.port(), Relay::port)
+    }
+
+    /// What is in front of the first server.
+    pub fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("started with a relay")
     }
 
     fn sentinel(&self) -> (u16, Process, TempDir) {
         let home = tempfile::Builder::new().prefix("sentinel-").tempdir().unwrap();
-        let (port, master) = (free_port(), self.servers[0].port());
+        let (port, master) = (free_port(), self.known_port(&self.servers[0]));
         let ports = self.certificates.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
         let config = home.path().join("sentinel.conf");
         let text = format!(

@@ -1,7 +1,11 @@
 //! The test bed itself: what it starts answers, comes back with its data, and leaves nothing behind.
 
-use std::net::TcpStream;
-use testbed::{Cluster, RedisServer, Sentinels, until};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+use testbed::{Cluster, RedisServer, Relay, Sentinels, until};
 
 #[test]
 fn a_server_keeps_its_data_over_a_crash_if_it_is_to() {
@@ -58,4 +62,49 @@ fn a_cluster_moves_a_key_to_a_replica() {
     cluster.until_owner_is_not("{ws}:log", after);
     cluster.node(after).restart();
     cluster.until_settled();
+}
+
+/// Whether a server answers within half a second.
+fn answers(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
+    stream.write_all(b"PING\r\n").expect("a connection");
+    matches!(stream.read(&mut [0; 64]), Ok(read) if read > 0)
+}
+
+#[test]
+fn a_relay_cuts_restores_and_slows_a_link() {
+    let server = RedisServer::start();
+    let relay = Relay::to(server.port());
+    let connect = || TcpStream::connect(("127.0.0.1", relay.port())).unwrap();
+    let mut early = connect();
+    assert!(answers(&mut early));
+    relay.cut();
+    let mut late = connect();
+    assert!(!answers(&mut early) && !answers(&mut late), "a cut link is silent");
+    relay.cut_all_but(&[std::process::id()]);
+    assert!(answers(&mut early), "what was sent arrives after all");
+    relay.cut_all_but(&[1]);
+    assert!(!answers(&mut late));
+    relay.restore();
+    assert!(answers(&mut late));
+    relay.reset();
+    assert_eq!(early.read(&mut [0; 64]).unwrap_or(0), 0, "a reset ends connections");
+
+    server.cli(&["SET", "a", &"x".repeat(100_000)]);
+    relay.limit(100_000);
+    let (mut slow, begun) = (connect(), Instant::now());
+    slow.write_all(b"GET a\r\n").unwrap();
+    slow.read_exact(&mut [0; 100_000]).unwrap();
+    assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_server_goes_back_to_a_snapshot() {
+    let mut server = RedisServer::start();
+    server.cli(&["SET", "a", "1"]);
+    let snapshot = server.snapshot();
+    server.cli(&["SET", "a", "2"]);
+    server.kill();
+    server.restart_from(&snapshot);
+    assert_eq!(server.cli(&["GET", "a"]), "1");
 }

@@ -1,0 +1,225 @@
+//! Two faults close together: whatever happens to hubs and to Redis, an acknowledged event is received by every client of
+//! every surviving hub, or a `gap` is.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+mod harness;
+
+use harness::{Client, Publisher, Received, conclude, launch, start};
+use nix::sys::signal::Signal;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{RedisServer, Relay, Sentinels, until};
+
+#[test]
+#[ignore = "silent loss: not fixed yet"]
+fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back_empty() {
+    let mut redis = RedisServer::start();
+    let (mut a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
+    let (client, mut publisher) = (Client::connect(&b, "ann"), Publisher::default());
+    publisher.publish(&a, "a", 6);
+    client.await_event("a-6");
+    b.signal(Signal::SIGSTOP);
+    publisher.publish(&a, "a", 10);
+    a.kill();
+    redis.restart();
+    b.signal(Signal::SIGCONT);
+    conclude(&mut publisher, &[&b], &[&client]);
+}
+
+#[test]
+#[ignore = "silent loss: not fixed yet"]
+fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_back_empty() {
+    let mut redis = RedisServer::start();
+    let (a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
+    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
+    publisher.publish(&a, "a", 6);
+    bob.await_event("a-6");
+    b.signal(Signal::SIGSTOP);
+    publisher.publish(&a, "a", 10);
+    a.signal(Signal::SIGSTOP);
+    redis.restart();
+    b.signal(Signal::SIGCONT);
+    // Longer than a node that sees nobody else used to wait.
+    thread::sleep(Duration::from_millis(1_500));
+    a.signal(Signal::SIGCONT);
+    conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
+}
+
+#[test]
+#[ignore = "silent loss: not fixed yet"]
+fn what_was_acknowledged_after_a_failover_there_and_back_reaches_everybody() {
+    let mut servers = [RedisServer::start(), RedisServer::start()];
+    let ports = servers.each_ref().map(RedisServer::port);
+    let follow = |server: &RedisServer, port: u16| {
+        assert_eq!(server.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]), "OK");
+        until("it follows", || server.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+    };
+    let promote = |server: &RedisServer| assert_eq!(server.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    for server in &servers {
+        server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
+    }
+    follow(&servers[1], ports[0]);
+    let (a, b) = (start(&servers[0].url(), &[]), start(&servers[0].url(), &[]));
+    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
+    publisher.publish(&a, "a", 5);
+    until("the replica has them", || servers[1].cli(&["XLEN", "ws:log"]) == "5");
+    // What comes now is the first server's alone.
+    promote(&servers[1]);
+    publisher.publish(&a, "a", 5);
+    for client in [&ann, &bob] {
+        client.await_event("a-10");
+    }
+    follow(&servers[0], ports[1]);
+    until("the hubs notice", || !a.is_ready() && !b.is_ready());
+    promote(&servers[0]);
+    for _ in 0..5 {
+        publisher.publish_surely(&b, "b");
+    }
+    servers[1].kill();
+    conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
+}
+
+#[test]
+#[ignore = "silent loss: not fixed yet"]
+fn a_node_that_reaches_no_sentinel_stops_acknowledging_at_a_deposed_master() {
+    let mut sentinels = Sentinels::start_with_relay();
+    let relays: Vec<Relay> = sentinels.ports().into_iter().map(Relay::to).collect();
+    let ports: Vec<u16> = relays.iter().map(Relay::port).collect();
+    let (a, b) = (start(&sentinels.url_at(&ports), &[]), start(&sentinels.url(), &[]));
+    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
+    publisher.publish(&a, "a", 5);
+    bob.await_event("a-5");
+    let master = sentinels.master().port();
+    // One side of the partition: the master and A. The other: all else.
+    sentinels.relay().cut_all_but(&[a.id()]);
+    relays.iter().for_each(Relay::cut);
+    let begun = Instant::now();
+    let mut last_taken = Duration::ZERO;
+    let mut promoted = None;
+    while begun.elapsed() < Duration::from_secs(25) {
+        if publisher.try_next(&a, "a") {
+            last_taken = begun.elapsed();
+        }
+        if promoted.is_none() && sentinels.master().port() != master {
+            promoted = Some(begun.elapsed());
+        }
+        if promoted.is_some() {
+            publisher.try_next(&b, "b");
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    eprintln!("promoted after {promoted:?}, the last event was acknowledged by the cut node after {last_taken:?}");
+    sentinels.relay().restore();
+    relays.iter().for_each(Relay::restore);
+    conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
+    assert!(last_taken < Duration::from_secs(15), "it acknowledged events for {last_taken:?}");
+}
+
+#[test]
+#[ignore = "a reset for events that a window holds: not fixed yet"]
+fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_others() {
+    let mut redis = RedisServer::start();
+    let a = start(&redis.url(), &[]);
+    let (ann, mut publisher) = (Client::connect(&a, "ann"), Publisher::default());
+    publisher.publish(&a, "a", 10);
+    ann.await_event("a-10");
+    a.signal(Signal::SIGSTOP);
+    redis.restart();
+    let fresh = launch(&redis.url(), &[]);
+    until("the fresh node is linked", || redis.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]).contains("id="));
+    // As long as a busy machine may keep a node from running.
+    thread::sleep(Duration::from_millis(500));
+    a.signal(Signal::SIGCONT);
+    let fresh = fresh.wait_until_ready(&[]);
+    let late = Client::resume(&fresh, "late", Some("a-4"));
+    conclude(&mut publisher, &[&a, &fresh], &[&ann]);
+    assert_eq!((ann.gaps(), late.gaps()), (0, 0), "the window of a node that lives is put back");
+    let replayed: Vec<_> = late.received().into_iter().take(6).collect();
+    assert_eq!(replayed, (5..=10).map(|n| Received::Event(format!("a-{n}"))).collect::<Vec<_>>());
+}
+
+/// Windows that hold only the newest of what `publish_beyond_windows` publishes.
+const SMALL_WINDOWS: [&str; 2] = ["--window-events", "64"];
+
+#[test]
+#[ignore = "a reset for events that a window holds: not fixed yet"]
+fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_they_hold() {
+    let mut redis = RedisServer::start();
+    let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));
+    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
+    publisher.publish(&a, "a", 10);
+    let older = redis.snapshot();
+    publisher.publish(&a, "a", 250);
+    for client in [&ann, &bob] {
+        client.await_event("a-260");
+    }
+    redis.restart_from(&older);
+    publisher.publish_surely(&b, "b");
+    let late = Client::resume(&b, "late", Some("a-255"));
+    conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
+    assert_eq!(late.gaps(), 0, "the windows are put back");
+    let replayed: Vec<_> = late.received().into_iter().take(5).collect();
+    assert_eq!(replayed, (256..=260).map(|n| Received::Event(format!("a-{n}"))).collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "never ready again: not fixed yet"]
+fn a_redis_that_comes_back_from_an_older_and_then_from_a_newer_copy_is_used_again() {
+    let mut redis = RedisServer::start();
+    let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));
+    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
+    publisher.publish(&a, "a", 10);
+    let older = redis.snapshot();
+    publisher.publish(&a, "a", 250);
+    let newer = redis.snapshot();
+    for client in [&ann, &bob] {
+        client.await_event("a-260");
+    }
+    redis.restart_from(&older);
+    publisher.publish_surely(&b, "b");
+    publisher.publish(&b, "b", 5);
+    for client in [&ann, &bob] {
+        client.await_event("b-6");
+    }
+    redis.restart_from(&newer);
+    let calls = || {
+        let stats = redis.cli(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();
+        line.split(['=', ',']).nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    };
+    until("a hub has met it", || calls() > 0);
+    let (before, begun) = (calls(), Instant::now());
+    // What is measured is a rate: it takes time.
+    thread::sleep(Duration::from_secs(3));
+    let a_second = (calls() - before) as f64 / begun.elapsed().as_secs_f64();
+    eprintln!("{a_second:.0} script calls a second");
+    conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
+    assert!(a_second < 300.0, "{a_second:.0} script calls a second");
+}
+
+#[test]
+#[ignore = "the log is read in pieces that are too large: not fixed yet"]
+fn a_log_of_large_events_is_read_and_followed_over_a_slow_link() {
+    let redis = RedisServer::start();
+    let relay = Relay::to(redis.port());
+    // An event takes 12 ms, and all of them far longer than any answer may take.
+    relay.limit(5_000_000);
+    let a = start(&redis.url(), &[]);
+    let mut publisher = Publisher::padded(60_000);
+    publisher.publish(&a, "a", 300);
+    let b = start(&format!("redis://127.0.0.1:{}", relay.port()), &[]);
+    let (ann, late) = (Client::connect(&a, "ann"), Client::resume(&b, "late", Some("a-1")));
+    late.await_event("a-300");
+    b.signal(Signal::SIGSTOP);
+    publisher.publish(&a, "a", 300);
+    b.signal(Signal::SIGCONT);
+    late.await_event("a-600");
+    let replayed: Vec<_> = late.received();
+    assert_eq!(replayed, (2..=600).map(|n| Received::Event(format!("a-{n}"))).collect::<Vec<_>>());
+    assert!(!b.log().contains("no link to Redis"), "{}", b.log());
+    let mut publisher = Publisher::default();
+    conclude(&mut publisher, &[&a, &b], &[&ann, &late]);
+}

@@ -1,0 +1,205 @@
+//! A TCP proxy in front of one server: a network link that a test can cut, restore and slow down.
+
+use crate::process::free_port;
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often a blocked connection checks whether it may go on.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A link to a server on this machine, through a port of its own.
+///
+/// A cut link behaves as a partition does: packets vanish, so that connections stay open and silent and new ones get no
+/// answer. [`Relay::reset`] closes connections as a firewall that rejects.
+#[derive(Debug)]
+pub struct Relay {
+    port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    target: SocketAddr,
+    cut: Mutex<Cut>,
+    /// Bytes a second in each direction; 0: no limit.
+    rate: AtomicU64,
+    /// What went through, in bytes.
+    passed: AtomicU64,
+    open: Mutex<Vec<(TcpStream, TcpStream)>>,
+    ended: Mutex<bool>,
+}
+
+/// Which connections are cut.
+#[derive(Debug, Default)]
+enum Cut {
+    #[default]
+    None,
+    All,
+    /// All but those of these processes.
+    AllBut(BTreeSet<u32>),
+}
+
+impl Relay {
+    /// Starts one in front of a port of 127.0.0.1.
+    pub fn to(port: u16) -> Self {
+        let own = free_port();
+        let listener = TcpListener::bind(("127.0.0.1", own)).unwrap();
+        let state = Arc::new(State {
+            target: SocketAddr::from(([127, 0, 0, 1], port)),
+            cut: Mutex::default(),
+            rate: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+            open: Mutex::default(),
+            ended: Mutex::new(false),
+        });
+        let shared = state.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if *shared.ended.lock().unwrap() {
+                    return;
+                }
+                let Ok(stream) = stream else { continue };
+                let shared = shared.clone();
+                thread::spawn(move || carry(&shared, &stream));
+            }
+        });
+        Self { port: own, state }
+    }
+
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Cuts the link: nothing passes, and nobody is notified.
+    pub fn cut(&self) {
+        *self.state.cut.lock().unwrap() = Cut::All;
+    }
+
+    /// Cuts the link for all processes but these.
+    pub fn cut_all_but(&self, processes: &[u32]) {
+        *self.state.cut.lock().unwrap() = Cut::AllBut(processes.iter().copied().collect());
+    }
+
+    /// Restores the link.
+    pub fn restore(&self) {
+        *self.state.cut.lock().unwrap() = Cut::None;
+    }
+
+    /// Closes every connection.
+    pub fn reset(&self) {
+        for (client, server) in self.state.open.lock().unwrap().drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets only so many bytes a second pass in each direction, all connections together; 0: no limit.
+    pub fn limit(&self, bytes_a_second: u64) {
+        self.state.rate.store(bytes_a_second, Ordering::Relaxed);
+    }
+
+    /// How many bytes have passed in both directions.
+    pub fn passed(&self) -> u64 {
+        self.state.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        *self.state.ended.lock().unwrap() = true;
+        self.restore();
+        self.reset();
+        // So that the listener notices.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl State {
+    /// Waits while the link is cut for a process.
+    fn wait(&self, process: Option<u32>) {
+        while self.is_cut(process) {
+            thread::sleep(POLL);
+        }
+    }
+
+    fn is_cut(&self, process: Option<u32>) -> bool {
+        match &*self.cut.lock().unwrap() {
+            Cut::None => false,
+            Cut::All => true,
+            Cut::AllBut(kept) => process.is_none_or(|process| !kept.contains(&process)),
+        }
+    }
+}
+
+/// Carries one connection until either side ends it.
+fn carry(state: &Arc<State>, client: &TcpStream) {
+    let process = client.peer_addr().ok().and_then(|peer| owner(peer.port()));
+    state.wait(process);
+    let Ok(server) = TcpStream::connect(state.target) else { return drop(client.shutdown(Shutdown::Both)) };
+    for stream in [client, &server] {
+        let _ = stream.set_nodelay(true);
+    }
+    let copy = |stream: &TcpStream| stream.try_clone().unwrap();
+    state.open.lock().unwrap().push((copy(client), copy(&server)));
+    let (from, to, shared) = (copy(&server), copy(client), state.clone());
+    let back = thread::spawn(move || pump(&shared, from, to, process));
+    pump(state, copy(client), server, process);
+    let _ = back.join();
+}
+
+/// Carries one direction.
+fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u32>) {
+    let mut buffer = vec![0; 16 << 10];
+    let mut due = Instant::now();
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        state.wait(process);
+        let rate = state.rate.load(Ordering::Relaxed);
+        if rate > 0 {
+            // The time at which the bytes before these have passed.
+            due = due.max(Instant::now()) + Duration::from_secs_f64(read as f64 / rate as f64);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+        state.passed.fetch_add(read as u64, Ordering::Relaxed);
+    }
+    // An end is a packet, too.
+    state.wait(process);
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+/// The process that has a connection from a port of this machine.
+fn owner(port: u16) -> Option<u32> {
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let local = format!(":{port:04X}");
+    let inode = table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next()?.ends_with(&local).then(|| fields.nth(7).map(str::to_owned))?
+    })?;
+    let socket = format!("socket:[{inode}]");
+    let has = |id: &u32| {
+        let files = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == &*socket)
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).find(has)
+}
