@@ -1,0 +1,265 @@
+//! A client: connects, returns with its cursor, answers pings, takes its time, and goes when it likes.
+
+use crate::{
+    net::Event,
+    node::{Input, arrival},
+    world::World,
+};
+use fanfare_core::{ConnectionId, Position, ws};
+use std::{io::IoSlice, sync::Arc};
+
+/// What a client stores as its cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stores {
+    /// The `event_id` of every frame.
+    EveryId,
+    /// The `event_id` of its events, and of the first `ack` until there is one.
+    EventIds,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cursor {
+    None,
+    Event(u32),
+    Text(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Until when it stays away.
+    Away(u64),
+    /// Until when it waits for its `ack`.
+    Connecting(u64),
+    /// Until when it stays, and until when a frame has to come.
+    Online(u64),
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    number: usize,
+    user: Arc<str>,
+    topics: Vec<Arc<str>>,
+    connection: ConnectionId,
+    stores: Stores,
+    cursor: Cursor,
+    state: State,
+    node: usize,
+    attempt: u64,
+    input: Vec<u8>,
+    /// Takes nothing until then.
+    busy_until: u64,
+    blocked: bool,
+    heard: u64,
+    random: fastrand::Rng,
+}
+
+impl Client {
+    pub(crate) fn new(number: usize, users: usize, topics: usize, mut random: fastrand::Rng) -> Self {
+        let stores = if random.bool() { Stores::EveryId } else { Stores::EventIds };
+        Self {
+            number,
+            user: format!("u{}", number % users).into(),
+            topics: vec![format!("t{}", number % topics).into()],
+            connection: connection_of(number),
+            stores,
+            cursor: Cursor::None,
+            state: State::Away(0),
+            node: 0,
+            attempt: 0,
+            input: Vec::new(),
+            busy_until: 0,
+            blocked: false,
+            heard: 0,
+            random,
+        }
+    }
+
+    pub(crate) fn user(&self) -> &Arc<str> {
+        &self.user
+    }
+
+    pub(crate) fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    pub(crate) fn is_online(&self) -> bool {
+        matches!(self.state, State::Online(_))
+    }
+
+    /// Does what is due.
+    pub(crate) fn step(&mut self, world: &World) {
+        let now = world.net.now();
+        if self.blocked && now >= self.busy_until {
+            self.blocked = false;
+            world.tell_node(self.node, Input::Writable(self.attempt));
+        }
+        match self.state {
+            State::Away(until) if now >= until => self.connect(world, now),
+            State::Connecting(until) if now >= until => self.leave(world, now),
+            State::Online(until) if now >= until && !world.is_calm() => self.leave(world, now),
+            // No ping came, as from a node that is stopped.
+            State::Online(_) if now > self.heard + 13_000 => self.leave(world, now),
+            State::Online(_) if world.node_hangs(self.node) && self.random.u8(0..6) == 0 => self.leave(world, now),
+            _ => {}
+        }
+        world.net.schedule(now + 500 + self.random.u64(0..1_000), Event::Client(self.number));
+    }
+
+    fn connect(&mut self, world: &World, now: u64) {
+        self.node = self.random.usize(0..world.plan.nodes);
+        self.attempt = world.fresh_attempt();
+        self.input.clear();
+        (self.blocked, self.heard) = (false, now);
+        self.state = State::Connecting(now + 3_000);
+        let last = match &self.cursor {
+            Cursor::None => None,
+            Cursor::Event(number) => Some(format!("e{number}")),
+            Cursor::Text(text) => Some(text.clone()),
+        };
+        world.note(|| format!("client {} connects to node {} with {last:?}", self.number, self.node));
+        let arrival = arrival(&self.user, &self.topics, self.connection, last);
+        world.connect(self.node, arrival, self.number, self.attempt);
+    }
+
+    /// Lets its socket go.
+    fn leave(&mut self, world: &World, now: u64) {
+        world.tell_node(self.node, Input::Gone(self.attempt));
+        self.away(world, now);
+    }
+
+    fn away(&mut self, world: &World, now: u64) {
+        let long = if !world.is_calm() && self.random.u8(0..8) == 0 { 6_000 } else { 400 };
+        let until = now + self.random.u64(0..long);
+        self.attempt = 0;
+        self.state = State::Away(until);
+        world.net.schedule(until, Event::Client(self.number));
+    }
+
+    /// Its socket was closed by the node, or with it.
+    pub(crate) fn socket_ended(&mut self, attempt: u64, world: &World) {
+        if attempt == self.attempt && attempt != 0 {
+            self.away(world, world.net.now());
+        }
+    }
+
+    /// The node has ended.
+    pub(crate) fn node_ended(&mut self, node: usize, world: &World) {
+        if node == self.node && !matches!(self.state, State::Away(_)) {
+            self.away(world, world.net.now());
+        }
+    }
+
+    /// Takes what a node sends. Returns how many bytes; `None`: the socket is gone.
+    pub(crate) fn take(&mut self, attempt: u64, slices: &[IoSlice<'_>], world: &World) -> Option<usize> {
+        if attempt != self.attempt {
+            return None;
+        }
+        let now = world.net.now();
+        if now < self.busy_until {
+            self.wait(world);
+            return Some(0);
+        }
+        let all: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut left = all;
+        if self.random.u8(..) == 0 {
+            // The socket's buffer is full in the middle of a frame.
+            left = self.random.usize(0..=all);
+            self.busy_until = now + if self.random.u8(0..8) == 0 { self.random.u64(0..3_000) } else { 2 };
+        }
+        let taken = left;
+        for slice in slices {
+            let part = &slice[..left.min(slice.len())];
+            left -= part.len();
+            self.feed(part, now, world);
+        }
+        if taken < all {
+            self.wait(world);
+        }
+        Some(taken)
+    }
+
+    fn wait(&mut self, world: &World) {
+        self.blocked = true;
+        world.net.schedule(self.busy_until + 1, Event::Client(self.number));
+    }
+
+    fn feed(&mut self, bytes: &[u8], now: u64, world: &World) {
+        if self.input.is_empty() {
+            let mut rest = bytes;
+            while let Some((opcode, payload, used)) = frame(rest) {
+                self.frame(opcode, payload, now, world);
+                rest = &rest[used..];
+            }
+            self.input.extend_from_slice(rest);
+            return;
+        }
+        self.input.extend_from_slice(bytes);
+        let input = std::mem::take(&mut self.input);
+        self.feed(&input, now, world);
+    }
+
+    fn frame(&mut self, opcode: u8, payload: &[u8], now: u64, world: &World) {
+        self.heard = now;
+        if opcode != 1 {
+            return;
+        }
+        let kind = field(payload, b"\"type\":\"").unwrap_or_default();
+        let id = field(payload, b"\"event_id\":\"").unwrap_or_default();
+        if kind == "sim" {
+            let number = id.strip_prefix('e').and_then(|number| number.parse().ok()).unwrap_or(u32::MAX);
+            self.cursor = Cursor::Event(number);
+            world.delivered(self.number, number, now);
+            return;
+        }
+        world.note(|| format!("client {} reads {}", self.number, String::from_utf8_lossy(payload)));
+        match kind {
+            "ping" => {
+                let mut pong = Vec::new();
+                ws::push_client_frame(&mut pong, ws::Opcode::Text, br#"{"type":"pong"}"#, [1, 2, 3, 4]);
+                world.tell_node(self.node, Input::Bytes(self.attempt, pong));
+            }
+            "ack" => {
+                if !self.is_online() {
+                    let stay = if self.random.u8(0..4) == 0 { 3_000 } else { 40_000 };
+                    self.state = State::Online(now + self.random.u64(500..stay));
+                }
+                world.acknowledged_client(self.number, now);
+            }
+            "gap" => {
+                let epoch = id.parse::<Position>().map_or(0, |position| position.epoch);
+                let reset = field(payload, b"\"reason\":\"") == Some("reset");
+                world.told_of_gap(self.number, epoch, reset, now);
+            }
+            _ => {}
+        }
+        if !id.is_empty() && (self.stores == Stores::EveryId || self.cursor == Cursor::None) {
+            self.cursor = match id.strip_prefix('e').and_then(|number| number.parse().ok()) {
+                Some(number) => Cursor::Event(number),
+                None => Cursor::Text(id.to_owned()),
+            };
+        }
+    }
+}
+
+/// The connection that a client is given.
+pub(crate) fn connection_of(number: usize) -> ConnectionId {
+    ConnectionId::from_halves([0x8000 | (number as u64) << 16, 1 << 63 | number as u64])
+}
+
+/// The first frame of a server: its opcode, its payload, and how long it is.
+fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let (opcode, length) = (bytes.first()? & 15, usize::from(*bytes.get(1)?));
+    let (length, head) = match length {
+        126 => (usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
+        127 => (usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10),
+        length => (length, 2),
+    };
+    Some((opcode, bytes.get(head..head + length)?, head + length))
+}
+
+/// The text of a field, if it has no character that is escaped.
+fn field<'a>(json: &'a [u8], name: &[u8]) -> Option<&'a str> {
+    let begin = json.windows(name.len()).position(|part| part == name)? + name.len();
+    let length = json[begin..].iter().position(|byte| *byte == b'"')?;
+    str::from_utf8(&json[begin..begin + length]).ok()
+}

@@ -1,0 +1,265 @@
+//! A deterministic simulation of hubs, clients and Redis. The hub's own code (backend, scripts, window, sessions) runs
+//! in one thread against a model of Redis, of the network and of time. One seed is one schedule of events and faults; the
+//! same seed gives the same run. An oracle says what was lost, doubled or reordered.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::cast_possible_truncation, reason = "the numbers of one simulation are small")]
+
+mod client;
+mod lua;
+mod net;
+mod node;
+mod oracle;
+mod plan;
+mod server;
+mod store;
+#[cfg(test)]
+mod tests;
+mod world;
+
+use clap::{Parser, ValueEnum};
+use plan::{Plan, Size};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+use tokio::{runtime::Builder, task::LocalSet};
+use world::{Outcome, World};
+
+/// Runs schedules of faults against simulated hubs, and says what was violated.
+#[derive(Debug, Parser)]
+#[command(name = "fanfare-sim", version)]
+struct Options {
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds.
+    #[arg(long, default_value_t = 1)]
+    runs: u64,
+    /// Goes on with further seeds for so many minutes.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// How many faults come together.
+    #[arg(long, value_enum, default_value_t = Together::Pairs)]
+    faults: Together,
+    /// Clients of each node.
+    #[arg(long, default_value_t = 20)]
+    clients: usize,
+    /// Of a seed's faults, only those with these numbers.
+    #[arg(long, value_delimiter = ',')]
+    keep: Option<Vec<usize>>,
+    /// Drops faults of each seed that fails while it still fails.
+    #[arg(long)]
+    shrink: bool,
+    /// Prints what happens.
+    #[arg(long)]
+    trace: bool,
+    /// Stops at the first seed that fails.
+    #[arg(long)]
+    first: bool,
+    /// Counts violations of these kinds alone (lost, twice, order, position, busy, "not ready", presence, budget).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// How many faults come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Together {
+    None,
+    Single,
+    Pairs,
+    Triples,
+}
+
+impl Together {
+    fn number(self) -> usize {
+        self as usize
+    }
+
+    fn word(self) -> &'static str {
+        ["none", "single", "pairs", "triples"][self as usize]
+    }
+}
+
+/// Lives through a plan, in a world of its own.
+fn run(plan: Plan, loud: bool) -> Outcome {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    match runtime {
+        Ok(runtime) => LocalSet::new().block_on(&runtime, World::run(plan, loud)),
+        Err(error) => Outcome { violations: vec![format!("no runtime: {error}")], ..Outcome::default() },
+    }
+}
+
+/// The kind of a violation.
+fn kind(violation: &str) -> &str {
+    violation.split_once(':').map_or(violation, |(kind, _)| kind)
+}
+
+impl Options {
+    fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::new(seed, Size { faults: self.faults.number(), clients: self.clients });
+        if let Some(keep) = &self.keep {
+            plan.keep_faults(|number| keep.contains(&number));
+        }
+        plan
+    }
+
+    /// What counts of a run's violations.
+    fn counted(&self, outcome: &Outcome) -> Vec<String> {
+        let counts = |violation: &&String| self.only.is_empty() || self.only.iter().any(|only| only == kind(violation));
+        outcome.violations.iter().filter(counts).cloned().collect()
+    }
+
+    fn command(&self, seed: u64, keep: Option<&[usize]>) -> String {
+        let mut command =
+            format!("fanfare-sim --seed {seed} --faults {} --clients {}", self.faults.word(), self.clients);
+        if let Some(keep) = keep {
+            let keep: Vec<String> = keep.iter().map(usize::to_string).collect();
+            command += &format!(" --keep {}", keep.join(","));
+        }
+        command
+    }
+
+    /// The faults that are needed for a seed to fail in one of the same ways.
+    fn shrink(&self, seed: u64, kinds: &BTreeSet<String>) -> Vec<usize> {
+        let all = self.plan(seed).faults.len();
+        let mut keep: Vec<usize> = (0..all).collect();
+        if let Some(kept) = &self.keep {
+            keep.clone_from(kept);
+        }
+        let fails = |keep: &[usize]| {
+            let mut plan = Plan::new(seed, Size { faults: self.faults.number(), clients: self.clients });
+            plan.keep_faults(|number| keep.contains(&number));
+            self.counted(&run(plan, false)).iter().any(|violation| kinds.contains(kind(violation)))
+        };
+        let mut at = 0;
+        while at < keep.len() && keep.len() > 1 {
+            let mut fewer = keep.clone();
+            fewer.remove(at);
+            if fails(&fewer) {
+                keep = fewer;
+            } else {
+                at += 1;
+            }
+        }
+        keep
+    }
+}
+
+/// What all runs came to.
+#[derive(Debug, Default)]
+struct Summary {
+    runs: u64,
+    failed: u64,
+    lossy: u64,
+    total: Outcome,
+    kinds: BTreeMap<String, u64>,
+}
+
+impl Summary {
+    fn add(&mut self, outcome: &Outcome, violations: &[String]) {
+        self.runs += 1;
+        self.failed += u64::from(!violations.is_empty());
+        self.lossy += u64::from(outcome.lossy);
+        for kind in violations.iter().map(|violation| kind(violation)).collect::<BTreeSet<_>>() {
+            *self.kinds.entry(kind.to_owned()).or_insert(0) += 1;
+        }
+        let total = &mut self.total;
+        total.deliveries += outcome.deliveries;
+        total.published += outcome.published;
+        total.acknowledged += outcome.acknowledged;
+        total.duplicates += outcome.duplicates;
+        total.gaps_expired += outcome.gaps_expired;
+        total.gaps_reset += outcome.gaps_reset;
+        total.put_back += outcome.put_back;
+        total.lost += outcome.lost;
+        total.failovers += outcome.failovers;
+        total.commands += outcome.commands;
+        total.commands_in_a_second = total.commands_in_a_second.max(outcome.commands_in_a_second);
+        total.ready_after = total.ready_after.max(outcome.ready_after);
+        total.simulated_ms += outcome.simulated_ms;
+        for (fault, count) in &outcome.faults {
+            *total.faults.entry(fault).or_insert(0) += count;
+        }
+    }
+
+    fn print(&self, took: Duration) {
+        let Self { runs, failed, lossy, total, kinds } = self;
+        let secs = took.as_secs_f64();
+        println!(
+            "{runs} runs in {secs:.1} s, {failed} failed; {} s simulated; {} deliveries ({:.0} a second)",
+            total.simulated_ms / 1_000,
+            total.deliveries,
+            total.deliveries as f64 / secs.max(0.001)
+        );
+        println!(
+            "{} events published, {} acknowledged, {} of them as duplicates; {} put back, {} told as lost by a node",
+            total.published, total.acknowledged, total.duplicates, total.put_back, total.lost
+        );
+        println!(
+            "{} gaps (reset), {} gaps (expired); {} failovers; Redis lost something in {lossy} runs",
+            total.gaps_reset, total.gaps_expired, total.failovers
+        );
+        println!(
+            "{} commands at masters, at most {} in a second; nodes ready at most {} ms after the last fault",
+            total.commands, total.commands_in_a_second, total.ready_after
+        );
+        for (fault, count) in &total.faults {
+            println!("  fault: {fault}: {count}");
+        }
+        for (kind, count) in kinds {
+            println!("  violated: {kind}: in {count} runs");
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.trace {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
+    }
+    let (began, mut told) = (Instant::now(), Instant::now());
+    let mut summary = Summary::default();
+    let limit = options.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
+    for number in 0.. {
+        let over = limit.map_or(number >= options.runs, |limit| began.elapsed() >= limit);
+        if over {
+            break;
+        }
+        let seed = options.seed + number;
+        let plan = options.plan(seed);
+        let outcome = run(plan.clone(), options.trace);
+        let violations = options.counted(&outcome);
+        summary.add(&outcome, &violations);
+        if !violations.is_empty() {
+            println!("FAILED {plan}");
+            violations.iter().for_each(|violation| println!("  {violation}"));
+            let keep = options.shrink.then(|| {
+                let kinds = violations.iter().map(|violation| kind(violation).to_owned()).collect();
+                options.shrink(seed, &kinds)
+            });
+            let keep = keep.as_deref().or(options.keep.as_deref());
+            println!("  repeat: {}", options.command(seed, keep));
+            if options.first {
+                break;
+            }
+        }
+        if told.elapsed() >= Duration::from_secs(20) {
+            told = Instant::now();
+            eprintln!(
+                "{} runs, {} failed, {} deliveries after {:.0} s",
+                summary.runs,
+                summary.failed,
+                summary.total.deliveries,
+                began.elapsed().as_secs_f64()
+            );
+        }
+        if options.runs == 1 && limit.is_none() {
+            println!("trace {:016x}", outcome.trace);
+        }
+    }
+    summary.print(began.elapsed());
+    if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,626 @@
+//! One node: the real backend, window, session table and sessions, driven here in place of the hub's threads.
+
+use crate::{
+    net::{Net, Place},
+    world::World,
+};
+use fanfare::{
+    Audience, BrokerError, Event, Revocation,
+    broker::{
+        Answer, Broker, Order, Record, SharedWindow, Tail,
+        redis::{RedisBroker, RedisOptions, RedisUrl},
+    },
+    environment::{self, Dialing, Environment, Task},
+    metrics::Metrics,
+    registry::{Present, Registry},
+    why::Question,
+};
+use fanfare_core::{
+    CloseCode, ConnectionId, Grant, Lineage, Position,
+    roster::{Roster, Served, Slot},
+    session::{Arrival, Denied, Settings},
+    time::Now,
+    window::Window,
+    ws,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, Ipv4Addr},
+    pin::Pin,
+    rc::{Rc, Weak},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::sleep_until};
+
+/// When the simulation begins, on the wall clock.
+pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
+
+/// The process of a node, as far as it can be stopped: every task of it runs inside.
+#[derive(Debug)]
+pub(crate) struct Process {
+    net: Arc<Net>,
+    node: usize,
+    paused: Cell<bool>,
+    dead: Cell<bool>,
+    wakers: RefCell<BTreeMap<u64, Waker>>,
+    tasks: Cell<u64>,
+    random: RefCell<fastrand::Rng>,
+    clock_offset: Cell<i64>,
+    own: RefCell<Weak<Self>>,
+}
+
+impl Process {
+    fn new(net: Arc<Net>, node: usize, random: fastrand::Rng, clock_offset: i64) -> Rc<Self> {
+        let process = Rc::new(Self {
+            net,
+            node,
+            paused: Cell::new(false),
+            dead: Cell::new(false),
+            wakers: RefCell::default(),
+            tasks: Cell::new(0),
+            random: RefCell::new(random),
+            clock_offset: Cell::new(clock_offset),
+            own: RefCell::default(),
+        });
+        *process.own.borrow_mut() = Rc::downgrade(&process);
+        process
+    }
+
+    /// Does something as this process.
+    pub(crate) fn enter<T>(self: &Rc<Self>, act: impl FnOnce() -> T) -> T {
+        let world: Rc<dyn Environment> = self.clone();
+        environment::enter(&world, act)
+    }
+
+    pub(crate) fn run(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        self.tasks.set(self.tasks.get() + 1);
+        tokio::task::spawn_local(Gated { process: self.clone(), number: self.tasks.get(), task: Some(Box::pin(task)) });
+    }
+
+    fn wake(&self) {
+        let wakers: Vec<Waker> = self.wakers.borrow().values().cloned().collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Environment for Process {
+    fn now(&self) -> Now {
+        let ms = self.net.now();
+        Now { mono_ms: ms + 1_000, unix_ms: (EPOCH_MS + ms).saturating_add_signed(self.clock_offset.get()) }
+    }
+
+    fn fill(&self, bytes: &mut [u8]) {
+        self.random.borrow_mut().fill(bytes);
+    }
+
+    fn dial(&self, _host: &str, port: u16) -> Dialing {
+        self.net.dial(self.node, port)
+    }
+
+    fn spawn(&self, task: Task) {
+        if let Some(own) = self.own.borrow().upgrade() {
+            own.run(task);
+        }
+    }
+}
+
+/// A task that runs while its process does.
+struct Gated {
+    process: Rc<Process>,
+    number: u64,
+    task: Option<Task>,
+}
+
+impl Future for Gated {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let process = self.process.clone();
+        if process.dead.get() {
+            let task = self.task.take();
+            process.enter(|| drop(task));
+            return Poll::Ready(());
+        }
+        let mut wakers = process.wakers.borrow_mut();
+        if !wakers.get(&self.number).is_some_and(|held| held.will_wake(cx.waker())) {
+            wakers.insert(self.number, cx.waker().clone());
+        }
+        drop(wakers);
+        if process.paused.get() {
+            return Poll::Pending;
+        }
+        let Some(task) = self.task.as_mut() else { return Poll::Ready(()) };
+        process.enter(|| task.as_mut().poll(cx))
+    }
+}
+
+impl Drop for Gated {
+    fn drop(&mut self) {
+        self.process.wakers.borrow_mut().remove(&self.number);
+    }
+}
+
+/// What comes to a node from its clients.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Connect(Box<Arrival>, usize, u64),
+    Bytes(u64, Vec<u8>),
+    /// The client takes more.
+    Writable(u64),
+    /// The client's socket has ended.
+    Gone(u64),
+}
+
+/// What the backend sees of a node.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    window: SharedWindow,
+    wake: Arc<Notify>,
+    orders: Mutex<VecDeque<Order>>,
+    open: AtomicUsize,
+    present: Mutex<Vec<Option<Present>>>,
+}
+
+impl Tail for Follower {
+    fn window(&self) -> &SharedWindow {
+        &self.window
+    }
+
+    fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn obey(&self, order: Order) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push_back(order);
+        self.wake.notify_one();
+    }
+
+    fn revocations(&self) -> Vec<Revocation> {
+        Vec::new()
+    }
+
+    fn connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = |client: &&Present| of_user.is_none_or(|user| *client.user == *user);
+        let clients = present.iter().flatten().filter(wanted).cloned().collect();
+        Box::pin(std::future::ready(Ok(clients)))
+    }
+
+    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = usize::try_from(place).unwrap_or(usize::MAX).min(present.len());
+        let to = from.saturating_add(count).min(present.len());
+        let clients = present[from..to].iter().flatten().cloned().collect();
+        let next = (to < present.len()).then_some(to as u64);
+        Box::pin(std::future::ready(Ok((clients, next))))
+    }
+
+    fn answer(&self, _question: Question) -> Answer<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+}
+
+/// One life of a node's process.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) index: usize,
+    pub(crate) process: Rc<Process>,
+    pub(crate) follower: Arc<Follower>,
+    pub(crate) metrics: Arc<Metrics>,
+    broker: RefCell<Option<Rc<RedisBroker>>>,
+    inputs: RefCell<VecDeque<Input>>,
+    wake: Arc<Notify>,
+}
+
+/// A client's socket at a node.
+#[derive(Debug)]
+struct Socket {
+    client: usize,
+    attempt: u64,
+}
+
+impl Node {
+    /// Starts a process, which links to Redis and then serves clients.
+    pub(crate) fn start(world: &Rc<World>, index: usize, random: fastrand::Rng, clock_offset: i64) -> Rc<Self> {
+        let process = Process::new(world.net.clone(), index, random, clock_offset);
+        let wake = Arc::new(Notify::new());
+        let bounds = world.plan.bounds;
+        let node = Rc::new(Self {
+            index,
+            process: process.clone(),
+            follower: Arc::new(Follower {
+                window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds)),
+                wake: wake.clone(),
+                orders: Mutex::default(),
+                open: AtomicUsize::new(0),
+                present: Mutex::default(),
+            }),
+            metrics: Arc::default(),
+            broker: RefCell::default(),
+            inputs: RefCell::default(),
+            wake,
+        });
+        process.run(node.clone().live(world.clone()));
+        node
+    }
+
+    async fn live(self: Rc<Self>, world: Rc<World>) {
+        let url: RedisUrl = match world.plan.url().parse() {
+            Ok(url) => url,
+            Err(error) => return world.fail(format!("the URL is not one: {error}")),
+        };
+        let random = u64::from_be_bytes(self.random());
+        let name = format!("node{}-{random:016x}", self.index);
+        loop {
+            let options = RedisOptions::new(url.clone());
+            let connecting = RedisBroker::connect(
+                options,
+                world.plan.bounds,
+                name.clone(),
+                self.follower.clone(),
+                self.metrics.clone(),
+            );
+            match connecting.await {
+                Ok(broker) => {
+                    *self.broker.borrow_mut() = Some(Rc::new(broker));
+                    break;
+                }
+                // As a service manager would start it again.
+                Err(error) => world.note(|| format!("node {} did not start: {error}", self.index)),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        world.note(|| format!("node {} serves clients as {name}", self.index));
+        self.serve(world).await;
+    }
+
+    fn random(&self) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        self.process.fill(&mut bytes);
+        bytes
+    }
+
+    /// What the hub's shards do.
+    async fn serve(self: Rc<Self>, world: Rc<World>) {
+        let (epoch, head) = {
+            let window = self.follower.window.read();
+            (window.epoch(), window.head())
+        };
+        let mut shard = Shard {
+            roster: Roster::new(settings(), epoch, head),
+            sockets: Vec::new(),
+            slots: BTreeMap::new(),
+            node: self.clone(),
+            world,
+        };
+        let mut wanted_ms = u64::MAX;
+        loop {
+            let now = self.process.now();
+            shard.turn(wanted_ms, now);
+            wanted_ms = shard.roster.next_due().unwrap_or(u64::MAX);
+            if shard.roster.has_ready() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let due = self.process.net.instant(wanted_ms.saturating_sub(1_000).min(1 << 40));
+            tokio::select! {
+                biased;
+                () = self.wake.notified() => {}
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    pub(crate) fn input(&self, input: Input) {
+        self.inputs.borrow_mut().push_back(input);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn broker(&self) -> Option<Rc<RedisBroker>> {
+        self.broker.borrow().clone()
+    }
+
+    /// What is wrong with it; `None`: it is ready.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match self.broker() {
+            None => Some("it has not started".to_owned()),
+            Some(broker) => self.process.enter(|| broker.standing().problem),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.process.dead.get()
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.process.paused.get()
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.process.paused.set(paused);
+        if !paused {
+            self.process.wake();
+        }
+    }
+
+    pub(crate) fn step_clock(&self, by_ms: i64) {
+        self.process.clock_offset.set(self.process.clock_offset.get() + by_ms);
+    }
+
+    pub(crate) fn clock_offset(&self) -> i64 {
+        self.process.clock_offset.get()
+    }
+
+    /// Ends the process at once.
+    pub(crate) fn kill(&self) {
+        self.process.dead.set(true);
+        self.process.wake();
+        self.process.net.drop_node(self.index);
+        let broker = self.broker.take();
+        self.process.enter(|| drop(broker));
+    }
+
+    /// What the upgrade of a client does before its shard gets it.
+    pub(crate) fn connect(self: &Rc<Self>, arrival: Arrival, client: usize, attempt: u64) {
+        let node = self.clone();
+        self.process.run(async move {
+            // Its listener opens once it is linked.
+            let Some(broker) = node.broker() else { return };
+            if let Some(last) = arrival.last_event_id.as_deref() {
+                let gap = node.follower.window.read().start(Some(last)).gap;
+                if gap.is_some_and(|gap| gap.missed.is_none()) {
+                    let _ = broker.catch_up().await;
+                }
+            }
+            node.input(Input::Connect(Box::new(arrival), client, attempt));
+        });
+    }
+
+    /// Publishes, as a request of a publisher would; `None`: no answer came, because the process has ended.
+    pub(crate) async fn publish(
+        self: &Rc<Self>,
+        events: Vec<(Event, Audience)>,
+    ) -> Option<Result<Vec<fanfare::broker::Appended>, BrokerError>> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let node = self.clone();
+        self.process.run(async move {
+            let Some(broker) = node.broker() else { return };
+            let record = |(event, audience)| Record { event, audience, publisher: None, trace: None };
+            let _ = reply.send(broker.append(events.into_iter().map(record).collect()).await);
+        });
+        answer.await.ok()
+    }
+
+    /// Who is connected with a user's token, as this node knows from Redis.
+    pub(crate) async fn of_user(self: &Rc<Self>, user: Arc<str>) -> Option<Vec<Present>> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let node = self.clone();
+        self.process.run(async move {
+            let Some(broker) = node.broker() else { return };
+            let _ = reply.send(broker.of_user(&user).await.ok());
+        });
+        answer.await.ok().flatten()
+    }
+
+    /// The window's epoch, and its entries as sequence and event.
+    pub(crate) fn window(&self) -> (u64, u64, Vec<(u64, String)>) {
+        let window = self.follower.window.read();
+        let entries = window.since(window.floor()).map(|entry| (entry.sequence, entry.event_id.to_string())).collect();
+        (window.epoch(), window.head(), entries)
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        heartbeat_ms: 10_000,
+        timeout_ms: 25_000,
+        close_ms: 2_000,
+        limits: ws::Limits { max_frame_bytes: 65_536, max_message_bytes: 65_536 },
+        frames_per_second: 0,
+        max_topics: 10,
+        warn_ms: 60_000,
+        echo: false,
+    }
+}
+
+/// The sessions of a node, and how they are served.
+struct Shard {
+    roster: Roster,
+    sockets: Vec<Option<Socket>>,
+    slots: BTreeMap<u64, Slot>,
+    node: Rc<Node>,
+    world: Rc<World>,
+}
+
+impl Shard {
+    fn turn(&mut self, wanted_ms: u64, now: Now) {
+        self.roster.woken(wanted_ms, now);
+        self.pull(now);
+        self.obey(now);
+        self.take_inputs(now);
+        self.roster.timeouts(now, &mut |_, _| true);
+        for _ in 0..256 {
+            let Some(slot) = self.roster.next_ready() else { break };
+            self.serve(slot, now);
+        }
+        self.node.follower.open.store(self.roster.len(), Ordering::Relaxed);
+        self.roster.take_swept();
+        self.roster.take_acknowledged();
+        let tally = self.roster.take_tally();
+        self.world.count_gaps(tally.gaps_expired, tally.gaps_reset);
+    }
+
+    /// Takes what is new in the window, as the hub's shards do.
+    fn pull(&mut self, now: Now) {
+        let mut entries = Vec::new();
+        let lost = {
+            let window = self.node.follower.window.read();
+            if window.epoch() != self.roster.epoch() {
+                self.roster.adopt(&window, now);
+            }
+            let lost = self.roster.head() < window.floor();
+            if !lost {
+                entries.extend(window.since(self.roster.head()).cloned());
+            }
+            lost.then(|| window.head())
+        };
+        match lost {
+            Some(head) => self.roster.jump(head),
+            None if !entries.is_empty() => self.roster.advance(&entries),
+            None => {}
+        }
+    }
+
+    fn obey(&mut self, now: Now) {
+        loop {
+            let order = self.node.follower.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match order {
+                None => return,
+                Some(Order::Replaced { connection, before_ms }) => {
+                    let Some(slot) = self.roster.holder(connection) else { continue };
+                    let since = |present: &Present| present.since_ms < before_ms;
+                    if self.present(slot).is_some_and(|present| since(&present)) {
+                        self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn present(&self, slot: Slot) -> Option<Present> {
+        let present = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner);
+        present.get(slot as usize).cloned().flatten()
+    }
+
+    fn take_inputs(&mut self, now: Now) {
+        let inputs = self.node.inputs.take();
+        for input in inputs {
+            match input {
+                Input::Connect(arrival, client, attempt) => self.connect(*arrival, client, attempt, now),
+                Input::Bytes(attempt, mut bytes) => {
+                    if let Some(&slot) = self.slots.get(&attempt) {
+                        self.roster.input(slot, &mut bytes, now, &|_| {
+                            Err(Denied { code: "token_invalid", message: String::new() })
+                        });
+                    }
+                }
+                Input::Writable(attempt) => {
+                    if let Some(&slot) = self.slots.get(&attempt) {
+                        self.roster.writable(slot);
+                    }
+                }
+                Input::Gone(attempt) => {
+                    if let Some(&slot) = self.slots.get(&attempt) {
+                        self.drop_socket(slot);
+                    }
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, arrival: Arrival, client: usize, attempt: u64, now: Now) {
+        let (connection, user) = (arrival.connection, arrival.grant.user.clone());
+        let (start, replayed) = {
+            let window = self.node.follower.window.read();
+            if window.epoch() != self.roster.epoch() {
+                self.roster.adopt(&window, now);
+            }
+            let start = window.start(arrival.last_event_id.as_deref());
+            (start, window.count(start.cursor, arrival.viewer()))
+        };
+        let slot = self.roster.connect(arrival, start, replayed, now);
+        let at = slot as usize;
+        if self.sockets.len() <= at {
+            self.sockets.resize_with(at + 1, || None);
+        }
+        self.sockets[at] = Some(Socket { client, attempt });
+        self.slots.insert(attempt, slot);
+        let node = format!("{}", self.node.index);
+        let present = Present {
+            connection,
+            user,
+            node: node.into(),
+            since_ms: now.unix_ms,
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            unlimited: false,
+        };
+        {
+            let mut all = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() <= at {
+                all.resize(at + 1, None);
+            }
+            all[at] = Some(present.clone());
+        }
+        if let Some(broker) = self.node.broker() {
+            broker.arrived(present);
+        }
+    }
+
+    fn serve(&mut self, slot: Slot, now: Now) {
+        let Some(Some(Socket { client, attempt })) = self.sockets.get(slot as usize) else { return };
+        let (client, attempt) = (*client, *attempt);
+        let (mut broken, mut clients) = (false, self.world.clients.borrow_mut());
+        let served = self.roster.serve(
+            slot,
+            &self.node.follower.window,
+            now,
+            &mut |slices| match clients[client].take(attempt, slices, &self.world) {
+                Some(taken) => taken,
+                None => {
+                    broken = true;
+                    0
+                }
+            },
+        );
+        drop(clients);
+        let deaf = self.roster.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
+        if broken || deaf || served == Served::Finished {
+            self.drop_socket(slot);
+        }
+    }
+
+    fn drop_socket(&mut self, slot: Slot) {
+        self.roster.remove(slot);
+        let Some(Socket { client, attempt }) = self.sockets.get_mut(slot as usize).and_then(Option::take) else {
+            return;
+        };
+        self.slots.remove(&attempt);
+        let present = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner)[slot as usize].take();
+        if let (Some(broker), Some(present)) = (self.node.broker(), present) {
+            broker.left(present.connection, &present.user, present.since_ms);
+        }
+        self.world.clients.borrow_mut()[client].socket_ended(attempt, &self.world);
+    }
+}
+
+/// The text form of a place, for messages.
+pub(crate) fn place_text(epoch: u64, sequence: u64) -> String {
+    Position { epoch, sequence }.to_string()
+}
+
+/// A client that comes with its token.
+pub(crate) fn arrival(
+    user: &Arc<str>,
+    topics: &[Arc<str>],
+    connection: ConnectionId,
+    last_event_id: Option<String>,
+) -> Arrival {
+    let grant = Grant { user: user.clone(), topics: vec!["*".into()], ..Grant::default() };
+    Arrival::new(grant, connection, last_event_id, topics.iter().map(|topic| &**topic), 10)
+}
+
+/// Where a node is.
+pub(crate) fn place_of(index: usize) -> Place {
+    Place::Node(index)
+}

@@ -1,0 +1,389 @@
+//! What one seed stands for: the servers and nodes, the events, and the faults.
+
+use fanfare_core::window::Bounds;
+use std::fmt;
+
+use crate::{
+    net::Place,
+    server::{End, Persistence},
+};
+
+/// Which server a fault concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// The one that is the master at that time.
+    Master,
+    /// Another one.
+    Other,
+}
+
+/// Which directions between two machines are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ways {
+    Both,
+    There,
+    Back,
+}
+
+/// With what a server comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// What its persistence kept.
+    Kept,
+    Empty,
+    /// A copy from some time ago; so many copies back.
+    Copy(usize),
+}
+
+/// A fault. Times are in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    PauseNode {
+        node: usize,
+        ms: u64,
+    },
+    KillNode {
+        node: usize,
+        ms: u64,
+    },
+    CutNode {
+        node: usize,
+        which: Which,
+        ways: Ways,
+        ms: u64,
+    },
+    CutNodeFromSentinels {
+        node: usize,
+        ms: u64,
+    },
+    LagNode {
+        node: usize,
+        by: u64,
+        ms: u64,
+    },
+    StepNodeClock {
+        node: usize,
+        by: i64,
+    },
+    ResetConnections {
+        node: usize,
+    },
+    LoseAnswers {
+        count: u32,
+    },
+    PauseServer {
+        which: Which,
+        ms: u64,
+    },
+    KillServer {
+        which: Which,
+        end: End,
+        back: Back,
+        ms: u64,
+    },
+    OldThenNew {
+        copies: usize,
+        ms: u64,
+    },
+    StepServerClock {
+        which: Which,
+        by: i64,
+    },
+    FullDisk {
+        memory: bool,
+        ms: u64,
+    },
+    LagReplicas {
+        by: u64,
+        ms: u64,
+    },
+    Failover {
+        level: bool,
+    },
+    ThereAndBack {
+        ms: u64,
+    },
+    /// The master hears no sentinel and no other server; nodes hear it, the first of them alone if `split`.
+    IsolateMaster {
+        split: bool,
+        ms: u64,
+    },
+}
+
+impl Fault {
+    /// The fault's kind, as it is counted.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::PauseNode { .. } => "node paused",
+            Self::KillNode { .. } => "node killed",
+            Self::CutNode { ways: Ways::Both, .. } => "node cut off",
+            Self::CutNode { .. } => "node cut off one way",
+            Self::CutNodeFromSentinels { .. } => "node cut off from sentinels",
+            Self::LagNode { .. } => "node lags",
+            Self::StepNodeClock { .. } => "node's clock set",
+            Self::ResetConnections { .. } => "connections reset",
+            Self::LoseAnswers { .. } => "answers lost",
+            Self::PauseServer { .. } => "server paused",
+            Self::KillServer { back: Back::Kept, end: End::Killed, .. } => "server killed",
+            Self::KillServer { back: Back::Kept, end: End::PowerLoss, .. } => "power loss",
+            Self::KillServer { back: Back::Empty, .. } => "server back empty",
+            Self::KillServer { back: Back::Copy(_), .. } => "server back from a copy",
+            Self::OldThenNew { .. } => "server back old, then new",
+            Self::StepServerClock { .. } => "server's clock set",
+            Self::FullDisk { .. } => "server full",
+            Self::LagReplicas { .. } => "replicas lag",
+            Self::Failover { .. } => "failover",
+            Self::ThereAndBack { .. } => "failover there and back",
+            Self::IsolateMaster { .. } => "master isolated",
+        }
+    }
+
+    /// How long it lasts.
+    pub(crate) fn lasts(&self) -> u64 {
+        match *self {
+            Self::PauseNode { ms, .. }
+            | Self::KillNode { ms, .. }
+            | Self::CutNode { ms, .. }
+            | Self::CutNodeFromSentinels { ms, .. }
+            | Self::LagNode { ms, .. }
+            | Self::PauseServer { ms, .. }
+            | Self::KillServer { ms, .. }
+            | Self::FullDisk { ms, .. }
+            | Self::LagReplicas { ms, .. }
+            | Self::ThereAndBack { ms }
+            | Self::IsolateMaster { ms, .. } => ms,
+            Self::OldThenNew { ms, .. } => 1_500 + ms,
+            Self::StepNodeClock { .. }
+            | Self::ResetConnections { .. }
+            | Self::LoseAnswers { .. }
+            | Self::StepServerClock { .. }
+            | Self::Failover { .. } => 0,
+        }
+    }
+
+    /// Whether it keeps a node from its work.
+    pub(crate) fn hinders_nodes(&self) -> bool {
+        matches!(
+            self,
+            Self::PauseNode { .. }
+                | Self::KillNode { .. }
+                | Self::CutNode { .. }
+                | Self::CutNodeFromSentinels { .. }
+                | Self::LagNode { .. }
+                | Self::IsolateMaster { .. }
+        )
+    }
+}
+
+/// Whom an event is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    Everyone,
+    User(usize),
+    Topic(usize),
+    Client(usize),
+}
+
+/// Some events that are published at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Publish {
+    pub(crate) at: u64,
+    pub(crate) publisher: usize,
+    pub(crate) events: Vec<For>,
+}
+
+/// How much happens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Faults in a group: 2 or 3; 0: no faults at all.
+    pub(crate) faults: usize,
+    /// Clients of each node.
+    pub(crate) clients: usize,
+}
+
+/// What one seed stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) nodes: usize,
+    pub(crate) servers: usize,
+    pub(crate) sentinels: usize,
+    pub(crate) version: (u32, u32),
+    pub(crate) persistence: Persistence,
+    pub(crate) min_replicas: bool,
+    /// How long sentinels wait before they take a master for dead.
+    pub(crate) down_after: u64,
+    pub(crate) clients: usize,
+    pub(crate) users: usize,
+    pub(crate) topics: usize,
+    pub(crate) publishers: usize,
+    /// A publisher does not wait for an answer before it goes on.
+    pub(crate) pipelined: Vec<bool>,
+    pub(crate) bounds: Bounds,
+    pub(crate) publishes: Vec<Publish>,
+    pub(crate) faults: Vec<(u64, Fault)>,
+    /// When the last fault is over.
+    pub(crate) calm_at: u64,
+    /// Until when events are published.
+    pub(crate) until: u64,
+}
+
+/// When the first fault may begin: every node is linked and every client connected by then.
+const WARM: u64 = 4_000;
+
+impl Plan {
+    pub(crate) fn new(seed: u64, size: Size) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
+        let r = &mut random;
+        let sentinel = r.u8(0..10) < 6;
+        let servers = if sentinel { r.usize(2..=3) } else { 1 };
+        let nodes = r.usize(2..=3);
+        let persistence = match r.u8(0..10) {
+            0..4 => Persistence::None,
+            4..8 => Persistence::EverySecond,
+            _ => Persistence::Always,
+        };
+        let version = [(7, 0), (7, 2), (6, 2), (8, 0)][r.usize(0..4)];
+        let events = [150, 400, 2_000][r.usize(0..3)];
+        let clients = nodes * size.clients;
+        let mut plan = Self {
+            seed,
+            nodes,
+            servers,
+            sentinels: if sentinel { 3 } else { 0 },
+            version,
+            persistence,
+            min_replicas: sentinel && r.u8(0..8) == 0,
+            down_after: r.u64(500..4_000),
+            clients,
+            users: (clients / 2).max(1),
+            topics: 4,
+            publishers: 0,
+            pipelined: Vec::new(),
+            bounds: Bounds { events, bytes: 8 << 20, age_ms: 600_000 },
+            publishes: Vec::new(),
+            faults: Vec::new(),
+            calm_at: WARM,
+            until: WARM,
+        };
+        let groups = if size.faults == 0 { 0 } else { r.usize(1..=3) };
+        let mut at = WARM;
+        for _ in 0..groups {
+            let begin = at + r.u64(0..2_000);
+            for _ in 0..size.faults {
+                let spread = [300, 1_500, 5_000][r.usize(0..3)];
+                let begin = begin + r.u64(0..spread);
+                let fault = plan.fault(r);
+                plan.calm_at = plan.calm_at.max(begin + fault.lasts());
+                plan.faults.push((begin, fault));
+            }
+            at = if r.bool() { plan.calm_at } else { begin + 4_000 };
+        }
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan.calm_at += 500;
+        plan.until = plan.calm_at + 3_000 + if groups == 0 { 20_000 } else { 0 };
+        plan.publishers = r.usize(2..=4);
+        plan.pipelined = (0..plan.publishers).map(|_| r.u8(0..3) == 0).collect();
+        for publisher in 0..plan.publishers {
+            let every = r.u64(10..120);
+            let mut at = 1_500 + r.u64(0..500);
+            while at < plan.until {
+                let count = if r.u8(0..20) == 0 { r.usize(2..20) } else { 1 };
+                let events = (0..count).map(|_| plan.audience(r)).collect();
+                plan.publishes.push(Publish { at, publisher, events });
+                at += 1 + r.u64(0..2 * every);
+            }
+        }
+        plan.publishes.sort_by_key(|publish| publish.at);
+        plan
+    }
+
+    fn audience(&self, r: &mut fastrand::Rng) -> For {
+        match r.u8(0..20) {
+            0..16 => For::Everyone,
+            16 => For::User(r.usize(0..self.users)),
+            17..19 => For::Topic(r.usize(0..self.topics)),
+            _ => For::Client(r.usize(0..self.clients)),
+        }
+    }
+
+    fn fault(&self, r: &mut fastrand::Rng) -> Fault {
+        let node = r.usize(0..self.nodes);
+        let sentinel = self.sentinels > 0;
+        let which = if sentinel && r.u8(0..4) == 0 { Which::Other } else { Which::Master };
+        let ms = match r.u8(0..4) {
+            0 => r.u64(50..800),
+            1 | 2 => r.u64(800..5_000),
+            _ => r.u64(5_000..15_000),
+        };
+        loop {
+            return match r.u8(0..24) {
+                0..3 => Fault::PauseNode { node, ms },
+                3..6 => Fault::KillNode { node, ms },
+                6 => Fault::CutNode { node, which, ways: Ways::Both, ms },
+                7 => Fault::CutNode { node, which, ways: if r.bool() { Ways::There } else { Ways::Back }, ms },
+                8 if sentinel => Fault::CutNodeFromSentinels { node, ms },
+                9 => Fault::LagNode { node, by: r.u64(5..900), ms },
+                10 if r.bool() => Fault::StepNodeClock { node, by: r.i64(-120_000..120_000) },
+                10 => Fault::StepServerClock { which, by: r.i64(-120_000..120_000) },
+                11 => Fault::ResetConnections { node },
+                12 => Fault::LoseAnswers { count: r.u32(1..4) },
+                13 => Fault::PauseServer { which, ms },
+                14 | 15 => {
+                    let end = if r.bool() { End::Killed } else { End::PowerLoss };
+                    Fault::KillServer { which, end, back: Back::Kept, ms: ms.min(6_000) }
+                }
+                16 => Fault::KillServer { which, end: End::Killed, back: Back::Empty, ms: ms.min(3_000) },
+                17 => Fault::KillServer { which, end: End::Killed, back: Back::Copy(r.usize(1..4)), ms: ms.min(3_000) },
+                18 if !sentinel => Fault::OldThenNew { copies: r.usize(1..4), ms: ms.min(6_000) },
+                19 => Fault::FullDisk { memory: r.bool(), ms },
+                20 if sentinel => Fault::LagReplicas { by: r.u64(20..2_500), ms },
+                21 if sentinel => Fault::Failover { level: r.bool() },
+                22 if sentinel => Fault::ThereAndBack { ms: r.u64(100..3_000) },
+                23 if sentinel => Fault::IsolateMaster { split: r.bool(), ms },
+                _ => continue,
+            };
+        }
+    }
+
+    /// The URL of the log.
+    pub(crate) fn url(&self) -> String {
+        if self.sentinels == 0 {
+            return format!("redis://sim:{}", Place::Server(0).port());
+        }
+        let sentinels: Vec<String> =
+            (0..self.sentinels).map(|i| format!("sim:{}", Place::Sentinel(i).port())).collect();
+        format!("redis+sentinel://{}/mymaster", sentinels.join(","))
+    }
+
+    /// The same without some of its faults.
+    pub(crate) fn keep_faults(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut number = 0;
+        self.faults.retain(|_| {
+            number += 1;
+            keep(number - 1)
+        });
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {}: {} nodes, {} servers of Redis {}.{} ({:?}), {} sentinels, {} clients, a window of {} events",
+            self.seed,
+            self.nodes,
+            self.servers,
+            self.version.0,
+            self.version.1,
+            self.persistence,
+            self.sentinels,
+            self.clients,
+            self.bounds.events
+        )?;
+        for (number, (at, fault)) in self.faults.iter().enumerate() {
+            write!(f, "\n  fault {number} at {at} ms: {fault:?}")?;
+        }
+        Ok(())
+    }
+}
