@@ -21,6 +21,8 @@ struct Epoch {
     after: u64,
     /// Everything that was ever acknowledged before it has survived, as far as anyone can know.
     whole: bool,
+    /// When it began, in milliseconds since 1970-01-01T00:00:00Z, where it is not whole and that is known.
+    began_ms: u64,
 }
 
 /// What a cursor is worth.
@@ -36,13 +38,13 @@ pub enum Place {
 
 /// The text is not the text form of a [`Lineage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a lineage: expected EPOCH:AFTER, with commas between")]
+#[error("not a lineage: expected EPOCH:AFTER or EPOCH:AFTER!MS, with commas between")]
 pub struct NotALineage;
 
 impl Lineage {
     /// A log that begins.
     pub fn new(epoch: u64) -> Self {
-        Self(vec![Epoch { id: epoch, after: 0, whole: true }])
+        Self(vec![Epoch { id: epoch, after: 0, whole: true, began_ms: 0 }])
     }
 
     /// The epoch that the newest entries are of.
@@ -53,7 +55,7 @@ impl Lineage {
     /// Goes on under a new epoch behind the sequence `after`. `whole`: nothing that was acknowledged is known to be lost,
     /// or could be without anyone knowing.
     pub fn begin(&mut self, epoch: u64, after: u64, whole: bool) {
-        self.0.push(Epoch { id: epoch, after, whole });
+        self.0.push(Epoch { id: epoch, after, whole, began_ms: 0 });
         let surplus = self.0.len().saturating_sub(MAX_EPOCHS);
         self.0.drain(..surplus);
     }
@@ -90,6 +92,21 @@ impl Lineage {
         other.0.last().is_some_and(|newest| self.0.contains(newest))
     }
 
+    /// The epoch of an entry at `sequence`; `None` if it is older than all that is remembered.
+    pub fn epoch_at(&self, sequence: u64) -> Option<u64> {
+        self.0.iter().rev().find(|epoch| epoch.after < sequence).map(|epoch| epoch.id)
+    }
+
+    /// The newest epoch that another log has too.
+    pub fn newest_shared(&self, other: &Self) -> Option<u64> {
+        self.0.iter().rev().find(|epoch| other.0.contains(epoch)).map(|epoch| epoch.id)
+    }
+
+    /// Up to where this log goes on with the other one's newest epoch; `None`: as far as that goes.
+    pub fn cut_of(&self, other: &Self) -> Option<u64> {
+        Some(self.end_of(other.current(), u64::MAX)).filter(|end| *end < u64::MAX)
+    }
+
     fn end_of(&self, epoch: u64, head: u64) -> u64 {
         let later = self.0.iter().rev().take_while(|later| later.id != epoch);
         later.map(|later| later.after).fold(head, u64::min)
@@ -98,9 +115,12 @@ impl Lineage {
 
 impl fmt::Display for Lineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Epoch { id, after, whole }) in self.0.iter().enumerate() {
-            let (comma, mark) = (if i > 0 { "," } else { "" }, if *whole { "" } else { "!" });
-            write!(f, "{comma}{id:x}:{after}{mark}")?;
+        for (i, Epoch { id, after, whole, began_ms }) in self.0.iter().enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            write!(f, "{comma}{id:x}:{after}")?;
+            if !*whole {
+                write!(f, "!{began_ms}")?;
+            }
         }
         Ok(())
     }
@@ -112,8 +132,17 @@ impl FromStr for Lineage {
     fn from_str(text: &str) -> Result<Self, NotALineage> {
         let epochs = text.split(',').map(|part| {
             let (id, after) = part.split_once(':')?;
-            let (after, whole) = after.strip_suffix('!').map_or((after, true), |after| (after, false));
-            Some(Epoch { id: u64::from_str_radix(id, 16).ok()?, after: after.parse().ok()?, whole })
+            let (after, began) = after.split_once('!').map_or((after, None), |(after, ms)| (after, Some(ms)));
+            let began_ms = match began {
+                None | Some("") => 0,
+                Some(ms) => ms.parse().ok()?,
+            };
+            Some(Epoch {
+                id: u64::from_str_radix(id, 16).ok()?,
+                after: after.parse().ok()?,
+                whole: began.is_none(),
+                began_ms,
+            })
         });
         epochs.collect::<Option<Vec<_>>>().map(Self).ok_or(NotALineage)
     }
@@ -175,7 +204,9 @@ mod tests {
     fn text_form_comes_back() {
         let mut lineage = Lineage::new(0xfa);
         lineage.begin(0xfb, 95, false);
-        assert_eq!(lineage.to_string(), "fa:0,fb:95!");
+        assert_eq!(lineage.to_string(), "fa:0,fb:95!0");
+        assert_eq!("fa:0,fb:95!".parse(), Ok(lineage.clone()));
+        assert_eq!("fa:0,fb:95!17".parse::<Lineage>().unwrap().to_string(), "fa:0,fb:95!17");
         assert_eq!(lineage.to_string().parse(), Ok(lineage));
         for text in ["", "fa", "fa:", "x:1", "fa:1,"] {
             assert_eq!(text.parse::<Lineage>(), Err(NotALineage), "{text}");

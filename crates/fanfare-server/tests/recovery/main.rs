@@ -14,7 +14,6 @@ use std::{
 use testbed::{RedisServer, Relay, Sentinels, until};
 
 #[test]
-#[ignore = "silent loss: not fixed yet"]
 fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back_empty() {
     let mut redis = RedisServer::start();
     let (mut a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
@@ -30,7 +29,6 @@ fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back
 }
 
 #[test]
-#[ignore = "silent loss: not fixed yet"]
 fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_back_empty() {
     let mut redis = RedisServer::start();
     let (a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
@@ -49,7 +47,6 @@ fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_bac
 }
 
 #[test]
-#[ignore = "silent loss: not fixed yet"]
 fn what_was_acknowledged_after_a_failover_there_and_back_reaches_everybody() {
     let mut servers = [RedisServer::start(), RedisServer::start()];
     let ports = servers.each_ref().map(RedisServer::port);
@@ -83,7 +80,6 @@ fn what_was_acknowledged_after_a_failover_there_and_back_reaches_everybody() {
 }
 
 #[test]
-#[ignore = "silent loss: not fixed yet"]
 fn a_node_that_reaches_no_sentinel_stops_acknowledging_at_a_deposed_master() {
     let mut sentinels = Sentinels::start_with_relay();
     let relays: Vec<Relay> = sentinels.ports().into_iter().map(Relay::to).collect();
@@ -119,7 +115,6 @@ fn a_node_that_reaches_no_sentinel_stops_acknowledging_at_a_deposed_master() {
 }
 
 #[test]
-#[ignore = "a reset for events that a window holds: not fixed yet"]
 fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_others() {
     let mut redis = RedisServer::start();
     let a = start(&redis.url(), &[]);
@@ -145,7 +140,6 @@ fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_oth
 const SMALL_WINDOWS: [&str; 2] = ["--window-events", "64"];
 
 #[test]
-#[ignore = "a reset for events that a window holds: not fixed yet"]
 fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_they_hold() {
     let mut redis = RedisServer::start();
     let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));
@@ -166,7 +160,6 @@ fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_the
 }
 
 #[test]
-#[ignore = "never ready again: not fixed yet"]
 fn a_redis_that_comes_back_from_an_older_and_then_from_a_newer_copy_is_used_again() {
     let mut redis = RedisServer::start();
     let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));

@@ -6,6 +6,7 @@ mod ears;
 mod inspect;
 mod keys;
 mod link;
+mod members;
 mod parameters;
 mod pulse;
 mod questions;
@@ -185,7 +186,7 @@ impl RedisBroker {
         let page = cmd("XRANGE").arg(&self.shared.keys.log).arg(from).arg("+").arg("COUNT").arg(limit).take();
         let items = record::items(link.call(&page).await?)?;
         let entry = |item| match item {
-            record::Item::Event(entry) => Some(entry),
+            record::Item::Event(entry, _) => Some(entry),
             record::Item::Foreign(foreign) => foreign.sequence.map(record::placeholder),
         };
         Ok(items.into_iter().filter_map(entry).collect())

@@ -219,7 +219,8 @@ async fn a_node_that_is_not_heard_of_makes_a_restart_doubtful() {
     broker.catch_up().await.unwrap();
     // Another node that lived just now, and may have acknowledged what no other has seen.
     let now: f64 = server.cli(&["ZSCORE", "ws:nodes", &node.name]).parse().unwrap();
-    server.cli(&["ZADD", "ws:nodes", &format!("{now:.0}"), "gone"]);
+    server.cli(&["HSET", "ws:members", "gone", &format!("9 9 {now:.0} - i")]);
+    server.cli(&["HSET", "ws:epoch", "version", "9"]);
     let epoch = node.window.read().epoch();
     server.restart();
     until("the node is linked again", || node.window.read().epoch() != epoch).await;
@@ -735,5 +736,5 @@ async fn a_server_that_is_too_old_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_named_after_a_while() {
     let error = refused(&format!("redis://127.0.0.1:{}", testbed::free_port())).await;
-    assert!(matches!(&error, LinkError::Unreachable(why) if why.contains("can't be reached")), "{error:?}");
+    assert!(matches!(&error, LinkError::Down(why) if why.contains("can't be reached")), "{error:?}");
 }

@@ -28,10 +28,21 @@ const REPLICATION: Duration = Duration::from_secs(1);
 /// Answers jobs until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<Job>) -> Result<Infallible, LinkError> {
     let epoch = shared.tail.window().read().epoch();
+    // Until it is a member, nobody would ask for what this node acknowledged. The sender lives as long as what is shared.
+    let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
     loop {
         let Some(first) = jobs.recv().await else { return Err(LinkError::Unreachable("the hub ends".to_owned())) };
         let batch = gather(first, jobs);
+        if let Err(error) = shared.check_lease() {
+            refuse(batch, &error);
+            continue;
+        }
         let result = append(shared, link, &batch, epoch).await;
+        // Another server may have taken the place of this one since.
+        if let (Ok(_), Err(error)) = (&result, shared.check_lease()) {
+            refuse(batch, &error);
+            continue;
+        }
         match result {
             Ok(results) => {
                 if shared.set_full(None) {
@@ -76,7 +87,7 @@ async fn append(
     epoch: u64,
 ) -> Result<Result<Vec<Appended>, BrokerError>, LinkError> {
     let records: Vec<&Record> = batch.iter().flat_map(|job| &job.records).collect();
-    let command = command(shared, link, &records);
+    let command = command(shared, link, &records, epoch);
     let (places, replicas) = match shared.options.durability {
         Durability::Log => (link.call(&command).await?, 1),
         Durability::Replica => {
@@ -101,11 +112,12 @@ async fn append(
     Ok(Ok(places.iter().map(appended).collect()))
 }
 
-fn command(shared: &Shared, link: &Link, records: &[&Record]) -> Cmd {
+fn command(shared: &Shared, link: &Link, records: &[&Record], epoch: u64) -> Cmd {
     let (keys, bounds) = (&shared.keys, &shared.bounds);
-    let mut command = link.script(Script::Append, &[&keys.log, &keys.epoch, &keys.ids]);
+    let mut command = link.script(Script::Append, &[&keys.log, &keys.epoch, &keys.ids, &keys.members]);
     let touch = shared.options.durability == Durability::Replica;
-    command.arg(&link.server).arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
+    command.arg(&link.server).arg(format!("{epoch:x}")).arg(&shared.node).arg(*shared.head.borrow());
+    command.arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
     for Record { event, audience, publisher, trace } in records {
         command.arg(event.event_id()).arg(audience_text(audience)).arg(event.json());
         command.arg(publisher.as_deref().unwrap_or_default()).arg(trace.as_deref().unwrap_or_default());

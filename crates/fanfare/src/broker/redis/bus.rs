@@ -4,11 +4,13 @@
 use super::{
     appender, ears,
     link::{ANSWER, BLOCK, Facts, Link, LinkError},
+    members::Joining,
     pulse, recovery, registry, revoked,
+    scripts::Script,
     shared::{Job, Shared},
     tail,
 };
-use crate::{broker::BrokerError, environment, metrics::Counter};
+use crate::{broker::BrokerError, clock, environment, metrics::Counter};
 use redis::{Value, cmd};
 use std::{convert::Infallible, sync::Arc, thread, time::Duration};
 use tokio::{
@@ -27,6 +29,10 @@ const START: Duration = Duration::from_secs(10);
 /// How often Sentinel is asked. Well below the time that nodes which are on the new master wait for the others, so that
 /// what went to the old one meanwhile can still be put back.
 const ASK_SENTINEL: Duration = Duration::from_secs(1);
+
+/// For how long the word of a majority of the sentinels counts. A server that takes the place of another is not confirmed
+/// before that has run out for every node that is not there.
+pub(super) const LEASE: Duration = Duration::from_secs(4);
 
 /// How long taking leave may take.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -81,12 +87,16 @@ impl Bus {
         let mut stop = self.stop.clone();
         let mut pause = SOON;
         loop {
+            let tried = clock::now().mono_ms;
             let ended = tokio::select! {
                 biased;
                 ended = self.live(&mut started) => ended,
                 () = stopped(&mut stop) => return self.leave().await,
             };
             let Err(error) = ended;
+            if let LinkError::Down(_) = error {
+                self.shared.members().nobody_could(tried);
+            }
             if self.shared.up_since().is_some() {
                 pause = SOON;
             }
@@ -110,6 +120,7 @@ impl Bus {
     }
 
     fn note_down(&mut self, error: &LinkError) {
+        self.shared.joined.send_replace(false);
         if self.shared.down(&error.to_string()) && !*self.stop.borrow() {
             tracing::warn!(%error, "no link to Redis; trying again until there is one");
         }
@@ -129,16 +140,22 @@ impl Bus {
     ) -> Result<Infallible, LinkError> {
         let shared = self.shared.clone();
         let (url, keys) = (&shared.options.url, &shared.keys);
+        let asked = clock::now().mono_ms;
         let (link, facts) = Link::open(url, keys, shared.metrics.clone()).await?;
+        if url.is_sentinel() {
+            shared.set_lease(asked, LEASE);
+        }
         check_key(&link, &keys.log, "stream").await?;
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
         let mut ears = link.ears(url).await?;
         ears::listen(&shared, &mut ears).await?;
         let since = link.clock_ms().await?;
-        let head = recovery::settle(&shared, &link, since, self.fresh).await?;
+        let head = recovery::settle(&shared, &link, since, self.fresh.then_some(facts.uptime)).await?;
         let mut orders = self.place_of_orders(&link).await?;
         revoked::level(&shared, &link).await?;
         tail::catch_up(&shared, &link, head).await?;
+        let mut joining = Joining::new();
+        joining.first(&shared, &link).await?;
         if std::mem::take(&mut self.fresh) {
             warn(&facts);
         } else {
@@ -158,6 +175,7 @@ impl Bus {
             pulse::run(&shared, &link, since, &mut self.beats),
             registry::run(&shared, &link),
             watch_master(&shared, &link),
+            joining.run(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters),
         );
         self.orders = Some(orders);
@@ -185,10 +203,11 @@ impl Bus {
         let keys = &self.shared.keys;
         let leave = async {
             let (link, _) = Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?;
-            for list in [&keys.nodes, &keys.ears] {
-                link.call(cmd("ZREM").arg(list).arg(&self.shared.node)).await?;
-            }
-            link.call(cmd("DEL").arg(format!("{}{}", keys.node, self.shared.node))).await
+            let own = format!("{}{}", keys.node, self.shared.node);
+            let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.ears, &own];
+            let mut command = link.script(Script::Leave, &names);
+            let epoch = self.shared.tail.window().read().epoch();
+            link.call(command.arg(&link.server).arg(format!("{epoch:x}")).arg(&self.shared.node)).await
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {
             tracing::debug!("Redis was not told that this node leaves; it notices by itself");
@@ -211,6 +230,7 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
     }
     loop {
         sleep(ASK_SENTINEL).await;
+        let asked = clock::now().mono_ms;
         match url.locate(&shared.keys.log).await {
             Ok(master) if master != link.address => {
                 return Err(LinkError::NotMaster(format!(
@@ -218,8 +238,9 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
                     link.address
                 )));
             }
-            // Without Sentinel the link goes on as it is.
-            Ok(_) | Err(_) => {}
+            Ok(_) => shared.set_lease(asked, LEASE),
+            // The link goes on, and takes no events once the last word of a majority is too old.
+            Err(_) => {}
         }
     }
 }

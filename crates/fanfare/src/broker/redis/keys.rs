@@ -13,7 +13,10 @@ pub(super) struct Keys {
     pub(super) epoch: String,
     pub(super) ids: String,
     pub(super) nodes: String,
-    pub(super) recovery: String,
+    /// The nodes that may acknowledge.
+    pub(super) members: String,
+    /// What nodes report during a recovery.
+    pub(super) reports: String,
     pub(super) ears: String,
     pub(super) control: String,
     /// Users and tokens, by the time before which tokens were issued.
@@ -46,7 +49,8 @@ impl Keys {
             epoch: key("epoch"),
             ids: key("ids"),
             nodes: key("nodes"),
-            recovery: key("recovery"),
+            members: key("members"),
+            reports: key("reports"),
             ears: key("ears"),
             control: key("control"),
             revoked: key("revoked"),

@@ -22,6 +22,9 @@ const OLDEST: (u32, u32) = (6, 2);
 /// Why a link can't be made, or has ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
+    /// No process listens there, or it has not read its data yet: nobody can write to it.
+    #[error("{0}")]
+    Down(String),
     /// There is nobody, or the connection broke.
     #[error("{0}")]
     Unreachable(String),
@@ -78,6 +81,7 @@ impl LinkError {
     pub(super) fn connecting(at: &Address, error: RedisError) -> Self {
         match error.into() {
             Self::Unreachable(why) => Self::unreachable(at, &why),
+            Self::Down(why) => Self::Down(format!("{at} can't be reached: {why}")),
             other => other,
         }
     }
@@ -109,16 +113,18 @@ impl From<RedisError> for LinkError {
             Some("FENCED") => return Self::Fenced,
             Some("WRONGTYPE" | "FOREIGN") => return Self::NotOurs(error.to_string()),
             Some(
-                "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "UNBLOCKED" | "TRYAGAIN"
-                | "NOSCRIPT",
+                "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "UNBLOCKED" | "TRYAGAIN" | "NOSCRIPT",
             ) => return Self::NotMaster(error.to_string()),
+            Some("LOADING") => return Self::Down(error.to_string()),
             _ => {}
         }
         if error.kind() == redis::ErrorKind::AuthenticationFailed {
             Self::Refused(error.to_string())
         } else if error.is_timeout() {
             Self::Silent(format!("Redis gave no answer within {} s", ANSWER.as_secs()))
-        } else if error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal() {
+        } else if error.is_connection_refusal() {
+            Self::Down(error.to_string())
+        } else if error.is_io_error() || error.is_connection_dropped() {
             Self::Unreachable(error.to_string())
         } else {
             Self::Answer(error.to_string())
@@ -159,8 +165,10 @@ pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkErr
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) address: Address,
-    /// The process, by the `run_id` that it made at its start.
+    /// The process, by the `run_id` that it made at its start, and the history that it holds, by its replication id,
+    /// with a colon between.
     pub(super) server: String,
+    run_id: String,
     /// For commands that are answered at once.
     pub(super) commands: MultiplexedConnection,
     scripts: Scripts,
@@ -172,6 +180,8 @@ pub(super) struct Link {
 pub(super) struct Facts {
     pub(super) version: String,
     pub(super) eviction: String,
+    /// For how many seconds the process has run.
+    pub(super) uptime: u64,
     role: String,
     /// `standalone`, `cluster` or `sentinel`.
     mode: String,
@@ -190,13 +200,16 @@ impl Link {
         let facts = Facts {
             version: field("redis_version"),
             eviction: field("maxmemory_policy"),
+            uptime: field("uptime_in_seconds").parse().unwrap_or(0),
             role: field("role"),
             // Valkey's name comes second.
             mode: [field("redis_mode"), field("server_mode")].concat(),
         };
         check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
-        Ok((Self { address, server: field("run_id"), commands, scripts, metrics }, facts))
+        let run_id = field("run_id");
+        let server = format!("{run_id}:{}", field("master_replid"));
+        Ok((Self { address, server, run_id, commands, scripts, metrics }, facts))
     }
 
     /// Another connection to the same process, for a command that waits.
@@ -214,7 +227,7 @@ impl Link {
     /// An address may have become another process's between two connections.
     async fn same_process(&self, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
         let info: String = read(call(connection, cmd("INFO").arg("server")).await?)?;
-        if info.contains(&format!("run_id:{}", self.server)) {
+        if info.contains(&format!("run_id:{}", self.run_id)) {
             Ok(())
         } else {
             Err(LinkError::NotMaster("it was restarted meanwhile".to_owned()))
@@ -275,6 +288,7 @@ mod tests {
         let facts = |version: &str, role: &str| Facts {
             version: version.to_owned(),
             eviction: "noeviction".to_owned(),
+            uptime: 1,
             role: role.to_owned(),
             mode: "standalone".to_owned(),
         };

@@ -3,10 +3,13 @@
 
 use super::{
     link::{Link, LinkError, read},
+    members::{self, REMOVED_MS},
     recovery::ALIVE_MS,
     scripts::Script,
     shared::Shared,
 };
+use crate::clock;
+use redis::Value;
 use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
@@ -33,7 +36,9 @@ pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u
         if Instant::now() >= next {
             *number += 1;
             next = Instant::now() + BEAT;
-            beat(shared, link, since, *number).await?;
+            if beat(shared, link, since, *number).await? {
+                next = Instant::now();
+            }
         }
         let (tail, ears) = shared.overdue();
         let limit = shared.options.lag_limit;
@@ -46,9 +51,12 @@ pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u
             }
         }
         let wanted = next.min(Instant::now() + LOOK);
-        sleep_until(wanted).await;
+        tokio::select! {
+            () = sleep_until(wanted) => {}
+            () = shared.beat_now.notified() => next = Instant::now(),
+        }
         // A process that was stopped has not read what came back meanwhile.
-        let late = wanted.elapsed();
+        let late = Instant::now().saturating_duration_since(wanted);
         if late > limit / 2 {
             shared.excuse_probes(late);
             next = next.min(Instant::now());
@@ -56,18 +64,23 @@ pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u
     }
 }
 
-async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<(), LinkError> {
+/// Returns whether the members have changed: whoever joins waits until the next beat says that this node knows.
+async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<bool, LinkError> {
     let keys = &shared.keys;
     let own = format!("{}{}", keys.node, shared.node);
-    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own, &keys.ears];
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own, &keys.ears, &keys.members];
     let mut command = link.script(Script::Beat, &names);
     command.arg(&link.server).arg(&shared.node).arg(number).arg(shared.tail.connections()).arg(ALIVE_MS);
     command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms).arg(since);
-    let before = *shared.head.borrow();
+    let epoch = shared.tail.window().read().epoch();
+    let seen = shared.members().version();
+    command.arg(format!("{epoch:x}")).arg(seen).arg(REMOVED_MS);
+    let (before, at) = (*shared.head.borrow(), clock::now().mono_ms);
     shared.probe_sent(number);
     match link.call(&command).await {
         Ok(answer) => {
-            let (head, nodes, connections, first, events, bytes) = read(answer)?;
+            let (head, nodes, connections, first, events, bytes, version, names) =
+                read::<(u64, usize, usize, bool, usize, usize, u64, Vec<Value>)>(answer)?;
             let answer = BeatAnswer { head, nodes, connections, first, events, bytes };
             shared.foremost.store(answer.first, Ordering::Relaxed);
             shared.note_beat();
@@ -75,14 +88,21 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<(
             if answer.head < before {
                 return Err(LinkError::Answer(format!("the log went back from {before} to {}", answer.head)));
             }
-            Ok(())
+            let mut members = shared.members();
+            if *shared.joined.borrow() {
+                members.informed(at);
+            }
+            if version != seen {
+                members.learn(version, members::list(&names, 2)?, head, *shared.head.borrow());
+            }
+            Ok(version != seen)
         }
         Err(LinkError::Full(why)) => {
             shared.probe_failed(number);
             if shared.set_full(Some(&LinkError::Full(why.clone()).to_string())) {
                 tracing::error!("Redis takes no writes, so publishing fails: {why}");
             }
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error),
     }

@@ -34,8 +34,8 @@ pub(super) fn stream_id(sequence: u64) -> String {
 /// An entry of the stream.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// An event.
-    Event(Arc<Entry>),
+    /// An event, and the epoch under which it was appended, if it says so.
+    Event(Arc<Entry>, Option<u64>),
     /// Something that only somebody else can have written.
     Foreign(Foreign),
 }
@@ -85,13 +85,13 @@ fn read(item: &Value, publisher: &mut Option<Arc<str>>) -> Item {
         None => Err("its id is not 0- and a sequence"),
     };
     match entry {
-        Ok(entry) => Item::Event(Arc::new(entry)),
+        Ok(entry) => Item::Event(Arc::new(entry), epoch(fields)),
         Err(why) => Item::Foreign(Foreign { sequence, id: id.to_owned(), why }),
     }
 }
 
 /// The largest sequence that the scripts can count to.
-const MAX_SEQUENCE: u64 = 1 << 53;
+pub(super) const MAX_SEQUENCE: u64 = 1 << 53;
 
 /// Reads and checks an entry. `publisher` is that of the one before: there are few, and each has its name once.
 fn entry(sequence: u64, fields: &[Value], publisher: &mut Option<Arc<str>>) -> Result<Entry, &'static str> {
@@ -113,6 +113,12 @@ fn entry(sequence: u64, fields: &[Value], publisher: &mut Option<Arc<str>>) -> R
     }
     let entry = Entry::from_parts(sequence, ms, to, id, json.as_bytes());
     Ok(entry.by(publisher.clone(), said("x").map(Arc::from)))
+}
+
+/// The epoch that an entry says it is of. Entries before version 2 of the format do not say so.
+fn epoch(fields: &[Value]) -> Option<u64> {
+    let named = fields.chunks_exact(2).find(|pair| text(&pair[0]) == Some("e"))?;
+    u64::from_str_radix(text(&named[1])?, 16).ok()
 }
 
 /// What clients get must be an event, and must have the name under which it stands in the log.
@@ -170,7 +176,7 @@ mod tests {
 
     fn entry(id: &str, fields: &[&str]) -> Result<Arc<Entry>, Foreign> {
         match items(Value::Array(vec![item(id, fields)])).unwrap().remove(0) {
-            Item::Event(entry) => Ok(entry),
+            Item::Event(entry, _) => Ok(entry),
             Item::Foreign(foreign) => Err(foreign),
         }
     }

@@ -3,27 +3,30 @@
 
 use super::{
     link::{Link, LinkError, read},
-    record::audience_text,
+    record::{MAX_SEQUENCE, audience_text},
     scripts::Script,
     shared::Shared,
 };
-use crate::{identity::random, metrics::Counter};
-use fanfare_core::{Lineage, window::Entry};
+use crate::{clock, identity::random, metrics::Counter};
+use fanfare_core::{Lineage, Position, lineage::Place, window::Entry};
 use redis::{Value, cmd};
 use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
 
-/// How long a log that goes on gives the other nodes to find the server, in milliseconds.
+/// How long a server that is not confirmed gives all nodes to find it, in milliseconds.
 const SETTLE_MS: u64 = 1_000;
 
-/// How long nodes are waited for that were there just before, in milliseconds.
-const GRACE_MS: u64 = 5_000;
+/// How long a log that begins, in a server that may just have lost one, gives nodes that hold it to find the server, in
+/// milliseconds since the server's start.
+const EMPTY_MS: u64 = 2_000;
+
+/// How long members that are missing are waited for, in milliseconds. Longer than [`members::INFORMED`], because by then
+/// none of them takes it for granted that nothing was acknowledged without it; longer than [`bus::LEASE`] too, because by then none of
+/// them acknowledges anything at a server that was replaced.
+const GRACE_MS: u64 = 13_000;
 
 /// How long a node that says nothing counts as there, in milliseconds.
 pub(super) const ALIVE_MS: u64 = 10_000;
-
-/// A node is waited for that was heard of so long before the last beat of any, in milliseconds: what one acknowledged
-/// that ended earlier, the others had read by then.
-const RECENT_MS: u64 = 5_000;
 
 /// How often it is asked whether all others are done.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -44,23 +47,68 @@ struct Found {
 }
 
 /// Makes the window the tail of the server's log, as far as they agree, and returns the log's head. `since`: when this
-/// node began to hear the server's channels, in milliseconds of its clock.
-pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: bool) -> Result<u64, LinkError> {
+/// node began to hear the server's channels, in milliseconds of its clock. `fresh`: this node followed no log yet, and the
+/// server has run for so many seconds.
+pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Option<u64>) -> Result<u64, LinkError> {
+    let (began, mut known, mut told) = (Instant::now(), 0, false);
     loop {
         let found = look(shared, link).await?;
         match &found.lineage {
             Some(lineage) if found.confirmed => {
-                adopt(shared, lineage, found.head, fresh);
+                if fresh.is_none() && has_gone_back(shared, lineage, found.head) {
+                    doubt(shared, link, &found).await?;
+                    sleep(AGAIN).await;
+                    continue;
+                }
+                adopt(shared, lineage, found.head, fresh.is_some());
                 return Ok(found.head);
             }
             _ => {}
         }
-        // After anything was put back it is looked again: another node may have been at it too.
-        let done = fresh || put_back(shared, link, &found).await?;
-        if done && !confirm(shared, link, since).await? {
-            tokio::time::sleep(AGAIN).await;
+        let mut lossy = false;
+        if fresh.is_none() {
+            let may_jump = clock::millis(began.elapsed()) >= SETTLE_MS;
+            match put_back(shared, link, &found, may_jump).await? {
+                Back::Done { lossy: more } => lossy = more,
+                // After anything was put back it is looked again: another node may have been at it too.
+                Back::Changed => continue,
+                Back::Later => {
+                    sleep(AGAIN).await;
+                    continue;
+                }
+            }
+        }
+        match confirm(shared, link, since, fresh.filter(|_| found.lineage.is_none()), known, lossy).await? {
+            Confirmed::Yes => {}
+            Confirmed::Missing { nodes, reported } => {
+                known = reported;
+                if !told && began.elapsed() > Duration::from_secs(3) {
+                    told = true;
+                    tracing::warn!(
+                        nodes,
+                        "the log's server is new or has lost data: waiting for nodes that may know more"
+                    );
+                }
+                sleep(AGAIN).await;
+            }
         }
     }
+}
+
+/// Whether the server has less than this node knows to have been there.
+fn has_gone_back(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
+    let window = shared.tail.window().read();
+    let ours = window.lineage();
+    let known = shared.unseen().back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
+    ours.extends(lineage) && (ours.current() != lineage.current() || head < known)
+}
+
+async fn doubt(shared: &Shared, link: &Link, found: &Found) -> Result<(), LinkError> {
+    tracing::error!(head = found.head, "the log has gone back; all nodes put back what they hold");
+    let keys = &shared.keys;
+    let mut command = link.script(Script::Doubt, &[&keys.log, &keys.epoch, &keys.ids]);
+    link.call(command.arg(&link.server).arg(&found.text).arg(found.head)).await?;
+    Ok(())
 }
 
 async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
@@ -79,78 +127,164 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
     Ok(Found { confirmed, lineage, text, head: head.unwrap_or(0), empty })
 }
 
-/// Puts back what the log lost, as long as nobody else changes it. Returns whether there was nothing.
-async fn put_back(shared: &Shared, link: &Link, found: &Found) -> Result<bool, LinkError> {
-    let (lineage, mut lost) = what_is_lost(shared, found);
-    let (lineage, mut before) = (lineage.to_string(), found.text.clone());
-    let (mut restored, nothing) = (0, lost.is_empty());
-    while !lost.is_empty() {
+/// What came of putting back.
+enum Back {
+    /// There is nothing to put back. `lossy`: this node holds entries that have no place in the log any more, and whose
+    /// loss no epoch of it tells.
+    Done {
+        /// See above.
+        lossy: bool,
+    },
+    /// The log was changed, here or by another node meanwhile.
+    Changed,
+    /// Other nodes may fill what lies between the log and what this node holds.
+    Later,
+}
+
+/// What the log lacks.
+struct Lost {
+    /// Up to where the log and this node hold the same; `None`: as far as the log goes.
+    cut: Option<u64>,
+    entries: Vec<Arc<Entry>>,
+    /// The entries begin behind a hole.
+    jumps: bool,
+}
+
+/// Puts back what the log lost, as long as nobody else changes it.
+async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -> Result<Back, LinkError> {
+    let (ours, lost) = match what_is_lost(shared, found) {
+        Ok(lost) => lost,
+        Err(lossy) => return Ok(Back::Done { lossy }),
+    };
+    let Lost { mut cut, entries: mut lost, jumps } = lost;
+    if jumps && !may_jump {
+        return Ok(Back::Later);
+    }
+    let (lineage, newest, mut before, mut head) =
+        (ours.to_string(), format!("{:x}", ours.current()), found.text.clone(), found.head);
+    if lost.is_empty() && before == lineage && cut.is_none_or(|cut| head <= cut) {
+        return Ok(Back::Done { lossy: false });
+    }
+    let mut restored = 0;
+    loop {
         let mut bytes = 0;
         let fits = lost.iter().take(MAX_ENTRIES).take_while(|entry| {
             bytes += entry.frame.len();
             bytes < MAX_BYTES
         });
         let rest = lost.split_off(fits.count().max(1).min(lost.len()));
-        let (keys, first) = (&shared.keys, lost[0].sequence);
-        let mut command = link.script(Script::Restore, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes]);
-        command.arg(&link.server).arg(&lineage).arg(&before).arg(first).arg(&shared.node);
+        let keys = &shared.keys;
+        let mut command = link.script(Script::Restore, &[&keys.log, &keys.epoch, &keys.ids, &keys.reports]);
+        command.arg(&link.server).arg(&lineage).arg(&newest).arg(&before).arg(head).arg(cut.unwrap_or(MAX_SEQUENCE));
+        if let Some(first) = lost.first() {
+            command.arg(first.sequence);
+        }
         for entry in &lost {
-            command.arg(entry.appended_ms).arg(&*entry.event_id).arg(audience_text(&entry.audience)).arg(entry.json());
+            let epoch = ours.epoch_at(entry.sequence).unwrap_or(0);
+            command.arg(format!("{epoch:x}")).arg(entry.appended_ms).arg(&*entry.event_id);
+            command.arg(audience_text(&entry.audience)).arg(entry.json());
             command.arg(entry.publisher.as_deref().unwrap_or_default()).arg(entry.trace.as_deref().unwrap_or_default());
         }
-        if read::<i64>(link.call(&command).await?)? < 0 {
-            break;
-        }
+        let after = read::<i64>(link.call(&command).await?)?;
+        let Ok(after) = u64::try_from(after) else { break };
         restored += lost.len() as u64;
         before.clone_from(&lineage);
-        lost = rest;
+        (head, cut, lost) = (after, None, rest);
+        if lost.is_empty() {
+            break;
+        }
     }
     if restored > 0 {
         tracing::warn!(events = restored, "the log had lost events; they were put back");
         shared.metrics.add(Counter::EventsRestored, restored);
     }
-    Ok(nothing)
+    Ok(Back::Changed)
 }
 
-/// The entries that this node holds behind the log's head, if they are what came next.
-fn what_is_lost(shared: &Shared, found: &Found) -> (Lineage, Vec<Arc<Entry>>) {
+/// What this node holds that the log lacks, and the lineage that the log then has; if it can't be put back, whether that is a loss which
+/// no epoch of the log tells.
+fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
     let window = shared.tail.window().read();
     let ours = window.lineage().clone();
     let unseen = shared.unseen();
     let head = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
-    let after = match &found.lineage {
-        None if found.empty => Some(window.floor()),
-        Some(theirs) if ours.extends(theirs) => ours.shared_with(head, theirs, found.head),
-        _ => None,
+    let (after, cut) = match &found.lineage {
+        None if found.empty => (0, None),
+        // To clients of this node's log another one is new in any case.
+        None => return Err(false),
+        Some(theirs) if ours.extends(theirs) => {
+            let cut = ours.cut_of(theirs);
+            (cut.map_or(found.head, |cut| cut.min(found.head)), cut)
+        }
+        Some(theirs) => {
+            let Some(common) = theirs.newest_shared(&ours) else { return Err(false) };
+            let same = ours.shared_with(head, theirs, found.head).unwrap_or(0);
+            let told = matches!(theirs.place(Position { epoch: common, sequence: 0 }, found.head), Place::Broken(_));
+            return Err(same < head && !told);
+        }
     };
-    let mut lost = Vec::new();
-    if let Some(after) = after.filter(|after| *after >= window.floor()) {
-        lost.extend(window.since(after).cloned());
-        let mut next = after.max(window.head()) + 1;
-        for entry in unseen.iter() {
-            if entry.sequence == next {
-                lost.push(entry.clone());
-                next += 1;
-            }
+    let mut entries: Vec<_> = window.since(after.max(window.floor())).cloned().collect();
+    let mut next = after.max(window.head()) + 1;
+    for entry in unseen.iter() {
+        if entry.sequence == next {
+            entries.push(entry.clone());
+            next += 1;
         }
     }
-    (ours, lost)
+    let jumps = !found.empty && entries.first().is_some_and(|first| first.sequence > after + 1);
+    Ok((ours, Lost { cut, entries, jumps }))
 }
 
-/// Says that this node is done. Returns whether the server is confirmed.
-async fn confirm(shared: &Shared, link: &Link, since: u64) -> Result<bool, LinkError> {
+/// What came of a confirmation.
+enum Confirmed {
+    Yes,
+    /// So many nodes are waited for, and so many have reported.
+    Missing {
+        nodes: u64,
+        reported: usize,
+    },
+}
+
+/// Reports what this node knows. `known`: of how many reports.
+async fn confirm(
+    shared: &Shared,
+    link: &Link,
+    since: u64,
+    begins: Option<u64>,
+    known: usize,
+    lossy: bool,
+) -> Result<Confirmed, LinkError> {
     let keys = &shared.keys;
-    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.recovery, &keys.ears];
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.reports, &keys.ears, &keys.members];
     let mut command = link.script(Script::Confirm, &names);
     let epoch = format!("{:x}", u64::from_be_bytes(random()));
-    command.arg(&link.server).arg(&shared.node).arg(epoch).arg(SETTLE_MS).arg(GRACE_MS).arg(RECENT_MS).arg(since);
-    Ok(!matches!(link.call(&command).await?, Value::Int(_)))
+    let settle = begins.map_or(SETTLE_MS, |secs| EMPTY_MS.saturating_sub(secs * 1_000));
+    command.arg(&link.server).arg(&shared.node).arg(epoch).arg(since).arg(settle).arg(GRACE_MS).arg(known);
+    {
+        let (members, window) = (shared.members(), shared.tail.window().read());
+        command.arg(members.informed_left(clock::now().mono_ms)).arg(u8::from(lossy));
+        match window.epoch() {
+            0 => command.arg("-"),
+            epoch => command.arg(format!("{epoch:x}")),
+        };
+        command.arg(members.version());
+        for (name, joined) in members.list() {
+            command.arg(name).arg(joined);
+        }
+    }
+    let answer: Vec<Value> = read(link.call(&command).await?)?;
+    let Some(Value::Int(nodes)) = answer.first() else { return Ok(Confirmed::Yes) };
+    let reported: Vec<String> = read(Value::Array(answer[1..].to_vec()))?;
+    let count = reported.len();
+    shared.members().met(reported);
+    Ok(Confirmed::Missing { nodes: nodes.unsigned_abs(), reported: count })
 }
 
 /// Keeps of the window what the log has too.
 fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
+    let mut unseen = shared.unseen();
     let mut window = shared.tail.window().write();
-    let ours = window.head();
+    let ours = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     let same = if fresh { None } else { window.lineage().shared_with(ours, lineage, head) };
     match same {
         Some(same) => {
@@ -159,7 +293,8 @@ fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
                 tracing::error!(events = lost, "the log has lost events that this node can't put back");
                 shared.metrics.add(Counter::EventsLost, lost);
             }
-            window.adopt(lineage.clone(), same);
+            let kept = same.min(window.head());
+            window.adopt(lineage.clone(), kept);
         }
         None => {
             if !fresh {
@@ -170,6 +305,6 @@ fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
         }
     }
     shared.head.send_replace(window.head());
-    drop(window);
-    shared.unseen().clear();
+    // What survived comes by the tail.
+    unseen.clear();
 }

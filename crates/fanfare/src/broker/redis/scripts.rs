@@ -12,6 +12,9 @@ pub(super) enum Script {
     Restore,
     Confirm,
     Beat,
+    Join,
+    Leave,
+    Doubt,
     Register,
     Sweep,
     Present,
@@ -19,11 +22,14 @@ pub(super) enum Script {
     Revoke,
 }
 
-const BODIES: [&str; 9] = [
+const BODIES: [&str; 12] = [
     include_str!("scripts/append.lua"),
     include_str!("scripts/restore.lua"),
     include_str!("scripts/confirm.lua"),
     include_str!("scripts/beat.lua"),
+    include_str!("scripts/join.lua"),
+    include_str!("scripts/leave.lua"),
+    include_str!("scripts/doubt.lua"),
     include_str!("scripts/register.lua"),
     include_str!("scripts/sweep.lua"),
     include_str!("scripts/present.lua"),

@@ -1,6 +1,13 @@
 //! What the parts of the bus share: the options, the link while there is one, and how things stand.
 
-use super::{RedisOptions, keys::Keys, link::Link, pulse::BeatAnswer, registry::Pending};
+use super::{
+    RedisOptions,
+    keys::Keys,
+    link::{Link, LinkError},
+    members::Members,
+    pulse::BeatAnswer,
+    registry::Pending,
+};
 use crate::{
     broker::{Appended, BrokerError, Record, Standing, Tail},
     clock,
@@ -16,7 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::Instant,
 };
 
@@ -37,6 +44,14 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Acknowledged entries that have not come back by the tail yet.
     unseen: Mutex<VecDeque<Arc<Entry>>>,
+    /// The nodes that may acknowledge.
+    members: Mutex<Members>,
+    /// This node is a member, and may acknowledge.
+    pub(super) joined: watch::Sender<bool>,
+    /// Until when the server is known to be the one, on the monotonic clock; always, where none can take its place.
+    lease_ms: AtomicU64,
+    /// Something waits for this node's next beat.
+    pub(super) beat_now: Notify,
     /// Who came and left since that was last written.
     pending: Mutex<Pending>,
     /// When the last beat was answered, on the monotonic clock.
@@ -46,6 +61,12 @@ pub(super) struct Shared {
     /// The window's head.
     pub(super) head: watch::Sender<u64>,
 }
+
+const NO_MAJORITY: &str = "no majority of the sentinels confirms the master, so another may have taken its place: no events \
+                          are taken; check that this host reaches the sentinels";
+
+const JOINING: &str =
+    "this node waits for other nodes of the log that are silent and may still live, and takes no events yet";
 
 /// How things stand.
 #[derive(Default)]
@@ -88,6 +109,10 @@ impl Shared {
             metrics,
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
+            members: Mutex::default(),
+            joined: watch::channel(false).0,
+            lease_ms: AtomicU64::new(u64::MAX),
+            beat_now: Notify::new(),
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
             foremost: AtomicBool::new(false),
@@ -101,6 +126,24 @@ impl Shared {
 
     pub(super) fn unseen(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server is the one for so long after `mono_ms`.
+    pub(super) fn set_lease(&self, mono_ms: u64, lasts: Duration) {
+        self.lease_ms.store(mono_ms + clock::millis(lasts), Ordering::Relaxed);
+    }
+
+    /// Whether the server is surely the one that holds the log.
+    pub(super) fn check_lease(&self) -> Result<(), LinkError> {
+        if clock::now().mono_ms < self.lease_ms.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(LinkError::NoMaster(NO_MAJORITY.to_owned()))
+        }
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -209,13 +252,15 @@ impl Shared {
 
     pub(super) fn standing(&self) -> Standing {
         let (overdue, _) = self.overdue();
+        let lease = self.check_lease().err().map(|error| error.to_string());
+        let joining = (!*self.joined.borrow()).then(|| JOINING.to_owned());
         let state = self.state();
         let lag = state.lag.max(Some(overdue).filter(|overdue| *overdue > Duration::ZERO));
         let late = lag
             .filter(|lag| *lag > self.options.lag_limit)
             .map(|lag| format!("news takes {} ms through the log, more than bus_lag_limit allows", lag.as_millis()));
         Standing {
-            problem: state.down.clone().or_else(|| state.full.clone()).or(late),
+            problem: state.down.clone().or(lease).or(joining).or_else(|| state.full.clone()).or(late),
             connected: state.link.is_some(),
             listening: state.link.is_some() && state.listening,
             lag,

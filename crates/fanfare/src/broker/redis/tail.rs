@@ -9,7 +9,7 @@ use super::{
     shared::Shared,
 };
 use crate::{broker::Order, clock, metrics::Counter};
-use fanfare_core::window::Entry;
+use fanfare_core::{Lineage, window::Entry};
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -24,7 +24,7 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     loop {
         let from = shared.tail.window().read().head() + 1;
         let page = cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(COUNT).take();
-        if take_items(shared, link, record::items(link.call(&page).await?)?).await? == Taken::All {
+        if take_items(shared, link, record::items(link.call(&page).await?)?, false).await? == Taken::All {
             break;
         }
     }
@@ -47,17 +47,30 @@ enum Taken {
 }
 
 /// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
-async fn take_items(shared: &Shared, link: &Link, items: Vec<Item>) -> Result<Taken, LinkError> {
+/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a link that begins
+/// the log was just looked at, so such an entry is foreign.
+async fn take_items(shared: &Shared, link: &Link, items: Vec<Item>, live: bool) -> Result<Taken, LinkError> {
     let taken = if items.len() < COUNT { Taken::All } else { Taken::Part };
     let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
-    let mut next = shared.tail.window().read().head() + 1;
+    let (lineage, mut next) = {
+        let window = shared.tail.window().read();
+        (window.lineage().clone(), window.head() + 1)
+    };
     for item in items {
         match item {
-            Item::Event(entry) if entry.sequence <= next.saturating_add(MAX_JUMP) => {
+            Item::Event(entry, epoch) if epoch.is_some_and(|epoch| !is_of(&lineage, &entry, epoch)) => {
+                if live {
+                    take(shared, entries);
+                    return Err(LinkError::NotMaster("the log has gone on under another epoch".to_owned()));
+                }
+                let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
+                suspect = Some(Foreign { sequence, id, why: "its epoch (e) is not the log's" });
+            }
+            Item::Event(entry, _) if entry.sequence <= next.saturating_add(MAX_JUMP) => {
                 next = next.max(entry.sequence + 1);
                 entries.push(entry);
             }
-            Item::Event(entry) => {
+            Item::Event(entry, _) => {
                 let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
                 suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the log's head" });
             }
@@ -77,19 +90,23 @@ async fn take_items(shared: &Shared, link: &Link, items: Vec<Item>) -> Result<Ta
 /// Decides on an entry that seems not to be the log's own. Behind the log's head it is removed, so that the log goes on; at
 /// a place that the log has given, it is read again, and skipped if it is no event: its place stays, for nobody.
 async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), LinkError> {
-    let (keys, ours) = (&shared.keys, shared.tail.window().read().head());
+    let keys = &shared.keys;
+    let (lineage, ours) = {
+        let window = shared.tail.window().read();
+        (window.lineage().clone(), window.head())
+    };
     let mut remove = link.script(Script::Remove, &[&keys.log, &keys.epoch, &keys.ids]);
-    let head: u64 = read(link.call(remove.arg(&link.server).arg(ours)).await?)?;
+    let head: u64 = read(link.call(remove.arg(&link.server).arg(format!("{:x}", lineage.current())).arg(ours)).await?)?;
     let mut entry = None;
     if let Some(sequence) = suspect.sequence.filter(|sequence| *sequence <= head) {
         let again = cmd("XRANGE").arg(&keys.log).arg(&suspect.id).arg(&suspect.id).take();
         match record::items(link.call(&again).await?)?.pop() {
             // What was there in the meantime, or a log that was trimmed far ahead.
-            Some(Item::Event(event)) => {
+            Some(Item::Event(event, epoch)) if epoch.is_none_or(|epoch| is_of(&lineage, &event, epoch)) => {
                 take(shared, vec![event]);
                 return Ok(());
             }
-            Some(Item::Foreign(_)) => entry = Some(record::placeholder(sequence)),
+            Some(_) => entry = Some(record::placeholder(sequence)),
             None => return Ok(()),
         }
     }
@@ -102,6 +119,10 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     );
     take(shared, entry.into_iter().collect());
     Ok(())
+}
+
+fn is_of(lineage: &Lineage, entry: &Entry, epoch: u64) -> bool {
+    lineage.epoch_at(entry.sequence).is_none_or(|ours| ours == epoch)
 }
 
 /// Follows the log and the nodes' orders until the link ends. `orders` is the place up to which orders were read.
@@ -121,7 +142,7 @@ pub(super) async fn run(
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
-            all = take_items(shared, link, record::items(answer)?).await? == Taken::All;
+            all = take_items(shared, link, record::items(answer)?, true).await? == Taken::All;
             shared.tail.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {
@@ -167,6 +188,7 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     let head = window.head();
     drop(window);
     shared.head.send_replace(head);
+    shared.members().covered(head);
 }
 
 /// The id of an entry of the control stream that only somebody else can have written: it orders nothing, or stands at the
@@ -230,6 +252,8 @@ fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> R
                 return Err(LinkError::Answer(format!("the log was at {head} and gave nothing behind {ours}")));
             }
         }
+        // Whoever joins waits until a member knows of it.
+        "joined" => shared.beat_now.notify_one(),
         "disconnect" => {
             if let Ok(connection) = field("c").parse() {
                 shared.tail.obey(Order::Disconnect { connection, reason });

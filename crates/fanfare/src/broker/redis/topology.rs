@@ -6,12 +6,13 @@ use super::{
     url::{Address, RedisUrl, Topology},
 };
 use crate::environment::{self, Dialing, Stream};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisResult, Value,
     aio::{MultiplexedConnection, PubSub},
     cmd,
 };
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 use tokio::time::timeout;
 
 /// How long a connection may take to come about.
@@ -37,10 +38,39 @@ impl RedisUrl {
     pub(super) async fn locate(&self, key: &str) -> Result<Address, LinkError> {
         match &self.topology {
             Topology::Standalone(address) => Ok(address.clone()),
-            Topology::Sentinel { sentinels, master } => {
-                self.ask_each(sentinels, async |at| self.ask_sentinel(at, master).await).await
-            }
+            Topology::Sentinel { sentinels, master } => self.ask_majority(sentinels, master).await,
             Topology::Cluster(nodes) => self.ask_each(nodes, async |at| self.ask_cluster(at, key).await).await,
+        }
+    }
+
+    /// The server that more than half of the sentinels name. Fewer may be cut off from those that have chosen another.
+    async fn ask_majority(&self, sentinels: &[Address], master: &str) -> Result<Address, LinkError> {
+        let mut asked: FuturesUnordered<_> = sentinels.iter().map(|at| self.ask_sentinel(at, master)).collect();
+        let (mut named, mut last) = (HashMap::<Address, usize>::new(), None);
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(address) => {
+                    let votes = named.entry(address.clone()).or_default();
+                    *votes += 1;
+                    if *votes > sentinels.len() / 2 {
+                        return Ok(address);
+                    }
+                }
+                // Credentials and names are wrong for all alike, and say more.
+                Err(error) => {
+                    last.get_or_insert(error);
+                }
+            }
+        }
+        let votes = named.values().max().copied().unwrap_or(0);
+        match last {
+            Some(error @ LinkError::Refused(_)) => Err(error),
+            Some(LinkError::NoMaster(why)) => Err(LinkError::NoMaster(why)),
+            Some(error) => Err(LinkError::NoMaster(format!(
+                "{votes} of {} sentinels name the master {master:?}, and more than half have to: {error}",
+                sentinels.len()
+            ))),
+            None => Err(LinkError::NoMaster(format!("the sentinels don't agree on who the master {master:?} is"))),
         }
     }
 
@@ -54,6 +84,8 @@ impl RedisUrl {
         for address in addresses {
             match ask(address).await {
                 Ok(master) => return Ok(master),
+                // A seed that is down says nothing of the server that holds the log.
+                Err(LinkError::Down(why)) => last = LinkError::Unreachable(why),
                 Err(error) => last = error,
             }
         }

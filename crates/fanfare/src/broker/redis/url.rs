@@ -42,7 +42,7 @@ pub(super) enum Topology {
 }
 
 /// A host and a port, or the path of a Unix socket and port 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Address {
     pub(super) host: String,
     pub(super) port: u16,

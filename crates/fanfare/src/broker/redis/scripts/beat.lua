@@ -1,13 +1,36 @@
 -- A node's beat: says that it lives and what it has, and sends a probe through both ways that news takes.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set)
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set), 8 members (hash)
 -- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
---       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms
--- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, and how
--- many events and bytes the log holds.
+--       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms,
+--       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms
+-- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
+-- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
+-- names, each with the version at which it became one.
 
-local meta = redis.call('HMGET', KEYS[2], 'server', 'head', 'bytes')
-if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not the one that holds the log') end
-local now, head = clock(), tonumber(meta[2] or 0)
+local fenced = fence(ARGV[1], ARGV[10])
+if fenced then return fenced end
+local meta = redis.call('HMGET', KEYS[2], 'version', 'head', 'bytes')
+local now, head, version = clock(), tonumber(meta[2] or 0), tonumber(meta[1] or 0)
+
+local members, removed = {}, false
+local held = redis.call('HGETALL', KEYS[8])
+for i = 1, #held, 2 do
+  local member = read_member(held[i + 1])
+  if held[i] == ARGV[2] then
+    member.seen, member.beat = tonumber(ARGV[11]), now
+    redis.call('HSET', KEYS[8], held[i], member_text(member))
+  elseif now - member.beat > tonumber(ARGV[12]) then
+    -- It can't acknowledge any more, and has to join anew when it comes back.
+    redis.call('HDEL', KEYS[8], held[i])
+    removed, member = true, nil
+  end
+  members[held[i]] = member
+end
+if not members[ARGV[2]] then return redis.error_reply('FENCED this node is no member') end
+if removed then
+  version = version + 1
+  redis.call('HSET', KEYS[2], 'version', whole(version))
+end
 redis.call('HSET', KEYS[2], 'beat', whole(now))
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
 redis.call('HSET', KEYS[6], 'connections', ARGV[4], 'beat', whole(now))
@@ -39,4 +62,11 @@ if tonumber(ARGV[3]) % 32 == 0 then
   local left = trim(bytes, now, math.huge, math.huge, tonumber(ARGV[8]))
   if left ~= bytes then redis.call('HSET', KEYS[2], 'bytes', whole(left)) end
 end
-return {head, nodes, connections, first, redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0)}
+local names = {}
+if version ~= tonumber(ARGV[11]) then
+  for name, member in pairs(members) do
+    names[#names + 1] = name
+    names[#names + 1] = whole(member.joined)
+  end
+end
+return {head, nodes, connections, first, redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0), version, names}

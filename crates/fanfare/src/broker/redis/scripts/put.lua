@@ -1,5 +1,5 @@
 -- Shared by the scripts that write the log and the control stream.
--- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, head, bytes), 3 ids (hash: event_id -> sequence)
+-- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, epoch, head, bytes, version), 3 ids (hash: event_id -> sequence)
 
 local function whole(n)
   return string.format('%.0f', n)
@@ -8,6 +8,35 @@ end
 local function clock()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Whether this server still has the history that a caller means: the process alone does not tell, because a master that
+-- was demoted and promoted again holds another one's data. The replication id changes with every promotion. A server is
+-- named by its run_id, a colon, and that id.
+local function same_history(server)
+  local info = redis.call('INFO', 'replication')
+  return string.match(server, ':(%x*)$') == (string.match(info, 'master_replid:(%x+)') or '')
+end
+
+-- An error unless this is the confirmed server, of that history, and the log is in the caller's epoch.
+local function fence(server, epoch)
+  local meta = redis.call('HMGET', KEYS[2], 'server', 'epoch')
+  if meta[1] == server and meta[2] == epoch and same_history(server) then return nil end
+  return redis.error_reply('FENCED this server is not the one that holds the log')
+end
+
+-- A member as the hash of members has it: the version at which it became one, the version that it knows, its last beat in
+-- ms, which process it is ('-': unknown), and whether it may acknowledge (i) or is still joining (j).
+local function read_member(text)
+  local joined, seen, beat, process, state = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%a)$')
+  return {
+    joined = tonumber(joined or 0), seen = tonumber(seen or 0), beat = tonumber(beat or 0), process = process or '-',
+    state = state or 'j',
+  }
+end
+
+local function member_text(member)
+  return table.concat({whole(member.joined), whole(member.seen), whole(member.beat), member.process, member.state}, ' ')
 end
 
 -- Adds an entry to the control stream. One that somebody else put at the last possible id would keep out every other, so
@@ -53,6 +82,23 @@ local function remove_behind(head)
   if type(set) == 'table' and set.err then rewrite() end
 end
 
+-- Removes every entry behind a place with its id. Returns how much they weighed.
+local function forget_behind(place)
+  local weight, from = 0, '(0-' .. whole(place)
+  while true do
+    local entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 64)
+    if #entries == 0 then break end
+    for _, entry in ipairs(entries) do
+      local f = entry[2]
+      redis.call('HDEL', KEYS[3], f[2] or '')
+      weight = weight + #(f[2] or '') + #(f[4] or '') + #(f[8] or '') + 100
+      from = '(' .. entry[1]
+    end
+  end
+  remove_behind(place)
+  return weight
+end
+
 -- The head to go on from when the stream refuses the next entry: foreign entries that nodes may have taken already keep
 -- their places, all others are removed.
 local function level(head)
@@ -63,10 +109,11 @@ local function level(head)
 end
 
 -- Returns how much the entry weighs, nil if the stream holds an entry behind its place.
-local function put(sequence, ms, id, audience, json, publisher, trace)
-  local fields = {'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher}
+local function put(sequence, epoch, ms, id, audience, json, publisher, trace)
+  -- The epoch lets a node that reads on see that the log is no longer the one it followed.
+  local fields = {'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher, 'e', epoch}
   if trace ~= '' then
-    fields[11], fields[12] = 'x', trace
+    fields[13], fields[14] = 'x', trace
   end
   local added = redis.pcall('XADD', KEYS[1], '0-' .. whole(sequence), unpack(fields))
   if type(added) == 'table' and added.err then

@@ -1,11 +1,11 @@
 -- Removes what stands in the stream behind the log's head, because a node found an entry there that is no event.
 -- KEYS: 1 log, 2 epoch, 3 ids
--- ARGV: 1 server, 2 the sequence up to which that node has taken entries: those keep their places
+-- ARGV: 1 server, 2 epoch, 3 the sequence up to which that node has taken entries: those keep their places
 -- Returns the log's head.
 
-local meta = redis.call('HMGET', KEYS[2], 'server', 'head')
-if meta[1] ~= ARGV[1] then return redis.error_reply('FENCED this server is not the one that holds the log') end
-local head, taken = tonumber(meta[2] or 0), tonumber(ARGV[2])
+local fenced = fence(ARGV[1], ARGV[2])
+if fenced then return fenced end
+local head, taken = tonumber(redis.call('HGET', KEYS[2], 'head') or 0), tonumber(ARGV[3])
 if taken > head and taken <= head + JUMP and #redis.call('XRANGE', KEYS[1], '0-' .. whole(taken), '0-' .. whole(taken)) > 0 then
   head = taken
   redis.call('HSET', KEYS[2], 'head', whole(head))
