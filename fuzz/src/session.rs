@@ -8,7 +8,7 @@ use std::{
 };
 
 use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage,
+    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position,
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -123,7 +123,12 @@ impl World {
         self.visible += u64::from(visible);
         let draft = Draft::new("note", &serde_json::json!({ "n": self.visible })).expect("an object");
         let event = draft.finish(self.now.unix_ms, || format!("e{}", self.window.head())).expect("a plain event");
-        let entry = Arc::new(Entry::new(self.window.head() + 1, self.now.unix_ms, audience, &event));
+        let entry = Arc::new(Entry::new(
+            Position { epoch: self.window.epoch(), sequence: self.window.head() + 1 },
+            self.now.unix_ms,
+            audience,
+            &event,
+        ));
         self.window.push(entry.clone());
         self.roster.advance(&[entry]);
         self.serve();

@@ -79,6 +79,15 @@ def test_events(case):
     assert client.receive(case["delivered"]).heard.model_dump(mode="json") == expected
 
 
+@pytest.mark.parametrize("case", vectors("cursors"), ids=lambda case: case["frame"][:40])
+def test_cursors(case):
+    client = listening.Client("ws://hub/ws", [])
+    received = client.receive(case["frame"])
+    assert client.last_event_id == case["cursor"]
+    whole = json.loads(case["frame"])
+    assert whole["type"] == "ping" or received.heard.model_dump(mode="json", exclude_unset=True) == whole
+
+
 def test_a_message_has_what_the_references_has():
     message = TaskStatusUpdate(data={"task_id": "7"})
     assert message.type == MessageType.TASK_STATUS_UPDATE.value == "task_status_update"

@@ -5,6 +5,7 @@ import { pause, verdict, words, type Verdict } from "./closes.js";
 import { within } from "./limit.js";
 import { text } from "./text.js";
 import { checked } from "./token.js";
+import { placeOf } from "./place.js";
 import type { Cursor, Frame, Options, Sink, SocketLike, Source, State, TokenReason } from "./types.js";
 
 /** How long an answer may take, in milliseconds, where one is asked for because something may be dead. */
@@ -226,7 +227,8 @@ export class Link implements Source {
     if (this.live) this.expectPing();
     const before = this.cursor.lastEventId;
     // The first `ack` stands behind the gap that it announces: a cursor that is past it would lose the gap.
-    if (frame.event_id && (this.live || !before || frame.type !== "ack")) this.cursor.lastEventId = frame.event_id;
+    const place = placeOf(frame);
+    if (place && (this.live || !before || frame.type !== "ack")) this.cursor.lastEventId = place;
     switch (frame.type) {
       case "ack": return this.live ? this.answered(frame) : this.acknowledged(frame);
       case "ping": return this.send({ type: "pong", event_id: frame.event_id });

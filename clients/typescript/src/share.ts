@@ -3,6 +3,7 @@
 
 import { Group, type Member } from "./group.js";
 import type { Link } from "./link.js";
+import { placeOf } from "./place.js";
 import { userOf } from "./token.js";
 import type { Cursor, Frame, Options, Problem, Sink, Source, State, Subscribed } from "./types.js";
 
@@ -234,7 +235,8 @@ export class Shared implements Source, Member {
       case "frame": {
         if (!this.level) return;
         const before = this.cursor.lastEventId;
-        if (word.frame.event_id) this.cursor.lastEventId = word.frame.event_id;
+        const place = placeOf(word.frame);
+        if (place) this.cursor.lastEventId = place;
         return this.sink.frame(word.frame, before);
       }
     }

@@ -1,12 +1,14 @@
 // What the application and the client say to each other.
 
-/** An event as it was published. Times are ISO 8601. */
+/** An event as it was published, with its place in the log. Times are ISO 8601. */
 export interface FanfareEvent<Type extends string = string, Data = Record<string, unknown>> {
   type: Type;
   /** The same on every delivery of this event. */
   event_id: string;
   timestamp: string;
   data: Data;
+  /** Where it stands in the hub's log: what the client keeps as its cursor. */
+  log_position?: string;
   /** Whatever else the publisher sent. */
   [field: string]: unknown;
 }
@@ -180,6 +182,7 @@ export interface SocketLike {
 export interface Frame {
   type: string;
   event_id: string;
+  log_position?: string;
   timestamp: string;
   [field: string]: unknown;
 }

@@ -58,6 +58,22 @@ describe("wire vectors", () => {
     });
   }
 
+  test("cursors", async () => {
+    const client = await live();
+    const got = [];
+    client.onAny((event) => { got.push(event); });
+    const cases = vectors("cursors");
+    assert.ok(cases.length > 5);
+    for (const { frame, cursor } of cases) {
+      hub.say(frame);
+      await settled();
+      assert.equal(client.cursor.lastEventId, cursor);
+    }
+    const events = cases.map(({ frame }) => JSON.parse(frame)).filter(({ type }) => type === "note");
+    assert.deepEqual(got, events);
+    client.close();
+  });
+
   test("messages", async () => {
     for (const { text, by } of vectors("messages").filter(({ by }) => by)) {
       const client = await live();

@@ -88,7 +88,9 @@ async fn connection(load: &Load, reader: &Reader, place: &mut Place) -> Result<(
 }
 
 fn take(load: &Load, reader: &Reader, place: &mut Place, message: &Value) {
-    place.last_event_id = message["event_id"].as_str().map(str::to_owned);
+    // Half of the cursors are positions, as this project's clients keep them, half are ids, as older clients do.
+    let position = message["log_position"].as_str().filter(|_| fastrand::bool());
+    place.last_event_id = position.or(message["event_id"].as_str()).map(str::to_owned);
     match message["type"].as_str().unwrap_or_default() {
         "chaos" => {
             let data = &message["data"];

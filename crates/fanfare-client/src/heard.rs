@@ -32,6 +32,7 @@ pub struct Event {
     pub(crate) event_type: Box<str>,
     pub(crate) event_id: Box<str>,
     pub(crate) timestamp: Box<str>,
+    pub(crate) log_position: Option<Box<str>>,
     pub(crate) json: Box<str>,
 }
 
@@ -107,12 +108,17 @@ impl Event {
         &self.event_id
     }
 
+    /// Where the event stands in the log, to go on from with [`Cursor`](crate::Cursor); `None` from a hub of an older version.
+    pub fn log_position(&self) -> Option<&str> {
+        self.log_position.as_deref()
+    }
+
     /// The value of `timestamp`: ISO 8601 if the hub wrote it, otherwise whatever the publisher sent, a number as its digits.
     pub fn timestamp(&self) -> &str {
         &self.timestamp
     }
 
-    /// The whole event as it came: a JSON object.
+    /// The whole event as it came: a JSON object, with its place in the log as `log_position`.
     pub fn json(&self) -> &str {
         &self.json
     }

@@ -29,7 +29,7 @@ const LATE: Duration = Duration::from_secs(5);
 pub struct Cursor {
     /// What the hub called it.
     pub connection_id: Option<String>,
-    /// The `event_id` of the last frame that it took, of whatever type.
+    /// The place of the last frame that it took, of whatever type: its `log_position` or its `event_id`.
     pub last_event_id: Option<String>,
 }
 
@@ -86,6 +86,8 @@ struct Head<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
     event_id: Option<String>,
+    /// Where an event stands in the log. A hub of an older version says it of none.
+    log_position: Option<String>,
     /// Publishers may send any value; the hub itself writes a string.
     #[serde(borrow)]
     timestamp: Option<&'a RawValue>,
@@ -245,9 +247,10 @@ impl Link {
             self.behind_gap = head.event_id;
             return Ok(Some(Heard::Gap(Gap { reason: reason.unwrap_or_default(), missed })));
         }
-        // Any other frame's id is a place to go on from, except an ack's that stands behind a gap still to be told.
-        if head.event_id.is_some() && !(head.r#type == "ack" && self.gap_follows(text)?) {
-            self.cursor.last_event_id.clone_from(&head.event_id);
+        // Any other frame names a place to go on from, except an ack that stands behind a gap still to be told.
+        let place = head.log_position.as_ref().or(head.event_id.as_ref());
+        if place.is_some() && !(head.r#type == "ack" && self.gap_follows(text)?) {
+            self.cursor.last_event_id = place.cloned();
         }
         Ok(match &*head.r#type {
             "pong" => None,
@@ -347,6 +350,7 @@ impl Link {
             event_type: head.r#type.into(),
             event_id,
             timestamp: head.timestamp.map(plain_text).unwrap_or_default().into(),
+            log_position: head.log_position.map(Into::into),
             json: text.into(),
         }))
     }
@@ -514,6 +518,18 @@ mod tests {
             let timestamp = whole["timestamp"].as_str().map_or_else(|| whole["timestamp"].to_string(), str::to_owned);
             let data = whole.get("data").unwrap_or_else(|| &whole["payload"]);
             assert_eq!((event.timestamp(), &event.data::<Value>().unwrap()), (&*timestamp, data), "{case}");
+        }
+    }
+
+    #[test]
+    fn the_cursor_is_the_place_that_the_vectors_say() {
+        let mut subject = Subject::live(None);
+        for case in cases(include_str!("../../../tests/wire/cursors.json")) {
+            let frame = case["frame"].as_str().unwrap();
+            if let Some(Heard::Event(event)) = subject.hears(frame) {
+                assert_eq!(event.json(), frame);
+            }
+            assert_eq!(subject.link.cursor.last_event_id.as_deref(), case["cursor"].as_str(), "{case}");
         }
     }
 

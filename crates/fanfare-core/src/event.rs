@@ -24,6 +24,9 @@ pub const MAX_STRICT_TYPE_BYTES: usize = 64;
 /// The first character of the types that are reserved for the hub; no event may have one of them.
 pub const RESERVED_TYPE_PREFIX: char = '$';
 
+/// The field in which a hub says where an event stands in the log. What a publisher sends under this name is dropped.
+pub const LOG_POSITION: &str = "log_position";
+
 /// How deep an event's arrays and objects may be nested.
 pub const MAX_DEPTH: usize = 64;
 
@@ -157,7 +160,8 @@ impl Draft {
 
     /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a missing
     /// `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that number, and an
-    /// `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. All other fields stay as they came and in their order.
+    /// `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. A [`LOG_POSITION`], as
+    /// in a frame that the publisher received and forwards, is dropped. All other fields stay as they came and in their order.
     ///
     /// # Errors
     /// If `type` is missing or reserved, or `event_id` cannot be a cursor.
@@ -167,6 +171,7 @@ impl Draft {
         self.drop_null("event_id");
         self.drop_null("timestamp");
         self.drop_absent_id();
+        self.fields.take(LOG_POSITION);
         let event_id = self.id("event_id")?;
         if let Some(id) = &event_id {
             check_event_id(id)?;
@@ -316,6 +321,12 @@ mod tests {
             event.json(),
             r#"{"type":"note","event_id":"fresh","timestamp":"1970-01-01T00:00:00.000Z","extra":true,"data":{}}"#
         );
+    }
+
+    #[test]
+    fn a_position_of_a_frame_that_is_forwarded_is_dropped() {
+        let event = finish(r#"{"type":"note","event_id":"n","timestamp":"t","data":{},"log_position":"pos-1-2"}"#);
+        assert_eq!(event.expect("valid").json(), r#"{"type":"note","event_id":"n","timestamp":"t","data":{}}"#);
     }
 
     #[test]

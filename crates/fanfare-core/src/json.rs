@@ -36,6 +36,24 @@ pub fn number(raw: &RawValue) -> Option<&str> {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(text)
 }
 
+/// A JSON object without one of its fields; `None` if the text is not one.
+pub fn without(text: &[u8], field: &str) -> Option<Vec<u8>> {
+    let mut object: Object = serde_json::from_slice(text).ok()?;
+    object.take(field);
+    let mut out = Vec::with_capacity(text.len());
+    for (key, value) in &object.0 {
+        out.push(if out.is_empty() { b'{' } else { b',' });
+        serde_json::to_writer(&mut out, key).ok()?;
+        out.push(b':');
+        out.extend_from_slice(value.get().as_bytes());
+    }
+    if out.is_empty() {
+        out.push(b'{');
+    }
+    out.push(b'}');
+    Some(out)
+}
+
 impl Object {
     /// The text of a field's value.
     pub fn get(&self, key: &str) -> Option<&RawValue> {

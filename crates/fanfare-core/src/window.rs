@@ -2,9 +2,10 @@
 //!
 //! Knows positions and audiences. Does not know who is connected, nor how entries come to it.
 
-use crate::{Audience, ConnectionId, Event, Lineage, Position, lineage::Place, ws};
+use crate::{Audience, ConnectionId, Event, Lineage, Position, event::LOG_POSITION, json, lineage::Place, ws};
 use hashbrown::{HashMap, HashTable};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use std::{
     borrow::Cow,
@@ -26,7 +27,7 @@ pub struct Entry {
     pub event_id: Box<str>,
     /// Its `type`; empty where it has none that can be read.
     pub event_type: Box<str>,
-    /// The whole WebSocket frame.
+    /// The whole WebSocket frame: the event, and its place as the field `log_position` at its end.
     pub frame: Box<[u8]>,
     /// Who published it, as a text for people.
     pub publisher: Option<Arc<str>>,
@@ -125,31 +126,39 @@ pub struct Window {
 const SCAN_AT_MOST: u64 = 64;
 
 impl Entry {
-    /// Encodes an event for its place.
-    pub fn new(sequence: u64, appended_ms: u64, audience: Audience, event: &Event) -> Self {
-        Self::of_type(sequence, appended_ms, audience, event.event_id(), event.event_type(), event.json().as_bytes())
+    /// Encodes an event for its place, which its frame carries.
+    pub fn new(place: Position, appended_ms: u64, audience: Audience, event: &Event) -> Self {
+        Self::of_type(place, appended_ms, audience, event.event_id(), event.event_type(), event.json().as_bytes())
     }
 
     /// Encodes an event that was checked before it came into the log: its id and its JSON.
-    pub fn from_parts(sequence: u64, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
+    pub fn from_parts(place: Position, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
         #[derive(Deserialize)]
-        struct Type<'a> {
+        struct Head<'a> {
             #[serde(borrow)]
             r#type: Cow<'a, str>,
+            #[serde(borrow, default)]
+            log_position: Option<&'a RawValue>,
         }
-        let event_type = serde_json::from_slice(json).map_or(Cow::Borrowed(""), |Type { r#type }| r#type);
-        Self::of_type(sequence, appended_ms, audience, event_id, &event_type, json)
+        let head = serde_json::from_slice(json);
+        let Ok(Head { r#type, log_position }) = head else {
+            return Self::of_type(place, appended_ms, audience, event_id, "", json);
+        };
+        // An older hub let publishers set the field.
+        let without = log_position.and_then(|_| json::without(json, LOG_POSITION));
+        Self::of_type(place, appended_ms, audience, event_id, &r#type, without.as_deref().unwrap_or(json))
     }
 
     fn of_type(
-        sequence: u64,
+        place: Position,
         appended_ms: u64,
         audience: Audience,
         event_id: &str,
         event_type: &str,
         json: &[u8],
     ) -> Self {
-        let frame = ws::frame(ws::Opcode::Text, json);
+        let sequence = place.sequence;
+        let frame = encode(json, place);
         let (written, acknowledged) = (AtomicU32::new(0), AtomicU32::new(0));
         let (event_id, event_type) = (event_id.into(), event_type.into());
         Self {
@@ -172,8 +181,32 @@ impl Entry {
         Self { publisher, trace, ..self }
     }
 
-    /// The event's JSON: the frame without its head.
-    pub fn json(&self) -> &[u8] {
+    /// The event's JSON as it was published: without the frame's head, and without its place.
+    pub fn json(&self) -> Vec<u8> {
+        let (event, end) = self.json_parts();
+        [event, end].concat()
+    }
+
+    /// How long the event's JSON is, in bytes.
+    pub fn json_len(&self) -> usize {
+        let (event, end) = self.json_parts();
+        event.len() + end.len()
+    }
+
+    /// The event's JSON up to where its place was put, and its end.
+    fn json_parts(&self) -> (&[u8], &'static [u8]) {
+        let payload = self.payload();
+        match payload.windows(FIELD.len()).rposition(|window| window == FIELD) {
+            Some(at) => {
+                let event = payload.get(..at).unwrap_or_default();
+                (event.strip_suffix(b",").unwrap_or(event), b"}")
+            }
+            None => (payload, b""),
+        }
+    }
+
+    /// What a client reads: the frame without its head.
+    pub fn payload(&self) -> &[u8] {
         // RFC 6455 section 5.2: the second byte of an unmasked frame is its length, or says how wide the length is.
         let head = match self.frame.get(1) {
             Some(126) => 4,
@@ -472,6 +505,18 @@ impl Window {
     }
 }
 
+/// The field of an event's place, up to its value. It is the last of a frame, and text in an event has its quotes escaped.
+const FIELD: &[u8] = br#""log_position":""#;
+
+/// The frame of an event, with its place as the last field.
+fn encode(json: &[u8], place: Position) -> Box<[u8]> {
+    let Some(event) = json.trim_ascii_end().strip_suffix(b"}") else {
+        return ws::frame(ws::Opcode::Text, &[json]);
+    };
+    let comma: &[u8] = if event.trim_ascii_end() == b"{" { b"" } else { b"," };
+    ws::frame(ws::Opcode::Text, &[event, comma, FIELD, place.to_string().as_bytes(), b"\"}"])
+}
+
 /// Where the entry of a sequence stands in a queue whose first entry comes right after `floor`.
 fn index(floor: u64, sequence: u64) -> usize {
     usize::try_from(sequence - floor - 1).unwrap_or(usize::MAX)
@@ -482,11 +527,13 @@ mod tests {
     use super::*;
     use crate::Draft;
 
+    const PLACE: Position = Position { epoch: 0xab, sequence: 7 };
+
     const WIDE: Bounds = Bounds { events: 1_000, bytes: 1 << 20, age_ms: 1_000_000 };
 
     fn entry(sequence: u64, appended_ms: u64, audience: Audience) -> Arc<Entry> {
         let event = Draft::parse(r#"{"type":"note"}"#).unwrap().finish(0, || format!("e{sequence}")).unwrap();
-        Arc::new(Entry::new(sequence, appended_ms, audience, &event))
+        Arc::new(Entry::new(Position { epoch: 7, sequence }, appended_ms, audience, &event))
     }
 
     fn window(bounds: Bounds, entries: u64) -> Window {
@@ -615,9 +662,38 @@ mod tests {
     #[test]
     fn the_json_is_found_again_in_a_frame_of_any_length() {
         for length in [0, 100, 125, 126, 65_535, 65_536] {
-            let json = vec![b'x'; length];
-            assert_eq!(Entry::from_parts(1, 0, Audience::Everyone, "e", &json).json(), json, "{length}");
+            let json = [&b"{\"a\":\""[..], &vec![b'x'; length], b"\"}"].concat();
+            let entry = Entry::from_parts(PLACE, 0, Audience::Everyone, "e", &json);
+            assert_eq!((entry.json_len(), entry.json()), (json.len(), json), "{length}");
         }
+    }
+
+    #[test]
+    fn a_frame_ends_with_its_place() {
+        let frame = |json: &str| {
+            let entry = Entry::from_parts(PLACE, 0, Audience::Everyone, "e", json.as_bytes());
+            (String::from_utf8(entry.payload().to_vec()).unwrap(), String::from_utf8(entry.json()).unwrap())
+        };
+        for (event, delivered) in [
+            ("{}", r#"{"log_position":"pos-ab-7"}"#),
+            (r#"{"type":"a"}"#, r#"{"type":"a","log_position":"pos-ab-7"}"#),
+            // Text that looks like the field, and the field of an inner object, are the event's own.
+            (
+                r#"{"type":"a","t":",\"log_position\":\""}"#,
+                r#"{"type":"a","t":",\"log_position\":\"","log_position":"pos-ab-7"}"#,
+            ),
+            (
+                r#"{"type":"a","data":{"log_position":"x"}}"#,
+                r#"{"type":"a","data":{"log_position":"x"},"log_position":"pos-ab-7"}"#,
+            ),
+        ] {
+            assert_eq!(frame(event), (delivered.to_owned(), event.to_owned()));
+        }
+        let twice = frame(r#"{"type":"a","log_position":"pos-1-1","z": 1}"#);
+        assert_eq!(
+            (&*twice.0, &*twice.1),
+            (r#"{"type":"a","z":1,"log_position":"pos-ab-7"}"#, r#"{"type":"a","z":1}"#)
+        );
     }
 
     #[test]

@@ -178,8 +178,8 @@ impl World {
         let pad = "x".repeat(kind as usize * 2);
         let draft = Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
         let event = draft.finish(self.now.unix_ms, || id.clone()).unwrap();
-        let sequence = self.window.head() + 1;
-        self.window.push(Arc::new(Entry::new(sequence, self.now.unix_ms, audience.clone(), &event)));
+        let place = Position { epoch: self.window.epoch(), sequence: self.window.head() + 1 };
+        self.window.push(Arc::new(Entry::new(place, self.now.unix_ms, audience.clone(), &event)));
         self.history.push((id, audience));
     }
 

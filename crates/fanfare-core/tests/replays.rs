@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare_core::{
-    Audience, ConnectionId, Draft, Grant, Lineage,
+    Audience, ConnectionId, Draft, Grant, Lineage, Position,
     roster::{Roster, Served, Slot},
     session::{Arrival, Settings},
     time::Now,
@@ -68,7 +68,7 @@ impl World {
 fn entry(sequence: u64, audience: Audience) -> Arc<Entry> {
     let draft = Draft::new("note", &serde_json::json!({ "n": sequence })).unwrap();
     let event = draft.finish(0, || format!("e{sequence}")).unwrap();
-    Arc::new(Entry::new(sequence, 0, audience, &event))
+    Arc::new(Entry::new(Position { epoch: 1, sequence }, 0, audience, &event))
 }
 
 #[test]

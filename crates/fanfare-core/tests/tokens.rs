@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare_core::{
-    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Revocation,
+    Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position, Revocation,
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -296,7 +296,12 @@ fn a_newer_token_that_allows_less_takes_topics_away() {
     for (n, topic) in (1..).zip(["a", "b"]) {
         let draft = Draft::new("note", &serde_json::json!({ "topic": topic })).unwrap();
         let event = draft.finish(world.now.unix_ms, || format!("e{n}")).unwrap();
-        let entry = Arc::new(Entry::new(n, world.now.unix_ms, Audience::Topic(topic.into()), &event));
+        let entry = Arc::new(Entry::new(
+            Position { epoch: 1, sequence: n },
+            world.now.unix_ms,
+            Audience::Topic(topic.into()),
+            &event,
+        ));
         world.window.push(entry.clone());
         world.roster.advance(&[entry]);
         world.serve();

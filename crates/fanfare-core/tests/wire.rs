@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare_core::{
-    CloseCode, Draft, Position,
+    Audience, CloseCode, Draft, Position,
     close::Reconnect,
-    window::{Gap, GapReason},
+    window::{Entry, Gap, GapReason},
     wire::{self, Ack, ErrorFrame, Incoming, Outgoing, RejectedMessage},
 };
 use serde_json::{Value, json};
@@ -119,6 +119,21 @@ fn events() {
                 "{case}"
             ),
             Err(error) => assert_eq!(case["refused"], true, "{case}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn cursors() {
+    let place = Position { epoch: 0xab, sequence: 7 };
+    for case in cases(include_str!("../../../tests/wire/cursors.json")) {
+        let Some(event) = case["event"].as_str() else { continue };
+        let published = Draft::parse(event).and_then(|draft| draft.finish(0, String::new)).unwrap();
+        let made = Entry::new(place, 0, Audience::Everyone, &published);
+        let read = Entry::from_parts(place, 0, Audience::Everyone, published.event_id(), event.as_bytes());
+        for entry in [made, read] {
+            assert_eq!(str::from_utf8(entry.payload()).unwrap(), case["frame"], "{case}");
+            assert_eq!(String::from_utf8(entry.json()).unwrap(), event, "{case}");
         }
     }
 }

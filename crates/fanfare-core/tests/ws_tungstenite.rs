@@ -136,11 +136,11 @@ fn from_incoming(incoming: Incoming<'_>) -> Option<Said> {
 
 fn to_frame(said: &Said) -> Box<[u8]> {
     match said {
-        Said::Text(text) => frame(Opcode::Text, text.as_bytes()),
-        Said::Binary(bytes) => frame(Opcode::Binary, bytes),
-        Said::Ping(bytes) => frame(Opcode::Ping, bytes),
-        Said::Pong(bytes) => frame(Opcode::Pong, bytes),
-        Said::Close(None) => frame(Opcode::Close, b""),
+        Said::Text(text) => frame(Opcode::Text, &[text.as_bytes()]),
+        Said::Binary(bytes) => frame(Opcode::Binary, &[bytes]),
+        Said::Ping(bytes) => frame(Opcode::Ping, &[bytes]),
+        Said::Pong(bytes) => frame(Opcode::Pong, &[bytes]),
+        Said::Close(None) => frame(Opcode::Close, &[]),
         Said::Close(Some((code, reason))) => {
             let mut out = Vec::new();
             push_close(&mut out, *code, reason);

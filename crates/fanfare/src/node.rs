@@ -232,7 +232,7 @@ impl Node {
             position: Position { epoch, sequence: entry.sequence }.to_string(),
             accepted_ms: entry.appended_ms,
             publisher: entry.publisher.as_deref().map(str::to_owned),
-            bytes: entry.json().len(),
+            bytes: entry.json_len(),
         };
         EventAnswer { node, event: Some(event) }
     }

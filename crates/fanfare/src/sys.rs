@@ -166,7 +166,7 @@ fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<Told>, u64) {
         audience: entry.audience.to_string(),
         position: Position { epoch: head.epoch, sequence: entry.sequence }.to_string(),
         accepted_at: iso_8601(entry.appended_ms),
-        bytes: entry.json().len(),
+        bytes: entry.json_len(),
         publisher: entry.publisher.as_deref().map(str::to_owned),
     });
     (told.collect(), more)

@@ -122,8 +122,11 @@ class Client:
         kind, event_id = frame["type"], frame.get("event_id")
         if not isinstance(event_id, str):
             event_id = None
-        if event_id and not (kind == "ack" and self._precedes_gap(frame)):
-            self.last_event_id = event_id
+        # A hub of an older version says of no event where it stands.
+        position = frame.get("log_position")
+        place = position if isinstance(position, str) else event_id
+        if place and not (kind == "ack" and self._precedes_gap(frame)):
+            self.last_event_id = place
         if kind == "ack":
             self._acknowledged(frame)
         elif kind == "ping":

@@ -13,10 +13,12 @@ pub fn push_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// A server's frame in memory of just its size, to be shared by all that it goes to.
-pub fn frame(opcode: Opcode, payload: &[u8]) -> Box<[u8]> {
-    let mut out = Vec::with_capacity(header_len(payload.len()) + payload.len());
-    push_frame(&mut out, opcode, payload);
+/// A server's frame of the `parts` of its payload, in memory of just its size, to be shared by all that it goes to.
+pub fn frame(opcode: Opcode, parts: &[&[u8]]) -> Box<[u8]> {
+    let length = parts.iter().map(|part| part.len()).sum();
+    let mut out = Vec::with_capacity(header_len(length) + length);
+    push_header(&mut out, opcode, length, 0);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
     out.into_boxed_slice()
 }
 
@@ -72,10 +74,10 @@ mod tests {
 
     #[test]
     fn frames_are_as_in_the_examples_of_section_5_7() {
-        assert_eq!(*frame(Opcode::Text, b"Hello"), *b"\x81\x05Hello");
-        assert_eq!(*frame(Opcode::Ping, b"Hello"), *b"\x89\x05Hello");
-        assert_eq!(frame(Opcode::Binary, &[7; 256])[..5], *b"\x82\x7e\x01\x00\x07");
-        assert_eq!(frame(Opcode::Binary, &[7; 65536])[..11], *b"\x82\x7f\0\0\0\0\0\x01\0\0\x07");
+        assert_eq!(*frame(Opcode::Text, &[b"Hel", b"lo"]), *b"\x81\x05Hello");
+        assert_eq!(*frame(Opcode::Ping, &[b"Hello"]), *b"\x89\x05Hello");
+        assert_eq!(frame(Opcode::Binary, &[&[7; 256]])[..5], *b"\x82\x7e\x01\x00\x07");
+        assert_eq!(frame(Opcode::Binary, &[&[7; 65536]])[..11], *b"\x82\x7f\0\0\0\0\0\x01\0\0\x07");
         let mut out = Vec::new();
         push_client_frame(&mut out, Opcode::Text, b"Hello", [0x37, 0xfa, 0x21, 0x3d]);
         assert_eq!(out, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58");
@@ -90,7 +92,7 @@ mod tests {
             (65535, b"\x82\x7e\xff\xff"),
             (65536, b"\x82\x7f\0\0\0\0\0\x01\0\0"),
         ] {
-            let bytes = frame(Opcode::Binary, &vec![1; len]);
+            let bytes = frame(Opcode::Binary, &[&vec![1; len]]);
             assert!(bytes.starts_with(header), "{len}");
             assert_eq!(bytes.len(), header.len() + len, "{len}");
             assert_eq!(header_len(len), header.len(), "{len}");

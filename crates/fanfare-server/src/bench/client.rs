@@ -108,8 +108,8 @@ pub(crate) struct Reader {
 
 #[derive(Debug, Clone)]
 enum Read {
-    Event { stream: Stream, n: u32, at: u64 },
-    Foreign(Box<str>),
+    Event { stream: Stream, n: u32, at: u64, place: Place },
+    Foreign(Place),
     Own(Box<str>),
 }
 
@@ -119,6 +119,8 @@ struct Head<'a> {
     r#type: Cow<'a, str>,
     #[serde(borrow, default)]
     event_id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    log_position: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -151,15 +153,30 @@ impl Reader {
         let read = match &*head.r#type {
             TYPE => {
                 let Payload { run, stream, n, at, .. } = serde_json::from_slice::<Event<'_>>(text).map_err(bad)?.data;
-                if run == self.run { Read::Event { stream, n, at } } else { Read::Foreign(head.event_id.into()) }
+                if run == self.run {
+                    Read::Event { stream, n, at, place: head.place(Place::Event(stream, n)) }
+                } else {
+                    Read::Foreign(head.foreign_place())
+                }
             }
             "ack" | "ping" | "pong" | "error" | "gap" | "goaway" | "auth_expiring" => {
                 return Ok(Read::Own(head.r#type.into()));
             }
-            _ => Read::Foreign(head.event_id.into()),
+            _ => Read::Foreign(head.foreign_place()),
         };
         self.last = Some((text.into(), read.clone()));
         Ok(read)
+    }
+}
+
+impl Head<'_> {
+    /// Where the frame stands, or `otherwise` if the hub does not say it.
+    fn place(&self, otherwise: Place) -> Place {
+        self.log_position.parse().map_or(otherwise, Place::Position)
+    }
+
+    fn foreign_place(&self) -> Place {
+        self.place(Place::Other((&*self.event_id).into()))
     }
 }
 
@@ -263,11 +280,11 @@ impl Client {
         needs: &mut Vec<Need>,
     ) -> Result<(), Ended> {
         match reader.read(text)? {
-            Read::Event { stream, n, at } => {
-                self.place = Place::Event(stream, n);
+            Read::Event { stream, n, at, place } => {
+                self.place = place;
                 self.event(stream, n, at, now_us, tally);
             }
-            Read::Foreign(id) => self.place = Place::Other(id),
+            Read::Foreign(place) => self.place = place,
             Read::Own(kind) => {
                 let bad = |error: serde_json::Error| ended(format!("a message that is not of the protocol: {error}"));
                 let own: Own = serde_json::from_slice(text).map_err(bad)?;
@@ -488,6 +505,9 @@ mod tests {
         assert!(request(&subject).contains("last_event_id=bench-ab-everyone-0-1 "), "{}", request(&subject));
         subject.says(r#"{"type":"note","event_id":"a b","timestamp":"","data":{}}"#, 0).unwrap();
         assert!(request(&subject).contains("last_event_id=a+b "), "{}", request(&subject));
+        let placed = r#"{"type":"note","event_id":"n","timestamp":"","data":{},"log_position":"pos-1-6"}"#;
+        subject.says(placed, 0).unwrap();
+        assert!(request(&subject).contains("last_event_id=pos-1-6 "), "{}", request(&subject));
         subject.client.begin(2_000);
         subject.bytes(b"HTTP/1.1 101 x\r\n\r\n", 2_100).unwrap();
         subject.says(ACK, 2_500).unwrap();

@@ -78,12 +78,12 @@ impl Log {
         if let Some(sequence) = self.entries.find(record.event.event_id()) {
             return Appended { position: Position { epoch, sequence }, duplicate: true };
         }
-        let sequence = self.entries.head() + 1;
+        let position = Position { epoch, sequence: self.entries.head() + 1 };
         let entry =
-            Arc::new(Entry::new(sequence, now, record.audience, &record.event).by(record.publisher, record.trace));
+            Arc::new(Entry::new(position, now, record.audience, &record.event).by(record.publisher, record.trace));
         self.entries.push(entry.clone());
         fresh.push(entry);
-        Appended { position: Position { epoch, sequence }, duplicate: false }
+        Appended { position, duplicate: false }
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
 };
 use bus::{Bus, Waiter};
 use fanfare_core::{
-    ConnectionId,
+    ConnectionId, Position,
     window::{Bounds, Entry},
 };
 use redis::cmd;
@@ -184,10 +184,13 @@ impl RedisBroker {
         let link = self.shared.link()?;
         let from = record::stream_id(after.saturating_add(1));
         let page = cmd("XRANGE").arg(&self.shared.keys.log).arg(from).arg("+").arg("COUNT").arg(limit).take();
-        let items = record::items(link.call(&page).await?)?;
+        let epoch = self.shared.epoch();
+        let items = record::items(link.call(&page).await?, epoch)?;
         let entry = |item| match item {
             record::Item::Event(entry, _) => Some(entry),
-            record::Item::Foreign(foreign) => foreign.sequence.map(record::placeholder),
+            record::Item::Foreign(foreign) => {
+                foreign.sequence.map(|sequence| record::placeholder(Position { epoch, sequence }))
+            }
         };
         Ok(items.into_iter().filter_map(entry).collect())
     }

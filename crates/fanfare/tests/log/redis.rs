@@ -297,7 +297,7 @@ async fn what_the_references_publishers_publish_is_kept_once() {
     let window = node.window.read();
     let audiences: Vec<_> = window.since(0).take(3).map(|entry| entry.audience.clone()).collect();
     assert_eq!(audiences, [Audience::Everyone, Audience::User("ann".into()), Audience::Connection(id)]);
-    let kept: serde_json::Value = serde_json::from_slice(window.since(0).next().unwrap().json()).unwrap();
+    let kept: serde_json::Value = serde_json::from_slice(&window.since(0).next().unwrap().json()).unwrap();
     assert_eq!((&kept["timestamp"], &kept["data"]["n"]), (&"2026-01-01T00:00:00".into(), &1.into()));
     drop(window);
     assert_eq!(broker.standing().problem, None);
@@ -323,7 +323,7 @@ async fn what_is_published_on_a_channel_passes_as_the_wire_vectors_say() {
     server.cli(&["PUBLISH", "ws:broadcast", r#"{"type":"note","event_id":"last"}"#]);
     until("the last one is there", || node.ids().last().is_some_and(|id| id == "last")).await;
     let window = node.window.read();
-    let events = window.since(0).map(|entry| serde_json::from_slice::<serde_json::Value>(entry.json()).unwrap());
+    let events = window.since(0).map(|entry| serde_json::from_slice::<serde_json::Value>(&entry.json()).unwrap());
     let mut events: Vec<_> = events.filter(|event| event["event_id"] != "last").collect();
     events.retain(|event| !event["event_id"].as_str().unwrap().starts_with("heard-"));
     let unseen: Vec<_> = delivered.iter().filter(|event| !events.contains(event)).collect();
@@ -364,7 +364,7 @@ async fn a_channel_named_by_the_message_type_is_heard_if_it_is_listed() {
         ]
     );
     let first = window.since(0).next().unwrap();
-    let first: serde_json::Value = serde_json::from_slice(first.json()).unwrap();
+    let first: serde_json::Value = serde_json::from_slice(&first.json()).unwrap();
     assert_eq!((&first["payload"]["task_id"], first.get("data")), (&7.into(), None));
 }
 
@@ -417,7 +417,7 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
     let (_late, late) = linked(&server.url()).await;
     assert_eq!(late.ids().last().map(String::as_str), Some("c"), "a node that starts now reads the log too");
     let seen = late.window.read();
-    let frames: Vec<_> = seen.since(0).map(|entry| String::from_utf8_lossy(entry.json()).into_owned()).collect();
+    let frames: Vec<_> = seen.since(0).map(|entry| String::from_utf8_lossy(&entry.json()).into_owned()).collect();
     assert!(!frames.iter().any(|json| json.contains("ack") || json.contains("$sys")), "{frames:?}");
 }
 

@@ -49,7 +49,7 @@ async fn keeps_audiences(broker: &dyn Broker, node: &Node) {
     let window = node.window.read();
     let seen: Vec<_> = window.since(3).map(|entry| entry.audience.clone()).collect();
     assert_eq!(seen, audiences);
-    let json: serde_json::Value = serde_json::from_slice(window.since(3).next().unwrap().json()).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&window.since(3).next().unwrap().json()).unwrap();
     assert_eq!((&json["event_id"], &json["data"]["id"]), (&"to-0".into(), &"to-0".into()));
 }
 

@@ -103,7 +103,7 @@ async fn append(
     let Some((&now, places)) = places.split_first().filter(|(_, places)| places.len() == records.len()) else {
         return Err(LinkError::Answer(format!("{} places for {} records", places.len(), records.len())));
     };
-    remember(shared, &records, places, now.unsigned_abs());
+    remember(shared, &records, places, epoch, now.unsigned_abs());
     if replicas == 0 {
         return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
     }
@@ -126,13 +126,13 @@ fn command(shared: &Shared, link: &Link, records: &[&Record], epoch: u64) -> Cmd
 }
 
 /// Keeps what was acknowledged until the tail brings it, because until then no window has it.
-fn remember(shared: &Shared, records: &[&Record], places: &[i64], now: u64) {
+fn remember(shared: &Shared, records: &[&Record], places: &[i64], epoch: u64, now: u64) {
     let head = *shared.head.borrow();
     let mut unseen = shared.unseen();
     for (record, &place) in records.iter().zip(places) {
         let sequence = place.unsigned_abs();
         if place > 0 && sequence > head {
-            let entry = Entry::new(sequence, now, record.audience.clone(), &record.event);
+            let entry = Entry::new(Position { epoch, sequence }, now, record.audience.clone(), &record.event);
             unseen.push_back(Arc::new(entry.by(record.publisher.clone(), record.trace.clone())));
         }
     }

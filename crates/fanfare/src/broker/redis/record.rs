@@ -1,7 +1,7 @@
 //! How an entry of the log is written in its stream, and read again.
 
 use super::link::LinkError;
-use fanfare_core::{Audience, ConnectionId, event::check_type, window::Entry};
+use fanfare_core::{Audience, ConnectionId, Position, event::check_type, window::Entry};
 use redis::Value;
 use serde::Deserialize;
 use std::{borrow::Cow, sync::Arc};
@@ -51,8 +51,8 @@ pub(super) struct Foreign {
     pub(super) why: &'static str,
 }
 
-/// Reads the entries of a stream's answer.
-pub(super) fn items(answer: Value) -> Result<Vec<Item>, LinkError> {
+/// Reads the entries of a stream's answer. `epoch`: the one that their places are given in.
+pub(super) fn items(answer: Value, epoch: u64) -> Result<Vec<Item>, LinkError> {
     let Value::Array(items) = answer else {
         return if answer == Value::Nil {
             Ok(Vec::new())
@@ -61,17 +61,17 @@ pub(super) fn items(answer: Value) -> Result<Vec<Item>, LinkError> {
         };
     };
     let mut publisher = None;
-    Ok(items.iter().map(|item| read(item, &mut publisher)).collect())
+    Ok(items.iter().map(|item| read(item, epoch, &mut publisher)).collect())
 }
 
 /// The entry that takes the place of one that is no event: it is for nobody.
-pub(super) fn placeholder(sequence: u64) -> Arc<Entry> {
-    Arc::new(Entry::from_parts(sequence, 0, NOBODY, &stream_id(sequence), b"{}"))
+pub(super) fn placeholder(place: Position) -> Arc<Entry> {
+    Arc::new(Entry::from_parts(place, 0, NOBODY, &stream_id(place.sequence), b"{}"))
 }
 
 const NOBODY: Audience = Audience::Connection(ConnectionId(0));
 
-fn read(item: &Value, publisher: &mut Option<Arc<str>>) -> Item {
+fn read(item: &Value, epoch: u64, publisher: &mut Option<Arc<str>>) -> Item {
     let (id, fields) = match item {
         Value::Array(parts) => match &parts[..] {
             [id, Value::Array(fields)] => (text(id).unwrap_or_default(), &fields[..]),
@@ -81,7 +81,7 @@ fn read(item: &Value, publisher: &mut Option<Arc<str>>) -> Item {
     };
     let sequence = id.strip_prefix("0-").and_then(|n| n.parse().ok()).filter(|n| *n <= MAX_SEQUENCE);
     let entry = match sequence {
-        Some(sequence) => entry(sequence, fields, publisher),
+        Some(sequence) => entry(Position { epoch, sequence }, fields, publisher),
         None => Err("its id is not 0- and a sequence"),
     };
     match entry {
@@ -94,7 +94,7 @@ fn read(item: &Value, publisher: &mut Option<Arc<str>>) -> Item {
 pub(super) const MAX_SEQUENCE: u64 = 1 << 53;
 
 /// Reads and checks an entry. `publisher` is that of the one before: there are few, and each has its name once.
-fn entry(sequence: u64, fields: &[Value], publisher: &mut Option<Arc<str>>) -> Result<Entry, &'static str> {
+fn entry(place: Position, fields: &[Value], publisher: &mut Option<Arc<str>>) -> Result<Entry, &'static str> {
     let field = |name: &str| {
         let mut pairs = fields.chunks_exact(2);
         pairs.find(|pair| text(&pair[0]) == Some(name)).map(|pair| &pair[1])
@@ -111,7 +111,7 @@ fn entry(sequence: u64, fields: &[Value], publisher: &mut Option<Arc<str>>) -> R
     if publisher.as_deref() != by {
         *publisher = by.map(Arc::from);
     }
-    let entry = Entry::from_parts(sequence, ms, to, id, json.as_bytes());
+    let entry = Entry::from_parts(place, ms, to, id, json.as_bytes());
     Ok(entry.by(publisher.clone(), said("x").map(Arc::from)))
 }
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn entry(id: &str, fields: &[&str]) -> Result<Arc<Entry>, Foreign> {
-        match items(Value::Array(vec![item(id, fields)])).unwrap().remove(0) {
+        match items(Value::Array(vec![item(id, fields)]), 0xab).unwrap().remove(0) {
             Item::Event(entry, _) => Ok(entry),
             Item::Foreign(foreign) => Err(foreign),
         }
@@ -187,7 +187,7 @@ mod tests {
         let fields = ["i", "e7", "a", "u:ann", "t", "12", "d", json, "p", "user:ann", "x", "00-1"];
         let entry = entry("0-7", &fields).unwrap();
         assert_eq!((entry.sequence, &*entry.event_id, entry.appended_ms), (7, "e7", 12));
-        assert_eq!((&entry.audience, entry.json()), (&Audience::User("ann".into()), json.as_bytes()));
+        assert_eq!((&entry.audience, entry.json()), (&Audience::User("ann".into()), json.as_bytes().to_vec()));
         assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
     }
 
@@ -222,7 +222,7 @@ mod tests {
         for id in ["1700-0", "0-18446744073709551615", ""] {
             assert_eq!(entry(id, &["x", "y"]).unwrap_err().sequence, None, "{id}");
         }
-        let nobody = placeholder(7);
+        let nobody = placeholder(Position { epoch: 0xab, sequence: 7 });
         assert_eq!((nobody.sequence, &nobody.audience), (7, &NOBODY));
     }
 }

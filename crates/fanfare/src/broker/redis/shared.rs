@@ -150,6 +150,11 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The epoch that the log is in, as far as this node knows.
+    pub(super) fn epoch(&self) -> u64 {
+        self.tail.window().read().epoch()
+    }
+
     /// When the last beat was answered, in milliseconds on the monotonic clock.
     pub(super) fn last_beat(&self) -> u64 {
         self.last_beat_ms.load(Ordering::Relaxed)

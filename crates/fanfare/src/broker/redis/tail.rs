@@ -9,7 +9,7 @@ use super::{
     shared::Shared,
 };
 use crate::{broker::Order, clock, metrics::Counter};
-use fanfare_core::{Lineage, window::Entry};
+use fanfare_core::{Lineage, Position, window::Entry};
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -24,7 +24,7 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     loop {
         let from = shared.tail.window().read().head() + 1;
         let page = cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(COUNT).take();
-        if take_items(shared, link, record::items(link.call(&page).await?)?, false).await? == Taken::All {
+        if take_items(shared, link, record::items(link.call(&page).await?, shared.epoch())?, false).await? == Taken::All {
             break;
         }
     }
@@ -100,13 +100,13 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     let mut entry = None;
     if let Some(sequence) = suspect.sequence.filter(|sequence| *sequence <= head) {
         let again = cmd("XRANGE").arg(&keys.log).arg(&suspect.id).arg(&suspect.id).take();
-        match record::items(link.call(&again).await?)?.pop() {
+        match record::items(link.call(&again).await?, shared.epoch())?.pop() {
             // What was there in the meantime, or a log that was trimmed far ahead.
             Some(Item::Event(event, epoch)) if epoch.is_none_or(|epoch| is_of(&lineage, &event, epoch)) => {
                 take(shared, vec![event]);
                 return Ok(());
             }
-            Some(_) => entry = Some(record::placeholder(sequence)),
+            Some(_) => entry = Some(record::placeholder(Position { epoch: shared.epoch(), sequence })),
             None => return Ok(()),
         }
     }
@@ -142,7 +142,7 @@ pub(super) async fn run(
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
-            all = take_items(shared, link, record::items(answer)?, true).await? == Taken::All;
+            all = take_items(shared, link, record::items(answer, shared.epoch())?, true).await? == Taken::All;
             shared.tail.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {
