@@ -21,7 +21,7 @@ use tungstenite::{Error, Message, WebSocket, protocol::Role};
 use crate::frames::{End, Said, Wire, hear};
 
 const LIMITS: ws::Limits = ws::Limits { max_frame_bytes: 300, max_message_bytes: 400 };
-const BOUNDS: Bounds = Bounds { events: 10_000, bytes: 1 << 24, age_ms: u64::MAX };
+const BOUNDS: Bounds = Bounds { events: 10_000, bytes: 1 << 24, age_ms: u64::MAX, ids: 1_000, ids_ms: 0 };
 const EPOCH: u64 = 0xfa;
 const USER: &str = "ann";
 
@@ -98,7 +98,7 @@ impl World {
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };
         let (window, mut roster) = (Window::new(Lineage::new(EPOCH), 0, BOUNDS), Roster::new(settings, EPOCH, 0));
         let arrival = Arrival::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
-        let slot = Some(roster.connect(arrival, window.start(None), 0, now));
+        let slot = Some(roster.connect(arrival, window.start(None, ConnectionId(0)), 0, now));
         Self { roster, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }
     }
 

@@ -16,8 +16,8 @@ pub enum Heard {
     Gap(Gap),
     /// How the connection stands has changed.
     State(State),
-    /// The hub has taken a [`subscribe`](crate::Listener::subscribe): events of the topic follow from here on. Topics that
-    /// were asked for before the connection was live are subscribed to with it, unless a [`Problem`] names them.
+    /// The hub has taken a [`subscribe`](crate::Listener::subscribe): events of the topic follow from here on. Topics
+    /// that were asked for before the connection was live are subscribed to with it, unless a [`Problem`] names them.
     Subscribed {
         /// The topic.
         topic: String,
@@ -108,12 +108,14 @@ impl Event {
         &self.event_id
     }
 
-    /// Where the event stands in the log, to go on from with [`Cursor`](crate::Cursor); `None` from a hub of an older version.
+    /// Where the event stands in the log, to go on from with [`Cursor`](crate::Cursor); `None` from a hub of an older
+    /// version.
     pub fn log_position(&self) -> Option<&str> {
         self.log_position.as_deref()
     }
 
-    /// The value of `timestamp`: ISO 8601 if the hub wrote it, otherwise whatever the publisher sent, a number as its digits.
+    /// The value of `timestamp`: ISO 8601 if the hub wrote it, otherwise whatever the publisher sent, a number as its
+    /// digits.
     pub fn timestamp(&self) -> &str {
         &self.timestamp
     }

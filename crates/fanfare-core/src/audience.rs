@@ -22,6 +22,9 @@ pub enum Audience {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u128);
 
+/// How many bits of a name say in which epoch it was given.
+pub const TAG_BITS: u32 = 20;
+
 /// The text is not a connection id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a connection id: expected 32 hexadecimal digits in the form of a UUID")]
@@ -87,8 +90,8 @@ pub fn check_topic(name: &str) -> Result<(), TopicError> {
 }
 
 impl Audience {
-    /// Reads an audience from JSON: `"everyone"`, `{"user": ID}`, `{"connection": UUID}` or `{"topic": NAME}`. The id of a
-    /// user may be a number.
+    /// Reads an audience from JSON: `"everyone"`, `{"user": ID}`, `{"connection": UUID}` or `{"topic": NAME}`. The id
+    /// of a user may be a number.
     ///
     /// # Errors
     /// If it is anything else, null included: a publisher that lost a user's id must not reach everyone.
@@ -139,6 +142,13 @@ impl ConnectionId {
     #[expect(clippy::cast_possible_truncation, reason = "each half is one of 64 bits")]
     pub const fn halves(self) -> [u64; 2] {
         [(self.0 >> 64) as u64, self.0 as u64]
+    }
+
+    /// In which epoch a hub gave this name, as [`tag`](crate::lineage::tag) shortens it: the first [`TAG_BITS`]. 0:
+    /// that is not known. What others made up says nothing here.
+    #[expect(clippy::cast_possible_truncation, reason = "what is left has TAG_BITS bits")]
+    pub const fn epoch_tag(self) -> u32 {
+        (self.0 >> (u128::BITS - TAG_BITS)) as u32
     }
 
     /// The id of an upper and a lower half.

@@ -136,8 +136,8 @@ impl Draft {
         self.fields.take(field)
     }
 
-    /// Checks the fields as strictly as `validate_events` asks for: `event_id` and `timestamp` are strings, `data` is an
-    /// object, the type is a plain word, and the data of a known type has the shape of that type.
+    /// Checks the fields as strictly as `validate_events` asks for: `event_id` and `timestamp` are strings, `data` is
+    /// an object, the type is a plain word, and the data of a known type has the shape of that type.
     ///
     /// # Errors
     /// The first field that does not comply.
@@ -158,10 +158,11 @@ impl Draft {
         typed::check(&event_type, data)
     }
 
-    /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a missing
-    /// `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that number, and an
-    /// `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. A [`LOG_POSITION`], as
-    /// in a frame that the publisher received and forwards, is dropped. All other fields stay as they came and in their order.
+    /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a
+    /// missing `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that
+    /// number, and an `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. A
+    /// [`LOG_POSITION`], as in a frame that the publisher received and forwards, is dropped. All other fields stay as
+    /// they came and in their order.
     ///
     /// # Errors
     /// If `type` is missing or reserved, or `event_id` cannot be a cursor.

@@ -48,6 +48,10 @@ pub struct Bounds {
     pub bytes: usize,
     /// Milliseconds since an event was appended.
     pub age_ms: u64,
+    /// How many ids of events are known again, also when the events are no longer kept.
+    pub ids: usize,
+    /// For how many milliseconds an id is known again.
+    pub ids_ms: u64,
 }
 
 /// Who a client is to the log: what it may see.
@@ -110,8 +114,9 @@ pub struct Window {
     lineage: Lineage,
     /// The sequence before the first entry: the oldest cursor that can be served.
     floor: u64,
-    /// The id of the event at the floor, where it was held: who saw it last has missed nothing.
-    floor_id: Option<Box<str>>,
+    /// The id of the event at the floor, and when it was appended, where it was held: who saw it last has missed
+    /// nothing.
+    floor_id: Option<(Box<str>, u64)>,
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     bounds: Bounds,
@@ -340,7 +345,7 @@ impl Window {
     fn pop_oldest(&mut self) {
         let Some(oldest) = self.entries.pop_front() else { return };
         self.forget(&oldest, VecDeque::pop_front);
-        self.floor_id = Some(oldest.event_id.clone());
+        self.floor_id = Some((oldest.event_id.clone(), oldest.appended_ms));
         self.floor = oldest.sequence;
     }
 
@@ -373,9 +378,16 @@ impl Window {
 
     /// The place of an event, if it is held or was the last to go.
     pub fn find(&self, event_id: &str) -> Option<u64> {
+        self.find_appended(event_id).map(|(sequence, _)| sequence)
+    }
+
+    /// The same, with the time at which it was appended.
+    fn find_appended(&self, event_id: &str) -> Option<(u64, u64)> {
         let hash = self.hasher.hash_one(event_id);
         let held = self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id);
-        held.copied().or_else(|| (self.floor_id.as_deref() == Some(event_id)).then_some(self.floor))
+        let held = held.map(|&sequence| (sequence, self.entries[index(self.floor, sequence)].appended_ms));
+        let at_floor = || self.floor_id.as_ref().filter(|(id, _)| **id == *event_id).map(|(_, ms)| (self.floor, *ms));
+        held.or_else(at_floor)
     }
 
     /// An event's entry, if it is held.
@@ -435,15 +447,20 @@ impl Window {
     /// Where a client starts that names the last `event_id` it saw: an event's, or the text form of a position.
     ///
     /// An event that is not held lies before all that is held, so its client goes on from the oldest entry and is
-    /// told of the gap. The same holds for a position of another log: to that client all of this log is new.
-    pub fn start(&self, last_event_id: Option<&str>) -> Start {
+    /// told of the gap. The same holds for a position of another log: to that client all of this log is new. An event
+    /// that was published again after a loss may stand at another place than the one where the client saw it: unless
+    /// the name of its connection was given after the loss, it goes on from there behind a gap.
+    pub fn start(&self, last_event_id: Option<&str>, connection: ConnectionId) -> Start {
         let Some(id) = last_event_id else {
             return Start { cursor: self.head(), gap: None, asked: false };
         };
         let place = match id.parse::<Position>() {
             Ok(position) => self.lineage.place(position, self.head()),
-            Err(_) => match self.find(id) {
-                Some(sequence) => self.lineage.place_of_event(sequence),
+            Err(_) => match self.find_appended(id) {
+                Some((sequence, appended_ms)) => {
+                    let (horizon_ms, tag) = (self.bounds.ids_ms, connection.epoch_tag());
+                    self.lineage.place_of_event(sequence, appended_ms, horizon_ms, tag)
+                }
                 // A log that never let go of anything can't have held the event.
                 None if self.floor == 0 => Place::Unknown,
                 None => return self.start_behind_gap(self.floor, GapReason::Expired),
@@ -472,7 +489,8 @@ impl Window {
         Start { cursor: start.cursor.max(self.head()), gap, ..start }
     }
 
-    /// The same start, not before what was appended at `unix_ms`: what is older is not for the client, and counts as a gap.
+    /// The same start, not before what was appended at `unix_ms`: what is older is not for the client, and counts as a
+    /// gap.
     pub fn not_before(&self, start: Start, unix_ms: u64) -> Start {
         let behind = usize::try_from(start.cursor.saturating_sub(self.floor)).unwrap_or(usize::MAX);
         let entries = || self.entries.iter().skip(behind);
@@ -505,7 +523,8 @@ impl Window {
     }
 }
 
-/// The field of an event's place, up to its value. It is the last of a frame, and text in an event has its quotes escaped.
+/// The field of an event's place, up to its value. It is the last of a frame, and text in an event has its quotes
+/// escaped.
 const FIELD: &[u8] = br#""log_position":""#;
 
 /// The frame of an event, with its place as the last field.
@@ -525,11 +544,13 @@ fn index(floor: u64, sequence: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Draft;
+    use crate::{Draft, lineage::Loss};
 
     const PLACE: Position = Position { epoch: 0xab, sequence: 7 };
 
-    const WIDE: Bounds = Bounds { events: 1_000, bytes: 1 << 20, age_ms: 1_000_000 };
+    const WIDE: Bounds = Bounds { events: 1_000, bytes: 1 << 20, age_ms: 1_000_000, ids: 1_000, ids_ms: 1_000_000 };
+
+    const NAMELESS: ConnectionId = ConnectionId(0);
 
     fn entry(sequence: u64, appended_ms: u64, audience: Audience) -> Arc<Entry> {
         let event = Draft::parse(r#"{"type":"note"}"#).unwrap().finish(0, || format!("e{sequence}")).unwrap();
@@ -590,12 +611,12 @@ mod tests {
             (Some("e9"), 100, 9, None),
             (None, 100, 9, None),
         ] {
-            let start = window.not_before(window.start(last), unix_ms);
+            let start = window.not_before(window.start(last, NAMELESS), unix_ms);
             assert_eq!((start.cursor, start.gap), (cursor, missed), "{last:?} {unix_ms}");
         }
         let mut far_later = window;
         far_later.push(entry(10, 1_000_000, Audience::Everyone));
-        let start = far_later.start(Some("e9"));
+        let start = far_later.start(Some("e9"), NAMELESS);
         assert_eq!(far_later.not_before(start, 1_000_000), start, "nothing behind it is older");
     }
 
@@ -628,16 +649,16 @@ mod tests {
             ("e2", 4, gap(GapReason::Expired, None)),
             ("unknown", 4, gap(GapReason::Expired, None)),
         ] {
-            assert_eq!(window.start(Some(id)), Start { cursor, gap: expected, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), NAMELESS), Start { cursor, gap: expected, asked: true }, "{id}");
         }
-        assert_eq!(window.start(None), Start { cursor: 9, gap: None, asked: false });
+        assert_eq!(window.start(None, NAMELESS), Start { cursor: 9, gap: None, asked: false });
     }
 
     #[test]
     fn a_log_that_was_cut_short_goes_on_without_what_it_lost() {
         let mut window = window(WIDE, 9);
         let mut lineage = window.lineage().clone();
-        lineage.begin(8, 6, true);
+        lineage.begin(8, 6, Loss::Nothing);
         window.adopt(lineage, 6);
         assert_eq!((window.head(), window.find("e6"), window.find("e7")), (6, Some(6), None));
         window.push(entry(7, 0, Audience::Everyone));
@@ -645,10 +666,36 @@ mod tests {
         for (id, cursor, gap) in
             [("pos-7-6", 6, None), ("pos-7-7", 6, reset), ("pos-8-7", 7, None), ("e7", 7, None), ("e8", 0, reset)]
         {
-            assert_eq!(window.start(Some(id)), Start { cursor, gap, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), NAMELESS), Start { cursor, gap, asked: true }, "{id}");
         }
         let viewer = Viewer { user: &"ann".into(), connection: ConnectionId(1), topics: &["t".into()] };
         assert_eq!(window.count(0, viewer), 7);
+    }
+
+    #[test]
+    fn an_event_that_was_published_again_after_a_loss_is_doubtful_for_those_who_may_have_seen_it_before() {
+        let mut window = window(Bounds { events: 3, ids_ms: 50, ..WIDE }, 9);
+        let mut lineage = window.lineage().clone();
+        lineage.begin(8, 9, Loss::Events { began_ms: 100 });
+        window.adopt(lineage, 9);
+        for (sequence, appended_ms) in [(10, 101), (11, 150), (12, 151)] {
+            window.push(entry(sequence, appended_ms, Audience::Everyone));
+        }
+        let named = |epoch| ConnectionId(u128::from(crate::lineage::tag(epoch)) << 108 | 7);
+        let reset = Some(Gap { reason: GapReason::Reset, missed: None });
+        for (id, connection, cursor, gap) in [
+            // The one at the floor, too.
+            ("e9", NAMELESS, 9, reset),
+            ("e9", named(8), 9, None),
+            ("e11", NAMELESS, 11, reset),
+            ("e11", named(7), 11, reset),
+            ("e11", named(8), 11, None),
+            ("e12", NAMELESS, 12, None),
+            ("pos-8-11", NAMELESS, 11, None),
+        ] {
+            let start = window.start(Some(id), connection);
+            assert_eq!(start, Start { cursor, gap, asked: true }, "{id} {connection}");
+        }
     }
 
     #[test]
@@ -698,7 +745,7 @@ mod tests {
 
     #[test]
     fn an_unknown_id_in_a_log_that_is_whole_is_of_another_log() {
-        let start = window(WIDE, 3).start(Some("elsewhere"));
+        let start = window(WIDE, 3).start(Some("elsewhere"), NAMELESS);
         assert_eq!((start.cursor, start.gap.unwrap().reason), (0, GapReason::Reset));
     }
 }

@@ -9,6 +9,8 @@
 
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
+    audience::TAG_BITS,
+    lineage::{Loss, tag},
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -26,14 +28,17 @@ const EPOCH: u64 = 0xfa;
 const USERS: [&str; 2] = ["ann", "bob"];
 const TOPICS: [&str; 3] = ["a", "b", "c"];
 const CLIENTS: usize = 4;
+const HORIZON_MS: u64 = 120_000;
 
 #[derive(Debug, Clone)]
 enum Op {
     /// Appends events, each for one of a few audiences.
     Publish(Vec<u8>),
+    /// Appends an event under the id of the n-th last one there ever was, if the log does not know that id.
+    Repeat(u8, usize),
     /// The shard takes what is new in the window.
     Pull,
-    /// A client connects, naming the n-th last id it saw, or a made-up one.
+    /// A client connects, naming the n-th last place or id it saw, or a made-up one.
     Connect { client: usize, resume: Resume, topics: u8 },
     /// A client's socket breaks.
     Cut(usize),
@@ -55,6 +60,8 @@ enum Op {
 enum Resume {
     No,
     Seen(usize),
+    /// As older clients do: by the id alone.
+    Bare(usize),
     Unknown,
     OtherLog,
 }
@@ -63,13 +70,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let client = 0..CLIENTS;
     let resume = prop_oneof![
         1 => Just(Resume::No),
-        6 => (0usize..8).prop_map(Resume::Seen),
+        4 => (0usize..8).prop_map(Resume::Seen),
+        4 => (0usize..8).prop_map(Resume::Bare),
         1 => Just(Resume::Unknown),
         1 => Just(Resume::OtherLog),
     ];
     let op = prop_oneof![
         5 => prop::collection::vec(any::<u8>(), 1..6).prop_map(Op::Publish),
         1 => prop::collection::vec(any::<u8>(), 60..110).prop_map(Op::Publish),
+        2 => (any::<u8>(), 0usize..150).prop_map(|(kind, back)| Op::Repeat(kind, back)),
         4 => Just(Op::Pull),
         3 => (client.clone(), resume, 0u8..8).prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
         1 => client.clone().prop_map(Op::Cut),
@@ -78,7 +87,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (client.clone(), 0..TOPICS.len(), any::<bool>())
             .prop_map(|(client, topic, subscribe)| Op::Topic { client, topic, subscribe }),
         1 => client.prop_map(Op::Ping),
-        1 => prop_oneof![0u64..2_000, 0u64..40_000].prop_map(Op::Wait),
+        1 => prop_oneof![0u64..2_000, 0u64..40_000, 0u64..200_000].prop_map(Op::Wait),
         1 => (0usize..40, any::<bool>()).prop_map(|(newest, whole)| Op::Lose { newest, whole }),
     ];
     prop::collection::vec(op, 1..120)
@@ -89,13 +98,17 @@ struct World {
     window: Window,
     roster: Roster,
     now: Now,
-    history: Vec<(String, Audience)>,
-    /// What the log lost, with the place that it had.
-    lost: HashMap<String, u64>,
-    /// The epochs of the log, each with what survived of the ones before, and whether nothing else can be lost.
-    epochs: Vec<(u64, u64, bool)>,
-    /// How many events there ever were, so that no two get the same id.
-    made: usize,
+    /// Each event with the time at which it was appended.
+    history: Vec<(String, Audience, u64)>,
+    /// The epochs of the log, each with what survived of the ones before, and what may be lost beyond that.
+    epochs: Vec<(u64, u64, Loss)>,
+    /// The ids that the log knows, with the time at which it learned them.
+    ids: HashMap<String, u64>,
+    /// Every id there ever was, and when an event was last appended under it.
+    made: Vec<String>,
+    published: HashMap<String, u64>,
+    /// Ids that were published again after the log may have forgotten them: only a position names their places.
+    reused: BTreeSet<String>,
     clients: Vec<Client>,
 }
 
@@ -118,8 +131,11 @@ struct Client {
     /// The epochs there were when it was last told where it stands.
     told: usize,
     place: u64,
-    seen: Vec<String>,
+    /// The place and the id of each frame.
+    seen: Vec<(Position, String)>,
     gaps: usize,
+    /// The cursor that it connected with, and the place where it saw that.
+    sent: Option<(Position, String)>,
 }
 
 impl World {
@@ -135,22 +151,35 @@ impl World {
             echo: false,
         };
         let clients = (0..CLIENTS).map(|i| Client::new(USERS[i % USERS.len()], i)).collect();
-        let bounds = Bounds { events: 90, bytes: 40_000, age_ms: 60_000 };
+        let bounds = Bounds { events: 90, bytes: 40_000, age_ms: 60_000, ids: 10_000, ids_ms: HORIZON_MS };
         Self {
             window: Window::new(Lineage::new(EPOCH), 0, bounds),
             roster: Roster::new(settings, EPOCH, 0),
             now: Now { mono_ms: 1_000, unix_ms: 1_000_000 },
             history: Vec::new(),
-            lost: HashMap::new(),
-            epochs: vec![(EPOCH, 0, true)],
-            made: 0,
+            epochs: vec![(EPOCH, 0, Loss::Nothing)],
+            ids: HashMap::new(),
+            made: Vec::new(),
+            published: HashMap::new(),
+            reused: BTreeSet::new(),
             clients,
         }
     }
 
     fn run(&mut self, op: Op) {
         match op {
-            Op::Publish(audiences) => audiences.into_iter().for_each(|kind| self.publish(kind)),
+            Op::Publish(audiences) => {
+                for kind in audiences {
+                    let id = format!("e{}", self.made.len() + 1);
+                    self.made.push(id.clone());
+                    self.publish(kind, id);
+                }
+            }
+            Op::Repeat(kind, back) => {
+                if let Some(id) = self.made.iter().rev().nth(back).cloned() {
+                    self.repeat(kind, id);
+                }
+            }
             Op::Pull => self.pull(),
             Op::Connect { client, resume, topics } => self.connect(client, &resume, topics),
             Op::Cut(client) => self.cut(client),
@@ -166,33 +195,54 @@ impl World {
         }
     }
 
-    fn publish(&mut self, kind: u8) {
+    /// As a log does it: within the horizon an id is known again.
+    fn repeat(&mut self, kind: u8, id: String) {
+        let now = self.now.unix_ms;
+        if self.ids.get(&id).is_some_and(|learned| now - learned <= HORIZON_MS) {
+            return;
+        }
+        if now - self.published[&id] > HORIZON_MS {
+            self.reused.insert(id.clone());
+        }
+        self.publish(kind, id);
+    }
+
+    fn publish(&mut self, kind: u8, id: String) {
         let audience = match kind % 8 {
             0..=2 => Audience::Everyone,
             3 | 4 => Audience::User(USERS[kind as usize / 8 % USERS.len()].into()),
-            5 => Audience::Connection(ConnectionId(u128::from(kind) / 8 % CLIENTS as u128)),
+            5 => Audience::Connection(self.clients[kind as usize / 8 % CLIENTS].connection),
             _ => Audience::Topic(TOPICS[kind as usize / 8 % TOPICS.len()].into()),
         };
-        self.made += 1;
-        let id = format!("e{}", self.made);
         let pad = "x".repeat(kind as usize * 2);
         let draft = Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
         let event = draft.finish(self.now.unix_ms, || id.clone()).unwrap();
         let place = Position { epoch: self.window.epoch(), sequence: self.window.head() + 1 };
         self.window.push(Arc::new(Entry::new(place, self.now.unix_ms, audience.clone(), &event)));
-        self.history.push((id, audience));
+        self.ids.insert(id.clone(), self.now.unix_ms);
+        self.published.insert(id.clone(), self.now.unix_ms);
+        self.history.push((id, audience, self.now.unix_ms));
     }
 
     fn lose(&mut self, newest: usize, whole: bool) {
         let survived = self.history.len().saturating_sub(newest);
-        for (i, (id, _)) in self.history.drain(survived..).enumerate() {
-            self.lost.insert(id, (survived + i + 1) as u64);
-        }
+        let began_ms = self.now.unix_ms;
+        let loss = match (whole, newest) {
+            (false, _) => Loss::Events { began_ms },
+            (true, 0) => Loss::Nothing,
+            (true, _) => Loss::Ids { began_ms },
+        };
+        self.history.truncate(survived);
         let (survived, epoch) = (survived as u64, EPOCH + 100 + self.epochs.len() as u64);
-        self.epochs.push((epoch, survived, whole));
+        self.epochs.push((epoch, survived, loss));
         let mut lineage = self.window.lineage().clone();
-        lineage.begin(epoch, survived, whole);
+        lineage.begin(epoch, survived, loss);
         self.window.adopt(lineage, survived);
+        if loss != Loss::Nothing {
+            // Of what was lost, and of what the window holds no more, no id is known.
+            let held: BTreeSet<_> = self.window.since(0).map(|entry| entry.event_id.to_string()).collect();
+            self.ids.retain(|id, _| held.contains(id));
+        }
         for client in &mut self.clients {
             let place = client.expected.map_or(client.place, |(place, _)| place);
             client.due_reset |= !whole || place > survived;
@@ -204,7 +254,7 @@ impl World {
         let at = self.epochs.iter().position(|(id, ..)| *id == epoch)?;
         let later = &self.epochs[at + 1..];
         let end = later.iter().map(|(_, after, _)| *after).fold(self.window.head(), u64::min);
-        Some((end, later.iter().all(|(_, _, whole)| *whole)))
+        Some((end, !later.iter().any(|(_, _, loss)| matches!(loss, Loss::Events { .. }))))
     }
 
     /// As a shard does it.
@@ -221,21 +271,36 @@ impl World {
     }
 
     fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
-        let client = &mut self.clients[who];
-        let old = client.slot.take();
-        let last = match resume {
-            Resume::No => None,
-            Resume::Seen(back) => client.seen.iter().rev().nth(*back).cloned(),
-            Resume::Unknown => Some("nobody-knows".to_owned()),
-            Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
-        };
         // A shard takes a new epoch in before it lets anyone in.
         if self.roster.epoch() != self.window.epoch() {
             self.pull();
         }
-        let head = self.window.head();
-        let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id));
+        if matches!(resume, Resume::No) {
+            // Who begins anew is given a name of this epoch, and knows nothing of before.
+            self.cut(who);
+            let name = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
+            self.clients[who].connection = ConnectionId(name | who as u128);
+            self.clients[who].seen.clear();
+        }
         let client = &mut self.clients[who];
+        let old = client.slot.take();
+        let mut truth = None;
+        let last = match resume {
+            Resume::No => None,
+            Resume::Seen(back) => client.seen.iter().rev().nth(*back).map(|(place, _)| place.to_string()),
+            Resume::Bare(back) => client.seen.iter().rev().nth(*back).map(|(place, id)| {
+                truth = Some(*place);
+                // Of an id that was published again beyond the horizon, its publisher lets nobody know.
+                if self.reused.contains(id) { place.to_string() } else { id.clone() }
+            }),
+            Resume::Unknown => Some("nobody-knows".to_owned()),
+            Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
+        };
+        let head = self.window.head();
+        let named_in = self.clients[who].connection.epoch_tag();
+        let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id, named_in));
+        let client = &mut self.clients[who];
+        client.sent = truth.zip(last.clone());
         client.expected = Some(expected);
         client.due_reset = false;
         client.told = self.epochs.len();
@@ -246,7 +311,15 @@ impl World {
         let grant = Grant { user: client.user.clone(), topics: vec!["*".into()], ..Grant::default() };
         let wanted = client.wanted.clone();
         let arrival = Arrival::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
-        let start = self.window.start(last.as_deref());
+        let start = self.window.start(last.as_deref(), arrival.connection);
+        if let (Some(truth), None) = (truth, start.gap) {
+            let (end, _) = self.end_of(truth.epoch).unwrap();
+            let what = format!("{last:?} was seen at {truth}");
+            assert!(
+                truth.sequence <= end && truth.sequence == start.cursor,
+                "{what}, and goes on at {start:?} without a gap"
+            );
+        }
         let replayed = self.window.count(start.cursor, arrival.viewer());
         let visible = (start.cursor + 1..=head).filter(|s| self.sees(who, *s)).count();
         assert_eq!(replayed, visible, "the ack announces what is held for the client");
@@ -259,40 +332,36 @@ impl World {
     }
 
     /// Where a client goes on that names `id`, and whether it is told of a gap.
-    fn expected_start(&self, id: &str) -> (u64, bool) {
+    fn expected_start(&self, id: &str, named_in: u32) -> (u64, bool) {
         let floor = self.window.floor();
         let place = match id.parse::<Position>() {
             Ok(position) => self.end_of(position.epoch).map(|(end, whole)| {
                 let broken = position.sequence > end || !whole;
                 (position.sequence.min(end), broken)
             }),
-            Err(_) => self.history_place(id).filter(|place| *place >= floor).map(|place| {
-                let doubtful = |(_, after, whole): &(u64, u64, bool)| !whole && place <= *after;
-                (place, self.epochs.iter().any(doubtful))
+            Err(_) => self.history_place(id).filter(|(place, _)| *place >= floor).map(|(place, appended_ms)| {
+                let since = self.epochs.iter().position(|(epoch, ..)| tag(*epoch) == named_in).map_or(0, |at| at + 1);
+                let doubtful = |(_, after, loss): &(u64, u64, Loss)| match *loss {
+                    Loss::Nothing => false,
+                    Loss::Ids { .. } if place <= *after => false,
+                    Loss::Events { .. } if place <= *after => true,
+                    Loss::Ids { began_ms } | Loss::Events { began_ms } => appended_ms <= began_ms + HORIZON_MS,
+                };
+                (place, self.epochs[since..].iter().any(doubtful))
             }),
         };
         place.map_or((floor, true), |(place, gap)| (place.max(floor), gap || place < floor))
     }
 
-    fn history_place(&self, id: &str) -> Option<u64> {
-        self.history.iter().position(|(known, _)| known == id).map(|i| i as u64 + 1)
+    /// The newest place of an id, and when it was appended.
+    fn history_place(&self, id: &str) -> Option<(u64, u64)> {
+        let at = self.history.iter().rposition(|(known, ..)| known == id)?;
+        Some((at as u64 + 1, self.history[at].2))
     }
 
-    /// The place that a frame's id names, and whether it is one of what the log lost or had before its last loss.
-    fn place_of(&self, id: &str) -> (u64, bool) {
-        match id.parse::<Position>() {
-            Ok(position) => {
-                assert!(self.end_of(position.epoch).is_some(), "only positions of this log are sent");
-                (position.sequence, position.epoch != self.window.epoch())
-            }
-            Err(_) => match self.lost.get(id) {
-                Some(place) => (*place, true),
-                None => {
-                    let place = self.history_place(id).expect("only events of this log are sent");
-                    (place, self.epochs.last().is_some_and(|(_, after, _)| place <= *after))
-                }
-            },
-        }
+    /// Whether a place is one of what the log lost.
+    fn is_lost(&self, place: Position) -> bool {
+        place.sequence > self.end_of(place.epoch).expect("only positions of this log are sent").0
     }
 
     fn sees(&self, who: usize, sequence: u64) -> bool {
@@ -371,16 +440,24 @@ impl World {
             let message: Value = serde_json::from_slice(&payload).unwrap();
             let id = message["event_id"].as_str().unwrap().to_owned();
             let kind = message["type"].as_str().unwrap();
-            let (place, old) = match self.clients[who].expected {
+            let position = message["log_position"].as_str().unwrap_or(&id).parse::<Position>();
+            assert_eq!(kind == "note", message.get("log_position").is_some(), "{message}");
+            let (place, old, lost) = match self.clients[who].expected {
                 // Who stores this and never reads the gap is told of the gap again.
                 Some((place, true)) if kind == "ack" => {
                     assert_eq!(
                         message["event_id"], message["ack_event_id"],
                         "an ack stands before the gap it announces"
                     );
-                    (place, true)
+                    (place, true, false)
                 }
-                _ => self.place_of(&id),
+                _ => {
+                    let position = position.unwrap();
+                    let survived = self.epochs.last().map_or(0, |(_, after, _)| *after);
+                    let old =
+                        position.epoch != self.window.epoch() || (kind == "note" && position.sequence <= survived);
+                    (position.sequence, old, self.is_lost(position))
+                }
             };
             if self.clients[who].due_reset && kind != "gap" {
                 assert!(old, "{message} before the gap that is due");
@@ -390,7 +467,7 @@ impl World {
                 "gap" => self.check_gap(who, place, &message),
                 "note" => {
                     assert!(place > self.clients[who].place, "{id} doubled or out of order");
-                    if self.lost.contains_key(&id) {
+                    if lost {
                         self.clients[who].due_reset = true;
                     } else if !self.clients[who].due_reset {
                         assert!(self.sees(who, place), "{id} is not for this client");
@@ -409,7 +486,11 @@ impl World {
             let client = &mut self.clients[who];
             assert!(!client.owed_gap || message["type"] == "ack", "a gap was due before {message}");
             client.place = place;
-            client.seen.push(id);
+            match position {
+                Ok(position) => client.seen.push((position, id)),
+                // The first ack before a gap says the cursor that was sent.
+                Err(_) => client.seen.extend(client.sent.clone()),
+            }
         }
     }
 
@@ -512,6 +593,7 @@ impl Client {
             place: 0,
             seen: Vec::new(),
             gaps: 0,
+            sent: None,
         }
     }
 }
@@ -550,6 +632,42 @@ proptest! {
         world.settle();
         world.leave();
     }
+}
+
+/// The property above would hold of a hub that answers every cursor with a gap.
+#[test]
+fn an_id_that_is_published_again_leads_nobody_past_what_it_has_not_seen() {
+    let again = |lose: Option<bool>, others: usize| {
+        let mut world = World::new();
+        world.run(Op::Connect { client: 0, resume: Resume::No, topics: 0 });
+        world.run(Op::Publish(vec![0]));
+        world.settle();
+        world.run(Op::Cut(0));
+        if let Some(whole) = lose {
+            world.run(Op::Lose { newest: 1, whole });
+        }
+        world.run(Op::Publish(vec![0; others]));
+        // The first id there was.
+        world.run(Op::Repeat(0, others));
+        world.run(Op::Connect { client: 0, resume: Resume::Bare(0), topics: 0 });
+        world.settle();
+        (world.history.len(), world.clients[0].gaps)
+    };
+    // It is a duplicate, whether the window holds its place or not.
+    assert_eq!((again(None, 3), again(None, 200)), ((4, 0), (201, 1)));
+    // It stands behind three others that the client has not seen.
+    assert_eq!((again(Some(true), 3), again(Some(false), 3)), ((4, 1), (4, 1)));
+
+    // A client that came after the loss saw it where it stands now.
+    let mut world = World::new();
+    world.run(Op::Lose { newest: 0, whole: false });
+    world.run(Op::Connect { client: 0, resume: Resume::No, topics: 0 });
+    world.run(Op::Publish(vec![0; 2]));
+    world.settle();
+    world.run(Op::Cut(0));
+    world.run(Op::Connect { client: 0, resume: Resume::Bare(0), topics: 0 });
+    world.settle();
+    assert_eq!((world.clients[0].place, world.clients[0].gaps), (2, 0));
 }
 
 #[test]

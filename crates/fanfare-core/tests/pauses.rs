@@ -45,14 +45,18 @@ impl World {
             warn_ms: 60_000,
             echo: false,
         };
-        let window = Window::new(Lineage::new(1), 0, Bounds { events: 10, bytes: 10_000, age_ms: 60_000 });
+        let window = Window::new(
+            Lineage::new(1),
+            0,
+            Bounds { events: 10, bytes: 10_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 },
+        );
         let now = Now { mono_ms: 5_000, unix_ms: 1_000_000 };
         let mut roster = Roster::new(settings, 1, 0);
         roster.woken(u64::MAX, now);
         let slots = (0..CLIENTS).map(|n| {
             let grant = Grant { user: "ann".into(), ..Grant::default() };
             let arrival = Arrival::new(grant, ConnectionId(n as u128), None, [].into_iter(), 10);
-            roster.connect(arrival, window.start(None), 0, now)
+            roster.connect(arrival, window.start(None, ConnectionId(1)), 0, now)
         });
         let slots = slots.collect();
         let mut world = Self {

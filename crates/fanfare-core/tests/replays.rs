@@ -32,7 +32,7 @@ impl World {
             warn_ms: 60_000,
             echo: false,
         };
-        let bounds = Bounds { events: 10_000, bytes: 100_000_000, age_ms: 60_000 };
+        let bounds = Bounds { events: 10_000, bytes: 100_000_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 };
         let mut window = Window::new(Lineage::new(1), 0, bounds);
         (1..=HELD).for_each(|n| window.push(entry(n, Audience::Everyone)));
         Self { window, roster: Roster::new(settings, 1, HELD) }
@@ -41,7 +41,7 @@ impl World {
     fn connect(&mut self, n: u128, user: &str, cursor: Option<&str>) -> Slot {
         let grant = Grant { user: user.into(), ..Grant::default() };
         let arrival = Arrival::new(grant, ConnectionId(n), cursor.map(str::to_owned), [].into_iter(), 10);
-        let start = self.window.start(cursor);
+        let start = self.window.start(cursor, arrival.connection);
         self.roster.connect(arrival, start, 0, NOW)
     }
 

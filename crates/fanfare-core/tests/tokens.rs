@@ -51,12 +51,12 @@ impl World {
             echo: false,
         };
         let now = Now { mono_ms: 5_000, unix_ms: UNIX_SECS * 1_000 };
-        let bounds = Bounds { events: 10, bytes: 10_000, age_ms: 60_000 };
+        let bounds = Bounds { events: 10, bytes: 10_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 };
         let window = Window::new(Lineage::new(1), 0, bounds);
         let mut roster = Roster::new(settings, 1, 0);
         roster.woken(u64::MAX, now);
         let arrival = Arrival::new(grant, ConnectionId(1), None, ["a", "b"].into_iter(), 10);
-        let slot = roster.connect(arrival, window.start(None), 0, now);
+        let slot = roster.connect(arrival, window.start(None, ConnectionId(1)), 0, now);
         let mut world =
             Self { window, roster, now, slot, decoder: ws::Decoder::default(), messages: Vec::new(), closed: None };
         world.serve();
@@ -263,7 +263,7 @@ fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
     for (last_event_id, answered) in [(None, "initial_connect"), (Some("pos-1-0".to_owned()), "pos-1-0")] {
         let mut world = World::new(grant(100));
         let arrival = Arrival::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
-        let start = world.window.start(arrival.last_event_id.as_deref());
+        let start = world.window.start(arrival.last_event_id.as_deref(), arrival.connection);
         world.roster.connect(arrival, start, 0, world.now);
         world.messages.clear();
         world.serve();

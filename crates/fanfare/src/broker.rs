@@ -1,5 +1,6 @@
 //! Where the log lives. Knows events and positions, and not who is connected.
 
+mod ids;
 mod memory;
 pub mod redis;
 mod window;
@@ -115,6 +116,8 @@ pub struct Standing {
     pub events: usize,
     /// How many bytes of events the log holds.
     pub bytes: usize,
+    /// How far back the log knows all ids of events: an event that is published again within that time is a duplicate.
+    pub horizon: Duration,
     /// Connections on all nodes together and how many nodes there are, where others than this one are known.
     pub cluster: Option<(usize, usize)>,
 }
@@ -139,8 +142,8 @@ pub trait Tail: Send + Sync + fmt::Debug {
     /// The node's clients, or those of one user.
     fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>>;
 
-    /// About `count` of the node's clients from a place on, and the next place if there are more. A place is 0, or what the
-    /// call before gave; clients that come meanwhile may be left out.
+    /// About `count` of the node's clients from a place on, and the next place if there are more. A place is 0, or what
+    /// the call before gave; clients that come meanwhile may be left out.
     fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)>;
 
     /// What the node has to say to a question, as JSON; `None`: nothing.
@@ -155,7 +158,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// How it stands now.
     fn standing(&self) -> Standing;
 
-    /// Appends records in their order. A record whose `event_id` the log still has is not appended again.
+    /// Appends records in their order. A record whose `event_id` the log knows is not appended again: it remembers ids
+    /// for longer than events ([`Bounds::ids_ms`](fanfare_core::window::Bounds::ids_ms)).
     ///
     /// An answer means that every record is in the log; an error, that none of them was acknowledged.
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>>;
@@ -177,4 +181,14 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
 
     /// Ends what the broker does in the background, once this node has no clients any more.
     fn stop(&self);
+}
+
+/// Says that so many events are published that their ids are not remembered for as long as they should be.
+fn warn_of_short_horizon(covered_ms: u64, horizon_ms: u64) {
+    tracing::warn!(
+        "an event that is published again is recognised for {} s, not for {} s (idempotency_horizon): more than \
+         idempotency_events were published in that time; raise it, or publishers must not repeat an event later",
+        covered_ms / 1_000,
+        horizon_ms / 1_000
+    );
 }

@@ -32,13 +32,14 @@ pub struct Config {
     pub connects_per_second_per_address: u32,
     /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.
     pub connects_per_second_per_user: u32,
-    /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no limit.
+    /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no
+    /// limit.
     pub publishes_per_second: u32,
-    /// Bytes of events a second that are replayed behind a `gap` to one user, and to one address; what goes beyond is left
-    /// out, and the client goes on live behind its `gap`. 0: no limit.
+    /// Bytes of events a second that are replayed behind a `gap` to one user, and to one address; what goes beyond is
+    /// left out, and the client goes on live behind its `gap`. 0: no limit.
     pub gap_replay_bytes_per_second: u32,
-    /// The longest that a client which is refused again and again waits for its answer: the first comes at once, and each
-    /// further one after a delay that doubles up to this. 0: no delay.
+    /// The longest that a client which is refused again and again waits for its answer: the first comes at once, and
+    /// each further one after a delay that doubles up to this. 0: no delay.
     pub refusal_delay: Duration,
     /// How long before its token ends a client is told; half of what is left, if that is less.
     pub token_warning: Duration,
@@ -48,7 +49,8 @@ pub struct Config {
     pub max_event_bytes: usize,
     /// The most events in one batch.
     pub max_batch_events: usize,
-    /// Reject events whose fields do not have the documented types ([`Draft::validate`](fanfare_core::Draft::validate)).
+    /// Reject events whose fields do not have the documented types
+    /// ([`Draft::validate`](fanfare_core::Draft::validate)).
     pub validate_events: bool,
     /// Accept requests without a token at three endpoints of the FastAPI hub, and bodies that only that hub accepts:
     /// `POST /tasks/{task_id}/update`, `/users/{user_id}/notify` and `/agents/{agent_id}/activity`.
@@ -70,11 +72,18 @@ pub struct Config {
     pub window_bytes: usize,
     /// How long the window keeps an event.
     pub window_age: Duration,
+    /// For how long an event that is published again is recognised by its `event_id` and not appended again, also when
+    /// the log no longer has it. At least `window_age`: the larger of the two counts.
+    pub idempotency_horizon: Duration,
+    /// How many ids of events are remembered for that, at least; up to half as many again may be. At least
+    /// `window_events`: the larger of the two counts. An id takes about 50 bytes in memory, and 100 and its own length
+    /// in Redis.
+    pub idempotency_events: usize,
 }
 
 impl Config {
-    /// How many sockets a hub may have open beside `max_connections`: those of rejected clients that wait for their close
-    /// code, and those that were sent one, or that another socket took over, and have not left.
+    /// How many sockets a hub may have open beside `max_connections`: those of rejected clients that wait for their
+    /// close code, and those that were sent one, or that another socket took over, and have not left.
     pub fn uncounted_sockets(&self) -> usize {
         2 * crate::refusals::bounds(self.max_connections).0
     }
@@ -112,6 +121,8 @@ impl Default for Config {
             window_events: 100_000,
             window_bytes: 64 << 20,
             window_age: Duration::from_secs(3_600),
+            idempotency_horizon: Duration::from_secs(7_200),
+            idempotency_events: 1_000_000,
         }
     }
 }

@@ -389,7 +389,13 @@ impl Drop for EndsReadiness {
 }
 
 fn bounds(config: &Config) -> Bounds {
-    Bounds { events: config.window_events, bytes: config.window_bytes, age_ms: clock::millis(config.window_age) }
+    Bounds {
+        events: config.window_events,
+        bytes: config.window_bytes,
+        age_ms: clock::millis(config.window_age),
+        ids: config.idempotency_events.max(config.window_events),
+        ids_ms: clock::millis(config.idempotency_horizon.max(config.window_age)),
+    }
 }
 
 fn settings(config: &Config, echo: bool) -> Settings {

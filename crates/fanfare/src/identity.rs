@@ -1,14 +1,15 @@
 //! Names for connections and events. Knows a key and randomness, and nothing of who is connected.
 
 use aws_lc_rs::hmac;
-use fanfare_core::{ConnectionId, Grant};
+use fanfare_core::{ConnectionId, Grant, audience::TAG_BITS};
 use std::fmt;
 
 /// Gives connections names that prove whose they are.
 ///
-/// Half of a name is random, the other half is a code over it and the user (HMAC-SHA-256, cut to 64 bits). So any
-/// node with the same key knows a name and its user again after a reconnect, a restart or a crash, without keeping a
-/// list, and nobody can come back under another user's name.
+/// Half of a name is random behind a tag of the log's epoch, the other half is a code over it and the user
+/// (HMAC-SHA-256, cut to 64 bits). So any node with the same key knows a name and its user again after a reconnect, a
+/// restart or a crash, without keeping a list, and nobody can come back under another user's name. The tag proves that
+/// a client came after a loss of the log, without a clock that all nodes would have to share.
 pub(crate) struct Names {
     key: hmac::Key,
 }
@@ -33,9 +34,10 @@ impl Names {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, own.as_ref()) }
     }
 
-    /// A name for a new connection.
-    pub(crate) fn issue(&self, bearer: Bearer<'_>) -> ConnectionId {
-        self.complete(u64::from_be_bytes(random()), bearer)
+    /// A name for a new connection, given in the epoch of the [`tag`](fanfare_core::lineage::tag), or in none for 0.
+    pub(crate) fn issue(&self, bearer: Bearer<'_>, tag: u32) -> ConnectionId {
+        let random = u64::from_be_bytes(random()) >> TAG_BITS;
+        self.complete(u64::from(tag) << (u64::BITS - TAG_BITS) | random, bearer)
     }
 
     /// Whether a name was given to `bearer`.
@@ -108,14 +110,15 @@ mod tests {
         let names = Names::new(b"one");
         let of = |user: &'static str, since| Bearer { user, since };
         let (ann, bob) = (of("ann", None), of("bob", None));
-        let id = names.issue(ann);
+        let id = names.issue(ann, 0xfffff);
+        assert_eq!((id.epoch_tag(), names.issue(ann, 0).epoch_tag()), (0xfffff, 0));
         assert!(names.belongs_to(id, ann));
         assert!(!names.belongs_to(id, bob));
         assert!(!names.belongs_to(ConnectionId(id.0 ^ 1), ann));
         assert!(!Names::new(b"two").belongs_to(id, ann));
-        assert_ne!(names.issue(ann), id);
+        assert_ne!(names.issue(ann, 0xfffff), id);
         // An account that was removed and made again is another one.
-        let earlier = names.issue(of("ann", Some(7)));
+        let earlier = names.issue(of("ann", Some(7)), 1);
         assert!(names.belongs_to(earlier, of("ann", Some(7))));
         assert!(!names.belongs_to(earlier, of("ann", Some(8))) && !names.belongs_to(earlier, ann));
         assert!(names.is_of_user(earlier, "ann") && names.is_of_user(id, "ann") && !names.is_of_user(earlier, "bob"));

@@ -356,6 +356,10 @@ impl Node {
     /// again and again. With the log in Redis all nodes have the same.
     pub(crate) fn note_foreign_cursor(&self, arrival: &Arrival, window: &Window) {
         let Some(cursor) = arrival.last_event_id.as_deref() else { return };
+        if window.find(cursor).is_some() {
+            // It is of this log, and only doubtful after a loss.
+            return;
+        }
         let in_memory = self.broker.get().and_then(Weak::upgrade).is_some_and(|broker| broker.name() == "memory");
         if in_memory && self.foreign_cursors.note(arrival.connection, cursor) {
             tracing::warn!(

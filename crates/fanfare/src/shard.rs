@@ -639,7 +639,7 @@ impl Shard {
             if window.epoch() != self.roster.epoch() {
                 self.roster.adopt(&window, now);
             }
-            let start = window.start(arrival.last_event_id.as_deref());
+            let start = window.start(arrival.last_event_id.as_deref(), arrival.connection);
             if start.gap.is_some_and(|gap| gap.reason == GapReason::Reset) {
                 self.node.note_foreign_cursor(&arrival, &window);
             }

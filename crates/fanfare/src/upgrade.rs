@@ -28,7 +28,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fanfare_core::{CloseCode, ConnectionId, Grant, event::is_absent, session::Arrival};
+use fanfare_core::{CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::Arrival};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -289,10 +289,14 @@ async fn identify(
         node.metrics.add(refusal.counter(), 1);
         Refused { why: refusal.into(), user: Some(grant.user.clone()) }
     })?;
-    let connection = returning.unwrap_or_else(|| node.names.issue((&grant).into()));
+    let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
+    let connection = returning.unwrap_or_else(|| {
+        // The id of an event may be from before any loss, so a client that brings one is named of no epoch.
+        let new = last_event_id.as_deref().is_none_or(|last| last.parse::<Position>().is_ok());
+        node.names.issue((&grant).into(), if new { tag(node.window.read().epoch()) } else { 0 })
+    });
     let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
-    let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
     Ok(Arrival::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
 }
 
@@ -362,7 +366,7 @@ async fn hand_over(
 /// further than this one has read. All who wait cost one question to the log.
 async fn level_with(node: &Node, arrival: &Arrival) {
     let Some(last) = arrival.last_event_id.as_deref() else { return };
-    let known = node.window.read().start(Some(last)).gap.is_none_or(|gap| gap.missed.is_some());
+    let known = node.window.read().start(Some(last), arrival.connection).gap.is_none_or(|gap| gap.missed.is_some());
     if !known && let Some(broker) = node.broker.get().and_then(Weak::upgrade) {
         // If the log is away, the client is served from what is here, and told what that lacks.
         let _ = broker.catch_up().await;

@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn the_cursor_of_a_client_that_left_keeps_the_epoch_that_it_is_of() {
         let mut shortened = Lineage::new(1);
-        shortened.begin(2, 2, true);
+        shortened.begin(2, 2, fanfare_core::lineage::Loss::Nothing);
         for (lineage, behind) in [(Lineage::new(1), 6), (shortened, 7), (Lineage::new(2), 9)] {
             let gone = departed(7).details("a", &lineage, 9);
             assert_eq!((&*gone.cursor, gone.behind_events), ("pos-1-3", behind), "{lineage}");

@@ -193,8 +193,9 @@ async fn an_event_is_published_once_and_passes_through_unchanged() {
     assert_eq!(made.json()["event_id"].as_str().unwrap().len(), 36);
 
     let (text, _) = reader.next().await;
-    let passed = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n-é","timestamp":"2026-01-01T00:00:00Z","data":{"b": 12345678901234567890, "a": null},"a":true}"#;
-    assert_eq!(text, passed);
+    let place = position.as_str().unwrap();
+    let passed = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n-é","timestamp":"2026-01-01T00:00:00Z","data":{"b": 12345678901234567890, "a": null},"a":true"#;
+    assert_eq!(text, format!(r#"{passed},"log_position":"{place}"}}"#));
     assert_eq!(reader.received(&app).await, [made.json()["event_id"].clone()]);
 }
 
@@ -388,6 +389,8 @@ async fn an_event_passes_as_the_wire_vectors_say() {
         let (_, mut event) = reader.next().await;
         let mut expected: Value = serde_json::from_str(delivered).unwrap();
         assert_eq!(event["event_id"], answer.json()["event_id"], "{case}");
+        let place = event.as_object_mut().unwrap().remove("log_position");
+        assert_eq!(place.as_ref(), answer.json().get("position"), "{case}");
         for (field, made) in [("event_id", "fresh"), ("timestamp", "1970-01-01T00:00:00.000Z")] {
             if expected[field] == made {
                 expected[field] = json!("made");
@@ -596,7 +599,9 @@ async fn health_is_what_the_reference_answers_and_true() {
     assert!(health["timestamp"].as_str().unwrap().ends_with('Z'), "{health}");
     let keys: Vec<_> = health.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["status", "timestamp", "connections", "redis", "broker", "log", "window", "version"]);
-    assert_eq!(health["log"], json!({"nodes": 1}));
+    let ids_ms = health["log"]["idempotency_ms"].as_u64().expect("a number");
+    assert!(ids_ms < 3_600_000, "the log has just begun: {ids_ms}");
+    assert_eq!(health["log"], json!({"nodes": 1, "idempotency_ms": ids_ms}));
 
     let version = env!("CARGO_PKG_VERSION");
     let service = json!({"status": "healthy", "service": "fanfare", "version": version});

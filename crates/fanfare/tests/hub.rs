@@ -582,7 +582,7 @@ async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_
     let mut last = String::new();
     for n in 1..=EVENTS {
         let draft = Draft::new("note", &json!({ "n": n })).unwrap();
-        last = server.hub.publish(draft, Audience::Everyone).await.unwrap().event_id;
+        last = server.hub.publish(draft, Audience::Everyone).await.unwrap().position.to_string();
     }
     let cursor = |id: &str| format!("&last_event_id={id}");
     let (mut first, ack) = server.connect("ann", &cursor("unknown")).await;

@@ -299,6 +299,10 @@ settings! {
     window_bytes: size(hub);
     /// How long an event is kept for clients that come back.
     window_age: duration(hub);
+    /// For how long an event that is published again under its event_id is recognised and not delivered again, also when it is no longer kept. Never less than window_age: the larger of the two counts. /metrics has how far back it reaches now (fanfare_idempotency_horizon_seconds).
+    idempotency_horizon: duration(hub);
+    /// How many event ids are remembered for idempotency_horizon; with more events in that time it is shorter, which is logged. Never less than window_events. An id takes about 50 bytes of memory, or 100 and its length in Redis, and up to half as many again are kept.
+    idempotency_events: positive_count(hub);
 }
 
 /// What is wrong between two settings that are each all right.

@@ -1,6 +1,6 @@
 //! The log of a single process, in its memory.
 
-use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
+use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail, ids::Ids};
 use crate::{
     clock,
     registry::{Present, Registry},
@@ -13,6 +13,7 @@ use fanfare_core::{
 use std::{
     future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// A log in this process's memory. It ends with the process; the next one has another epoch.
@@ -26,14 +27,17 @@ pub struct MemoryBroker {
 struct Log {
     /// A log that is bounded like a window is one.
     entries: Window,
+    ids: Ids,
     tails: Vec<Arc<dyn Tail>>,
 }
 
 impl MemoryBroker {
     /// An empty log. `epoch` must not have been another log's.
     pub fn new(epoch: u64, bounds: Bounds) -> Self {
-        let entries = Window::new(Lineage::new(epoch), 0, bounds);
-        Self { epoch, log: Mutex::new(Log { entries, tails: Vec::new() }) }
+        let now = clock::now().unix_ms;
+        // What a process before this one published, and whom it reached, nobody knows any more.
+        let entries = Window::new(Lineage::begun(epoch, now), 0, bounds);
+        Self { epoch, log: Mutex::new(Log { entries, ids: Ids::new(bounds, now), tails: Vec::new() }) }
     }
 
     /// Has `tail` follow the log from its head on. Its window must be empty.
@@ -75,12 +79,14 @@ impl MemoryBroker {
 
 impl Log {
     fn append(&mut self, record: Record, epoch: u64, now: u64, fresh: &mut Vec<Arc<Entry>>) -> Appended {
-        if let Some(sequence) = self.entries.find(record.event.event_id()) {
+        let event_id = record.event.event_id();
+        if let Some(sequence) = self.ids.find(event_id, now).or_else(|| self.entries.find(event_id)) {
             return Appended { position: Position { epoch, sequence }, duplicate: true };
         }
         let position = Position { epoch, sequence: self.entries.head() + 1 };
         let entry =
             Arc::new(Entry::new(position, now, record.audience, &record.event).by(record.publisher, record.trace));
+        self.ids.insert(&entry.event_id, position.sequence, now);
         self.entries.push(entry.clone());
         fresh.push(entry);
         Appended { position, duplicate: false }
@@ -125,7 +131,8 @@ impl Broker for MemoryBroker {
 
     fn standing(&self) -> Standing {
         let log = self.log();
-        Standing { events: log.entries.len(), bytes: log.entries.bytes(), ..Standing::default() }
+        let horizon = Duration::from_millis(log.ids.covered_ms(clock::now().unix_ms));
+        Standing { events: log.entries.len(), bytes: log.entries.bytes(), horizon, ..Standing::default() }
     }
 
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {

@@ -64,6 +64,9 @@ struct LogBody {
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_ms: Option<u64>,
+    /// For how many milliseconds back an event that is published again is recognised.
+    #[schema(example = 7_200_000)]
+    idempotency_ms: u64,
 }
 
 /// What this node can replay.
@@ -106,6 +109,7 @@ impl From<Stats> for HealthBody {
             log: LogBody {
                 nodes: log.cluster.map_or(1, |(_, nodes)| nodes.max(1)),
                 lag_ms: log.lag.map(clock::millis),
+                idempotency_ms: clock::millis(log.horizon),
             },
             broker: stats.broker,
             window: WindowBody { events: stats.window_events, bytes: stats.window_bytes, head: stats.head.to_string() },

@@ -43,6 +43,12 @@ const GAUGES: &[Gauge] = &[
 const LAG: (&str, &str) =
     ("fanfare_log_lag_seconds", "How long the newest probe took through the log, or is under way.");
 
+const HORIZON: (&str, &str) = (
+    "fanfare_idempotency_horizon_seconds",
+    "For how long back an event that is published again is recognised: up to idempotency_horizon, less since a start of \
+     the log or where idempotency_events is too small.",
+);
+
 const BEHIND: (&str, &str) = (
     "fanfare_clients_behind",
     "Clients of this node that don't take events as fast as they come, and wait behind the log's head.",
@@ -70,6 +76,8 @@ impl Collector for Gauges {
             let gauge = ConstGauge::new(i64::try_from(figure).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
+        let horizon = ConstGauge::new(self.stats.log.horizon.as_secs_f64());
+        horizon.encode(encoder.encode_descriptor(HORIZON.0, HORIZON.1, None, MetricType::Gauge)?)?;
         if let Some(lag) = self.stats.log.lag {
             let gauge = ConstGauge::new(lag.as_secs_f64());
             gauge.encode(encoder.encode_descriptor(LAG.0, LAG.1, None, MetricType::Gauge)?)?;

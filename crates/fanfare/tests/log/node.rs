@@ -23,7 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) const BOUNDS: Bounds = Bounds { events: 5_000, bytes: 8 << 20, age_ms: 3_600_000 };
+pub(crate) const BOUNDS: Bounds =
+    Bounds { events: 5_000, bytes: 8 << 20, age_ms: 3_600_000, ids: 10_000, ids_ms: 7_200_000 };
 
 #[derive(Debug)]
 pub(crate) struct Node {

@@ -16,7 +16,7 @@ use fanfare::{
 };
 use fanfare_core::{
     Revocation, Revocations,
-    lineage::Place,
+    lineage::{Place, tag},
     window::{Bounds, GapReason},
 };
 use futures_util::FutureExt;
@@ -29,6 +29,68 @@ use std::{
     time::Duration,
 };
 use testbed::{RedisServer, Sentinels};
+
+/// A client that has no name of this log.
+const NAMELESS: ConnectionId = ConnectionId(0);
+
+/// Ids go on from one generation to the next, and are known in the current one, where publishers look, once they were
+/// asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_remembered_in_generations() {
+    let server = RedisServer::start();
+    let bounds = Bounds { events: 10, ids: 100, ..BOUNDS };
+    let (broker, node) = linked_with(RedisOptions::new(server.url().parse().unwrap()), bounds).await.unwrap();
+    append(&*broker, ids("e", 1..=60)).await;
+    let known = |key: &str| server.cli(&["HLEN", key]).parse::<usize>().unwrap();
+    assert_eq!((known("ws:ids"), known("ws:ids:1"), known("ws:ids:2")), (10, 50, 0));
+    assert_eq!(server.cli(&["HGET", "ws:ids", "e3"]), "");
+    // In one batch with others, some of them new.
+    let mixed = ["e3", "f1", "e60", "f1", "e4"].map(|id| record(id, Audience::Everyone));
+    let places = broker.append(mixed.to_vec()).await.unwrap();
+    let places: Vec<_> = places.iter().map(|appended| (appended.position.sequence, appended.duplicate)).collect();
+    assert_eq!(places, [(3, true), (61, false), (60, true), (61, true), (4, true)]);
+    assert_eq!(server.cli(&["HGET", "ws:ids", "e3"]), "3");
+    append(&*broker, ids("g", 1..=190)).await;
+    let all = known("ws:ids") + known("ws:ids:1") + known("ws:ids:2");
+    assert!((100..=150).contains(&all), "{all}");
+    let again = broker.append(vec![record("e1", Audience::Everyone)]).await.unwrap();
+    assert!(!again[0].duplicate, "beyond the bound an id is forgotten");
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.head(), 252);
+    until("the horizon that is left is told", || broker.standing().horizon > Duration::ZERO).await;
+    assert!(broker.standing().horizon < Duration::from_secs(7_200));
+}
+
+/// A Redis that lost everything is given back what the node holds, and not the ids of what came before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_a_redis_lost_make_bare_cursors_doubtful() {
+    let mut server = RedisServer::start();
+    let bounds = Bounds { events: 10, ..BOUNDS };
+    let (broker, node) = linked_with(RedisOptions::new(server.url().parse().unwrap()), bounds).await.unwrap();
+    append(&*broker, ids("e", 1..=50)).await;
+    broker.catch_up().await.unwrap();
+    let epoch = node.window.read().epoch();
+    server.kill();
+    server.restart();
+    append_patiently(&*broker, "e7").await;
+    broker.catch_up().await.unwrap();
+    let window = node.window.read();
+    assert_ne!(window.epoch(), epoch);
+    assert_eq!(window.find("e7"), Some(51), "its id was lost");
+    let [before, after] = [epoch, window.epoch()].map(|epoch| ConnectionId(u128::from(tag(epoch)) << 108));
+    for connection in [before, NAMELESS] {
+        let start = window.start(Some("e7"), connection);
+        assert_eq!(
+            (start.cursor, start.gap.map(|gap| gap.reason)),
+            (51, Some(GapReason::Reset)),
+            "it stood at 7 before"
+        );
+    }
+    let place = format!("pos-{epoch:x}-50");
+    for (cursor, connection) in [("e7", after), ("e50", before), (&place, NAMELESS)] {
+        assert_eq!(window.start(Some(cursor), connection).gap, None, "{cursor}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_is_warmed_from_the_log() {
@@ -186,7 +248,7 @@ async fn a_log_whose_lineage_is_gone_is_another_log() {
     let window = node.window.read();
     assert_eq!(window.head(), 6);
     assert_ne!(window.epoch(), epoch);
-    assert_eq!(window.start(Some(&format!("pos-{epoch:x}-3"))).gap.unwrap().reason, GapReason::Reset);
+    assert_eq!(window.start(Some(&format!("pos-{epoch:x}-3")), NAMELESS).gap.unwrap().reason, GapReason::Reset);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +268,7 @@ async fn a_log_that_is_gone_for_good_resets_every_cursor() {
     broker.catch_up().await.unwrap();
     let window = node.window.read();
     for id in [format!("pos-{old:x}-10"), format!("pos-{old:x}-2")] {
-        let gap = window.start(Some(&id)).gap.unwrap();
+        let gap = window.start(Some(&id), NAMELESS).gap.unwrap();
         assert_eq!(gap.reason, GapReason::Reset, "{id}");
     }
 }
@@ -227,7 +289,7 @@ async fn a_node_that_is_not_heard_of_makes_a_restart_doubtful() {
     until("all is well", || broker.standing().problem.is_none()).await;
     let window = node.window.read();
     assert_eq!(window.head(), 10);
-    let start = window.start(Some(&format!("pos-{epoch:x}-10")));
+    let start = window.start(Some(&format!("pos-{epoch:x}-10")), NAMELESS);
     assert_eq!((start.cursor, start.gap.unwrap().reason), (10, GapReason::Reset), "what could be lost is told");
 }
 

@@ -7,7 +7,10 @@ use fanfare::{
     registry::{Present, Registry},
     why::Question,
 };
-use fanfare_core::{Revocation, window::Bounds};
+use fanfare_core::{
+    Revocation,
+    window::{Bounds, Gap, GapReason},
+};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use testbed::{Cluster, RedisServer, Sentinels, redis_programs};
 
@@ -141,6 +144,36 @@ pub(crate) async fn list<B: Registry>(broker: &B, user: &str, expected: &[Presen
     }
 }
 
+/// X, many others, X again: X is known, and a cursor that names it is behind a gap.
+async fn an_evicted_event_is_known_again(broker: &dyn Broker, node: &Node) {
+    let x = || vec![record("x", Audience::Everyone)];
+    let first = broker.append(x()).await.unwrap();
+    append(broker, ids("e", 1..=400)).await;
+    let again = broker.append(x()).await.unwrap();
+    assert_eq!((again[0].position, again[0].duplicate), (first[0].position, true));
+    broker.catch_up().await.unwrap();
+    let window = node.window.read();
+    assert_eq!((window.head(), window.find("x")), (401, None));
+    let missed = window.floor() - 1;
+    for (cursor, missed) in [("x".to_owned(), None), (first[0].position.to_string(), Some(missed))] {
+        let gap = window.start(Some(&cursor), ConnectionId(0)).gap;
+        assert_eq!(gap, Some(Gap { reason: GapReason::Expired, missed }), "{cursor}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_event_is_known_again_wherever_the_log_is() {
+    let bounds = Bounds { events: 100, ..BOUNDS };
+    let node = Node::new(bounds);
+    let broker = MemoryBroker::new(7, bounds);
+    broker.follow(node.clone());
+    an_evicted_event_is_known_again(&broker, &node).await;
+    let server = RedisServer::start();
+    let options = RedisOptions::new(server.url().parse().unwrap());
+    let (broker, node) = linked_with(options, bounds).await.unwrap();
+    an_evicted_event_is_known_again(&*broker, &node).await;
+}
+
 #[tokio::test]
 async fn in_memory() {
     let node = Node::new(BOUNDS);
@@ -206,7 +239,7 @@ async fn a_log_is_bounded_by_events_bytes_and_age() {
         let held: usize = server.cli(&["XLEN", &format!("{namespace}:log")]).parse().unwrap();
         assert!((1..=most).contains(&held), "{namespace}: {held}");
         let known: usize = server.cli(&["HLEN", &format!("{namespace}:ids")]).parse().unwrap();
-        assert_eq!(known, held, "the ids go with their events");
+        assert_eq!(known, 640, "ids are remembered for longer than events");
         let bytes: usize = server.cli(&["HGET", &format!("{namespace}:epoch"), "bytes"]).parse().unwrap();
         assert!(bytes > 0 && bytes < 400 * held, "{namespace}: {bytes}");
         let last = broker.range(639, 10).await.unwrap();

@@ -114,10 +114,13 @@ async fn append(
 
 fn command(shared: &Shared, link: &Link, records: &[&Record], epoch: u64) -> Cmd {
     let (keys, bounds) = (&shared.keys, &shared.bounds);
-    let mut command = link.script(Script::Append, &[&keys.log, &keys.epoch, &keys.ids, &keys.members]);
+    let [older, oldest] = &keys.older_ids;
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, older, oldest];
+    let mut command = link.script(Script::Append, &names);
     let touch = shared.options.durability == Durability::Replica;
     command.arg(&link.server).arg(format!("{epoch:x}")).arg(&shared.node).arg(*shared.head.borrow());
     command.arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
+    command.arg(bounds.ids).arg(bounds.ids_ms);
     for Record { event, audience, publisher, trace } in records {
         command.arg(event.event_id()).arg(audience_text(audience)).arg(event.json());
         command.arg(publisher.as_deref().unwrap_or_default()).arg(trace.as_deref().unwrap_or_default());

@@ -11,7 +11,10 @@ use std::sync::Arc;
 pub(super) struct Keys {
     pub(super) log: String,
     pub(super) epoch: String,
+    /// The ids of events with their sequences: the current generation, in which publishers look.
     pub(super) ids: String,
+    /// The generations before.
+    pub(super) older_ids: [String; 2],
     pub(super) nodes: String,
     /// The nodes that may acknowledge.
     pub(super) members: String,
@@ -48,6 +51,7 @@ impl Keys {
             log: key("log"),
             epoch: key("epoch"),
             ids: key("ids"),
+            older_ids: [key("ids:1"), key("ids:2")],
             nodes: key("nodes"),
             members: key("members"),
             reports: key("reports"),

@@ -27,6 +27,8 @@ pub(super) struct BeatAnswer {
     first: bool,
     pub(super) events: usize,
     pub(super) bytes: usize,
+    /// For how long back all ids of events are known.
+    pub(super) ids_ms: u64,
 }
 
 /// Beats until the link ends, or until news no longer come.
@@ -79,9 +81,10 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
     shared.probe_sent(number);
     match link.call(&command).await {
         Ok(answer) => {
-            let (head, nodes, connections, first, events, bytes, version, names) =
-                read::<(u64, usize, usize, bool, usize, usize, u64, Vec<Value>)>(answer)?;
-            let answer = BeatAnswer { head, nodes, connections, first, events, bytes };
+            let (head, nodes, connections, first, events, bytes, version, names, ids_ms, forgotten) =
+                read::<(u64, usize, usize, bool, usize, usize, u64, Vec<Value>, u64, bool)>(answer)?;
+            let answer = BeatAnswer { head, nodes, connections, first, events, bytes, ids_ms };
+            shared.note_horizon(ids_ms, forgotten);
             shared.foremost.store(answer.first, Ordering::Relaxed);
             shared.note_beat();
             shared.note_beat_answer(&answer);

@@ -173,8 +173,9 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -
             bytes < MAX_BYTES
         });
         let rest = lost.split_off(fits.count().max(1).min(lost.len()));
-        let keys = &shared.keys;
-        let mut command = link.script(Script::Restore, &[&keys.log, &keys.epoch, &keys.ids, &keys.reports]);
+        let (keys, [older, oldest]) = (&shared.keys, &shared.keys.older_ids);
+        let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.reports, older, oldest];
+        let mut command = link.script(Script::Restore, &names);
         command.arg(&link.server).arg(&lineage).arg(&newest).arg(&before).arg(head).arg(cut.unwrap_or(MAX_SEQUENCE));
         if let Some(first) = lost.first() {
             command.arg(first.sequence);

@@ -58,6 +58,8 @@ pub(super) struct Shared {
     last_beat_ms: AtomicU64,
     /// This node has heard the channels for longest, and puts what it hears into the log at once.
     pub(super) foremost: AtomicBool,
+    /// It was said that ids are forgotten before their time.
+    told_horizon: AtomicBool,
     /// The window's head.
     pub(super) head: watch::Sender<u64>,
 }
@@ -88,6 +90,8 @@ struct State {
     /// What the log holds, as of the last beat.
     events: usize,
     bytes: usize,
+    /// For how long back the log knows all ids, as of the last beat.
+    ids_ms: u64,
 }
 
 impl Shared {
@@ -116,6 +120,7 @@ impl Shared {
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
             foremost: AtomicBool::new(false),
+            told_horizon: AtomicBool::new(false),
             head: watch::channel(0).0,
         }
     }
@@ -211,6 +216,15 @@ impl Shared {
         let mut state = self.state();
         state.cluster = Some((answer.connections, answer.nodes));
         (state.events, state.bytes) = (answer.events, answer.bytes);
+        state.ids_ms = answer.ids_ms.min(self.bounds.ids_ms);
+    }
+
+    /// Says once that ids are forgotten before their time.
+    pub(super) fn note_horizon(&self, ids_ms: u64, forgotten: bool) {
+        let horizon_ms = self.bounds.ids_ms;
+        if forgotten && ids_ms < horizon_ms && !self.told_horizon.swap(true, Ordering::Relaxed) {
+            crate::broker::warn_of_short_horizon(ids_ms, horizon_ms);
+        }
     }
 
     pub(super) fn probe_sent(&self, number: u64) {
@@ -271,6 +285,7 @@ impl Shared {
             lag,
             events: state.events,
             bytes: state.bytes,
+            horizon: Duration::from_millis(state.ids_ms),
             cluster: state.cluster,
         }
     }

@@ -1,7 +1,8 @@
--- Appends records in their order, each event_id once.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash)
+-- Appends records in their order, each event_id once, also when the log has evicted the event.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 and 6 the two generations of ids before
 -- ARGV: 1 server, 2 epoch, 3 node, 4 the head that the node knows of, 5 most events, 6 most bytes, 7 longest age in ms,
---       8 '1' to write even if nothing is new, then event_id, audience, json, publisher, trace for each record
+--       8 '1' to write even if nothing is new, 9 how many ids are remembered, 10 for how long in ms, then
+--       event_id, audience, json, publisher, trace for each record
 -- Returns the time in ms, then for each record its sequence, negative if the log had it already.
 
 local fenced = fence(ARGV[1], ARGV[2])
@@ -9,12 +10,37 @@ if fenced then return fenced end
 -- Only what a member acknowledges is asked for after a loss.
 local member = redis.call('HGET', KEYS[4], ARGV[3])
 if not member or string.sub(member, -1) ~= 'i' then return redis.error_reply('FENCED this node is no member') end
-local meta = redis.call('HMGET', KEYS[2], 'head', 'bytes')
+local meta = redis.call('HMGET', KEYS[2], 'head', 'bytes', 'ids0', 'ids1')
 local head, bytes, now = tonumber(meta[1] or 0), tonumber(meta[2] or 0), clock()
 if head < tonumber(ARGV[4]) then return redis.error_reply('FENCED the log has gone back') end
 local first = head
 local out = {now}
-for i = 9, #ARGV, 5 do
+
+-- A generation of ids ends after half of the time or with half of the ids that are to be remembered.
+local ids_began = tonumber(meta[3])
+if not ids_began then
+  redis.call('HSET', KEYS[2], 'ids0', whole(now))
+elseif now - ids_began >= tonumber(ARGV[10]) / 2 or redis.call('HLEN', KEYS[3]) >= tonumber(ARGV[9]) / 2 then
+  redis.call('UNLINK', KEYS[6])
+  if redis.call('EXISTS', KEYS[5]) == 1 then redis.call('RENAME', KEYS[5], KEYS[6]) end
+  if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('RENAME', KEYS[3], KEYS[5]) end
+  if meta[4] then redis.call('HSET', KEYS[2], 'ids2', meta[4]) end
+  redis.call('HSET', KEYS[2], 'ids0', whole(now), 'ids1', meta[3])
+end
+-- Publishers look in the current generation: what an older one knows is written there again.
+for generation = 5, 6 do
+  if redis.call('EXISTS', KEYS[generation]) == 1 then
+    for from = 11, #ARGV, 5 * 512 do
+      local asked = {}
+      for i = from, math.min(from + 5 * 511, #ARGV), 5 do asked[#asked + 1] = ARGV[i] end
+      for n, held in ipairs(redis.call('HMGET', KEYS[generation], unpack(asked))) do
+        if held then redis.call('HSETNX', KEYS[3], asked[n], held) end
+      end
+    end
+  end
+end
+
+for i = 11, #ARGV, 5 do
   local held = redis.call('HGET', KEYS[3], ARGV[i])
   if held then
     out[#out + 1] = -tonumber(held)

@@ -5,11 +5,12 @@
 --       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms
 -- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
 -- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
--- names, each with the version at which it became one.
+-- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1 if ids
+-- were forgotten.
 
 local fenced = fence(ARGV[1], ARGV[10])
 if fenced then return fenced end
-local meta = redis.call('HMGET', KEYS[2], 'version', 'head', 'bytes')
+local meta = redis.call('HMGET', KEYS[2], 'version', 'head', 'bytes', 'ids0', 'ids1', 'ids2')
 local now, head, version = clock(), tonumber(meta[2] or 0), tonumber(meta[1] or 0)
 
 local members, removed = {}, false
@@ -69,4 +70,7 @@ if version ~= tonumber(ARGV[11]) then
     names[#names + 1] = whole(member.joined)
   end
 end
-return {head, nodes, connections, first, redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0), version, names}
+if not meta[4] then redis.call('HSET', KEYS[2], 'ids0', whole(now)) end
+local known_ms = now - tonumber(meta[6] or meta[5] or meta[4] or now)
+local events, bytes = redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0)
+return {head, nodes, connections, first, events, bytes, version, names, known_ms, meta[6] and 1 or 0}

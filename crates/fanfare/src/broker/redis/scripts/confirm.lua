@@ -9,7 +9,7 @@
 --
 -- Why this is safe stands in docs/recovery.md.
 
-local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'epoch')
+local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'epoch', 'ids_lost')
 if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
 if not same_history(ARGV[1]) then return redis.error_reply('FENCED this server has another history by now') end
 local now = clock()
@@ -106,7 +106,8 @@ if lineage == '' then
   end
   lineage = ARGV[3] .. ':0!' .. whole(now)
 else
-  local mark = sure and '' or '!' .. whole(now)
+  -- What may be lost: any event, or only ids of events that the log had evicted.
+  local mark = not sure and '!' .. whole(now) or meta[8] and '?' .. whole(now) or ''
   lineage = lineage .. ',' .. ARGV[3] .. ':' .. whole(head) .. mark
   -- As many as a node remembers.
   local _, commas = string.gsub(lineage, ',', ',')
@@ -120,6 +121,6 @@ for i, report in ipairs(reports) do
   end
 end
 redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', 2)
-redis.call('HDEL', KEYS[2], 'recovering', 'since')
+redis.call('HDEL', KEYS[2], 'recovering', 'since', 'ids_lost')
 redis.call('DEL', KEYS[5])
 return {lineage}

@@ -1,5 +1,6 @@
 -- Shared by the scripts that write the log and the control stream.
--- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, epoch, head, bytes, version), 3 ids (hash: event_id -> sequence)
+-- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, epoch, head, bytes, version; ids0, ids1, ids2: when the current
+--       generation of ids and the two before it began, in ms), 3 ids (hash: event_id -> sequence)
 
 local function whole(n)
   return string.format('%.0f', n)
@@ -83,14 +84,14 @@ local function remove_behind(head)
 end
 
 -- Removes every entry behind a place with its id. Returns how much they weighed.
-local function forget_behind(place)
+local function forget_behind(place, ...)
   local weight, from = 0, '(0-' .. whole(place)
   while true do
     local entries = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 64)
     if #entries == 0 then break end
     for _, entry in ipairs(entries) do
       local f = entry[2]
-      redis.call('HDEL', KEYS[3], f[2] or '')
+      for _, ids in ipairs({...}) do redis.call('HDEL', ids, f[2] or '') end
       weight = weight + #(f[2] or '') + #(f[4] or '') + #(f[8] or '') + 100
       from = '(' .. entry[1]
     end
@@ -134,7 +135,6 @@ local function trim(bytes, now, max_events, max_bytes, max_age)
       local f = entry[2]
       local over = length > max_events or bytes > max_bytes or now - (tonumber(f[6]) or 0) > max_age
       if not over or length <= 1 then break end
-      redis.call('HDEL', KEYS[3], f[2] or '')
       bytes = bytes - (#(f[2] or '') + #(f[4] or '') + #(f[8] or '') + 100)
       length = length - 1
       dropped = dropped + 1

@@ -1,6 +1,6 @@
 -- Puts back what a node knows and this server lost, as long as the server is not confirmed: entries, and the epochs that
 -- began after those of its log.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 reports (hash)
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 reports (hash), 5 and 6 the two generations of ids before
 -- ARGV: 1 server, 2 the node's lineage, 3 its newest epoch, 4 the lineage and 5 the head that the node found here, 6 the sequence up to
 --       which both have the same, 7 first sequence of the entries, then epoch, time in ms, event_id, audience, json, publisher, trace for each
 -- Returns the log's head afterwards, -1 if things have changed since the node looked.
@@ -14,12 +14,23 @@ if redis.call('HEXISTS', KEYS[2], 'since') == 1 then redis.call('HSET', KEYS[2],
 -- What an older copy held behind that place was given up when the node's epoch began.
 if head > tonumber(ARGV[6]) then
   head = tonumber(ARGV[6])
-  bytes = math.max(bytes - forget_behind(head), 0)
+  bytes = math.max(bytes - forget_behind(head, KEYS[3], KEYS[5], KEYS[6]), 0)
+  if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('XLEN', KEYS[1]) == 0 then
+    -- What it had evicted may have been behind that place too: their ids can't be told from others.
+    redis.call('UNLINK', KEYS[3], KEYS[5], KEYS[6])
+    redis.call('HDEL', KEYS[2], 'ids0', 'ids1', 'ids2')
+    redis.call('HSET', KEYS[2], 'ids_lost', 1)
+  end
   -- What others have put back may have been among it.
   redis.call('DEL', KEYS[4])
 end
 -- Between the copy and the node's oldest entry there may be a hole: what was there has been evicted everywhere.
-if #ARGV > 7 then head = tonumber(ARGV[7]) - 1 end
+if #ARGV > 7 then
+  local before = tonumber(ARGV[7]) - 1
+  -- Its ids are lost with it.
+  if before > head then redis.call('HSET', KEYS[2], 'ids_lost', 1) end
+  head = before
+end
 for i = 8, #ARGV, 7 do
   local function try()
     return put(head + 1, ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])

@@ -1,0 +1,179 @@
+//! Cursors that are the `event_id` of an event, as the clients of older hubs send them, and cursors that are positions:
+//! what a client is told that comes back with one after its event was published again.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+
+use fanfare::{Minter, auth::Claims};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+use testbed::{HubProcess, RedisServer};
+use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
+
+const SECRET: &str = "a secret of thirty-two bytes, ok";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn start(arguments: &[&str]) -> HubProcess {
+    HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), arguments, &[("SECRET_KEY", SECRET)])
+}
+
+fn token() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let claims = Claims { sub: "ann".to_owned(), publish: true, exp: Some(now + 3_600), ..Claims::default() };
+    Minter::from_secret(SECRET).unwrap().mint(&claims)
+}
+
+/// Publishes events for everyone, each with its id as its text. Returns the answers.
+fn publish(hub: &HubProcess, ids: &[&str]) -> Value {
+    let event = |id: &&str| json!({ "type": "note", "audience": "everyone", "event_id": id, "data": { "id": id } });
+    let body = Value::Array(ids.iter().map(event).collect()).to_string();
+    let mut stream = TcpStream::connect(hub.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        stream,
+        "POST /events/batch HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        token(),
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 20"), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+struct Client {
+    socket: WebSocket<TcpStream>,
+    ack: Value,
+}
+
+impl Client {
+    fn connect(hub: &HubProcess, query: &str) -> Self {
+        let stream = TcpStream::connect(hub.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let url = format!("ws://{}/ws?token={}{query}", hub.address(), token());
+        let (socket, _) = client(url, stream).unwrap();
+        let mut client = Self { socket, ack: Value::Null };
+        client.ack = client.next();
+        assert_eq!(client.ack["type"], "ack");
+        client
+    }
+
+    /// Comes back with a cursor, and with the connection's name.
+    fn resume(hub: &HubProcess, name: &str, cursor: &str) -> Self {
+        Self::connect(hub, &format!("&connection_id={name}&last_event_id={cursor}"))
+    }
+
+    fn name(&self) -> String {
+        self.ack["connection_id"].as_str().unwrap().to_owned()
+    }
+
+    fn next(&mut self) -> Value {
+        loop {
+            if let Message::Text(text) = self.socket.read().unwrap() {
+                let message: Value = serde_json::from_str(&text).unwrap();
+                if message["type"] != "ping" {
+                    return message;
+                }
+            }
+        }
+    }
+}
+
+/// X, then 400 others in a window of 100, then X again.
+fn repeats_after_eviction(arguments: &[&str]) {
+    let hub = start(&[&["--window-events", "100"], arguments].concat());
+    let mut client = Client::connect(&hub, "");
+    let first = publish(&hub, &["x"]);
+    let seen = client.next();
+    assert_eq!((&seen["event_id"], &seen["log_position"]), (&json!("x"), &first["results"][0]["position"]), "{first}");
+    let name = client.name();
+    drop(client);
+    let others: Vec<_> = (1..=400).map(|n| format!("e{n}")).collect();
+    publish(&hub, &others.iter().map(String::as_str).collect::<Vec<_>>());
+    let again = publish(&hub, &["x"]);
+    let (first, again) = (&first["results"][0], &again["results"][0]);
+    assert_eq!((&again["position"], &again["duplicate"]), (&first["position"], &json!(true)));
+    for cursor in ["x", seen["log_position"].as_str().unwrap()] {
+        let mut client = Client::resume(&hub, &name, cursor);
+        assert_eq!((client.name(), &client.ack["resumed"]), (name.clone(), &json!(false)), "{cursor}");
+        let gap = client.next();
+        assert_eq!((&gap["type"], &gap["reason"]), (&json!("gap"), &json!("expired")), "{cursor}: {gap}");
+    }
+}
+
+#[test]
+fn an_event_that_was_evicted_is_a_duplicate_and_its_cursor_a_gap() {
+    repeats_after_eviction(&[]);
+    let redis = RedisServer::start();
+    repeats_after_eviction(&["--redis-url", &redis.url()]);
+}
+
+/// X is seen; the log loses it; its publisher publishes it again, behind three others that the client has not seen.
+fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubProcess) {
+    let mut client = Client::connect(&hub, "");
+    publish(&hub, &["x"]);
+    let seen = client.next();
+    let name = client.name();
+    drop(client);
+    let hub = lose(hub);
+    publish(&hub, &["y1", "y2", "y3", "x", "z"]);
+    let place = seen["log_position"].as_str().unwrap();
+    for query in [
+        format!("&connection_id={name}&last_event_id=x"),
+        // A client without a name, and the name that it is given for that: it may be cut before it reads the gap.
+        "&last_event_id=x".to_owned(),
+        format!("&connection_id={}&last_event_id=x", Client::connect(&hub, "&last_event_id=x").name()),
+        format!("&connection_id={name}&last_event_id={place}"),
+    ] {
+        let mut client = Client::connect(&hub, &query);
+        assert_eq!(client.ack["resumed"], false, "{query}");
+        let gap = client.next();
+        assert_eq!((&gap["type"], &gap["reason"]), (&json!("gap"), &json!("reset")), "{query}: {gap}");
+    }
+    // Who came after the loss notices nothing.
+    let client = Client::connect(&hub, "");
+    let name = client.name();
+    drop(client);
+    publish(&hub, &["a", "b"]);
+    let mut client = Client::resume(&hub, &name, "a");
+    assert_eq!((&client.ack["resumed"], &client.next()["event_id"]), (&json!(true), &json!("b")));
+}
+
+#[test]
+fn an_event_that_is_published_again_after_its_log_was_lost_is_a_gap_for_those_who_saw_it() {
+    let restart = |mut hub: HubProcess| {
+        hub.kill();
+        start(&[])
+    };
+    repeats_after_a_loss(restart, start(&[]));
+    let mut redis = RedisServer::start();
+    let url = redis.url();
+    let arguments = ["--redis-url", &url];
+    let lose = |mut hub: HubProcess| {
+        hub.kill();
+        redis.kill();
+        redis.restart();
+        start(&arguments)
+    };
+    repeats_after_a_loss(lose, start(&arguments));
+}
+
+#[test]
+fn an_event_that_its_redis_forgot_is_a_gap_for_those_who_saw_it() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let arguments = ["--redis-url", &url];
+    let lose = |mut hub: HubProcess| {
+        hub.kill();
+        redis.cli(&["FLUSHALL"]);
+        start(&arguments)
+    };
+    repeats_after_a_loss(lose, start(&arguments));
+}
