@@ -143,7 +143,8 @@ fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubPro
     drop(client);
     publish(&hub, &["a", "b"]);
     let mut client = Client::resume(&hub, &name, "a");
-    assert_eq!((&client.ack["resumed"], &client.next()["event_id"]), (&json!(true), &json!("b")));
+    let event = client.next();
+    assert_eq!((&client.ack["resumed"], &event["event_id"]), (&json!(true), &json!("b")));
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn receive(notes: &Notes, address: SocketAddr, user: &str, last: &mut Option<Str
             }
             Err(error) => return Err(Box::new(error)),
         };
-        *last = message["event_id"].as_str().map(str::to_owned);
+        *last = message["log_position"].as_str().or(message["event_id"].as_str()).map(str::to_owned);
         let note = |received| notes.received.lock().unwrap().push((Instant::now(), received));
         match message["type"].as_str().unwrap_or_default() {
             "note" => note(Received::Event(message["event_id"].as_str().unwrap_or_default().to_owned())),

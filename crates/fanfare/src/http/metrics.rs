@@ -45,8 +45,8 @@ const LAG: (&str, &str) =
 
 const HORIZON: (&str, &str) = (
     "fanfare_idempotency_horizon_seconds",
-    "For how long back an event that is published again is recognised: up to idempotency_horizon, less since a start of \
-     the log or where idempotency_events is too small.",
+    "For how long back an event that is published again is recognised: up to idempotency_horizon, less since a start \
+     of the log or where idempotency_events is too small.",
 );
 
 const BEHIND: (&str, &str) = (

@@ -85,7 +85,7 @@ fn read(item: &Value, epoch: u64, publisher: &mut Option<Arc<str>>) -> Item {
         None => Err("its id is not 0- and a sequence"),
     };
     match entry {
-        Ok(entry) => Item::Event(Arc::new(entry), epoch(fields)),
+        Ok(entry) => Item::Event(Arc::new(entry), epoch_of(fields)),
         Err(why) => Item::Foreign(Foreign { sequence, id: id.to_owned(), why }),
     }
 }
@@ -116,7 +116,7 @@ fn entry(place: Position, fields: &[Value], publisher: &mut Option<Arc<str>>) ->
 }
 
 /// The epoch that an entry says it is of. Entries before version 2 of the format do not say so.
-fn epoch(fields: &[Value]) -> Option<u64> {
+fn epoch_of(fields: &[Value]) -> Option<u64> {
     let named = fields.chunks_exact(2).find(|pair| text(&pair[0]) == Some("e"))?;
     u64::from_str_radix(text(&named[1])?, 16).ok()
 }
