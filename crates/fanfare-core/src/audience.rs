@@ -146,7 +146,6 @@ impl ConnectionId {
 
     /// In which epoch a hub gave this name, as [`tag`](crate::lineage::tag) shortens it: the first [`TAG_BITS`]. 0:
     /// that is not known. What others made up says nothing here.
-    #[expect(clippy::cast_possible_truncation, reason = "what is left has TAG_BITS bits")]
     pub const fn epoch_tag(self) -> u32 {
         (self.0 >> (u128::BITS - TAG_BITS)) as u32
     }

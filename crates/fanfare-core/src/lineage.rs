@@ -145,7 +145,6 @@ impl Lineage {
 /// A short name of an epoch, which fits into the name of a connection ([`ConnectionId::epoch_tag`]). Never 0.
 ///
 /// [`ConnectionId::epoch_tag`]: crate::ConnectionId::epoch_tag
-#[expect(clippy::cast_possible_truncation, reason = "the rest of a division by a number of 20 bits")]
 pub const fn tag(epoch: u64) -> u32 {
     1 + (epoch % ((1 << TAG_BITS) - 1)) as u32
 }
