@@ -339,6 +339,7 @@ def test_no_fields_of_an_event_end_a_listener(hub):
         assert hub.post("/events", {"type": "note", "event_id": "odd-fields", "audience": "everyone", **fields}).status == 201
         event = events.next(GENEROUS)
     assert (event.event_id, event.data) == ("odd-fields", [1])
+    assert event.model_extra.pop("log_position").startswith("pos-")
     assert event.model_extra == {name: fields[name] for name in fields if name != "data"}
 
 

@@ -133,5 +133,6 @@ def test_an_event_passes_through_unchanged_and_in_order(hub):
     )
     with hub.client() as client:
         addressed = body[:-1] + ',"audience":"everyone"}'
-        assert hub.post("/events", addressed.encode()).status == 201
-        assert client.socket.recv(10) == body
+        published = hub.post("/events", addressed.encode())
+        assert published.status == 201
+        assert client.socket.recv(10) == f'{body[:-1]},"log_position":"{published.json()["position"]}"}}'

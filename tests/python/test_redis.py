@@ -46,6 +46,7 @@ def test_what_the_reference_publishes_reaches_those_it_is_for_on_every_node(serv
         for client, expected in ((ann, [task, note]), (again, [task, note]), (bob, [task, event])):
             got = client.until_event(last["event_id"])
             events = [frame for frame in got if frame["type"] not in ("ack", "ping")]
+            assert all(event.pop("log_position").startswith("pos-") for event in events)
             assert events == [*expected, last], "as they were published, in order, once"
 
 

@@ -377,7 +377,7 @@ impl Node {
             // Its listener opens once it is linked.
             let Some(broker) = node.broker() else { return };
             if let Some(last) = arrival.last_event_id.as_deref() {
-                let gap = node.follower.window.read().start(Some(last)).gap;
+                let gap = node.follower.window.read().start(Some(last), arrival.connection).gap;
                 if gap.is_some_and(|gap| gap.missed.is_none()) {
                     let _ = broker.catch_up().await;
                 }
@@ -536,7 +536,7 @@ impl Shard {
             if window.epoch() != self.roster.epoch() {
                 self.roster.adopt(&window, now);
             }
-            let start = window.start(arrival.last_event_id.as_deref());
+            let start = window.start(arrival.last_event_id.as_deref(), connection);
             (start, window.count(start.cursor, arrival.viewer()))
         };
         let slot = self.roster.connect(arrival, start, replayed, now);

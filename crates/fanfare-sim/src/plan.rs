@@ -260,7 +260,7 @@ impl Plan {
             topics: 4,
             publishers: 0,
             pipelined: Vec::new(),
-            bounds: Bounds { events, bytes: 8 << 20, age_ms: 600_000 },
+            bounds: Bounds { events, bytes: 8 << 20, age_ms: 600_000, ids: 100_000, ids_ms: 1_200_000 },
             publishes: Vec::new(),
             faults: Vec::new(),
             calm_at: WARM,
