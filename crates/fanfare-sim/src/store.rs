@@ -232,6 +232,14 @@ impl Store {
                 self.dirty = gone > 0;
                 Ok(Reply::Int(gone))
             }
+            "RENAME" => {
+                let (from, to) = (a.get(1)?, a.get(2)?);
+                self.drop_expired(from);
+                let key = self.data.0.remove(from).ok_or("ERR no such key")?;
+                self.data.0.insert(to.clone(), key);
+                self.dirty = true;
+                Ok(Reply::Status("OK"))
+            }
             "FLUSHALL" => {
                 self.data.0.clear();
                 self.dirty = true;

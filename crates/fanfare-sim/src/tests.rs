@@ -97,7 +97,10 @@ fn the_model_answers_as_redis() {
     let mut server = model(version_of(&mut stream));
     let mut from_redis = BufReader::new(stream.try_clone().unwrap());
     let append = |id: &'static str| {
-        vec!["EVAL", APPEND, "3", "log", "epoch", "ids", "s", "3", "100000", "100000", "0", id, "*", "{}", "", ""]
+        let keys = ["5", "log", "epoch", "ids", "ids:1", "ids:2"];
+        // Few ids are remembered, so that their generations end.
+        let bounds = ["s", "3", "100000", "100000", "0", "4", "100000"];
+        [&["EVAL", APPEND][..], &keys, &bounds, &[id, "*", "{}", "", ""]].concat()
     };
     let commands: Vec<Vec<&str>> = vec![
         vec!["XADD", "x", "0-1", "a", "1"],
@@ -204,6 +207,12 @@ fn the_model_answers_as_redis() {
         vec!["HMGET", "epoch", "head", "bytes"],
         vec!["XRANGE", "log", "-", "+"],
         vec!["HMGET", "ids", "e1", "e6", "e9"],
+        vec!["HMGET", "ids:1", "e1", "e7", "e8"],
+        append("e7"),
+        vec!["HLEN", "ids:2"],
+        vec!["RENAME", "ids:2", "ids"],
+        vec!["HLEN", "ids"],
+        vec!["RENAME", "nothing", "ids"],
     ];
     for command in commands {
         let bytes = resp(&command);
