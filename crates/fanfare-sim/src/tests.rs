@@ -82,10 +82,15 @@ fn without_time(text: &str) -> String {
     if is_time { "TIME".to_owned() } else { text.to_owned() }
 }
 
-fn version_of(stream: &mut TcpStream) -> (u32, u32) {
-    stream.write_all(&resp(&["INFO", "server"])).unwrap();
+/// A field of what a server says of itself.
+fn info(stream: &mut TcpStream, section: &str, field: &str) -> String {
+    stream.write_all(&resp(&["INFO", section])).unwrap();
     let info = read_reply(&mut BufReader::new(stream));
-    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap().to_owned();
+    info.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
+}
+
+fn version_of(stream: &mut TcpStream) -> (u32, u32) {
+    let version = info(stream, "server", "redis_version:");
     let mut parts = version.split('.').map(|part| part.parse().unwrap());
     (parts.next().unwrap(), parts.next().unwrap())
 }
@@ -95,11 +100,14 @@ fn the_model_answers_as_redis() {
     let redis = RedisServer::start();
     let mut stream = TcpStream::connect(("127.0.0.1", redis.port())).unwrap();
     let mut server = model(version_of(&mut stream));
+    // The scripts compare the replication id.
+    server.store.facts.replid = info(&mut stream, "replication", "master_replid:");
+    let (name, member) = (format!("s:{}", server.store.facts.replid), "1 1 0 - i");
     let mut from_redis = BufReader::new(stream.try_clone().unwrap());
     let append = |id: &'static str| {
-        let keys = ["5", "log", "epoch", "ids", "ids:1", "ids:2"];
+        let keys = ["6", "log", "epoch", "ids", "members", "ids:1", "ids:2"];
         // Few ids are remembered, so that their generations end.
-        let bounds = ["s", "3", "100000", "100000", "0", "4", "100000"];
+        let bounds = [&*name, "e", "n", "0", "3", "100000", "100000", "0", "4", "100000"];
         [&["EVAL", APPEND][..], &keys, &bounds, &[id, "*", "{}", "", ""]].concat()
     };
     let commands: Vec<Vec<&str>> = vec![
@@ -186,7 +194,9 @@ fn the_model_answers_as_redis() {
         vec!["EVAL", "return redis.call('XRANGE', 'x', '-', '+')", "0"],
         // The scripts themselves: a server that is not the one, appends, the second of an id, trimming.
         append("e0"),
-        vec!["HSET", "epoch", "server", "s", "head", "0", "bytes", "0"],
+        vec!["HSET", "epoch", "server", &name, "epoch", "e", "head", "0", "bytes", "0"],
+        append("e0"),
+        vec!["HSET", "members", "n", member],
         append("e1"),
         append("e2"),
         append("e1"),
@@ -202,7 +212,7 @@ fn the_model_answers_as_redis() {
         vec!["XADD", "log", "5-5", "i", "foreign"],
         append("e8"),
         vec!["XADD", "log", "6-6", "i", "foreign"],
-        vec!["EVAL", REMOVE, "3", "log", "epoch", "ids", "s", "3"],
+        vec!["EVAL", REMOVE, "3", "log", "epoch", "ids", &name, "e", "3"],
         append("e9"),
         vec!["HMGET", "epoch", "head", "bytes"],
         vec!["XRANGE", "log", "-", "+"],

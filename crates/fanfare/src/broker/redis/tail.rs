@@ -24,7 +24,8 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     loop {
         let from = shared.tail.window().read().head() + 1;
         let page = cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(COUNT).take();
-        if take_items(shared, link, record::items(link.call(&page).await?, shared.epoch())?, false).await? == Taken::All {
+        if take_items(shared, link, record::items(link.call(&page).await?, shared.epoch())?, false).await? == Taken::All
+        {
             break;
         }
     }
