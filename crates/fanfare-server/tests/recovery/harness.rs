@@ -135,6 +135,8 @@ pub(crate) struct Client {
 #[derive(Debug, Default)]
 struct Notes {
     received: Mutex<Vec<(Instant, Received)>>,
+    /// Where each event stood.
+    places: Mutex<BTreeMap<String, String>>,
     live: AtomicBool,
     ended: AtomicBool,
 }
@@ -165,6 +167,11 @@ impl Client {
     /// What it has received so far.
     pub(crate) fn received(&self) -> Vec<Received> {
         self.notes.received.lock().unwrap().iter().map(|(_, received)| received.clone()).collect()
+    }
+
+    /// The position of an event that it has received, as a cursor: an id alone is doubtful after a loss.
+    pub(crate) fn place_of(&self, id: &str) -> String {
+        self.notes.places.lock().unwrap()[id].clone()
     }
 
     /// How many times a gap was received.
@@ -256,7 +263,11 @@ fn receive(notes: &Notes, address: SocketAddr, user: &str, last: &mut Option<Str
         *last = message["log_position"].as_str().or(message["event_id"].as_str()).map(str::to_owned);
         let note = |received| notes.received.lock().unwrap().push((Instant::now(), received));
         match message["type"].as_str().unwrap_or_default() {
-            "note" => note(Received::Event(message["event_id"].as_str().unwrap_or_default().to_owned())),
+            "note" => {
+                let id = message["event_id"].as_str().unwrap_or_default().to_owned();
+                notes.places.lock().unwrap().extend(last.clone().map(|place| (id.clone(), place)));
+                note(Received::Event(id));
+            }
             "gap" => note(Received::Gap(message["reason"].as_str().unwrap_or_default().to_owned())),
             "ack" => notes.live.store(true, Ordering::Relaxed),
             "ping" => socket.send(Message::text(r#"{"type":"pong"}"#)).map_err(Box::new)?,

@@ -129,7 +129,7 @@ fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_oth
     thread::sleep(Duration::from_millis(500));
     a.signal(Signal::SIGCONT);
     let fresh = fresh.wait_until_ready(&[]);
-    let late = Client::resume(&fresh, "late", Some("a-4"));
+    let late = Client::resume(&fresh, "late", Some(&ann.place_of("a-4")));
     conclude(&mut publisher, &[&a, &fresh], &[&ann]);
     assert_eq!((ann.gaps(), late.gaps()), (0, 0), "the window of a node that lives is put back");
     let replayed: Vec<_> = late.received().into_iter().take(6).collect();
@@ -152,7 +152,7 @@ fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_the
     }
     redis.restart_from(&older);
     publisher.publish_surely(&b, "b");
-    let late = Client::resume(&b, "late", Some("a-255"));
+    let late = Client::resume(&b, "late", Some(&ann.place_of("a-255")));
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
     assert_eq!(late.gaps(), 0, "the windows are put back");
     let replayed: Vec<_> = late.received().into_iter().take(5).collect();
