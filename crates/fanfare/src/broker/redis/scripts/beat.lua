@@ -5,8 +5,8 @@
 --       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms
 -- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
 -- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
--- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1 if ids
--- were forgotten.
+-- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1
+-- if ids were forgotten.
 
 local fenced = fence(ARGV[1], ARGV[10])
 if fenced then return fenced end

@@ -9,7 +9,9 @@
 --
 -- Why this is safe stands in docs/recovery.md.
 
-local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'epoch', 'ids_lost')
+local meta = redis.call(
+  'HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'epoch', 'ids_lost'
+)
 if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
 if not same_history(ARGV[1]) then return redis.error_reply('FENCED this server has another history by now') end
 local now = clock()
