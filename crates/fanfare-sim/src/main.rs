@@ -18,7 +18,7 @@ mod tests;
 mod world;
 
 use clap::{Parser, ValueEnum};
-use plan::{Plan, Size};
+use plan::{Case, Plan, Size};
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::ExitCode,
@@ -46,6 +46,9 @@ struct Options {
     /// Clients of each node.
     #[arg(long, default_value_t = 20)]
     clients: usize,
+    /// A schedule with a name, in place of the seed's own faults.
+    #[arg(long, value_enum)]
+    case: Option<Case>,
     /// Of a seed's faults, only those with these numbers.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
@@ -98,7 +101,10 @@ fn kind(violation: &str) -> &str {
 
 impl Options {
     fn plan(&self, seed: u64) -> Plan {
-        let mut plan = Plan::new(seed, Size { faults: self.faults.number(), clients: self.clients });
+        let mut plan = match self.case {
+            Some(case) => Plan::case(case, seed, self.clients),
+            None => Plan::new(seed, Size { faults: self.faults.number(), clients: self.clients }),
+        };
         if let Some(keep) = &self.keep {
             plan.keep_faults(|number| keep.contains(&number));
         }
@@ -114,6 +120,9 @@ impl Options {
     fn command(&self, seed: u64, keep: Option<&[usize]>) -> String {
         let mut command =
             format!("fanfare-sim --seed {seed} --faults {} --clients {}", self.faults.word(), self.clients);
+        if let Some(case) = self.case.and_then(|case| case.to_possible_value()) {
+            command += &format!(" --case {}", case.get_name());
+        }
         if let Some(keep) = keep {
             let keep: Vec<String> = keep.iter().map(usize::to_string).collect();
             command += &format!(" --keep {}", keep.join(","));
@@ -123,13 +132,9 @@ impl Options {
 
     /// The faults that are needed for a seed to fail in one of the same ways.
     fn shrink(&self, seed: u64, kinds: &BTreeSet<String>) -> Vec<usize> {
-        let all = self.plan(seed).faults.len();
-        let mut keep: Vec<usize> = (0..all).collect();
-        if let Some(kept) = &self.keep {
-            keep.clone_from(kept);
-        }
+        let mut keep: Vec<usize> = (0..self.plan(seed).faults.len()).collect();
         let fails = |keep: &[usize]| {
-            let mut plan = Plan::new(seed, Size { faults: self.faults.number(), clients: self.clients });
+            let mut plan = self.plan(seed);
             plan.keep_faults(|number| keep.contains(&number));
             self.counted(&run(plan, false)).iter().any(|violation| kinds.contains(kind(violation)))
         };

@@ -192,6 +192,23 @@ pub(crate) struct Publish {
     pub(crate) events: Vec<For>,
 }
 
+/// A schedule with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Case {
+    /// Redis comes back empty; one node was stopped, the other one, which acknowledged alone meanwhile, is gone.
+    NodeAndRedis,
+    /// As before, but the other node is only stopped, and comes back second.
+    NobodyDies,
+    /// A replica that lags is promoted, and the old master again before the hubs have confirmed it.
+    ThereAndBack,
+    /// One node sees the deposed master alone, and no sentinel.
+    SplitBrain,
+    /// Redis comes back empty, and a node that has just started finds it first.
+    FreshNode,
+    /// Redis comes back from an older copy, goes on, and comes back from the newer one.
+    OldThenNew,
+}
+
 /// How much happens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
@@ -222,6 +239,8 @@ pub(crate) struct Plan {
     pub(crate) bounds: Bounds,
     pub(crate) publishes: Vec<Publish>,
     pub(crate) faults: Vec<(u64, Fault)>,
+    /// Whatever the faults, a node lives that holds everything: nobody needs to be told of a reset.
+    pub(crate) spare: bool,
     /// When the last fault is over.
     pub(crate) calm_at: u64,
     /// Until when events are published.
@@ -263,6 +282,7 @@ impl Plan {
             bounds: Bounds { events, bytes: 8 << 20, age_ms: 600_000, ids: 100_000, ids_ms: 1_200_000 },
             publishes: Vec::new(),
             faults: Vec::new(),
+            spare: false,
             calm_at: WARM,
             until: WARM,
         };
@@ -282,20 +302,71 @@ impl Plan {
         plan.faults.sort_by_key(|(at, _)| *at);
         plan.calm_at += 500;
         plan.until = plan.calm_at + 3_000 + if groups == 0 { 20_000 } else { 0 };
-        plan.publishers = r.usize(2..=4);
-        plan.pipelined = (0..plan.publishers).map(|_| r.u8(0..3) == 0).collect();
-        for publisher in 0..plan.publishers {
+        plan.load(r);
+        plan
+    }
+
+    /// A schedule in which an earlier version of the hub failed.
+    pub(crate) fn case(case: Case, seed: u64, clients: usize) -> Self {
+        let mut plan = Self::new(seed, Size { faults: 0, clients });
+        let sentinel = matches!(case, Case::ThereAndBack | Case::SplitBrain);
+        (plan.nodes, plan.clients, plan.users) = (2, 2 * clients, clients.max(1));
+        (plan.servers, plan.sentinels) = if sentinel { (2, 3) } else { (1, 0) };
+        plan.persistence = if case == Case::OldThenNew { Persistence::Always } else { Persistence::None };
+        (plan.min_replicas, plan.version, plan.down_after) = (false, (7, 0), 1_000);
+        plan.bounds.events = if case == Case::OldThenNew { 100 } else { 2_000 };
+        let which = Which::Master;
+        let empty = |ms| Fault::KillServer { which, end: End::Killed, back: Back::Empty, ms };
+        plan.faults = match case {
+            Case::NodeAndRedis => vec![
+                (6_000, Fault::PauseNode { node: 1, ms: 4_000 }),
+                (8_000, Fault::KillNode { node: 0, ms: 15_000 }),
+                (8_050, empty(300)),
+            ],
+            Case::NobodyDies => vec![
+                (6_000, Fault::PauseNode { node: 1, ms: 3_000 }),
+                (8_000, Fault::PauseNode { node: 0, ms: 4_500 }),
+                (8_050, empty(300)),
+            ],
+            Case::ThereAndBack => {
+                vec![(6_000, Fault::LagReplicas { by: 1_000, ms: 10_000 }), (8_000, Fault::ThereAndBack { ms: 700 })]
+            }
+            Case::SplitBrain => vec![
+                (6_000, Fault::IsolateMaster { split: true, ms: 12_000 }),
+                (6_000, Fault::CutNodeFromSentinels { node: 0, ms: 12_000 }),
+            ],
+            Case::FreshNode => vec![
+                (6_000, Fault::KillNode { node: 0, ms: 600 }),
+                (6_050, Fault::LagNode { node: 1, by: 700, ms: 6_000 }),
+                (6_100, empty(300)),
+            ],
+            // More is lost than the windows hold.
+            Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 4_000 })],
+        };
+        plan.spare = case == Case::FreshNode;
+        let ends = plan.faults.iter().map(|(at, fault)| at + fault.lasts());
+        plan.calm_at = ends.max().unwrap_or(WARM) + 500;
+        plan.until = plan.calm_at + 3_000;
+        plan.publishes.clear();
+        plan.load(&mut fastrand::Rng::with_seed(seed));
+        plan
+    }
+
+    /// Draws what is published.
+    fn load(&mut self, r: &mut fastrand::Rng) {
+        self.publishers = r.usize(2..=4);
+        self.pipelined = (0..self.publishers).map(|_| r.u8(0..3) == 0).collect();
+        for publisher in 0..self.publishers {
             let every = r.u64(10..120);
             let mut at = 1_500 + r.u64(0..500);
-            while at < plan.until {
+            while at < self.until {
                 let count = if r.u8(0..20) == 0 { r.usize(2..20) } else { 1 };
-                let events = (0..count).map(|_| plan.audience(r)).collect();
-                plan.publishes.push(Publish { at, publisher, events });
+                let events = (0..count).map(|_| self.audience(r)).collect();
+                self.publishes.push(Publish { at, publisher, events });
                 at += 1 + r.u64(0..2 * every);
             }
         }
-        plan.publishes.sort_by_key(|publish| publish.at);
-        plan
+        self.publishes.sort_by_key(|publish| publish.at);
     }
 
     fn audience(&self, r: &mut fastrand::Rng) -> For {

@@ -1,11 +1,12 @@
 //! The model answers as Redis does, and one seed is one run.
 
 use crate::{
-    plan::{Plan, Size},
+    plan::{Case, Plan, Size},
     run,
     server::{Done, Persistence, Server},
     store::Facts,
 };
+use clap::ValueEnum;
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
@@ -242,4 +243,14 @@ fn one_seed_is_one_run() {
     let (first, second) = (run(plan(), false), run(plan(), false));
     assert!(first.deliveries > 100 && first.acknowledged > 100);
     assert_eq!((first.trace, first.deliveries), (second.trace, second.deliveries));
+}
+
+/// The schedules with names: each is one in which an earlier version of the hub failed.
+#[test]
+fn no_schedule_with_a_name_violates_anything() {
+    for case in Case::value_variants() {
+        let outcome = run(Plan::case(*case, 1, 1), false);
+        assert_eq!(outcome.violations, Vec::<String>::new(), "{case:?}");
+        assert!(outcome.acknowledged > 100);
+    }
 }
