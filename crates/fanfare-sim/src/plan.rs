@@ -341,7 +341,7 @@ impl Plan {
                 (6_100, empty(300)),
             ],
             // More is lost than the windows hold.
-            Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 4_000 })],
+            Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 1_700 })],
         };
         plan.spare = case == Case::FreshNode;
         let ends = plan.faults.iter().map(|(at, fault)| at + fault.lasts());
