@@ -154,9 +154,10 @@ impl Oracle {
         };
         let seen = &mut self.clients[client];
         seen.gaps.push(now);
+        // What comes next stands anywhere in the log.
+        seen.last = None;
         if let Some(order) = order {
             seen.since_reset.clear();
-            seen.last = None;
             seen.order = order;
         }
     }

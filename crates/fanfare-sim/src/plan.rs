@@ -161,6 +161,11 @@ impl Fault {
         }
     }
 
+    /// Whether it ends a server's process.
+    pub(crate) fn ends_servers(&self) -> bool {
+        matches!(self, Self::KillServer { .. } | Self::OldThenNew { .. })
+    }
+
     /// Whether it keeps a node from its work.
     pub(crate) fn hinders_nodes(&self) -> bool {
         matches!(
@@ -337,7 +342,7 @@ impl Plan {
             ],
             Case::FreshNode => vec![
                 (6_000, Fault::KillNode { node: 0, ms: 600 }),
-                (6_050, Fault::LagNode { node: 1, by: 700, ms: 6_000 }),
+                (6_050, Fault::LagNode { node: 1, by: 150, ms: 6_000 }),
                 (6_100, empty(300)),
             ],
             // More is lost than the windows hold.
