@@ -13,14 +13,15 @@ use std::{io::IoSlice, sync::Arc};
 pub(crate) enum Stores {
     /// The `event_id` of every frame.
     EveryId,
-    /// The `event_id` of its events, and of the first `ack` until there is one.
-    EventIds,
+    /// The position of its events, and of the first `ack` until there is one.
+    Positions,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cursor {
     None,
     Event(u32),
+    At(Position),
     Text(String),
 }
 
@@ -55,7 +56,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(number: usize, users: usize, topics: usize, mut random: fastrand::Rng) -> Self {
-        let stores = if random.bool() { Stores::EveryId } else { Stores::EventIds };
+        let stores = if random.bool() { Stores::EveryId } else { Stores::Positions };
         Self {
             number,
             user: format!("u{}", number % users).into(),
@@ -114,6 +115,7 @@ impl Client {
         let last = match &self.cursor {
             Cursor::None => None,
             Cursor::Event(number) => Some(format!("e{number}")),
+            Cursor::At(position) => Some(position.to_string()),
             Cursor::Text(text) => Some(text.clone()),
         };
         world.note(|| format!("client {} connects to node {} with {last:?}", self.number, self.node));
@@ -207,8 +209,12 @@ impl Client {
         let id = field(payload, b"\"event_id\":\"").unwrap_or_default();
         if kind == "sim" {
             let number = id.strip_prefix('e').and_then(|number| number.parse().ok()).unwrap_or(u32::MAX);
-            self.cursor = Cursor::Event(number);
-            world.delivered(self.number, number, now);
+            let position = field(payload, b"\"log_position\":\"").and_then(|text| text.parse::<Position>().ok());
+            self.cursor = match (self.stores, position) {
+                (Stores::Positions, Some(position)) => Cursor::At(position),
+                _ => Cursor::Event(number),
+            };
+            world.delivered(self.number, number, position, now);
             return;
         }
         world.note(|| format!("client {} reads {}", self.number, String::from_utf8_lossy(payload)));

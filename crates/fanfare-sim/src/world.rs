@@ -11,7 +11,7 @@ use crate::{
     store::{Data, Facts, Reply, text},
 };
 use fanfare::{Audience, Draft, metrics::Counter};
-use fanfare_core::session::Arrival;
+use fanfare_core::{Position, session::Arrival};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
@@ -258,9 +258,13 @@ impl World {
         }
     }
 
-    pub(crate) fn delivered(&self, client: usize, event: u32, now: u64) {
+    pub(crate) fn delivered(&self, client: usize, event: u32, position: Option<Position>, now: u64) {
         self.trace((client as u64) << 40 ^ u64::from(event) << 20 ^ now);
-        self.oracle.borrow_mut().received(client, event, now);
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.received(client, event, now);
+        if let Some(position) = position {
+            oracle.stands(event, (position.epoch, position.sequence));
+        }
     }
 
     pub(crate) fn acknowledged_client(&self, client: usize, now: u64) {
