@@ -126,11 +126,6 @@ impl Lineage {
         self.0.iter().rev().find(|epoch| epoch.after < sequence).map(|epoch| epoch.id)
     }
 
-    /// The newest epoch that another log has too.
-    pub fn newest_shared(&self, other: &Self) -> Option<u64> {
-        self.0.iter().rev().find(|epoch| other.0.contains(epoch)).map(|epoch| epoch.id)
-    }
-
     /// Up to where this log goes on with the other one's newest epoch; `None`: as far as that goes.
     pub fn cut_of(&self, other: &Self) -> Option<u64> {
         Some(self.end_of(other.current(), u64::MAX)).filter(|end| *end < u64::MAX)

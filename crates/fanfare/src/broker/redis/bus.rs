@@ -150,7 +150,13 @@ impl Bus {
         let mut ears = link.ears(url).await?;
         ears::listen(&shared, &mut ears).await?;
         let since = link.clock_ms().await?;
-        let head = recovery::settle(&shared, &link, since, self.fresh.then_some(facts.uptime)).await?;
+        let fresh = self.fresh.then_some(facts.uptime);
+        let head = tokio::select! {
+            biased;
+            head = recovery::settle(&shared, &link, since, fresh) => head?,
+            // Another server may take this one's place meanwhile.
+            ended = watch_master(&shared, &link) => match ended { Err(error) => return Err(error) },
+        };
         let mut orders = self.place_of_orders(&link).await?;
         revoked::level(&shared, &link).await?;
         tail::catch_up(&shared, &link, head).await?;

@@ -49,6 +49,9 @@ pub(super) struct Members {
     /// The newest list, and the log's head when it was made: who is not on it any more can have acknowledged only what
     /// stands up to there.
     newer: Option<(u64, List)>,
+    /// The log's head when this node became a member, until its window has that: who was removed before may have
+    /// acknowledged what stands up to there.
+    behind: Option<u64>,
     /// When this node was last a member for sure, or nobody could have been one, on the monotonic clock in milliseconds.
     informed_ms: Option<u64>,
 }
@@ -57,6 +60,17 @@ impl Members {
     /// The version of the list that this node has read.
     pub(super) fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version of the list for whose absentees this node's window speaks.
+    pub(super) fn vouched_version(&self) -> u64 {
+        if self.behind.is_some() { 0 } else { self.version }
+    }
+
+    /// This node becomes a member of a log whose head is at `log_head`; its own is at `head`.
+    pub(super) fn joins(&mut self, log_head: u64, head: u64) {
+        self.behind = Some(log_head);
+        self.covered(head);
     }
 
     /// Takes a list that the server gave when the log's head was `log_head`; this node's is at `head`.
@@ -72,6 +86,7 @@ impl Members {
         if let Some((_, list)) = self.newer.take_if(|(log_head, _)| *log_head <= head) {
             self.list = list;
         }
+        self.behind.take_if(|log_head| *log_head <= head);
     }
 
     /// Those that take part in the same recovery are members afterwards.
@@ -83,7 +98,14 @@ impl Members {
 
     /// This node was a member at `ms` on the monotonic clock.
     pub(super) fn informed(&mut self, ms: u64) {
-        self.informed_ms = Some(ms);
+        if self.behind.is_none() {
+            self.informed_ms = Some(ms);
+        }
+    }
+
+    /// This node has never been a member, or is none any more.
+    pub(super) fn never_informed(&self) -> bool {
+        self.informed_ms.is_none()
     }
 
     /// This node is no member (any more).
@@ -121,11 +143,13 @@ pub(super) struct Joining {
     watched: (String, Instant),
     pause: Duration,
     process: Option<String>,
+    /// It was no member when it first asked.
+    was_none: bool,
 }
 
 impl Joining {
     pub(super) fn new() -> Self {
-        Self { watched: (String::new(), Instant::now()), pause: SOON, process: process() }
+        Self { watched: (String::new(), Instant::now()), pause: SOON, process: process(), was_none: false }
     }
 
     /// Makes the node a member, if that takes no longer than a moment.
@@ -179,10 +203,16 @@ impl Joining {
         let (version, log_head) = (read(version.clone())?, read(log_head.clone())?);
         let mut known = shared.members();
         known.learn(version, list(members, 3)?, log_head, head);
-        if joined {
-            known.informed(at);
-        } else {
+        // A node that was a member all along has missed nothing.
+        if !joined {
             known.not_informed();
+            self.was_none = true;
+        }
+        if self.was_none || known.never_informed() {
+            known.joins(log_head, head);
+        }
+        if joined {
+            shared.informed(&mut known, at);
         }
         drop(known);
         for member in members.chunks_exact(3) {

@@ -93,7 +93,7 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
             }
             let mut members = shared.members();
             if *shared.joined.borrow() {
-                members.informed(at);
+                shared.informed(&mut members, at);
             }
             if version != seen {
                 members.learn(version, members::list(&names, 2)?, head, *shared.head.borrow());

@@ -2,13 +2,15 @@
 //! the server is confirmed, and the log goes on under a new epoch. Until then nobody can append.
 
 use super::{
+    bus::LEASE,
     link::{Link, LinkError, read},
     record::{MAX_SEQUENCE, audience_text},
     scripts::Script,
     shared::Shared,
+    url::RedisUrl,
 };
 use crate::{clock, identity::random, metrics::Counter};
-use fanfare_core::{Lineage, Position, lineage::Place, window::Entry};
+use fanfare_core::{Lineage, window::Entry};
 use redis::{Value, cmd};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -78,7 +80,8 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                 }
             }
         }
-        match confirm(shared, link, since, fresh.filter(|_| found.lineage.is_none()), known, lossy).await? {
+        shared.check_lease()?;
+        match confirm(shared, link, since, fresh, fresh.is_some() && found.lineage.is_none(), known, lossy).await? {
             Confirmed::Yes => {}
             Confirmed::Missing { nodes, reported } => {
                 known = reported;
@@ -129,8 +132,7 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
 
 /// What came of putting back.
 enum Back {
-    /// There is nothing to put back. `lossy`: this node holds entries that have no place in the log any more, and whose
-    /// loss no epoch of it tells.
+    /// There is nothing to put back. `lossy`: this node holds entries that have no place in the log any more.
     Done {
         /// See above.
         lossy: bool,
@@ -148,6 +150,8 @@ struct Lost {
     entries: Vec<Arc<Entry>>,
     /// The entries begin behind a hole.
     jumps: bool,
+    /// This node acknowledged something behind what it has not read. Another one may put that back yet.
+    stranded: bool,
 }
 
 /// Puts back what the log lost, as long as nobody else changes it.
@@ -156,14 +160,14 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -
         Ok(lost) => lost,
         Err(lossy) => return Ok(Back::Done { lossy }),
     };
-    let Lost { mut cut, entries: mut lost, jumps } = lost;
+    let Lost { mut cut, entries: mut lost, jumps, stranded } = lost;
     if jumps && !may_jump {
         return Ok(Back::Later);
     }
     let (lineage, newest, mut before, mut head) =
         (ours.to_string(), format!("{:x}", ours.current()), found.text.clone(), found.head);
     if lost.is_empty() && before == lineage && cut.is_none_or(|cut| head <= cut) {
-        return Ok(Back::Done { lossy: false });
+        return Ok(Back::Done { lossy: stranded });
     }
     let mut restored = 0;
     loop {
@@ -202,8 +206,8 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -
     Ok(Back::Changed)
 }
 
-/// What this node holds that the log lacks, and the lineage that the log then has; if it can't be put back, whether that is a loss which
-/// no epoch of the log tells.
+/// What this node holds that the log lacks, and the lineage that the log then has; if it can't be put back, whether anything is
+/// lost by that.
 fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
     let window = shared.tail.window().read();
     let ours = window.lineage().clone();
@@ -218,10 +222,8 @@ fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool>
             (cut.map_or(found.head, |cut| cut.min(found.head)), cut)
         }
         Some(theirs) => {
-            let Some(common) = theirs.newest_shared(&ours) else { return Err(false) };
-            let same = ours.shared_with(head, theirs, found.head).unwrap_or(0);
-            let told = matches!(theirs.place(Position { epoch: common, sequence: 0 }, found.head), Place::Broken(_));
-            return Err(same < head && !told);
+            // An epoch of that log may tell a loss already, but perhaps one before this node acknowledged.
+            return Err(ours.shared_with(head, theirs, found.head).unwrap_or(0) < head);
         }
     };
     let mut entries: Vec<_> = window.since(after.max(window.floor())).cloned().collect();
@@ -233,7 +235,20 @@ fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool>
         }
     }
     let jumps = !found.empty && entries.first().is_some_and(|first| first.sequence > after + 1);
-    Ok((ours, Lost { cut, entries, jumps }))
+    let stranded = unseen.back().is_some_and(|last| last.sequence >= next);
+    Ok((ours, Lost { cut, entries, jumps, stranded }))
+}
+
+/// How long a node that followed no log gives others to find a server that has run for `secs`, in milliseconds. What a node
+/// that lives on takes for granted, it does since before the server took over: the time of a single server counts from its start.
+fn settle_of_fresh(url: &RedisUrl, secs: u64, empty: bool) -> u64 {
+    let since = |ms: u64| ms.saturating_sub(secs * 1_000);
+    match (empty, url.is_sentinel(), url.is_cluster()) {
+        (true, true, _) => clock::millis(LEASE) + SETTLE_MS,
+        (true, ..) => since(EMPTY_MS),
+        (false, false, false) => since(GRACE_MS).max(SETTLE_MS),
+        (false, ..) => GRACE_MS,
+    }
 }
 
 /// What came of a confirmation.
@@ -251,7 +266,8 @@ async fn confirm(
     shared: &Shared,
     link: &Link,
     since: u64,
-    begins: Option<u64>,
+    fresh: Option<u64>,
+    empty: bool,
     known: usize,
     lossy: bool,
 ) -> Result<Confirmed, LinkError> {
@@ -259,7 +275,7 @@ async fn confirm(
     let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.reports, &keys.ears, &keys.members];
     let mut command = link.script(Script::Confirm, &names);
     let epoch = format!("{:x}", u64::from_be_bytes(random()));
-    let settle = begins.map_or(SETTLE_MS, |secs| EMPTY_MS.saturating_sub(secs * 1_000));
+    let settle = fresh.map_or(SETTLE_MS, |secs| settle_of_fresh(&shared.options.url, secs, empty));
     command.arg(&link.server).arg(&shared.node).arg(epoch).arg(since).arg(settle).arg(GRACE_MS).arg(known);
     {
         let (members, window) = (shared.members(), shared.tail.window().read());
@@ -268,7 +284,8 @@ async fn confirm(
             0 => command.arg("-"),
             epoch => command.arg(format!("{epoch:x}")),
         };
-        command.arg(members.version());
+        let alone = !shared.options.url.is_sentinel() && !shared.options.url.is_cluster();
+        command.arg(u8::from(alone)).arg(members.vouched_version());
         for (name, joined) in members.list() {
             command.arg(name).arg(joined);
         }
@@ -306,6 +323,6 @@ fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
         }
     }
     shared.head.send_replace(window.head());
-    // What survived comes by the tail.
-    unseen.clear();
+    // What survived and was not read yet stands nowhere else in this node.
+    unseen.retain(|entry| same.is_some_and(|same| entry.sequence <= same));
 }

@@ -50,6 +50,8 @@ pub(super) struct Shared {
     pub(super) joined: watch::Sender<bool>,
     /// Until when the server is known to be the one, on the monotonic clock; always, where none can take its place.
     lease_ms: AtomicU64,
+    /// When that was last asked; always, where nobody is to be asked.
+    word_ms: AtomicU64,
     /// Something waits for this node's next beat.
     pub(super) beat_now: Notify,
     /// Who came and left since that was last written.
@@ -116,6 +118,7 @@ impl Shared {
             members: Mutex::default(),
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
+            word_ms: AtomicU64::new(u64::MAX),
             beat_now: Notify::new(),
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
@@ -140,6 +143,12 @@ impl Shared {
     /// The server is the one for so long after `mono_ms`.
     pub(super) fn set_lease(&self, mono_ms: u64, lasts: Duration) {
         self.lease_ms.store(mono_ms + clock::millis(lasts), Ordering::Relaxed);
+        self.word_ms.store(mono_ms, Ordering::Relaxed);
+    }
+
+    /// This node was a member at `mono_ms`, of the server that was the one when that was last asked.
+    pub(super) fn informed(&self, members: &mut Members, mono_ms: u64) {
+        members.informed(mono_ms.min(self.word_ms.load(Ordering::Relaxed)));
     }
 
     /// Whether the server is surely the one that holds the log.

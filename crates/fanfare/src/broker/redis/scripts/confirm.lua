@@ -3,14 +3,15 @@
 --       hears the channels of this server, in ms), 7 members (hash)
 -- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 since when this node hears ms, 5 settle ms, 6 grace ms, 7 how many reports the
 --       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
---       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log), 11 the version of its members, then its
+--       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
+--       11 '1' if the server can't have been replaced by a replica, 12 the version of its members, then its
 --       members as pairs of a name and the version at which that became one
 -- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
 --
 -- Why this is safe stands in docs/recovery.md.
 
 local meta = redis.call(
-  'HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'epoch', 'ids_lost'
+  'HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'left', 'ids_lost'
 )
 if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
 if not same_history(ARGV[1]) then return redis.error_reply('FENCED this server has another history by now') end
@@ -23,8 +24,8 @@ if meta[4] ~= ARGV[1] then
 end
 redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
-local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[11]}
-for i = 12, #ARGV do own[#own + 1] = ARGV[i] end
+local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[12]}
+for i = 13, #ARGV do own[#own + 1] = ARGV[i] end
 redis.call('HSET', KEYS[5], ARGV[2], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
@@ -88,10 +89,12 @@ end
 
 -- Sure is that nothing acknowledged is missing: everybody who may have acknowledged is here, with what it held, and a node
 -- is here without whose knowledge nobody can have become a member; or all members had left in order.
-local sure = missing == 0 and not lossy and (informed or (not follower and total == 0))
+local orderly = ARGV[11] == '1' and meta[7] and total == 0 and not follower
+local sure = missing == 0 and not lossy and (informed or orderly)
 -- Who is missing could believe for a while that nobody can have come and acknowledged without it.
-local wait = ARGV[5]
-if not sure or unaware > 0 then wait = ARGV[6] end
+-- A log that begins is another one to everybody.
+local wait = ARGV[6]
+if (sure and unaware == 0) or (lineage == '' and not follower) then wait = ARGV[5] end
 if now - since < tonumber(wait) then
   local out = {math.max(missing, 1)}
   for name in pairs(reported) do out[#out + 1] = name end
@@ -123,6 +126,6 @@ for i, report in ipairs(reports) do
   end
 end
 redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', 2)
-redis.call('HDEL', KEYS[2], 'recovering', 'since', 'ids_lost')
+redis.call('HDEL', KEYS[2], 'recovering', 'since', 'left', 'ids_lost')
 redis.call('DEL', KEYS[5])
 return {lineage}

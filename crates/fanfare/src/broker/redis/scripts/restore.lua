@@ -43,5 +43,7 @@ for i = 8, #ARGV, 7 do
   bytes = bytes + weight
   head = head + 1
 end
+-- The members that stand here need not be the last ones.
+redis.call('HDEL', KEYS[2], 'left')
 redis.call('HSET', KEYS[2], 'lineage', ARGV[2], 'epoch', ARGV[3], 'head', whole(head), 'bytes', whole(bytes))
 return head
