@@ -107,6 +107,39 @@ impl Cluster {
         });
     }
 
+    /// Moves the slot of a key to another master, key by key, as a rebalance does. `between` runs before each key.
+    pub fn migrate(&self, key: &str, mut between: impl FnMut()) {
+        let source = self.owner_port(key).expect("somebody holds the key");
+        let source = self.nodes.iter().find(|node| node.port() == source).unwrap();
+        let masters: Vec<_> = self.nodes.iter().filter(|node| node.cli(&["ROLE"]).starts_with("master")).collect();
+        let target = masters.iter().find(|node| node.port() != source.port()).expect("there are three masters");
+        let slot = source.cli(&["CLUSTER", "KEYSLOT", key]);
+        let (from, to) = (source.cli(&["CLUSTER", "MYID"]), target.cli(&["CLUSTER", "MYID"]));
+        assert_eq!(target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from]), "OK");
+        assert_eq!(source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]), "OK");
+        let port = target.port().to_string();
+        loop {
+            let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
+            if keys.is_empty() {
+                break;
+            }
+            between();
+            let moved = source.cli(&["MIGRATE", "127.0.0.1", &port, &keys, "0", "5000"]);
+            // A key that expired meanwhile is there no more.
+            assert!(matches!(&*moved, "OK" | "NOKEY"), "{keys}: {moved}");
+        }
+        for node in [target, &source].into_iter().chain(&masters) {
+            assert_eq!(node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
+        }
+        until("everybody knows the new owner", || {
+            self.nodes.iter().all(|node| {
+                let told = node.cli(&["CLUSTER", "NODES"]);
+                let line = told.lines().find(|line| holds(line, slot.parse().unwrap()));
+                line.is_some_and(|line| line.starts_with(&to))
+            })
+        });
+    }
+
     /// Waits until another node than the one of this port holds a key.
     pub fn until_owner_is_not(&self, key: &str, port: u16) {
         until("a replica takes over", || self.owner_port(key).is_some_and(|owner| owner != port));

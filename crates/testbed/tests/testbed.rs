@@ -62,6 +62,14 @@ fn a_cluster_moves_a_key_to_a_replica() {
     cluster.until_owner_is_not("{ws}:log", after);
     cluster.node(after).restart();
     cluster.until_settled();
+    for n in 0..3 {
+        assert_eq!(cluster.owner("{ws}:log").cli(&["SET", &format!("{{ws}}:{n}"), "x"]), "OK");
+    }
+    let (before, mut keys) = (cluster.owner("{ws}:log").port(), 0);
+    cluster.migrate("{ws}:log", || keys += 1);
+    let after = cluster.owner("{ws}:log");
+    assert_ne!(before, after.port());
+    assert_eq!((keys, &*after.cli(&["GET", "{ws}:2"])), (3, "x"));
 }
 
 /// Whether a server answers within half a second.

@@ -2,12 +2,14 @@
 
 mod appender;
 mod bus;
+mod connection;
 mod ears;
 mod inspect;
 mod keys;
 mod link;
 mod members;
 mod parameters;
+mod piece;
 mod pulse;
 mod questions;
 mod record;
@@ -38,6 +40,8 @@ use fanfare_core::{
     ConnectionId, Position,
     window::{Bounds, Entry},
 };
+use keys::CONTROL_ENTRIES;
+use piece::Piece;
 use redis::cmd;
 use registry::Change;
 use revoked::Ordered;
@@ -172,7 +176,7 @@ impl RedisBroker {
             return Ok(revoked::keep(&link, &self.shared.keys, one, Ordered::All).await?);
         }
         let mut command = cmd("XADD");
-        command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");
+        command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_ENTRIES).arg("*");
         for (name, value) in tail::order_fields(&order) {
             command.arg(name).arg(value);
         }
@@ -182,17 +186,29 @@ impl RedisBroker {
 
     async fn range_now(&self, after: u64, limit: usize) -> Result<Vec<Arc<Entry>>, BrokerError> {
         let link = self.shared.link()?;
-        let from = record::stream_id(after.saturating_add(1));
-        let page = cmd("XRANGE").arg(&self.shared.keys.log).arg(from).arg("+").arg("COUNT").arg(limit).take();
-        let epoch = self.shared.epoch();
-        let items = record::items(link.call(&page).await?, epoch)?;
-        let entry = |item| match item {
-            record::Item::Event(entry, _) => Some(entry),
-            record::Item::Foreign(foreign) => {
-                foreign.sequence.map(|sequence| record::placeholder(Position { epoch, sequence }))
+        let (mut from, mut piece, mut entries) = (after.saturating_add(1), Piece::default(), Vec::new());
+        while entries.len() < limit {
+            let count = piece.count().min(limit - entries.len());
+            let mut page = cmd("XRANGE");
+            page.arg(&self.shared.keys.log).arg(record::stream_id(from)).arg("+");
+            let epoch = self.shared.epoch();
+            let items = record::items(link.call(page.arg("COUNT").arg(count)).await?, epoch)?;
+            let read = items.len();
+            let entry = |item| match item {
+                record::Item::Event(entry, _) => Some(entry),
+                record::Item::Foreign(foreign) => {
+                    foreign.sequence.map(|sequence| record::placeholder(Position { epoch, sequence }))
+                }
+            };
+            let before = entries.len();
+            entries.extend(items.into_iter().filter_map(entry));
+            piece.was(read, entries[before..].iter().map(|entry: &Arc<Entry>| entry.frame.len()).sum());
+            match entries.last() {
+                Some(last) if read == count => from = last.sequence + 1,
+                _ => break,
             }
-        };
-        Ok(items.into_iter().filter_map(entry).collect())
+        }
+        Ok(entries)
     }
 
     async fn catch_up_now(&self) -> Result<(), BrokerError> {

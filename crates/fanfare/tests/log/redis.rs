@@ -511,6 +511,23 @@ async fn foreign_entries_in_the_control_stream_stop_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_kept_behind_ten_minutes_of_probes_of_five_hundred_nodes() {
+    const PROBES: &str = "for _ = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'k', 'probe', 'n', 'x') end";
+    let server = RedisServer::start();
+    let (_broker, node) = linked(&server.url()).await;
+    let order = server.cli(&["XADD", "ws:control", "*", "k", "disconnect", "c", "x"]);
+    let kept = || !server.cli(&["XRANGE", "ws:control", &order, &order]).is_empty();
+    let beats = || server.cli(&["HGET", &format!("ws:node:{}", node.name), "beat"]);
+    for (probes, is_kept) in [("150000", true), ("50000", false)] {
+        server.cli(&["EVAL", PROBES, "1", "ws:control", probes]);
+        let before = beats();
+        // Each beat trims the stream.
+        testbed::until("the node beats", || beats() != before);
+        assert_eq!(kept(), is_kept, "behind {probes} more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replicas_are_waited_for() {
     let master = RedisServer::start();
     let options = RedisOptions { durability: Durability::Replica, ..RedisOptions::new(master.url().parse().unwrap()) };

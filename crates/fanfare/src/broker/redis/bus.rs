@@ -97,7 +97,8 @@ impl Bus {
             if let LinkError::Down(_) = error {
                 self.shared.members().nobody_could(tried);
             }
-            if self.shared.up_since().is_some() {
+            // The new owner of a slot is known within moments.
+            if self.shared.up_since().is_some() || matches!(error, LinkError::Migrating(_) | LinkError::Moved(_)) {
                 pause = SOON;
             }
             self.note_down(&error);

@@ -2,19 +2,25 @@
 //! role or falls silent, the link ends and another is made.
 
 use super::{
+    connection::Connection,
     keys::Keys,
     scripts::{Script, Scripts},
     url::{Address, RedisUrl},
 };
 use crate::metrics::{Counter, Metrics};
-use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection, cmd};
+use redis::{Cmd, RedisError, Value, cmd};
 use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
 
 /// How long Redis may take to answer a command.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long the tail waits for news before it asks again.
 pub(super) const BLOCK: Duration = Duration::from_secs(1);
+
+/// How long a command waits for the migration of its slot, and how often it is tried again meanwhile.
+const MIGRATION: Duration = Duration::from_secs(10);
+const MIGRATING: Duration = Duration::from_millis(20);
 
 /// The oldest Redis with everything that is used here.
 const OLDEST: (u32, u32) = (6, 2);
@@ -37,6 +43,12 @@ pub enum LinkError {
     /// No server holds the log now.
     #[error("{0}")]
     NoMaster(String),
+    /// The log's slot is on its way to another server of the Cluster. The command was not executed.
+    #[error("the log's slot is being migrated: {0}")]
+    Migrating(String),
+    /// Another server of the Cluster has the log's slot now. The command was not executed.
+    #[error("the log's slot is at another server: {0}")]
+    Moved(String),
     /// Another server holds the log now.
     #[error("the server is not, or not yet, the one that takes writes: {0}")]
     NotMaster(String),
@@ -112,10 +124,12 @@ impl From<RedisError> for LinkError {
             Some("OOM" | "MISCONF" | "NOREPLICAS") => return Self::Full(text()),
             Some("FENCED") => return Self::Fenced,
             Some("WRONGTYPE" | "FOREIGN") => return Self::NotOurs(error.to_string()),
-            Some(
-                "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "UNBLOCKED" | "TRYAGAIN" | "NOSCRIPT",
-            ) => return Self::NotMaster(error.to_string()),
+            Some("READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "UNBLOCKED" | "NOSCRIPT") => {
+                return Self::NotMaster(error.to_string());
+            }
             Some("LOADING") => return Self::Down(error.to_string()),
+            Some("ASK" | "TRYAGAIN") => return Self::Migrating(error.to_string()),
+            Some("MOVED") => return Self::Moved(error.to_string()),
             _ => {}
         }
         if error.kind() == redis::ErrorKind::AuthenticationFailed {
@@ -142,18 +156,22 @@ fn code(error: &RedisError) -> Option<&str> {
 }
 
 /// Sends a command and waits for its answer.
-pub(super) async fn call(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, LinkError> {
-    Ok(connection.send_packed_command(command).await?.extract_error()?)
+pub(super) async fn call(connection: &mut Connection, command: &Cmd) -> Result<Value, LinkError> {
+    connection.call(command).await
 }
 
 /// Sends a command, waits for its answer, and counts both.
-pub(super) async fn counted(
-    connection: &mut MultiplexedConnection,
-    command: &Cmd,
-    metrics: &Metrics,
-) -> Result<Value, LinkError> {
-    metrics.add(Counter::RedisCommands, 1);
-    call(connection, command).await.inspect_err(|_| metrics.add(Counter::RedisErrors, 1))
+pub(super) async fn counted(connection: &mut Connection, command: &Cmd, metrics: &Metrics) -> Result<Value, LinkError> {
+    let begun = Instant::now();
+    loop {
+        metrics.add(Counter::RedisCommands, 1);
+        let answer = call(connection, command).await.inspect_err(|_| metrics.add(Counter::RedisErrors, 1));
+        match answer {
+            // Where the keys go can't serve it before it has all of them.
+            Err(LinkError::Migrating(_)) if begun.elapsed() < MIGRATION => sleep(MIGRATING).await,
+            answer => return answer,
+        }
+    }
 }
 
 /// Reads an answer as what it is expected to be. What it is instead is not told: it may hold events.
@@ -170,7 +188,7 @@ pub(super) struct Link {
     pub(super) server: String,
     run_id: String,
     /// For commands that are answered at once.
-    pub(super) commands: MultiplexedConnection,
+    pub(super) commands: Connection,
     scripts: Scripts,
     metrics: Arc<Metrics>,
 }
@@ -213,7 +231,7 @@ impl Link {
     }
 
     /// Another connection to the same process, for a command that waits.
-    pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<MultiplexedConnection, LinkError> {
+    pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<Connection, LinkError> {
         let mut connection = url.connect(&self.address, url.credentials(), patience).await?;
         self.same_process(&mut connection).await?;
         Ok(connection)
@@ -225,7 +243,7 @@ impl Link {
     }
 
     /// An address may have become another process's between two connections.
-    async fn same_process(&self, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+    async fn same_process(&self, connection: &mut Connection) -> Result<(), LinkError> {
         let info: String = read(call(connection, cmd("INFO").arg("server")).await?)?;
         if info.contains(&format!("run_id:{}", self.run_id)) {
             Ok(())
@@ -255,8 +273,8 @@ impl Link {
     /// Sends commands at once and waits for all their answers.
     pub(super) async fn call_all(&self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
         self.metrics.add(Counter::RedisCommands, commands.len() as u64);
-        let answers = commands.query_async(&mut self.commands.clone()).await;
-        Ok(answers.inspect_err(|_| self.metrics.add(Counter::RedisErrors, 1))?)
+        let answers = self.commands.clone().call_all(commands).await;
+        answers.inspect_err(|_| self.metrics.add(Counter::RedisErrors, 1))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What one node asks all of them: the question goes by the control stream, each answer into a list that ends by itself.
 
 use super::{
+    keys::CONTROL_ENTRIES,
     link::{Link, LinkError, read},
     recovery::ALIVE_MS,
     shared::Shared,
@@ -24,7 +25,7 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
     let id = format!("{:032x}", u128::from_be_bytes(random()));
     let text = serde_json::to_string(question).map_err(|error| LinkError::Answer(error.to_string()))?;
     let mut command = cmd("XADD");
-    command.arg(&shared.keys.control).arg("MAXLEN").arg("~").arg(4_096).arg("*");
+    command.arg(&shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_ENTRIES).arg("*");
     let now = link.clock_ms().await?;
     command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(text).arg("s").arg(now);
     link.call(&command).await?;

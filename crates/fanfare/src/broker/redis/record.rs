@@ -40,6 +40,16 @@ pub(super) enum Item {
     Foreign(Foreign),
 }
 
+impl Item {
+    /// Its bytes, as far as they count.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Event(entry, _) => entry.frame.len(),
+            Self::Foreign(_) => 0,
+        }
+    }
+}
+
 /// An entry that is no event.
 #[derive(Debug)]
 pub(super) struct Foreign {

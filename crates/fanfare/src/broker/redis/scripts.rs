@@ -1,7 +1,10 @@
 //! The scripts that run inside Redis, each by its hash. What they do stands at their heads.
 
-use super::link::{LinkError, call, read};
-use redis::{aio::MultiplexedConnection, cmd};
+use super::{
+    connection::Connection,
+    link::{LinkError, call, read},
+};
+use redis::cmd;
 
 const PUT: &str = include_str!("scripts/put.lua");
 
@@ -43,7 +46,7 @@ pub(super) struct Scripts([String; BODIES.len()]);
 
 impl Scripts {
     /// Gives them to a server, which keeps them until it restarts.
-    pub(super) async fn load(connection: &mut MultiplexedConnection) -> Result<Self, LinkError> {
+    pub(super) async fn load(connection: &mut Connection) -> Result<Self, LinkError> {
         let mut hashes = [const { String::new() }; BODIES.len()];
         for (hash, body) in hashes.iter_mut().zip(BODIES) {
             let answer = call(connection, cmd("SCRIPT").arg("LOAD").arg(format!("{PUT}\n{body}"))).await?;

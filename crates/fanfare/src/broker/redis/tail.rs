@@ -1,7 +1,9 @@
 //! Brings the log's news into the window, in order and without a hole, and what nodes order each other.
 
 use super::{
+    connection::Connection,
     link::{BLOCK, Link, LinkError, read},
+    piece::Piece,
     questions,
     record::{self, Foreign, Item, stream_id, text},
     revoked,
@@ -10,22 +12,21 @@ use super::{
 };
 use crate::{broker::Order, clock, metrics::Counter};
 use fanfare_core::{Lineage, Position, window::Entry};
-use redis::{Value, aio::MultiplexedConnection, cmd};
+use redis::{Value, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
-
-/// The most entries in one answer.
-const COUNT: usize = 512;
 
 /// How far the next entry may be from the window's head before it is doubted: as far as the scripts follow foreign entries.
 const MAX_JUMP: u64 = 1 << 20;
 
 /// Fills the window up to the log's head.
 pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<(), LinkError> {
+    let mut piece = Piece::default();
     loop {
         let from = shared.tail.window().read().head() + 1;
-        let page = cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(COUNT).take();
-        if take_items(shared, link, record::items(link.call(&page).await?, shared.epoch())?, false).await? == Taken::All
-        {
+        let page =
+            cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(piece.count()).take();
+        let items = record::items(link.call(&page).await?, shared.epoch())?;
+        if take_items(shared, link, items, &mut piece, false).await? == Taken::All {
             break;
         }
     }
@@ -48,10 +49,17 @@ enum Taken {
 }
 
 /// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
-/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a link that begins
-/// the log was just looked at, so such an entry is foreign.
-async fn take_items(shared: &Shared, link: &Link, items: Vec<Item>, live: bool) -> Result<Taken, LinkError> {
-    let taken = if items.len() < COUNT { Taken::All } else { Taken::Part };
+/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a link
+/// that begins the log was just looked at, so such an entry is foreign.
+async fn take_items(
+    shared: &Shared,
+    link: &Link,
+    items: Vec<Item>,
+    piece: &mut Piece,
+    live: bool,
+) -> Result<Taken, LinkError> {
+    let taken = if items.len() < piece.count() { Taken::All } else { Taken::Part };
+    piece.was(items.len(), items.iter().map(Item::weight).sum());
     let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
     let (lineage, mut next) = {
         let window = shared.tail.window().read();
@@ -130,20 +138,21 @@ fn is_of(lineage: &Lineage, entry: &Entry, epoch: u64) -> bool {
 pub(super) async fn run(
     shared: &Arc<Shared>,
     link: &Link,
-    mut connection: MultiplexedConnection,
+    mut connection: Connection,
     orders: &mut String,
 ) -> Result<Infallible, LinkError> {
-    let (keys, block) = (&shared.keys, clock::millis(BLOCK));
+    let (keys, block, mut piece) = (&shared.keys, clock::millis(BLOCK), Piece::default());
     loop {
         let head = *shared.head.borrow();
         let mut xread = cmd("XREAD");
-        xread.arg("BLOCK").arg(block).arg("COUNT").arg(COUNT).arg("STREAMS");
+        xread.arg("BLOCK").arg(block).arg("COUNT").arg(piece.count()).arg("STREAMS");
         xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
         let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
-            all = take_items(shared, link, record::items(answer, shared.epoch())?, true).await? == Taken::All;
+            let items = record::items(answer, shared.epoch())?;
+            all = take_items(shared, link, items, &mut piece, true).await? == Taken::All;
             shared.tail.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {

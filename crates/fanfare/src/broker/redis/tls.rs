@@ -1,6 +1,6 @@
 //! TLS to Redis with certificates of its own: whom to trust, and what to show. The rest of the log knows nothing of it.
 
-use super::{link::LinkError, url::Address};
+use super::url::Address;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
     client::{
@@ -12,7 +12,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, OnceLock},
+};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -72,14 +75,17 @@ impl RedisTls {
         Ok(Self(Arc::new(config)))
     }
 
-    pub(super) async fn dial(&self, at: &Address) -> Result<TlsStream<TcpStream>, LinkError> {
-        let connecting = async {
-            let stream = TcpStream::connect((at.host.as_str(), at.port)).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from(at.host.clone()).map_err(io::Error::other)?;
-            TlsConnector::from(self.0.clone()).connect(name, stream).await
-        };
-        connecting.await.map_err(|error| LinkError::unreachable(at, &error.to_string()))
+    /// What the system trusts, as it was at the first use.
+    pub(super) fn system() -> Result<&'static Self, BadRedisTls> {
+        static SYSTEM: OnceLock<Result<RedisTls, BadRedisTls>> = OnceLock::new();
+        SYSTEM.get_or_init(|| Self::new(None, None)).as_ref().map_err(Clone::clone)
+    }
+
+    pub(super) async fn dial(&self, at: &Address) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect((at.host.as_str(), at.port)).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(at.host.clone()).map_err(io::Error::other)?;
+        TlsConnector::from(self.0.clone()).connect(name, stream).await
     }
 }
 

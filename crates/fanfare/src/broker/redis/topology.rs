@@ -1,19 +1,19 @@
 //! Where the server is that holds the log: the one place where a single server, Sentinel and Cluster differ.
 
 use super::{
+    connection::Connection,
     link::{LinkError, call, read},
     tls::RedisTls,
     url::{Address, RedisUrl, Topology},
 };
-use crate::environment::{self, Dialing, Stream};
+use crate::environment::{self, Stream};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisResult, Value,
-    aio::{MultiplexedConnection, PubSub},
-    cmd,
+use redis::{RedisConnectionInfo, Value, aio::PubSub, cmd};
+use std::{collections::HashMap, io, time::Duration};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
 };
-use std::{collections::HashMap, time::Duration};
-use tokio::time::timeout;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -136,36 +136,35 @@ impl RedisUrl {
         info
     }
 
-    /// What opens connections to one server.
-    fn client(&self, at: &Address, info: RedisConnectionInfo) -> Result<Client, LinkError> {
-        let (host, port) = (at.host.clone(), at.port);
-        let address = if at.is_path() {
-            ConnectionAddr::Unix(host.into())
-        } else if self.tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        let info = address.into_connection_info().map_err(LinkError::from)?.set_redis_settings(info);
-        Client::open(info).map_err(LinkError::from)
+    /// Opens a stream to a server.
+    async fn dial(&self, at: &Address) -> Result<Box<dyn Stream>, LinkError> {
+        let dialed = |error: io::Error| LinkError::connecting(at, error.into());
+        if let Some(dialing) = environment::dial(&at.host, at.port) {
+            return dialing.await.map_err(|error| LinkError::unreachable(at, &error.to_string()));
+        }
+        if at.is_path() {
+            return Ok(Box::new(UnixStream::connect(&at.host).await.map_err(dialed)?));
+        }
+        if self.tls {
+            let system = || RedisTls::system().map_err(|error| LinkError::unreachable(at, &error.to_string()));
+            let certificates = self.certificates.as_ref().map_or_else(system, Ok)?;
+            return Ok(Box::new(certificates.dial(at).await.map_err(dialed)?));
+        }
+        let stream = TcpStream::connect((at.host.as_str(), at.port)).await.map_err(dialed)?;
+        stream.set_nodelay(true).map_err(dialed)?;
+        Ok(Box::new(stream))
     }
 
-    /// Opens a connection whose every answer must come within `patience`.
+    /// Opens a connection whose answers must come within `patience`, or go on coming.
     pub(super) async fn connect(
         &self,
         at: &Address,
         info: RedisConnectionInfo,
         patience: Duration,
-    ) -> Result<MultiplexedConnection, LinkError> {
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(patience));
+    ) -> Result<Connection, LinkError> {
         let connecting = async {
-            let opened = match (environment::dial(&at.host, at.port), self.certificates()) {
-                (Some(dialing), _) => over(dialed(at, dialing).await?, &info, config).await,
-                (None, Some(certificates)) => over(certificates.dial(at).await?, &info, config).await,
-                (None, None) => self.client(at, info)?.get_multiplexed_async_connection_with_config(&config).await,
-            };
-            opened.map_err(|error| LinkError::connecting(at, error))
+            let stream = self.dial(at).await?;
+            Connection::over(stream, &info, patience).await.map_err(|error| LinkError::connecting(at, error))
         };
         in_time(at, CONNECT, connecting).await
     }
@@ -178,39 +177,15 @@ impl RedisUrl {
         patience: Duration,
     ) -> Result<PubSub, LinkError> {
         let connecting = async {
-            let opened = match (environment::dial(&at.host, at.port), self.certificates()) {
-                (Some(dialing), _) => PubSub::new(&info, dialed(at, dialing).await?).await,
-                (None, Some(certificates)) => PubSub::new(&info, certificates.dial(at).await?).await,
-                (None, None) => self.client(at, info)?.get_async_pubsub().await,
-            };
-            opened.map_err(|error| LinkError::connecting(at, error))
+            let stream = self.dial(at).await?;
+            PubSub::new(&info, stream).await.map_err(|error| LinkError::connecting(at, error))
         };
         in_time(at, patience, connecting).await
     }
 
-    /// Certificates other than the system's.
-    fn certificates(&self) -> Option<&RedisTls> {
-        self.certificates.as_ref().filter(|_| self.tls)
-    }
-
-    async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<MultiplexedConnection, LinkError> {
+    async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<Connection, LinkError> {
         self.connect(at, info, CONNECT).await
     }
-}
-
-/// Makes a connection of a stream.
-async fn over(
-    stream: impl Stream + 'static,
-    info: &RedisConnectionInfo,
-    config: AsyncConnectionConfig,
-) -> RedisResult<MultiplexedConnection> {
-    let (connection, driver) = MultiplexedConnection::new_with_config(info, stream, config).await?;
-    environment::spawn(driver);
-    Ok(connection)
-}
-
-async fn dialed(at: &Address, dialing: Dialing) -> Result<Box<dyn Stream>, LinkError> {
-    dialing.await.map_err(|error| LinkError::unreachable(at, &error.to_string()))
 }
 
 /// Waits for a connection, because the settings' own times don't cover the whole of a handshake.

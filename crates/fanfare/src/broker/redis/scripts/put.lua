@@ -43,13 +43,13 @@ end
 -- Adds an entry to the control stream. One that somebody else put at the last possible id would keep out every other, so
 -- the stream then begins anew; what nodes have not read of it is void.
 local function tell(control, ...)
-  local added = redis.pcall('XADD', control, 'MAXLEN', '~', 4096, '*', ...)
+  local added = redis.pcall('XADD', control, 'MAXLEN', '~', 163840, '*', ...)
   if type(added) == 'table' and added.err then
     if string.find(added.err, 'exhausted', 1, true) or string.find(added.err, 'equal or smaller', 1, true) then
       redis.call('DEL', control)
     end
     -- Raises the same error for the whole script, if it was another.
-    redis.call('XADD', control, 'MAXLEN', '~', 4096, '*', ...)
+    redis.call('XADD', control, 'MAXLEN', '~', 163840, '*', ...)
   end
 end
 

@@ -10,10 +10,10 @@ for i = 2, #ARGV, 2 do
 end
 if #ordered > 256 then
   -- One for each would trim other orders from the stream before nodes have read them.
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 4096, '*', 'k', 'revocations')
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 163840, '*', 'k', 'revocations')
 else
   for _, i in ipairs(ordered) do
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', 4096, '*', 'k', 'revoke', 'w', ARGV[i + 1], 's', ARGV[i])
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', 163840, '*', 'k', 'revoke', 'w', ARGV[i + 1], 's', ARGV[i])
   end
 end
 return #ordered
