@@ -1,5 +1,5 @@
-//! A connection to a server whose answers must come in time. Time is counted from the question or from the last byte that
-//! was sent or received, whichever is later: a slow link that makes progress is no silent one.
+//! A connection to a server whose answers must come in time. Time is counted from the question or from the last byte
+//! that was sent or received, whichever is later: a slow link that makes progress is no silent one.
 
 use super::link::{ANSWER, LinkError};
 use crate::environment::{self, Stream};

@@ -49,8 +49,8 @@ enum Taken {
 }
 
 /// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
-/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a link
-/// that begins the log was just looked at, so such an entry is foreign.
+/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a
+/// link that begins the log was just looked at, so such an entry is foreign.
 async fn take_items(
     shared: &Shared,
     link: &Link,
