@@ -162,16 +162,28 @@ impl Oracle {
         }
     }
 
+    /// Whether a client was to get an acknowledged event, did not, and was told of no gap since its publish began.
+    fn misses(&self, client: usize, number: usize, event: &Published) -> bool {
+        let seen = &self.clients[client];
+        let waited = seen.since.is_some_and(|since| since < event.began);
+        let excused = seen.gaps.last().is_some_and(|gap| *gap >= event.began);
+        waited && !excused && !seen.all.has(number) && self.is_for(client, event.audience)
+    }
+
+    /// Whether any client misses anything that was acknowledged.
+    pub(crate) fn owes(&self) -> bool {
+        let acknowledged = || self.events.iter().enumerate().filter(|(_, event)| event.acknowledged.is_some());
+        (0..self.clients.len()).any(|client| acknowledged().any(|(number, event)| self.misses(client, number, event)))
+    }
+
     /// Looks for what nobody was told of, once everything is at rest.
     pub(crate) fn check(&mut self) {
         for client in 0..self.clients.len() {
             let (mut lost, mut first) = (0, None);
             for (number, event) in self.events.iter().enumerate() {
-                let Some(acknowledged) = event.acknowledged else { continue };
-                let seen = &self.clients[client];
-                let waited = seen.since.is_some_and(|since| since < event.began);
-                let excused = seen.gaps.last().is_some_and(|gap| *gap >= event.began);
-                if waited && !excused && !seen.all.has(number) && self.is_for(client, event.audience) {
+                if let Some(acknowledged) = event.acknowledged
+                    && self.misses(client, number, event)
+                {
                     lost += 1;
                     first.get_or_insert((number, event.began, acknowledged));
                 }
