@@ -55,9 +55,9 @@ describe("the first minute", () => {
     assert.match(await page.text("cursor"), /^pos-/);
     assert.equal(await page.text("heartbeat"), "every 30 s");
 
-    const { event_id: id } = JSON.parse(await hub.paste(...publishing));
+    const { event_id: id, position } = JSON.parse(await hub.paste(...publishing));
     await page.event(id);
-    assert.equal(await page.text("cursor"), id);
+    assert.equal(await page.text("cursor"), position, "the cursor is the event's position, and not its id");
 
     await page.page.reload();
     await page.state("live");
