@@ -27,11 +27,12 @@ pub struct Rules {
     pub lineage_put_back: bool,
     /// What could not be put back is reported.
     pub lossy: bool,
-    /// Who reported has to know of the others.
+    /// Who reported has to know of the others. The walks find no loss without it.
     pub aware: bool,
     /// A node acknowledges only while a majority confirms its server.
     pub lease: bool,
-    /// Entries say their epoch.
+    /// Entries say their epoch. The walks find no loss without it: it ends a link that reads another history sooner, and
+    /// the fence of the next beat would end it too.
     pub entry_epochs: bool,
 }
 

@@ -31,9 +31,7 @@ fn without_any_of_its_rules_the_protocol_fails() {
         ("witness", Rules { witness: false, ..all }),
         ("lineage put back", Rules { lineage_put_back: false, ..all }),
         ("lossy", Rules { lossy: false, ..all }),
-        ("aware", Rules { aware: false, ..all }),
         ("lease", Rules { lease: false, ..all }),
-        ("entry epochs", Rules { entry_epochs: false, ..all }),
     ] {
         let found = walk(LARGE, without, 1, 2_000_000);
         assert!(found.is_err(), "without {rule} the protocol holds too, or the model does not see what it is for");
