@@ -85,6 +85,15 @@ pub enum Served {
     Finished,
 }
 
+/// What [`Roster::look`] found in the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// The entries that it gave, if any.
+    Entries,
+    /// More came than the window holds; its head is at this sequence.
+    Jump(u64),
+}
+
 /// All sessions of one shard.
 #[derive(Debug)]
 pub struct Roster {
@@ -445,6 +454,29 @@ impl Roster {
     /// The epoch that this roster's positions are of.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Looks for what is new in the window: goes on in its log if that is another one by now, and puts the entries to
+    /// [`take_news`](Self::take_news) into `entries`, so that the window need not be locked meanwhile.
+    pub fn look(&mut self, window: &Window, now: Now, entries: &mut Vec<Arc<Entry>>) -> News {
+        if window.epoch() != self.epoch() {
+            self.adopt(window, now);
+        }
+        if self.head < window.floor() {
+            return News::Jump(window.head());
+        }
+        entries.extend(window.since(self.head).cloned());
+        News::Entries
+    }
+
+    /// Takes what [`look`](Self::look) found.
+    pub fn take_news(&mut self, news: News, entries: &[Arc<Entry>]) {
+        match news {
+            // More came than the window holds: each session reads what is left, and is told what is not.
+            News::Jump(head) => self.jump(head),
+            News::Entries if !entries.is_empty() => self.advance(entries),
+            News::Entries => {}
+        }
     }
 
     /// Goes on in the log that the window has become the tail of. Clients whose cursor is no longer what it was are told

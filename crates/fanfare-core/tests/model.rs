@@ -259,15 +259,9 @@ impl World {
 
     /// As a shard does it.
     fn pull(&mut self) {
-        if self.roster.epoch() != self.window.epoch() {
-            self.roster.adopt(&self.window, self.now);
-        }
-        if self.roster.head() < self.window.floor() {
-            self.roster.jump(self.window.head());
-        } else {
-            let entries: Vec<_> = self.window.since(self.roster.head()).cloned().collect();
-            self.roster.advance(&entries);
-        }
+        let mut entries = Vec::new();
+        let news = self.roster.look(&self.window, self.now, &mut entries);
+        self.roster.take_news(news, &entries);
     }
 
     fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
@@ -276,7 +270,7 @@ impl World {
             self.pull();
         }
         if matches!(resume, Resume::No) {
-            // Who begins anew is given a name of this epoch, and knows nothing of before.
+            // A client without a cursor receives a connection id of this epoch, and has seen nothing before.
             self.cut(who);
             let name = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
             self.clients[who].connection = ConnectionId(name | who as u128);
@@ -290,7 +284,7 @@ impl World {
             Resume::Seen(back) => client.seen.iter().rev().nth(*back).map(|(place, _)| place.to_string()),
             Resume::Bare(back) => client.seen.iter().rev().nth(*back).map(|(place, id)| {
                 truth = Some(*place);
-                // Of an id that was published again beyond the horizon, its publisher lets nobody know.
+                // An id that is published again beyond the horizon can't be recognised.
                 if self.reused.contains(id) { place.to_string() } else { id.clone() }
             }),
             Resume::Unknown => Some("nobody-knows".to_owned()),

@@ -463,22 +463,8 @@ impl Shard {
     /// Takes what is new in the window, as the hub's shards do.
     fn pull(&mut self, now: Now) {
         let mut entries = Vec::new();
-        let lost = {
-            let window = self.node.follower.window.read();
-            if window.epoch() != self.roster.epoch() {
-                self.roster.adopt(&window, now);
-            }
-            let lost = self.roster.head() < window.floor();
-            if !lost {
-                entries.extend(window.since(self.roster.head()).cloned());
-            }
-            lost.then(|| window.head())
-        };
-        match lost {
-            Some(head) => self.roster.jump(head),
-            None if !entries.is_empty() => self.roster.advance(&entries),
-            None => {}
-        }
+        let news = self.roster.look(&self.node.follower.window.read(), now, &mut entries);
+        self.roster.take_news(news, &entries);
     }
 
     fn obey(&mut self, now: Now) {

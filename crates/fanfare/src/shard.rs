@@ -379,27 +379,15 @@ impl Shard {
     /// Takes what is new in the window.
     fn pull(&mut self, now: Now) {
         let mut entries = std::mem::take(&mut self.entries);
-        let lost = {
-            let window = self.node.window.read();
-            if window.epoch() != self.roster.epoch() {
-                self.roster.adopt(&window, now);
-                if let Some(draining) = &mut self.draining {
-                    // What the log lost is not waited for.
-                    draining.head = draining.head.min(self.roster.head());
-                }
-            }
-            let lost = self.roster.head() < window.floor();
-            if !lost {
-                entries.extend(window.since(self.roster.head()).cloned());
-            }
-            lost.then(|| window.head())
-        };
-        match lost {
-            // More came than the window holds: each session reads what is left, and is told what is not.
-            Some(head) => self.roster.jump(head),
-            None if !entries.is_empty() => self.roster.advance(&entries),
-            None => {}
+        let epoch = self.roster.epoch();
+        let news = self.roster.look(&self.node.window.read(), now, &mut entries);
+        if let Some(draining) = &mut self.draining
+            && self.roster.epoch() != epoch
+        {
+            // What the log lost is not waited for.
+            draining.head = draining.head.min(self.roster.head());
         }
+        self.roster.take_news(news, &entries);
         entries.clear();
         self.entries = entries;
     }
