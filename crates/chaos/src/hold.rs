@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
@@ -16,7 +16,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{HubProcess, RedisServer, until};
+use testbed::{HubProcess, RedisServer, post_event, until};
 use tokio::{net::TcpSocket, runtime::Runtime, time::timeout};
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
@@ -118,16 +118,8 @@ fn each(children: &mut [(Child, BufReader<std::process::ChildStdout>)], word: &s
 }
 
 fn publish(address: SocketAddr, body: &str) -> anyhow::Result<()> {
-    let mut stream = std::net::TcpStream::connect(address)?;
-    write!(
-        stream,
-        "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        mint("publisher".to_owned(), true)?,
-        body.len()
-    )?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    let answer = post_event(address, &mint("publisher".to_owned(), true)?, body, PATIENCE)?;
+    let line = answer.lines().next().unwrap_or_default();
     ensure!(line.starts_with("HTTP/1.1 201"), "an event was refused: {line}");
     Ok(())
 }

@@ -62,8 +62,8 @@ impl Lineage {
         Self(vec![Epoch { id: epoch, after: 0, loss: Loss::Nothing }])
     }
 
-    /// A log that begins at a time, in milliseconds since 1970-01-01T00:00:00Z: what was published before that, and
-    /// whom it reached, nobody knows.
+    /// A log that begins at a time, in milliseconds since 1970-01-01T00:00:00Z: it is unknown what was
+    /// published before that, and which clients received it.
     pub fn begun(epoch: u64, unix_ms: u64) -> Self {
         Self(vec![Epoch { id: epoch, after: 0, loss: Loss::Events { began_ms: unix_ms } }])
     }

@@ -1,5 +1,5 @@
 //! Cursors that are the `event_id` of an event, as the clients of older hubs send them, and cursors that are positions:
-//! what a client is told that comes back with one after its event was published again.
+//! what a client receives that resumes with one after its event was published again.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 

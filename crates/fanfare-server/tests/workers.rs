@@ -14,7 +14,7 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
-use testbed::{Certificates, HubProcess, RedisServer, until};
+use testbed::{Certificates, HubProcess, RedisServer, post_event, until};
 use tokio::{
     task::{JoinSet, block_in_place},
     time::timeout,
@@ -83,20 +83,7 @@ fn publish_surely(hub: &HubProcess, n: u64) {
 fn try_publish(hub: &HubProcess, n: u64) -> io::Result<String> {
     let body =
         json!({ "type": "note", "audience": "everyone", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
-    block_in_place(|| {
-        let mut stream = TcpStream::connect(hub.address())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            token("backend"),
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })
+    block_in_place(|| post_event(hub.address(), &token("backend"), &body, PATIENCE))
 }
 
 fn until_there_are(hub: &HubProcess, workers: usize) -> Vec<u32> {

@@ -8,7 +8,7 @@ use nix::{
 use std::{
     env,
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -36,6 +36,24 @@ fn get_within(address: SocketAddr, path: &str, patience: Duration) -> Option<Str
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
+}
+
+/// The whole answer to publishing an event, given as JSON. Each byte of it may take up to `patience`.
+///
+/// # Errors
+/// If nobody listens, or the answer does not come in time or breaks off.
+pub fn post_event(address: SocketAddr, token: &str, event: &str, patience: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(
+        stream,
+        "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{event}",
+        event.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 impl HubProcess {

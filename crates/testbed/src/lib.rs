@@ -23,7 +23,7 @@ mod sentinel;
 pub use authority::Authority;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
-pub use hub::{HubProcess, get};
+pub use hub::{HubProcess, get, post_event};
 pub use postgres::Postgres;
 pub use process::{free_port, free_ports, until};
 pub use redis::{RedisServer, RedisSetup, redis_programs};

@@ -5,7 +5,7 @@ use fanfare::{Minter, auth::Claims};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, Read, Write},
+    io,
     net::{SocketAddr, TcpStream},
     path::Path,
     sync::{
@@ -15,7 +15,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
-use testbed::HubProcess;
+use testbed::{HubProcess, post_event};
 use tokio_tungstenite::tungstenite::{Error, Message, client};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
@@ -102,17 +102,7 @@ impl Publisher {
     fn post(&self, hub: &HubProcess, id: &str) -> io::Result<bool> {
         let data = json!({ "pad": "x".repeat(self.pad) });
         let body = json!({ "type": "note", "audience": "everyone", "event_id": id, "data": data }).to_string();
-        let mut stream = TcpStream::connect(hub.address())?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        write!(
-            stream,
-            "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            token("backend"),
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let answer = post_event(hub.address(), &token("backend"), &body, ANSWER)?;
         Ok(answer.starts_with("HTTP/1.1 20"))
     }
 }

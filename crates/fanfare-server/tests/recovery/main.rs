@@ -12,7 +12,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{Cluster, RedisServer, Relay, Sentinels, until};
+use testbed::{Cluster, HubProcess, RedisServer, Relay, Sentinels, until};
 
 #[test]
 fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back_empty() {
@@ -41,7 +41,7 @@ fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_bac
     a.signal(Signal::SIGSTOP);
     redis.restart();
     b.signal(Signal::SIGCONT);
-    // Longer than a node that sees nobody else used to wait.
+    // Time for the other node to go on alone, if it does not wait for this one.
     thread::sleep(Duration::from_millis(1_500));
     a.signal(Signal::SIGCONT);
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
@@ -142,17 +142,31 @@ fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_oth
 /// Windows that hold only the newest of what `publish_beyond_windows` publishes.
 const SMALL_WINDOWS: [&str; 2] = ["--window-events", "64"];
 
+/// Hubs, each with a client, that have seen more than their windows hold since `older` was copied.
+struct Beyond {
+    hubs: [HubProcess; 2],
+    clients: [Client; 2],
+    publisher: Publisher,
+    older: Vec<u8>,
+}
+
+fn publish_beyond_windows(redis: &RedisServer) -> Beyond {
+    let hubs = [(); 2].map(|()| start(&redis.url(), &SMALL_WINDOWS));
+    let clients = [Client::connect(&hubs[0], "ann"), Client::connect(&hubs[1], "bob")];
+    let mut publisher = Publisher::default();
+    publisher.publish(&hubs[0], "a", 10);
+    let older = redis.snapshot();
+    publisher.publish(&hubs[0], "a", 250);
+    for client in &clients {
+        client.await_event("a-260");
+    }
+    Beyond { hubs, clients, publisher, older }
+}
+
 #[test]
 fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_they_hold() {
     let mut redis = RedisServer::start();
-    let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));
-    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
-    publisher.publish(&a, "a", 10);
-    let older = redis.snapshot();
-    publisher.publish(&a, "a", 250);
-    for client in [&ann, &bob] {
-        client.await_event("a-260");
-    }
+    let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);
     redis.restart_from(&older);
     publisher.publish_surely(&b, "b");
     let late = Client::resume(&b, "late", Some(&ann.place_of("a-255")));
@@ -165,15 +179,8 @@ fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_the
 #[test]
 fn a_redis_that_comes_back_from_an_older_and_then_from_a_newer_copy_is_used_again() {
     let mut redis = RedisServer::start();
-    let (a, b) = (start(&redis.url(), &SMALL_WINDOWS), start(&redis.url(), &SMALL_WINDOWS));
-    let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
-    publisher.publish(&a, "a", 10);
-    let older = redis.snapshot();
-    publisher.publish(&a, "a", 250);
+    let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);
     let newer = redis.snapshot();
-    for client in [&ann, &bob] {
-        client.await_event("a-260");
-    }
     redis.restart_from(&older);
     publisher.publish_surely(&b, "b");
     publisher.publish(&b, "b", 5);

@@ -35,7 +35,7 @@ impl MemoryBroker {
     /// An empty log. `epoch` must not have been another log's.
     pub fn new(epoch: u64, bounds: Bounds) -> Self {
         let now = clock::now().unix_ms;
-        // What a process before this one published, and whom it reached, nobody knows any more.
+        // It is unknown what an earlier process published, and which clients received it.
         let entries = Window::new(Lineage::begun(epoch, now), 0, bounds);
         Self { epoch, log: Mutex::new(Log { entries, ids: Ids::new(bounds, now), tails: Vec::new() }) }
     }

@@ -27,7 +27,7 @@ const REPLICATION: Duration = Duration::from_secs(1);
 
 /// Answers jobs until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<Job>) -> Result<Infallible, LinkError> {
-    let epoch = shared.tail.window().read().epoch();
+    let epoch = shared.epoch();
     // Until it is a member, nobody would ask for what this node acknowledged. The sender lives as long as what is shared.
     let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
     loop {

@@ -169,7 +169,7 @@ impl Bus {
             shared.metrics.add(Counter::BusReconnects, 1);
         }
         shared.up(link.clone());
-        let (head, epoch) = (*shared.head.borrow(), shared.tail.window().read().epoch());
+        let (head, epoch) = (*shared.head.borrow(), shared.epoch());
         tracing::info!(address = %link.address, version = facts.version, head, epoch = format!("{epoch:x}"), "linked to Redis");
         if let Some(started) = started.take() {
             // Who started the hub may have given up.
@@ -213,7 +213,7 @@ impl Bus {
             let own = format!("{}{}", keys.node, self.shared.node);
             let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.ears, &own];
             let mut command = link.script(Script::Leave, &names);
-            let epoch = self.shared.tail.window().read().epoch();
+            let epoch = self.shared.epoch();
             link.call(command.arg(&link.server).arg(format!("{epoch:x}")).arg(&self.shared.node)).await
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {

@@ -74,7 +74,7 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
     let mut command = link.script(Script::Beat, &names);
     command.arg(&link.server).arg(&shared.node).arg(number).arg(shared.tail.connections()).arg(ALIVE_MS);
     command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms).arg(since);
-    let epoch = shared.tail.window().read().epoch();
+    let epoch = shared.epoch();
     let seen = shared.members().version();
     command.arg(format!("{epoch:x}")).arg(seen).arg(REMOVED_MS);
     let (before, at) = (*shared.head.borrow(), clock::now().mono_ms);
