@@ -104,7 +104,7 @@ impl Relay {
         }
     }
 
-    /// Lets only so many bytes a second pass in each direction, all connections together; 0: no limit.
+    /// Lets only so many bytes a second pass in each direction of each connection; 0: no limit.
     pub fn limit(&self, bytes_a_second: u64) {
         self.state.rate.store(bytes_a_second, Ordering::Relaxed);
     }
