@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -119,6 +120,12 @@ class Hub:
         self.process.kill()
         self.process.wait()
         self.reader.join()
+
+    def halt(self) -> None:
+        """kill -STOP: it answers nothing, and its connections stay."""
+        self.process.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{self.process.pid}/stat")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the program to halt")
 
     def restart(self) -> None:
         self.kill()

@@ -1,11 +1,13 @@
 """The Python package's listeners against running hubs: tokens, topics, cursors, and what ends one."""
 
 import asyncio
+import gc
 import json
 import logging
 import pickle
 import threading
 import time
+import warnings
 
 import pytest
 from fanfare_publisher import Gap, HubError, Listener, Refused, SyncListener, TopicRefused
@@ -268,6 +270,44 @@ def test_after_the_end_there_is_nothing_more(hub):
     assert list(events) == []
     with pytest.raises(TimeoutError):
         events.wait_until_live(0.01)
+
+
+# fault: the event loop ends, or the thread is told to, while the closing handshake waits for a hub that is halted
+@pytest.mark.parametrize("kind", [Listener, SyncListener])
+def test_a_listener_that_is_left_leaves_no_connection_open(hub_with, kind):
+    hub = hub_with()
+    listener = kind(hub.url(), token("ann"))
+
+    async def listen() -> None:
+        async def publish() -> None:
+            await listener.live.wait()
+            await asyncio.to_thread(hub.publish, "halted")
+
+        publishing = asyncio.ensure_future(publish())
+        async for _ in listener:
+            await publishing
+            hub.halt()
+            break
+        # The closing handshake begins when the loop has its turn.
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+        earlier = len(caught)
+        if kind is Listener:
+            asyncio.run(listen())
+        else:
+            with listener as events:
+                events.wait_until_live(GENEROUS)
+                hub.halt()
+                # As when the machine is so busy that the thread is asked twice.
+                loop, task = events._loop, events._task
+                loop.call_soon_threadsafe(lambda: (task.cancel(), loop.call_later(0.1, task.cancel)))
+        del listener
+        gc.collect()
+    assert [str(one.message) for one in caught[earlier:] if one.category is ResourceWarning] == []
 
 
 def test_a_listener_logs_its_connections_and_no_token(hub_with, caplog):

@@ -91,9 +91,12 @@ class Listener:
         while True:
             code, reason, problem = 1006, "", "the connection ended"
             try:
-                async with await self._connect() as socket:
+                socket = await self._connect()
+                try:
                     async for heard in self._attend(socket):
                         yield heard
+                finally:
+                    await self._close(socket)
             except ConnectionClosed as closed:
                 if closed.rcvd:
                     code, reason = closed.rcvd.code, closed.rcvd.reason
@@ -111,13 +114,21 @@ class Listener:
             log.log(logging.INFO if was_live else logging.WARNING, "not connected: %s; next attempt in %.1f s", problem, wait)
             await asyncio.sleep(wait)
 
-    async def _connect(self) -> Any:
+    async def _connect(self) -> ClientConnection:
         from websockets.asyncio.client import connect
 
         url, headers = self._client.opening(await self._tokens.get(self._client.token_reason))
-        return connect(
+        return await connect(
             url, additional_headers=headers, ping_interval=None, max_size=None, close_timeout=2, logger=_quiet
         )
+
+    @staticmethod
+    async def _close(socket: ClientConnection) -> None:
+        try:
+            await socket.close()
+        finally:
+            # A loop that ends cancels the closing handshake, which would leave the connection open.
+            socket.transport.abort()
 
     async def _attend(self, socket: ClientConnection) -> AsyncIterator[Heard]:
         """What comes from one connection, until it ends."""
