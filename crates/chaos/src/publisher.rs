@@ -1,7 +1,8 @@
-//! Publishers: each publishes its numbers in order, one after the other, and each until it is acknowledged.
+//! Publishers: each publishes its events until they are acknowledged, one after the other, in batches, or several at once.
 
-use crate::load::Load;
+use crate::{load::Load, oracle::Event};
 use anyhow::{Context, ensure};
+use fanfare::Position;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, body::Bytes, header};
 use hyper_util::{
@@ -13,18 +14,54 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
 
 /// How long a publisher waits for an answer before it asks again.
 const ANSWER: Duration = Duration::from_secs(8);
+
+/// How many events one publisher has under way at once.
+const PIPELINE: usize = 8;
+
+/// The most events in a batch.
+const BATCH: usize = 12;
+
+/// Every how many events one of long ago is repeated, and how many events ago.
+const REPEAT_EVERY: u64 = 20;
+const REPEAT_BACK: u64 = 300;
 
 /// How a publisher works.
 #[derive(Debug, Clone)]
 pub(crate) enum Way {
     /// Over HTTP, to an audience.
-    Http { audience: Value, twice: bool },
+    Http { audience: Value, style: Style },
     /// As the reference does it: `PUBLISH` on `ws:broadcast`, which nobody acknowledges.
     Channel,
+}
+
+/// How a publisher uses HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// One event, until it is acknowledged, then the next.
+    InTurn,
+    /// The same with events of 8 KB, so that a client that does not read has more waiting than sockets take.
+    Large,
+    /// The same, and each a second time after that, and some a third time much later.
+    Again,
+    /// `POST /events/batch`.
+    Batches,
+    /// Several requests at once.
+    Pipelined,
+}
+
+type Http = Client<HttpConnector, Full<Bytes>>;
+
+/// What became of an event.
+struct Answer {
+    place: Position,
+    duplicate: bool,
 }
 
 /// Publishes until the load ends.
@@ -33,46 +70,75 @@ pub(crate) async fn run(load: Arc<Load>, number: usize, way: Way) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let http = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let mut connection = None;
-    // One publishes large events, so that who does not read has more waiting than sockets take.
-    let pad = "x".repeat(if number == 2 { 8_000 } else { 120 });
-    for n in 1.. {
+    let under_way = Arc::new(Semaphore::new(PIPELINE));
+    loop {
         ticks.tick().await;
         if load.ended() {
             return;
         }
-        let event = json!({
-            "type": "chaos",
-            "event_id": format!("{}-{number}-{n}", load.run),
-            "data": { "p": number, "n": n, "pad": pad },
-        });
         match &way {
-            Way::Http { audience, twice } => {
-                let mut event = event;
-                event["audience"] = audience.clone();
-                let body = event.to_string();
-                until_taken(&load, &http, &body, false).await;
-                if *twice {
-                    until_taken(&load, &http, &body, true).await;
+            Way::Http { audience, style: Style::Batches } => {
+                let count = fastrand::usize(2..=BATCH);
+                let events: Vec<Event> = (0..count).map(|_| load.next_event(number)).collect();
+                let bodies = events.iter().map(|&event| body(&load, event, audience, Style::Batches));
+                until_taken(&load, &http, &Value::Array(bodies.collect()), &events, false).await;
+                // As many a second as the others publish.
+                for _ in 1..count {
+                    ticks.tick().await;
                 }
-                load.note_taken(number, n);
+            }
+            Way::Http { audience, style: Style::Pipelined } => {
+                let Ok(permit) = under_way.clone().acquire_owned().await else { return };
+                let event = load.next_event(number);
+                let body = body(&load, event, audience, Style::Pipelined);
+                let (load, http) = (load.clone(), http.clone());
+                tokio::spawn(async move {
+                    until_taken(&load, &http, &body, &[event], false).await;
+                    drop(permit);
+                });
+            }
+            Way::Http { audience, style } => {
+                let event = load.next_event(number);
+                let text = body(&load, event, audience, *style);
+                until_taken(&load, &http, &text, &[event], false).await;
+                if *style == Style::Again {
+                    until_taken(&load, &http, &text, &[event], true).await;
+                    if event.1 > REPEAT_BACK && event.1.is_multiple_of(REPEAT_EVERY) {
+                        let old = (number, event.1 - REPEAT_BACK);
+                        until_taken(&load, &http, &body(&load, old, audience, *style), &[old], true).await;
+                    }
+                }
             }
             Way::Channel => {
                 // Nobody says whether it arrived.
+                let event = body(&load, load.next_event(number), &Value::Null, Style::InTurn);
                 let _ = publish(&load, &mut connection, &event.to_string()).await;
-                load.published[number].store(n, Ordering::Relaxed);
             }
         }
     }
 }
 
-/// Publishes again and again under the same id until that is acknowledged.
-async fn until_taken(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, body: &str, known: bool) {
+fn body(load: &Load, (publisher, number): Event, audience: &Value, style: Style) -> Value {
+    let pad = "x".repeat(if style == Style::Large { 8_000 } else { 120 });
+    let mut event = json!({
+        "type": "chaos",
+        "event_id": format!("{}-{publisher}-{number}", load.run),
+        "data": { "p": publisher, "n": number, "pad": pad },
+    });
+    if !audience.is_null() {
+        event["audience"] = audience.clone();
+    }
+    event
+}
+
+/// Publishes again and again under the same ids until that is acknowledged.
+async fn until_taken(load: &Load, http: &Http, body: &Value, events: &[Event], again: bool) {
     let begun = Instant::now();
     loop {
-        match timeout(ANSWER, post(load, http, body)).await {
-            Ok(Ok(duplicate)) => {
-                if known && !duplicate {
-                    load.forgotten.fetch_add(1, Ordering::Relaxed);
+        match timeout(ANSWER, post(load, http, body, events.len())).await {
+            Ok(Ok(answers)) => {
+                for (&event, answer) in events.iter().zip(answers) {
+                    load.note_acknowledged(event, answer.place, again, answer.duplicate);
                 }
                 break;
             }
@@ -86,12 +152,13 @@ async fn until_taken(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, bod
     load.note_wait(begun.elapsed());
 }
 
-/// Publishes once. Returns whether the log had it already.
-async fn post(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, body: &str) -> anyhow::Result<bool> {
-    let request = Request::post(format!("http://{}/events", load.address()))
+/// Publishes once: one event, or several.
+async fn post(load: &Load, http: &Http, body: &Value, count: usize) -> anyhow::Result<Vec<Answer>> {
+    let path = if body.is_array() { "/events/batch" } else { "/events" };
+    let request = Request::post(format!("http://{}{path}", load.address()))
         .header(header::AUTHORIZATION, format!("Bearer {}", load.publisher_token))
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::from(body.to_owned()))?;
+        .body(Full::from(body.to_string()))?;
     let answer = http.request(request).await?;
     let status = answer.status();
     let text = answer.into_body().collect().await?.to_bytes();
@@ -99,7 +166,18 @@ async fn post(load: &Load, http: &Client<HttpConnector, Full<Bytes>>, body: &str
         load.note_odd(&format!("{status}: {}", String::from_utf8_lossy(&text)));
     }
     ensure!(status.is_success(), "{status}");
-    Ok(status == StatusCode::OK)
+    let value: Value = serde_json::from_slice(&text)?;
+    let results = value["results"].as_array().cloned().unwrap_or_else(|| vec![value]);
+    let read = |result: &Value| {
+        let place = result["position"].as_str()?.parse().ok()?;
+        Some(Answer { place, duplicate: result["duplicate"].as_bool()? })
+    };
+    let answers: Option<Vec<Answer>> = results.iter().map(read).collect();
+    let answers = answers.filter(|answers| answers.len() == count);
+    if answers.is_none() {
+        load.note_odd(&format!("an answer that can't be read: {}", String::from_utf8_lossy(&text)));
+    }
+    answers.context("an answer that can't be read")
 }
 
 async fn publish(

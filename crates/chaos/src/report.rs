@@ -1,6 +1,6 @@
 //! What the run showed: a line for each fault while it runs, and a table at its end.
 
-use crate::{load::Figures, oracle::Wrong, world::Fault};
+use crate::{load::Figures, world::Fault};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 #[derive(Debug, Default)]
 pub(crate) struct Report(BTreeMap<Fault, (u64, Figures)>);
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "fault",
     "times",
     "published",
@@ -16,6 +16,7 @@ const HEAD: [&str; 14] = [
     "lost",
     "doubled",
     "reordered",
+    "conflicts",
     "late",
     "expired",
     "reset",
@@ -35,8 +36,7 @@ impl Report {
     /// Whether nothing was lost, doubled or reordered, and nothing odd was seen.
     pub(crate) fn is_clean(&self) -> bool {
         let clean = |(fault, (_, figures)): (&Fault, &(u64, Figures))| {
-            let late = if fault.cuts_channels() { figures.wrong.late } else { 0 };
-            figures.wrong == Wrong { late, ..Wrong::default() } && figures.odd.is_empty()
+            figures.wrong.is_nothing(fault.cuts_channels()) && figures.odd.is_empty()
         };
         !self.0.is_empty() && self.0.iter().all(clean)
     }
@@ -81,8 +81,10 @@ impl Report {
                 "lost": figures.wrong.lost,
                 "doubled": figures.wrong.doubled,
                 "reordered": figures.wrong.reordered,
+                "conflicts": figures.wrong.conflicts,
                 "late_on_channels": figures.wrong.late,
                 "gaps": { "expired": figures.gaps_expired, "reset": figures.gaps_reset },
+                "losses_told": figures.losses,
                 "resume_ms": { "p50": ms(percentile(&figures.resumes, 50)), "p99": ms(percentile(&figures.resumes, 99)) },
                 "outage_ms": { "p50": ms(percentile(&figures.outages, 50)), "max": ms(percentile(&figures.outages, 100)) },
                 "largest_wave": figures.largest_wave,
@@ -101,11 +103,12 @@ pub(crate) fn line(fault: Fault, figures: &Figures) -> String {
     let waves =
         if *largest_wave > 0 { format!(", at most {largest_wave} told to go in a second") } else { String::new() };
     format!(
-        "{:<18} {delivered:>7} delivered, {} lost, {} doubled, {} reordered, {} gaps, {} resumes (p99 {}), outage {}{waves}{late}",
+        "{:<18} {delivered:>7} delivered, {} lost, {} doubled, {} reordered, {} conflicts, {} gaps, {} resumes (p99 {}), outage {}{waves}{late}",
         fault.word(),
         wrong.lost,
         wrong.doubled,
         wrong.reordered,
+        wrong.conflicts,
         gaps_expired + gaps_reset,
         resumes.len(),
         show(percentile(resumes, 99)),
@@ -122,6 +125,7 @@ fn row(name: &str, times: u64, figures: &Figures) -> [String; HEAD.len()] {
         figures.wrong.lost.to_string(),
         figures.wrong.doubled.to_string(),
         figures.wrong.reordered.to_string(),
+        figures.wrong.conflicts.to_string(),
         figures.wrong.late.to_string(),
         figures.gaps_expired.to_string(),
         figures.gaps_reset.to_string(),
@@ -154,6 +158,7 @@ fn show(duration: Option<Duration>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::Wrong;
 
     #[test]
     fn percentiles() {
@@ -173,6 +178,7 @@ mod tests {
             Wrong { lost: 1, ..Wrong::default() },
             Wrong { doubled: 1, ..Wrong::default() },
             Wrong { reordered: 1, ..Wrong::default() },
+            Wrong { conflicts: 1, ..Wrong::default() },
             Wrong { late: 1, ..Wrong::default() },
         ] {
             let mut report = Report::default();

@@ -3,11 +3,11 @@
 
 use crate::{
     Options, SECRET, UNLIMITED, client,
-    load::{Load, Reader},
+    load::{Habits, Load, Reader},
     mint,
-    oracle::{Ledger, Wrong},
+    oracle::{Kind, Ledger, Lineage, Wrong},
     program,
-    publisher::{self, Way},
+    publisher::{self, Style, Way},
 };
 use anyhow::Context;
 use serde_json::json;
@@ -55,13 +55,13 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     };
     let (mut dying, other) = (node(), node());
     let runtime = Runtime::new()?;
-    let mut load =
-        Load::new(format!("{:08x}", fastrand::u32(..)), other.address(), mint("publisher".into(), true)?, RATE);
-    load.published.resize_with(1, Default::default);
+    let (run, token) = (format!("{:08x}", fastrand::u32(..)), mint("publisher".into(), true)?);
+    let mut load = Load::new(run, vec![other.address()], token, RATE, &[Kind::InTurn]);
     for i in 0..clients {
         let mut ledger = Ledger::default();
-        ledger.expect(0, 1, true);
-        load.readers.push(Arc::new(Reader::new(mint(format!("user-{i}"), false)?, true, ledger)));
+        ledger.expect(0);
+        let habits = Habits { keeps_name: true, ..Habits::default() };
+        load.readers.push(Arc::new(Reader::new(mint(format!("user-{i}"), false)?, habits, ledger)));
     }
     let load = Arc::new(load);
     load.move_to(dying.address());
@@ -74,10 +74,12 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     until("all clients are connected", || load.live() == clients);
     // From here on everyone goes to the node that lives: the publisher now, the clients once theirs has died.
     load.move_to(other.address());
-    let way = Way::Http { audience: json!("everyone"), twice: false };
+    let way = Way::Http { audience: json!("everyone"), style: Style::InTurn };
     runtime.spawn(publisher::run(load.clone(), 0, way));
-    until("events arrive", || load.behind(&[20]) == 0);
-    load.take_figures();
+    until("events are published", || load.targets()[0] >= 20);
+    let lineage = || Lineage::read(&redis.cli(&["HGET", "ws:epoch", "lineage"])).unwrap_or_default();
+    until("events arrive", || load.behind(&[20], &lineage()) == 0);
+    load.take_figures(&[20], &lineage());
 
     let idle = user_memory_kib(other.id())?;
     let before = commands(&redis);
@@ -89,9 +91,9 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     thread::sleep(COUNTED.saturating_sub(begun.elapsed()));
     let after = commands(&redis);
     let targets = load.targets();
-    until("all clients are level", || load.behind(&targets) == 0);
+    until("all clients are level", || load.behind(&targets, &lineage()) == 0);
     let memory = user_memory_kib(other.id())? - idle;
-    let figures = load.take_figures();
+    let figures = load.take_figures(&targets, &lineage());
     load.ended.store(true, Ordering::Relaxed);
     runtime.shutdown_timeout(Duration::from_secs(2));
 

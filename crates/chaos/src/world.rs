@@ -1,6 +1,6 @@
 //! The servers under test: Redis in one of its topologies, and the hub with its workers.
 
-use crate::UNLIMITED;
+use crate::{UNLIMITED, oracle::Lineage};
 use nix::sys::signal::Signal;
 use std::{
     path::Path,
@@ -36,6 +36,8 @@ pub(crate) struct World {
     redis: Redis,
     pub(crate) hub: HubProcess,
     workers: usize,
+    /// The log's history, after the last fault.
+    pub(crate) known: Option<Lineage>,
 }
 
 macro_rules! faults {
@@ -117,7 +119,17 @@ impl World {
         let (count, rate) = (workers.to_string(), DRAIN_RATE.to_string());
         let arguments = [&["--redis-url", &url, "--workers", &count, "--drain-rate", &rate][..], &UNLIMITED].concat();
         let hub = HubProcess::start(program, &arguments, &[("SECRET_KEY", secret)]);
-        Self { redis, hub, workers }
+        Self { redis, hub, workers, known: None }
+    }
+
+    /// The log's history, as the server that holds it says.
+    pub(crate) fn lineage(&mut self) -> Lineage {
+        let text = match &mut self.redis {
+            Redis::Standalone(server) => server.cli(&["HGET", "ws:epoch", "lineage"]),
+            Redis::Sentinel(sentinels) => sentinels.master().cli(&["HGET", "ws:epoch", "lineage"]),
+            Redis::Cluster(cluster) => cluster.owner(LOG).cli(&["HGET", "{ws}:epoch", "lineage"]),
+        };
+        Lineage::read(&text).unwrap_or_default()
     }
 
     /// The port of the server that holds the log.

@@ -1,0 +1,275 @@
+use super::*;
+use fanfare::Position;
+
+const NOW: u64 = 1_790_000_000_000;
+
+/// One client, and one publisher that publishes an event every second from [`NOW`] on.
+struct Trial {
+    truth: Truth,
+    ledger: Ledger,
+    lineage: Lineage,
+    kind: Kind,
+}
+
+fn at(epoch: u64, sequence: u64) -> Position {
+    Position { epoch, sequence }
+}
+
+impl Trial {
+    fn new(kind: Kind) -> Self {
+        let mut ledger = Ledger::default();
+        ledger.expect(0);
+        Self { truth: Truth::new(&[kind]), ledger, lineage: Lineage::read("1:0!0").unwrap(), kind }
+    }
+
+    /// Events that are acknowledged, each at the place of its number.
+    fn published(count: u64) -> Self {
+        let mut trial = Self::new(Kind::InTurn);
+        (1..=count).for_each(|n| trial.publish(at(1, n)));
+        trial
+    }
+
+    fn publish(&mut self, place: Position) {
+        let number = self.truth.begin(0, NOW + self.truth.begun(0) * 1_000);
+        self.truth.acknowledge((0, number), place);
+    }
+
+    fn lineage(mut self, text: &str) -> Self {
+        self.lineage = Lineage::read(text).unwrap();
+        self
+    }
+
+    fn read(&mut self, number: u64, place: Position) -> &mut Self {
+        self.truth.stands((0, number), place);
+        self.ledger.read((0, number), place, Some(self.kind));
+        self
+    }
+
+    fn read_all(&mut self, numbers: &[u64]) -> &mut Self {
+        numbers.iter().for_each(|&number| {
+            self.read(number, at(1, number));
+        });
+        self
+    }
+
+    fn gap(&mut self, reset: bool, at: Position, told_s: u64) -> &mut Self {
+        self.ledger.gap(Gap { reset, at, missed: None, told_ms: NOW + told_s * 1_000 });
+        self
+    }
+
+    fn judge(&mut self) -> Wrong {
+        let targets = [self.truth.acknowledged(0)];
+        let level = self.ledger.is_level(&targets, &self.truth, &self.lineage);
+        let (mut wrong, _) = self.ledger.settle(&targets, &self.truth, &self.lineage);
+        assert_eq!(level, wrong.lost == 0);
+        wrong += self.truth.settle(&self.lineage).0;
+        wrong
+    }
+}
+
+fn wrong(lost: u64, doubled: u64, reordered: u64) -> Wrong {
+    Wrong { lost, doubled, reordered, ..Wrong::default() }
+}
+
+fn conflicts(conflicts: u64) -> Wrong {
+    Wrong { conflicts, ..Wrong::default() }
+}
+
+#[test]
+fn what_is_in_order_is_right() {
+    assert_eq!(Trial::published(3).read_all(&[1, 2, 3]).judge(), Wrong::default());
+}
+
+#[test]
+fn each_fault_of_a_client_is_found() {
+    for (numbers, expected) in [
+        (&[1, 3][..], wrong(1, 0, 0)),
+        (&[2, 3], wrong(1, 0, 0)),
+        (&[1, 2], wrong(1, 0, 0)),
+        (&[], wrong(3, 0, 0)),
+        (&[1, 2, 2, 3], wrong(0, 1, 0)),
+        (&[1, 3, 2], wrong(0, 0, 1)),
+        (&[3, 2, 2, 1], wrong(0, 1, 2)),
+    ] {
+        assert_eq!(Trial::published(3).read_all(numbers).judge(), expected, "{numbers:?}");
+    }
+}
+
+#[test]
+fn an_event_that_comes_again_at_another_place_is_one_too_many() {
+    let mut trial = Trial::published(2);
+    trial.read_all(&[1, 2]).read(1, at(1, 3));
+    assert_eq!(trial.judge(), Wrong { conflicts: 1, ..wrong(0, 1, 0) });
+}
+
+#[test]
+fn an_event_comes_again_rightly_where_its_place_or_its_id_was_lost() {
+    for (lineage, expected) in [
+        ("1:0!0,2:0!5", Wrong::default()),
+        ("1:0!0,2:2?5", Wrong::default()),
+        ("1:0!0,2:2", Wrong { conflicts: 1, ..wrong(0, 1, 0) }),
+    ] {
+        let mut trial = Trial::published(2).lineage(lineage);
+        trial.read_all(&[1, 2]).read(1, at(2, 3));
+        assert_eq!(trial.judge(), expected, "{lineage}");
+    }
+}
+
+#[test]
+fn numbers_of_one_publisher_rise_even_where_places_do() {
+    let mut trial = Trial::new(Kind::InTurn);
+    let numbers = [trial.truth.begin(0, NOW), trial.truth.begin(0, NOW)];
+    trial.truth.acknowledge((0, numbers[1]), at(1, 1));
+    trial.read(2, at(1, 1)).read(1, at(1, 2));
+    assert_eq!(trial.judge(), wrong(0, 0, 1));
+    let mut pipelined = Trial::new(Kind::Pipelined);
+    pipelined.truth.begin(0, NOW);
+    pipelined.truth.begin(0, NOW);
+    pipelined.read(2, at(1, 1)).read(1, at(1, 2));
+    assert_eq!(pipelined.judge(), Wrong::default());
+}
+
+#[test]
+fn acknowledgements_of_one_publisher_rise() {
+    let mut trial = Trial::new(Kind::InTurn);
+    trial.publish(at(1, 2));
+    trial.publish(at(1, 1));
+    assert_eq!(trial.truth.settle(&trial.lineage).0, conflicts(1));
+}
+
+#[test]
+fn a_place_names_one_event_for_all_clients() {
+    let mut trial = Trial::published(2);
+    trial.read_all(&[1, 2]);
+    assert_eq!(trial.judge(), Wrong::default());
+    let mut other = Ledger::default();
+    other.expect(0);
+    // It received the events the other way round, at the same places.
+    for (number, place) in [(2, at(1, 1)), (1, at(1, 2))] {
+        trial.truth.stands((0, number), place);
+        other.read((0, number), place, Some(Kind::Pipelined));
+    }
+    assert_eq!(
+        trial.truth.settle(&trial.lineage).0.conflicts,
+        2 + 2,
+        "two places of two events, two events at two places"
+    );
+}
+
+#[test]
+fn an_event_that_nobody_published_is_found() {
+    let mut trial = Trial::published(1);
+    trial.read_all(&[1]).read(7, at(1, 7));
+    assert_eq!(trial.judge(), conflicts(1));
+}
+
+#[test]
+fn what_is_for_others_is_wrong() {
+    let mut trial = Trial::published(1);
+    trial.read_all(&[1]);
+    trial.ledger.read((1, 1), at(1, 2), None);
+    assert_eq!(trial.judge(), wrong(0, 1, 0));
+}
+
+#[test]
+fn what_the_hub_says_was_served_does_not_come_any_more() {
+    let mut trial = Trial::published(3);
+    trial.read_all(&[1]).ledger.served(at(1, 3));
+    trial.read_all(&[2]);
+    assert_eq!(trial.judge(), wrong(1, 0, 1));
+    let mut trial = Trial::published(3);
+    trial.read_all(&[1, 2, 3]).ledger.served(at(1, 2));
+    assert_eq!(trial.judge(), wrong(0, 0, 1));
+}
+
+#[test]
+fn a_gap_explains_what_lies_before_its_place_and_nothing_behind_it() {
+    for reset in [false, true] {
+        let mut trial = Trial::published(6);
+        trial.read_all(&[1]).gap(reset, at(1, 4), 100).read_all(&[6]);
+        assert_eq!(trial.judge(), wrong(1, 0, 0), "reset: {reset}; 5 stands behind it");
+    }
+}
+
+#[test]
+fn a_gap_explains_only_what_it_counts_as_missed() {
+    let mut trial = Trial::published(6);
+    trial.read_all(&[1]);
+    trial.ledger.gap(Gap { reset: false, at: at(1, 5), missed: Some(3), told_ms: NOW + 100_000 });
+    trial.read_all(&[6]);
+    assert_eq!(trial.judge(), wrong(1, 0, 0), "it skipped 3 to 5, and not 2");
+}
+
+#[test]
+fn a_gap_explains_nothing_that_was_published_after_it_was_told() {
+    // The log lost everything behind 2, and 3 to 6 with it.
+    for (told_s, lost) in [(0, 3), (3, 2), (100, 0)] {
+        let mut trial = Trial::published(6).lineage("1:0!0,2:2!5");
+        trial.read_all(&[1, 2]).gap(true, at(2, 2), told_s);
+        // 3 began after two seconds, 6 after five.
+        trial.read(3, at(2, 3));
+        assert_eq!(trial.judge(), wrong(lost, 0, 0), "told after {told_s} s");
+    }
+}
+
+#[test]
+fn what_the_log_lost_is_explained_by_a_reset_alone() {
+    for (reset, lost) in [(true, 0), (false, 1)] {
+        let mut trial = Trial::published(3).lineage("1:0!0,2:2!5");
+        trial.read_all(&[1, 2]).gap(reset, at(2, 5), 100);
+        assert_eq!(trial.judge(), wrong(lost, 0, 0), "reset: {reset}");
+    }
+}
+
+#[test]
+fn what_survived_a_loss_behind_the_place_of_the_gap_has_to_come() {
+    let mut trial = Trial::published(4).lineage("1:0!0,2:4!5");
+    trial.read_all(&[1]).gap(true, at(2, 2), 100).read_all(&[4]);
+    assert_eq!(trial.judge(), wrong(1, 0, 0), "3 stands in the log");
+}
+
+#[test]
+fn behind_a_reset_events_may_come_again_and_in_another_order() {
+    let mut trial = Trial::published(3).lineage("1:0!0,2:1!5");
+    trial.read_all(&[1, 2, 3]).gap(true, at(2, 0), 100);
+    trial.read(1, at(1, 1)).read(3, at(2, 2)).read(3, at(2, 2));
+    assert_eq!(trial.judge(), wrong(0, 1, 0));
+}
+
+#[test]
+fn a_topic_counts_while_it_is_held() {
+    let mut trial = Trial::published(6);
+    trial.ledger = Ledger::default();
+    trial.ledger.expect_topic(0);
+    trial.ledger.hold_topic(0, at(1, 1));
+    trial.read_all(&[3]).ledger.release_topic(0, None);
+    trial.ledger.hold_topic(0, at(1, 5));
+    assert_eq!(trial.judge(), wrong(2, 0, 0), "2 and 6");
+}
+
+#[test]
+fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
+    let mut trial = Trial::new(Kind::Unacknowledged);
+    for _ in 0..4 {
+        trial.truth.begin(0, NOW);
+    }
+    trial.read(1, at(1, 1)).read(4, at(1, 2)).read(3, at(1, 3)).read(3, at(1, 3));
+    assert_eq!(trial.judge(), Wrong { late: 1, ..wrong(0, 1, 0) });
+}
+
+#[test]
+fn a_lineage_tells_what_was_lost() {
+    let lineage = Lineage::read("1f:0!1790000000000,a7:812,b:900?5,c:700!6").unwrap();
+    for (place, holds) in [
+        (at(0x1f, 700), true),
+        (at(0x1f, 701), false),
+        (at(0xa7, 813), false),
+        (at(0xc, 10_000), true),
+        (at(9, 1), false),
+    ] {
+        assert_eq!(lineage.holds(place), holds, "{place}");
+    }
+    assert_eq!(Lineage::read("1f:0!1790000000000,a7:812").map(|before| lineage.losses_since(&before)), Some(1));
+    assert!(lineage.forgot_ids_since(at(0xa7, 1)) && !lineage.forgot_ids_since(at(0xc, 1)));
+    assert_eq!(Lineage::read("nonsense"), None);
+}
