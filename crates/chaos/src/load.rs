@@ -77,6 +77,10 @@ pub(crate) struct Figures {
     pub(crate) most_resets_by_id: u64,
     /// Epochs of the log that began behind a possible loss.
     pub(crate) losses: usize,
+    /// Whether a cursor that is an `event_id` is doubtful by now.
+    pub(crate) doubts_ids: bool,
+    /// Events that nodes put back into the log.
+    pub(crate) put_back: u64,
     pub(crate) resumes: Vec<Duration>,
     /// The longest that a publisher waited for one event to be acknowledged.
     pub(crate) outages: Vec<Duration>,
@@ -286,6 +290,8 @@ impl Figures {
         self.most_resets = self.most_resets.max(other.most_resets);
         self.most_resets_by_id = self.most_resets_by_id.max(other.most_resets_by_id);
         self.losses += other.losses;
+        self.doubts_ids |= other.doubts_ids;
+        self.put_back += other.put_back;
         self.resumes.extend(other.resumes);
         self.outages.extend(other.outages);
         self.largest_wave = self.largest_wave.max(other.largest_wave);

@@ -1,19 +1,25 @@
 //! Faults under load: real processes, real servers, and an oracle that compares what was published with what was read.
 
 mod client;
+mod fault;
 mod flood;
 mod hold;
+mod interrupt;
 mod load;
 mod oracle;
+mod plan;
 mod publisher;
 mod report;
 mod stage;
+mod steps;
 mod storm;
 mod world;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 use fanfare::{Minter, auth::Claims};
+use fault::{Fault, Topology};
+use plan::Item;
 use report::Report;
 use std::{
     net::SocketAddr,
@@ -21,7 +27,6 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
-use world::{Fault, Topology};
 
 /// What one address and one user may do is not what these runs are about: all their clients are one of each.
 const UNLIMITED: [&str; 6] = [
@@ -33,18 +38,44 @@ const UNLIMITED: [&str; 6] = [
     "0",
 ];
 
+/// What the tests run: what concerns each part once, and some pairs that were hard.
+const SHORT: &[&str] = &[
+    "standalone/kill-worker@0/1",
+    "standalone/cut-clients@0/2",
+    "standalone/rolling-restart@0/3",
+    "standalone/kill-redis@0/4",
+    "standalone/forget-redis@0/5",
+    "standalone/power-loss@0/6",
+    "standalone/old-then-new@0/7",
+    "standalone/client-kill@0/8",
+    "standalone/stop-reading@0+client-pause@500/9",
+    "standalone/stop-worker@0+forget-redis@4000/10",
+    "standalone/disk-full@0+kill-worker@2000/11",
+    "networks/partition-there@0+power-loss@3000/12",
+    "sentinel/sentinel-kill@0/13",
+    "sentinel/sentinel-there-and-back@0/14",
+    "cluster/cluster-kill@0+kill-worker@1000/15",
+];
+
 const SECRET: &str = "the secret of a chaos run, not of anything else";
 
 /// Faults under load: starts Redis (alone, under Sentinel, as a Cluster) and a hub with workers, publishes to clients,
-/// injects faults, and says what was lost, doubled or reordered. Exit code 1 if anything was.
+/// lets faults happen, one after the other or several at once, and says what was lost, doubled or reordered. Exit code 1
+/// if anything was, or if clients were told of gaps that a fault does not explain.
 #[derive(Debug, Parser)]
-#[command(after_help = "Examples:\n  scripts/chaos --short\n  scripts/chaos --times 20 --json chaos.json\n  \
-                        scripts/chaos --hours 8 --faults kill-redis,sentinel-kill")]
+#[command(after_help = "Examples:
+  scripts/chaos --short                             what the tests run, about three minutes
+  scripts/chaos --times 20 --json chaos.json        every fault twenty times
+  scripts/chaos --hours 8 --faults kill-redis,sentinel-kill
+  scripts/chaos --pairs --minutes 30 --seed 7       two faults that overlap, again and again
+  scripts/chaos --triples --minutes 10 --topologies sentinel
+  scripts/chaos --window 100 --faults stop-reading,old-copy
+  scripts/chaos --repeat standalone/kill-redis@0+stop-worker@1200/42")]
 struct Options {
     /// The hub's program [default: the one beside this].
     #[arg(long)]
     bin: Option<PathBuf>,
-    /// Faults to inject, with commas between; --list shows them all.
+    /// Faults to inject one after the other, with commas between; --list shows them all.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
     /// How often each fault is injected.
@@ -53,7 +84,22 @@ struct Options {
     /// Goes on for so many hours instead.
     #[arg(long)]
     hours: Option<f64>,
-    /// Each fault once, with a small load: what the tests run.
+    /// Random pairs of faults that overlap, for --minutes.
+    #[arg(long, conflicts_with_all = ["faults", "hours", "short"])]
+    pairs: bool,
+    /// Random triples of faults that overlap, for --minutes.
+    #[arg(long, conflicts_with_all = ["faults", "hours", "short", "pairs"])]
+    triples: bool,
+    /// How long pairs or triples go on.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// Where pairs or triples happen, with commas between: standalone, networks, sentinel, cluster [default: all].
+    #[arg(long, value_delimiter = ',')]
+    topologies: Vec<String>,
+    /// Faults that a run named so, such as standalone/kill-redis@0+stop-worker@1200/42, again; more than once if given so.
+    #[arg(long)]
+    repeat: Vec<Item>,
+    /// Some faults and a few pairs, with a small load: what the tests run.
     #[arg(long)]
     short: bool,
     /// Processes of the hub.
@@ -65,6 +111,9 @@ struct Options {
     /// Events a second of each publisher.
     #[arg(long, default_value_t = 25)]
     rate: u32,
+    /// How many events the hub holds for its clients [default: all of the run]. With few of them clients find gaps.
+    #[arg(long)]
+    window: Option<usize>,
     /// Makes the same random choices again.
     #[arg(long)]
     seed: Option<u64>,
@@ -94,7 +143,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut options = Options::parse();
     if options.list {
         for fault in Fault::ALL {
-            println!("{:<18} {}", fault.word(), fault.help());
+            let topologies: Vec<_> = fault.topologies().iter().map(|topology| topology.word()).collect();
+            println!("{:<24} {} ({})", fault.word(), fault.help(), topologies.join(", "));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -113,7 +163,6 @@ fn main() -> anyhow::Result<ExitCode> {
     if options.short {
         (options.clients, options.rate) = (options.clients.min(60), options.rate.min(20));
     }
-    let faults = chosen(&options.faults)?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
     fastrand::seed(seed);
     println!(
@@ -123,34 +172,71 @@ fn main() -> anyhow::Result<ExitCode> {
         stage::PUBLISHERS,
         options.rate
     );
-    let report = run(&options, &faults, &mut fastrand::Rng::with_seed(seed))?;
+    let interrupted = interrupt::watch()?;
+    let report = run(&options, &mut fastrand::Rng::with_seed(seed), &interrupted)?;
     println!("\n{}", report.table());
+    if interrupted() {
+        println!("\nbroken off");
+        return Ok(ExitCode::from(130));
+    }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn chosen(words: &[String]) -> anyhow::Result<Vec<Fault>> {
-    let find = |word: &String| {
-        let fault = Fault::ALL.iter().find(|fault| fault.word() == word.trim());
-        fault.copied().with_context(|| format!("there is no fault {word:?}; --list shows them all"))
+/// Which faults happen.
+fn plan(options: &Options, random: &mut fastrand::Rng) -> anyhow::Result<Vec<Item>> {
+    if !options.repeat.is_empty() {
+        return Ok(options.repeat.clone());
+    }
+    if options.short {
+        return SHORT.iter().map(|item| item.parse()).collect();
+    }
+    if options.pairs || options.triples {
+        let known = |word: &String| {
+            let found = Topology::ALL.into_iter().find(|topology| topology.word() == word);
+            found.with_context(|| format!("there is no topology {word:?}"))
+        };
+        let topologies = match &options.topologies[..] {
+            [] => Topology::ALL.to_vec(),
+            words => words.iter().map(known).collect::<anyhow::Result<_>>()?,
+        };
+        let (count, lasts) = (if options.triples { 3 } else { 2 }, Duration::from_secs_f64(options.minutes * 60.0));
+        let items = plan::combinations(&topologies, count, lasts, random);
+        println!("\nthe plan, of which the time may leave out the last of each topology:");
+        items.iter().for_each(|item| println!("  {item}"));
+        return Ok(items);
+    }
+    let faults: Vec<Fault> = match &options.faults[..] {
+        [] => Fault::ALL.to_vec(),
+        words => words.iter().map(|word| plan::find(word)).collect::<anyhow::Result<_>>()?,
     };
-    if words.is_empty() { Ok(Fault::ALL.to_vec()) } else { words.iter().map(find).collect() }
+    let mut items: Vec<Item> = Vec::new();
+    for fault in faults {
+        for _ in 0..options.times {
+            items.push(Item::alone(fault, fault.topologies()[0], random.u64(0..1_000_000)));
+        }
+    }
+    random.shuffle(&mut items);
+    Ok(items)
 }
 
-fn run(options: &Options, faults: &[Fault], random: &mut fastrand::Rng) -> anyhow::Result<Report> {
+fn run(options: &Options, random: &mut fastrand::Rng, interrupted: &dyn Fn() -> bool) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let begun = Instant::now();
-    let end = options.hours.map(|hours| begun + Duration::from_secs_f64(hours * 3_600.0));
+    let hours = options.hours.map(|hours| begun + Duration::from_secs_f64(hours * 3_600.0));
     loop {
-        for topology in [Topology::Standalone, Topology::Sentinel, Topology::Cluster] {
-            let mut plan: Vec<Fault> = faults.iter().filter(|fault| fault.topology() == topology).copied().collect();
-            plan = plan.iter().flat_map(|fault| std::iter::repeat_n(*fault, options.times)).collect();
-            random.shuffle(&mut plan);
-            if !plan.is_empty() {
-                println!("\n== {topology:?}");
-                stage::run(options, topology, &plan, random, begun, &mut report)?;
-            }
+        let plan = plan(options, random)?;
+        let topologies: Vec<_> =
+            Topology::ALL.into_iter().filter(|topology| plan.iter().any(|item| item.topology == *topology)).collect();
+        for (i, topology) in topologies.iter().enumerate() {
+            let items: Vec<&Item> = plan.iter().filter(|item| item.topology == *topology).collect();
+            // What is left of the time is shared by the topologies that are left.
+            let limited = options.pairs || options.triples;
+            let left = Duration::from_secs_f64(options.minutes * 60.0).saturating_sub(begun.elapsed());
+            let share = left / u32::try_from(topologies.len() - i).unwrap_or(1);
+            let end = stage::End { at: limited.then(|| Instant::now() + share), interrupted };
+            stage::run(options, &items, begun, &end, &mut report)?;
         }
-        if end.is_none_or(|end| Instant::now() >= end) {
+        if interrupted() || hours.is_none_or(|end| Instant::now() >= end) {
             return Ok(report);
         }
     }

@@ -31,14 +31,6 @@ pub(crate) struct Wrong {
     pub(crate) late: u64,
 }
 
-impl Wrong {
-    /// Whether nothing went wrong but what may, where channels of Redis were cut.
-    pub(crate) fn is_nothing(self, cuts_channels: bool) -> bool {
-        let late = if cuts_channels { self.late } else { 0 };
-        self == Self { late, ..Self::default() }
-    }
-}
-
 impl std::ops::AddAssign for Wrong {
     fn add_assign(&mut self, other: Self) {
         self.lost += other.lost;

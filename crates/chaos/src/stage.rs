@@ -1,4 +1,4 @@
-//! One topology under load: starts it, injects faults, and waits after each until everything is level again.
+//! One topology under load: starts it, lets faults happen, and waits after each until everything is level again.
 
 use crate::{
     Options, SECRET,
@@ -6,12 +6,14 @@ use crate::{
     load::{Figures, Habits, Load, Reader},
     mint,
     oracle::{Kind, Ledger, Lineage, Wrong},
+    plan::Item,
     program,
     publisher::{self, Style, Way},
-    report::{self, Report},
-    world::{Fault, Topology, World},
+    report::{Report, Row},
+    steps,
+    world::World,
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,33 +28,66 @@ const LEVEL: Duration = Duration::from_secs(180);
 /// How many publishers there are.
 pub(crate) const PUBLISHERS: usize = 9;
 
-/// Runs faults against one topology.
+/// What ends a run before its plan does.
+pub(crate) struct End<'a> {
+    pub(crate) at: Option<Instant>,
+    pub(crate) interrupted: &'a dyn Fn() -> bool,
+}
+
+impl End<'_> {
+    fn has_come(&self) -> bool {
+        (self.interrupted)() || self.at.is_some_and(|at| Instant::now() >= at)
+    }
+}
+
+/// Lets the faults of one topology happen, one item of the plan after the other.
 pub(crate) fn run(
     options: &Options,
-    topology: Topology,
-    plan: &[Fault],
-    random: &mut fastrand::Rng,
+    plan: &[&Item],
     begun: Instant,
+    end: &End<'_>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let program = program(options)?;
-    let mut world = World::start(topology, &program, options.workers, SECRET);
+    let Some(first) = plan.first() else { return Ok(()) };
+    println!("\n== {}", first.topology.word());
+    let started = World::start(first.topology, &program(options)?, options.workers, options.window, SECRET);
+    let mut world = match started {
+        Ok(world) => world,
+        Err(why) => {
+            report.skip(&format!("every fault of the topology {}: {why}", first.topology.word()));
+            return Ok(());
+        }
+    };
     let runtime = Runtime::new()?;
     let load = begin(options, &mut world, &runtime)?;
-    for &fault in plan {
+    for item in plan {
+        if end.has_come() {
+            break;
+        }
+        let mut random = fastrand::Rng::with_seed(item.seed);
         thread::sleep(Duration::from_millis(random.u64(300..1_500)));
-        inject(fault, &mut world, &load, random)?;
+        let steps = item.faults.iter().map(|&(fault, start)| {
+            let steps = world.steps(fault, &mut random).map_err(|why| format!("{}: {why}", fault.word()))?;
+            Ok((Duration::from_millis(start), steps))
+        });
+        let steps = match steps.collect::<Result<Vec<_>, String>>() {
+            Ok(steps) => steps,
+            Err(why) => {
+                report.skip(&why);
+                continue;
+            }
+        };
+        let at = begun.elapsed();
+        let spans = steps::run(steps, &mut world, &load, end.interrupted);
+        if (end.interrupted)() {
+            break;
+        }
+        world.heal();
         let figures = settle(&load, &mut world);
-        println!("{:>7.1} s  {}", begun.elapsed().as_secs_f64(), report::line(fault, &figures));
-        for (example, clients) in figures.examples.iter().take(5) {
-            println!("           {clients} clients: {example}");
-        }
-        report.add(fault, figures);
-        if let Some(path) = &options.json {
-            // Each time, so that a run that is broken off leaves what it has.
-            std::fs::write(path, serde_json::to_string_pretty(&report.json())?)
-                .with_context(|| format!("{} can't be written", path.display()))?;
-        }
+        let row = Row::new(item, at, spans, figures, options.window.is_some());
+        println!("{}", row.line());
+        report.add(row);
+        report.write(options.json.as_deref())?;
         load.redis_port.store(world.redis_port(), Ordering::Relaxed);
     }
     load.ended.store(true, Ordering::Relaxed);
@@ -115,7 +150,7 @@ fn reader(i: usize) -> anyhow::Result<Reader> {
 fn begin(options: &Options, world: &mut World, runtime: &Runtime) -> anyhow::Result<Arc<Load>> {
     let run = format!("{:08x}", fastrand::u32(..));
     let token = mint("publisher".to_owned(), true)?;
-    let mut load = Load::new(run, vec![world.hub.address()], token, options.rate, &KINDS);
+    let mut load = Load::new(run, world.addresses(), token, options.rate, &KINDS);
     load.readers = (0..options.clients).map(|i| reader(i).map(Arc::new)).collect::<anyhow::Result<_>>()?;
     load.redis_port.store(world.redis_port(), Ordering::Relaxed);
     let load = Arc::new(load);
@@ -130,29 +165,6 @@ fn begin(options: &Options, world: &mut World, runtime: &Runtime) -> anyhow::Res
     let begun = settle(&load, world);
     ensure!(begun.delivered > 0 && begun.wrong == Wrong::default(), "the load does not start: {begun:?}");
     Ok(load)
-}
-
-fn inject(fault: Fault, world: &mut World, load: &Load, random: &mut fastrand::Rng) -> anyhow::Result<()> {
-    if world.suffer(fault, random).is_some() {
-        return Ok(());
-    }
-    let mut some = || -> Vec<&Arc<Reader>> { load.readers.iter().filter(|_| random.u8(0..3) == 0).collect() };
-    match fault {
-        Fault::Cut => {
-            for _ in 0..3 {
-                some().iter().for_each(|reader| reader.cut.notify_one());
-                thread::sleep(Duration::from_millis(700));
-            }
-        }
-        Fault::Halt => {
-            let halted = some();
-            halted.iter().for_each(|reader| reader.halted.store(true, Ordering::Relaxed));
-            thread::sleep(Duration::from_secs(6));
-            halted.iter().for_each(|reader| reader.halted.store(false, Ordering::Relaxed));
-        }
-        other => bail!("{} is for another topology", other.word()),
-    }
-    Ok(())
 }
 
 /// Waits until every publisher is acknowledged again and every client has all of it, and takes the figures.
@@ -181,15 +193,12 @@ fn settle(load: &Load, world: &mut World) -> Figures {
     });
     if !level {
         let behind = load.behind(&targets, &lineage);
-        println!("           {behind} clients are behind; the hub says:\n{}", last_lines(&world.hub.log()));
+        println!("           {behind} clients are behind; the hub says:\n{}", world.last_lines());
     }
     let mut figures = load.take_figures(&targets, &lineage);
     figures.losses = known.map_or(0, |known| lineage.losses_since(&known));
+    figures.doubts_ids = lineage.doubts_ids();
+    figures.put_back = world.put_back();
     world.known = Some(lineage);
     figures
-}
-
-fn last_lines(text: &str) -> String {
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
 }

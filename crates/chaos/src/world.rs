@@ -1,13 +1,24 @@
 //! The servers under test: Redis in one of its topologies, and the hub with its workers.
 
-use crate::{UNLIMITED, oracle::Lineage};
-use nix::sys::signal::Signal;
-use std::{
-    path::Path,
-    thread,
-    time::{Duration, Instant},
+mod clients;
+mod cluster;
+mod disk;
+mod networks;
+mod nodes;
+mod redis;
+mod sentinel;
+
+use crate::{
+    UNLIMITED,
+    fault::{Fault, Topology},
+    oracle::Lineage,
+    steps::Steps,
 };
-use testbed::{Cluster, HubProcess, RedisServer, Sentinels, until};
+use disk::Disk;
+use networks::Networks;
+use nix::sys::signal::Signal;
+use std::{net::SocketAddr, path::Path, time::Duration};
+use testbed::{Cluster, HubProcess, RedisServer, Relay, Sentinels};
 
 /// The key that tells which server of a Cluster counts.
 const LOG: &str = "{ws}:log";
@@ -15,17 +26,10 @@ const LOG: &str = "{ws}:log";
 /// How clients a second may be told to go, for each worker.
 pub(crate) const DRAIN_RATE: usize = 10;
 
-/// How Redis is set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Topology {
-    Standalone,
-    Sentinel,
-    Cluster,
-}
-
 #[derive(Debug)]
 enum Redis {
-    Standalone(Box<RedisServer>),
+    /// One server; nodes connect through the relay, if there is one.
+    One(Box<RedisServer>, Option<Relay>),
     Sentinel(Sentinels),
     Cluster(Cluster),
 }
@@ -33,101 +37,166 @@ enum Redis {
 /// Redis and a hub.
 #[derive(Debug)]
 pub(crate) struct World {
+    // Dropped in this order: nodes, servers, what servers stand on.
+    hub: Nodes,
     redis: Redis,
-    pub(crate) hub: HubProcess,
-    workers: usize,
+    disk: Option<Disk>,
     /// The log's history, after the last fault.
     pub(crate) known: Option<Lineage>,
+    /// How much of each node's log was read.
+    read: Vec<usize>,
 }
 
-macro_rules! faults {
-    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal, $topology:ident;)+) => {
-        /// Something that goes wrong.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub(crate) enum Fault { $($(#[doc = $doc])+ $name,)+ }
-
-        impl Fault {
-            /// Every fault, those of one topology together.
-            pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
-
-            pub(crate) const fn word(self) -> &'static str {
-                match self { $(Self::$name => $word),+ }
-            }
-
-            pub(crate) const fn help(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
-            }
-
-            /// Whether it cuts connections to Redis, so that what is published on its channels is heard by some nodes
-            /// and not by others.
-            pub(crate) const fn cuts_channels(self) -> bool {
-                !matches!(self, Self::KillWorker | Self::StopWorker | Self::Roll | Self::Cut | Self::Halt)
-            }
-
-            pub(crate) const fn topology(self) -> Topology {
-                match self { $(Self::$name => Topology::$topology),+ }
-            }
-        }
-    };
+#[derive(Debug)]
+enum Nodes {
+    /// One hub with workers.
+    Workers { hub: HubProcess, count: usize },
+    /// Hubs in networks of their own.
+    Networks(Networks),
 }
 
-faults! {
-    /// A worker is killed (SIGKILL).
-    KillWorker = "kill-worker", Standalone;
-    /// A worker is halted for ten seconds (SIGSTOP).
-    StopWorker = "stop-worker", Standalone;
-    /// Redis is killed, its append-only file on, and started again after one to five seconds.
-    KillRedis = "kill-redis", Standalone;
-    /// Redis is halted for ten seconds (SIGSTOP).
-    StopRedis = "stop-redis", Standalone;
-    /// Redis closes every connection of every node (CLIENT KILL).
-    ClientKill = "client-kill", Standalone;
-    /// Redis answers nobody for three seconds (CLIENT PAUSE).
-    ClientPause = "client-pause", Standalone;
-    /// Redis loses everything it has, while the nodes live.
-    ForgetRedis = "forget-redis", Standalone;
-    /// All workers are replaced, one at a time (SIGHUP).
-    Roll = "rolling-restart", Standalone;
-    /// A third of the clients are cut off, and again.
-    Cut = "cut-clients", Standalone;
-    /// A third of the clients stop reading for six seconds.
-    Halt = "stop-reading", Standalone;
-    /// Sentinel makes a replica the master.
-    SentinelFailover = "sentinel-failover", Sentinel;
-    /// The master under Sentinel is killed.
-    SentinelKill = "sentinel-kill", Sentinel;
-    /// The master under Sentinel is halted until it is replaced, and then comes back.
-    SentinelStop = "sentinel-stop", Sentinel;
-    /// The replica of the node that holds the log takes over.
-    ClusterFailover = "cluster-failover", Cluster;
-    /// The node of the Cluster that holds the log is killed.
-    ClusterKill = "cluster-kill", Cluster;
-}
+/// Why a topology can't be had here.
+pub(crate) type Unavailable = String;
 
 impl World {
-    pub(crate) fn start(topology: Topology, program: &Path, workers: usize, secret: &str) -> Self {
+    /// Starts Redis and the hub. `window`: how many events the hub holds for its clients.
+    pub(crate) fn start(
+        topology: Topology,
+        program: &Path,
+        workers: usize,
+        window: Option<usize>,
+        secret: &str,
+    ) -> Result<Self, Unavailable> {
+        let mut disk = None;
         let redis = match topology {
-            Topology::Standalone => Redis::Standalone(Box::new(RedisServer::setup().persistent().start())),
-            Topology::Sentinel => Redis::Sentinel(Sentinels::start()),
+            Topology::Standalone | Topology::Networks => {
+                // A file that is written anew while it is copied would make no copy.
+                let mut setup = RedisServer::setup().persistent().line("auto-aof-rewrite-percentage 0");
+                if topology == Topology::Networks {
+                    setup = Networks::listens(setup);
+                } else {
+                    disk = Disk::mount();
+                    if let Some(disk) = &disk {
+                        setup = setup.within(disk.path());
+                    }
+                }
+                let server = setup.start();
+                let relay = (topology == Topology::Standalone).then(|| Relay::to(server.port()));
+                Redis::One(Box::new(server), relay)
+            }
+            Topology::Sentinel => Redis::Sentinel(Sentinels::start_with_relay()),
             Topology::Cluster => Redis::Cluster(Cluster::start()),
         };
-        let url = match &redis {
-            Redis::Standalone(server) => server.url(),
-            Redis::Sentinel(sentinels) => sentinels.url(),
-            Redis::Cluster(cluster) => cluster.url(),
-        };
         let (count, rate) = (workers.to_string(), DRAIN_RATE.to_string());
-        let arguments = [&["--redis-url", &url, "--workers", &count, "--drain-rate", &rate][..], &UNLIMITED].concat();
-        let hub = HubProcess::start(program, &arguments, &[("SECRET_KEY", secret)]);
-        Self { redis, hub, workers, known: None }
+        let window = window.map(|window| window.to_string());
+        let mut arguments = vec!["--drain-rate", &rate];
+        arguments.extend(window.iter().flat_map(|window| ["--window-events", window]));
+        arguments.extend(UNLIMITED);
+        let environment = [("SECRET_KEY", secret)];
+        let hub = if let (Topology::Networks, Redis::One(server, _)) = (topology, &redis) {
+            Nodes::Networks(Networks::start(program, &arguments, &environment, server.port())?)
+        } else {
+            let url = match &redis {
+                Redis::One(server, relay) => {
+                    format!("redis://127.0.0.1:{}", relay.as_ref().map_or(server.port(), Relay::port))
+                }
+                Redis::Sentinel(sentinels) => sentinels.url(),
+                Redis::Cluster(cluster) => cluster.url(),
+            };
+            arguments.extend(["--redis-url", &url, "--workers", &count]);
+            Nodes::Workers { hub: HubProcess::start(program, &arguments, &environment), count: workers }
+        };
+        let read = vec![0; if let Nodes::Networks(_) = hub { networks::COUNT } else { 1 }];
+        Ok(Self { hub, redis, disk, known: None, read })
     }
 
-    /// The log's history, as the server that holds it says.
+    /// What a fault does, step by step. An error says why there is no such fault here.
+    pub(crate) fn steps(&self, fault: Fault, random: &mut fastrand::Rng) -> Result<Steps, Unavailable> {
+        if fault == Fault::DiskFull && self.disk.is_none() {
+            return Err("no file system may be mounted here (it takes root)".to_owned());
+        }
+        let steps = clients::steps(fault, random).or_else(|| nodes::steps(fault, random));
+        let steps = steps.or_else(|| redis::steps(fault, random)).or_else(|| sentinel::steps(fault, random));
+        steps.or_else(|| cluster::steps(fault, random)).ok_or_else(|| "nothing is known of it".to_owned())
+    }
+
+    /// Where clients and publishers connect.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        match &self.hub {
+            Nodes::Workers { hub, .. } => vec![hub.address()],
+            Nodes::Networks(networks) => networks.addresses(),
+        }
+    }
+
+    /// The processes of nodes that live.
+    fn nodes(&self) -> Vec<u32> {
+        match &self.hub {
+            Nodes::Workers { hub, .. } => hub.workers(),
+            Nodes::Networks(networks) => networks.processes(),
+        }
+    }
+
+    /// Any node that lives.
+    fn a_node(&self, random: u64) -> Option<u32> {
+        let nodes = self.nodes();
+        let at = usize::try_from(random % nodes.len().max(1) as u64).unwrap_or(0);
+        nodes.get(at).copied()
+    }
+
+    /// What nodes have logged.
+    fn logs(&self) -> Vec<String> {
+        match &self.hub {
+            Nodes::Workers { hub, .. } => vec![hub.log()],
+            Nodes::Networks(networks) => networks.logs(),
+        }
+    }
+
+    /// The newest lines that nodes have logged.
+    pub(crate) fn last_lines(&self) -> String {
+        let last = |log: &String| {
+            let lines: Vec<_> = log.lines().collect();
+            lines[lines.len().saturating_sub(20)..].join("\n")
+        };
+        self.logs().iter().map(last).collect::<Vec<_>>().join("\n---\n")
+    }
+
+    /// How many events nodes say they have put back since this was asked the last time.
+    pub(crate) fn put_back(&mut self) -> u64 {
+        let logs = self.logs();
+        let mut sum = 0;
+        for (log, read) in logs.iter().zip(&mut self.read) {
+            // A node that was started again logs anew.
+            let new = log.get(*read..).unwrap_or(log);
+            sum += new.lines().filter_map(put_back).sum::<u64>();
+            *read = log.len();
+        }
+        sum
+    }
+
+    /// The only server.
+    fn server(&mut self) -> Option<&mut RedisServer> {
+        match &mut self.redis {
+            Redis::One(server, _) => Some(server),
+            Redis::Sentinel(_) | Redis::Cluster(_) => None,
+        }
+    }
+
+    /// The links between nodes and servers.
+    fn relays(&self) -> Vec<&Relay> {
+        match &self.redis {
+            Redis::One(_, relay) => relay.iter().collect(),
+            Redis::Sentinel(sentinels) => sentinels.relays().iter().collect(),
+            Redis::Cluster(_) => Vec::new(),
+        }
+    }
+
+    /// The log's history, as the server that holds it says; empty if none answers.
     pub(crate) fn lineage(&mut self) -> Lineage {
+        let ask = |server: &RedisServer, key: &str| server.cli(&["HGET", key, "lineage"]);
         let text = match &mut self.redis {
-            Redis::Standalone(server) => server.cli(&["HGET", "ws:epoch", "lineage"]),
-            Redis::Sentinel(sentinels) => sentinels.master().cli(&["HGET", "ws:epoch", "lineage"]),
-            Redis::Cluster(cluster) => cluster.owner(LOG).cli(&["HGET", "{ws}:epoch", "lineage"]),
+            Redis::One(server, _) => ask(server, "ws:epoch"),
+            Redis::Sentinel(sentinels) => ask(sentinels.master(), "ws:epoch"),
+            Redis::Cluster(cluster) => ask(cluster.owner(LOG), "{ws}:epoch"),
         };
         Lineage::read(&text).unwrap_or_default()
     }
@@ -135,104 +204,77 @@ impl World {
     /// The port of the server that holds the log.
     pub(crate) fn redis_port(&mut self) -> u16 {
         match &mut self.redis {
-            Redis::Standalone(server) => server.port(),
+            Redis::One(server, _) => server.port(),
             Redis::Sentinel(sentinels) => sentinels.master().port(),
             Redis::Cluster(cluster) => cluster.owner(LOG).port(),
         }
     }
 
-    /// Does something to the servers, and mends it. `None` for what is done to clients.
-    pub(crate) fn suffer(&mut self, fault: Fault, random: &mut fastrand::Rng) -> Option<()> {
-        let pause = Duration::from_millis(random.u64(1_000..5_000));
-        match (fault, &mut self.redis) {
-            (Fault::KillWorker, _) => HubProcess::signal_to(self.a_worker(random), Signal::SIGKILL),
-            (Fault::StopWorker, _) => {
-                let worker = self.a_worker(random);
-                HubProcess::signal_to(worker, Signal::SIGSTOP);
-                thread::sleep(Duration::from_secs(10));
-                HubProcess::signal_to(worker, Signal::SIGCONT);
-            }
-            (Fault::KillRedis, Redis::Standalone(server)) => {
-                server.kill();
-                thread::sleep(pause);
-                server.restart();
-            }
-            (Fault::ForgetRedis, Redis::Standalone(server)) => {
-                server.kill();
-                server.forget();
-                server.restart();
-            }
-            (Fault::StopRedis, Redis::Standalone(server)) => {
-                server.stop();
-                thread::sleep(Duration::from_secs(10));
-                server.cont();
-            }
-            (Fault::ClientKill, Redis::Standalone(server)) => {
-                for kind in ["normal", "pubsub"] {
-                    server.cli(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
-                }
-            }
-            (Fault::ClientPause, Redis::Standalone(server)) => {
-                server.cli(&["CLIENT", "PAUSE", "3000", "ALL"]);
-                thread::sleep(Duration::from_secs(3));
-            }
-            (Fault::Roll, _) => self.roll(),
-            (Fault::SentinelFailover, Redis::Sentinel(sentinels)) => {
-                let master = sentinels.master().port();
-                until("a failover begins", || sentinels.failover());
-                sentinels.until_master_is_not(master);
+    /// Ends what is left of faults, and waits until all servers are in order.
+    pub(crate) fn heal(&mut self) {
+        for relay in self.relays() {
+            relay.restore();
+            relay.limit(0);
+        }
+        if let Some(disk) = &self.disk {
+            disk.make_room();
+        }
+        if let Nodes::Networks(networks) = &mut self.hub {
+            networks.heal();
+        }
+        self.nodes().into_iter().for_each(|node| HubProcess::signal_to(node, Signal::SIGCONT));
+        match &mut self.redis {
+            Redis::One(server, _) => revive(server),
+            Redis::Sentinel(sentinels) => {
+                sentinels.servers().iter_mut().for_each(revive);
+                sentinel::forget_priorities(sentinels);
                 sentinels.until_settled();
             }
-            (Fault::SentinelKill, Redis::Sentinel(sentinels)) => {
-                let master = sentinels.master().port();
-                sentinels.master().kill();
-                sentinels.until_master_is_not(master);
-                thread::sleep(pause);
-                sentinels.servers().iter_mut().find(|server| server.port() == master)?.restart();
-                sentinels.until_settled();
-            }
-            (Fault::SentinelStop, Redis::Sentinel(sentinels)) => {
-                let master = sentinels.master().port();
-                sentinels.master().stop();
-                sentinels.until_master_is_not(master);
-                thread::sleep(pause);
-                sentinels.servers().iter_mut().find(|server| server.port() == master)?.cont();
-                sentinels.until_settled();
-            }
-            (Fault::ClusterFailover, Redis::Cluster(cluster)) => {
-                cluster.failover(LOG);
+            Redis::Cluster(cluster) => {
+                cluster.nodes().iter_mut().for_each(revive);
+                cluster::let_follow(cluster);
                 cluster.until_settled();
             }
-            (Fault::ClusterKill, Redis::Cluster(cluster)) => {
-                let owner = cluster.owner(LOG).port();
-                cluster.node(owner).kill();
-                cluster.until_owner_is_not(LOG, owner);
-                thread::sleep(pause);
-                cluster.node(owner).restart();
-                cluster.until_settled();
-            }
-            _ => return None,
         }
-        Some(())
     }
 
-    fn a_worker(&self, random: &mut fastrand::Rng) -> u32 {
-        until("there are workers", || !self.hub.workers().is_empty());
-        let workers = self.hub.workers();
-        workers[random.usize(..workers.len())]
+    /// Whether all workers were replaced that there were before.
+    fn has_rolled(&self, before: &[u32]) -> bool {
+        let Nodes::Workers { hub, count } = &self.hub else { return true };
+        let now = hub.workers();
+        now.len() == *count && now.iter().all(|worker| !before.contains(worker))
     }
+}
 
-    fn roll(&self) {
-        let before = self.hub.workers();
-        self.hub.signal(Signal::SIGHUP);
-        let deadline = Instant::now() + Duration::from_secs(300);
-        loop {
-            let now = self.hub.workers();
-            if now.len() == self.workers && now.iter().all(|worker| !before.contains(worker)) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "the workers were not replaced:\n{}", self.hub.log());
-            thread::sleep(Duration::from_millis(100));
-        }
+/// Starts a server that was killed, and lets one go on that was halted.
+fn revive(server: &mut RedisServer) {
+    if server.is_running() {
+        server.cont();
+    } else {
+        server.restart();
+    }
+}
+
+/// The number of events in a line that says that they were put back.
+fn put_back(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("they were put back")?;
+    let digits = rest.chars().skip_while(|c| *c != '=').skip(1).skip_while(|c| !c.is_ascii_digit() || *c == '\u{1b}');
+    digits.take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// A pause between two lengths, in milliseconds.
+fn between(random: &mut fastrand::Rng, from: u64, to: u64) -> Duration {
+    Duration::from_millis(random.u64(from..to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::put_back;
+
+    #[test]
+    fn what_was_put_back_is_read_from_the_log() {
+        let line = "2026-11-27T02:02:22Z  WARN fanfare::broker: the log had lost events; they were put back events=412";
+        assert_eq!(put_back(line), Some(412));
+        assert_eq!(put_back("another line events=3"), None);
     }
 }

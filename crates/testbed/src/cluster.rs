@@ -57,17 +57,20 @@ impl Cluster {
 
     /// Waits until every running node is in order, and every master has a replica that follows it.
     pub fn until_settled(&self) {
-        until("the Cluster is in order", || {
-            let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
-            let serves = |node: &&RedisServer| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
-            let level = |node: &&RedisServer| {
-                let info = node.cli(&["INFO", "replication"]);
-                info.contains("role:slave") && info.contains("master_link_status:up")
-                    || info.contains("role:master") && info.contains("state=online")
-            };
-            let masters = running.iter().filter(|node| node.cli(&["ROLE"]).starts_with("master")).count();
-            running.iter().all(serves) && (running.len() < 6 || running.iter().all(level)) && masters == 3
-        });
+        until("the Cluster is in order", || self.is_settled());
+    }
+
+    /// Whether every running node is in order, and every master has a replica that follows it.
+    pub fn is_settled(&self) -> bool {
+        let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
+        let serves = |node: &&RedisServer| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+        let level = |node: &&RedisServer| {
+            let info = node.cli(&["INFO", "replication"]);
+            info.contains("role:slave") && info.contains("master_link_status:up")
+                || info.contains("role:master") && info.contains("state=online")
+        };
+        let masters = running.iter().filter(|node| node.cli(&["ROLE"]).starts_with("master")).count();
+        running.iter().all(serves) && (running.len() < 6 || running.iter().all(level)) && masters == 3
     }
 
     /// The node that holds a key.
@@ -105,6 +108,21 @@ impl Cluster {
             }
             self.owner_port(key).is_some_and(|now| now != owner)
         });
+    }
+
+    /// Asks the replica of a key's owner to take over, without waiting for it.
+    pub fn begin_failover(&mut self, key: &str) {
+        let Some(owner) = self.owner_port(key) else { return };
+        let follows = format!("master_port:{owner}");
+        let replicas = self.nodes.iter().filter(|node| node.is_running());
+        for replica in replicas.filter(|node| node.cli(&["INFO", "replication"]).contains(&follows)) {
+            replica.cli(&["CLUSTER", "FAILOVER"]);
+        }
+    }
+
+    /// Every node.
+    pub fn nodes(&mut self) -> &mut [RedisServer] {
+        &mut self.nodes
     }
 
     /// Moves the slot of a key to another master, key by key, as a rebalance does. `between` runs before each key.

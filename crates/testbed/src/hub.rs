@@ -70,8 +70,17 @@ impl HubProcess {
     }
 
     fn launch_command(command: &mut Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch_at(SocketAddr::from(([127, 0, 0, 1], free_port())), command, arguments, environment)
+    }
+
+    /// The same at another address, with a command that runs the program, such as in a network of its own.
+    pub fn launch_at(
+        address: SocketAddr,
+        command: &mut Command,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let home = tempfile::Builder::new().prefix("hub-").tempdir().unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let log = File::create(home.path().join("log")).unwrap();
         command.arg("serve").arg("--listen").arg(address.to_string()).args(arguments).current_dir(home.path());
         // What is set for the test is not meant for the hub.

@@ -26,6 +26,6 @@ pub use cluster::Cluster;
 pub use hub::{HubProcess, get, post_event};
 pub use postgres::Postgres;
 pub use process::{free_port, free_ports, until};
-pub use redis::{RedisServer, RedisSetup, redis_programs};
-pub use relay::Relay;
+pub use redis::{RedisFiles, RedisServer, RedisSetup, redis_programs};
+pub use relay::{CutId, Relay, Ways};
 pub use sentinel::Sentinels;

@@ -8,6 +8,7 @@ use std::{
     env,
     fs::{self, File},
     net::TcpListener,
+    os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Mutex,
@@ -77,10 +78,15 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // A group of its own: Ctrl-C ends this process, and the guard ends the child.
+        let child = command
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // The guard reads from a pipe that nobody writes to: it ends when this process does, even by SIGKILL.
         let script = format!("read -r _; kill -CONT {0} 2>/dev/null; kill -KILL {0} 2>/dev/null", child.id());
-        let guard = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap();
+        let guard = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap();
         Self { child, guard }
     }
 

@@ -9,6 +9,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use tempfile::TempDir;
 
@@ -20,7 +21,12 @@ pub struct RedisSetup {
     tls: Option<Certificates>,
     program: Option<PathBuf>,
     port: Option<u16>,
+    within: Option<PathBuf>,
 }
+
+/// All files of a server, for [`RedisServer::restart_with`].
+#[derive(Debug, Clone)]
+pub struct RedisFiles(Vec<(PathBuf, Vec<u8>)>);
 
 /// A Redis server on a port of its own.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub struct RedisServer {
     port: u16,
     home: TempDir,
     process: Option<Process>,
+    is_halted: AtomicBool,
 }
 
 impl RedisSetup {
@@ -80,11 +87,19 @@ impl RedisSetup {
         self
     }
 
+    /// Has its files in this directory.
+    #[must_use]
+    pub fn within(mut self, directory: &Path) -> Self {
+        self.within = Some(directory.to_owned());
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub fn start(self) -> RedisServer {
-        let home = tempfile::Builder::new().prefix("redis-").tempdir().unwrap();
+        let within = self.within.clone().unwrap_or_else(env::temp_dir);
+        let home = tempfile::Builder::new().prefix("redis-").tempdir_in(within).unwrap();
         let port = self.port.unwrap_or_else(free_port);
-        let mut server = RedisServer { setup: self, port, home, process: None };
+        let mut server = RedisServer { setup: self, port, home, process: None, is_halted: AtomicBool::new(false) };
         server.launch();
         server
     }
@@ -150,12 +165,14 @@ impl RedisServer {
 
     /// Halts it: it keeps its connections and answers nobody.
     pub fn stop(&self) {
+        self.is_halted.store(true, Ordering::Relaxed);
         self.signal(Signal::SIGSTOP);
     }
 
     /// Lets it go on.
     pub fn cont(&self) {
         self.signal(Signal::SIGCONT);
+        self.is_halted.store(false, Ordering::Relaxed);
     }
 
     /// Starts it again, on the same port with the same files.
@@ -171,7 +188,7 @@ impl RedisServer {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 fs::remove_dir_all(path).unwrap();
-            } else if path.extension().is_some_and(|extension| extension == "rdb") {
+            } else if is_data(&path) {
                 fs::remove_file(path).unwrap();
             }
         }
@@ -190,13 +207,51 @@ impl RedisServer {
         self.launch();
     }
 
+    /// A copy of its files as they are, as a backup of the disk takes it. It may be running.
+    pub fn files(&self) -> RedisFiles {
+        let mut files = Vec::new();
+        let mut folders = vec![self.home.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_data(&path)
+                    // A file that is replaced meanwhile is gone.
+                    && let Ok(bytes) = fs::read(&path)
+                {
+                    files.push((path, bytes));
+                }
+            }
+        }
+        RedisFiles(files)
+    }
+
+    /// Starts it again with other files; it must not be running.
+    pub fn restart_with(&mut self, files: &RedisFiles) {
+        self.forget();
+        for (path, bytes) in &files.0 {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        self.launch();
+    }
+
+    /// Where it keeps its files.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
     /// Whether it is running.
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Runs a command, and returns what `redis-cli` prints.
+    /// Runs a command, and returns what `redis-cli` prints: nothing while it is halted.
     pub fn cli(&self, arguments: &[&str]) -> String {
+        if self.is_halted.load(Ordering::Relaxed) {
+            return String::new();
+        }
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string()]);
         if let Some(password) = &self.setup.password {
@@ -214,6 +269,7 @@ impl RedisServer {
     }
 
     fn launch(&mut self) {
+        self.is_halted.store(false, Ordering::Relaxed);
         let port = self.port;
         let ports = self.setup.tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
         let common = "bind 127.0.0.1 127.0.0.2\nsave \"\"\nlogfile redis.log\n";
@@ -231,4 +287,9 @@ impl RedisServer {
             self.cli(&["PING"]) == "PONG"
         });
     }
+}
+
+/// Whether a file has data, and not the configuration or the log.
+fn is_data(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["rdb", "aof", "manifest"].iter().any(|data| extension == *data))
 }

@@ -2,7 +2,7 @@
 
 use crate::process::free_port;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -30,7 +30,8 @@ pub struct Relay {
 #[derive(Debug)]
 struct State {
     target: SocketAddr,
-    cut: Mutex<Cut>,
+    cuts: Mutex<BTreeMap<CutId, Cut>>,
+    next_cut: AtomicU64,
     /// Bytes a second in each direction; 0: no limit.
     rate: AtomicU64,
     /// What went through, in bytes.
@@ -39,14 +40,29 @@ struct State {
     ended: Mutex<bool>,
 }
 
+/// Which directions of a link are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// Both.
+    Both,
+    /// From clients to the server.
+    There,
+    /// From the server to clients.
+    Back,
+}
+
+/// One of several cuts of a link, for [`Relay::lift`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CutId(u64);
+
 /// Which connections are cut.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Cut {
-    #[default]
-    None,
     All,
     /// All but those of these processes.
     AllBut(BTreeSet<u32>),
+    /// Those of these processes alone, in these directions.
+    Only(BTreeSet<u32>, Ways),
 }
 
 impl Relay {
@@ -56,7 +72,8 @@ impl Relay {
         let listener = TcpListener::bind(("127.0.0.1", own)).unwrap();
         let state = Arc::new(State {
             target: SocketAddr::from(([127, 0, 0, 1], port)),
-            cut: Mutex::default(),
+            cuts: Mutex::default(),
+            next_cut: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             open: Mutex::default(),
@@ -83,17 +100,33 @@ impl Relay {
 
     /// Cuts the link: nothing passes, and nobody is notified.
     pub fn cut(&self) {
-        *self.state.cut.lock().unwrap() = Cut::All;
+        self.add(Cut::All);
     }
 
     /// Cuts the link for all processes but these.
-    pub fn cut_all_but(&self, processes: &[u32]) {
-        *self.state.cut.lock().unwrap() = Cut::AllBut(processes.iter().copied().collect());
+    pub fn cut_all_but(&self, processes: &[u32]) -> CutId {
+        self.add(Cut::AllBut(processes.iter().copied().collect()))
     }
 
-    /// Restores the link.
+    /// Cuts the link for these processes alone, in one direction or both.
+    pub fn cut_for(&self, processes: &[u32], ways: Ways) -> CutId {
+        self.add(Cut::Only(processes.iter().copied().collect(), ways))
+    }
+
+    fn add(&self, cut: Cut) -> CutId {
+        let id = CutId(self.state.next_cut.fetch_add(1, Ordering::Relaxed));
+        self.state.cuts.lock().unwrap().insert(id, cut);
+        id
+    }
+
+    /// Lifts one cut; the others stay.
+    pub fn lift(&self, cut: CutId) {
+        self.state.cuts.lock().unwrap().remove(&cut);
+    }
+
+    /// Lifts every cut.
     pub fn restore(&self) {
-        *self.state.cut.lock().unwrap() = Cut::None;
+        self.state.cuts.lock().unwrap().clear();
     }
 
     /// Closes every connection.
@@ -126,26 +159,28 @@ impl Drop for Relay {
 }
 
 impl State {
-    /// Waits while the link is cut for a process.
-    fn wait(&self, process: Option<u32>) {
-        while self.is_cut(process) {
+    /// Waits while the link is cut for a process, in a direction.
+    fn wait(&self, process: Option<u32>, way: Ways) {
+        while self.is_cut(process, way) {
             thread::sleep(POLL);
         }
     }
 
-    fn is_cut(&self, process: Option<u32>) -> bool {
-        match &*self.cut.lock().unwrap() {
-            Cut::None => false,
+    fn is_cut(&self, process: Option<u32>, way: Ways) -> bool {
+        self.cuts.lock().unwrap().values().any(|cut| match cut {
             Cut::All => true,
             Cut::AllBut(kept) => process.is_none_or(|process| !kept.contains(&process)),
-        }
+            Cut::Only(cut, ways) => {
+                (*ways == Ways::Both || *ways == way) && process.is_some_and(|process| cut.contains(&process))
+            }
+        })
     }
 }
 
 /// Carries one connection until either side ends it.
 fn carry(state: &Arc<State>, client: &TcpStream) {
     let process = client.peer_addr().ok().and_then(|peer| owner(peer.port()));
-    state.wait(process);
+    state.wait(process, Ways::There);
     let Ok(server) = TcpStream::connect(state.target) else { return drop(client.shutdown(Shutdown::Both)) };
     for stream in [client, &server] {
         let _ = stream.set_nodelay(true);
@@ -153,13 +188,13 @@ fn carry(state: &Arc<State>, client: &TcpStream) {
     let copy = |stream: &TcpStream| stream.try_clone().unwrap();
     state.open.lock().unwrap().push((copy(client), copy(&server)));
     let (from, to, shared) = (copy(&server), copy(client), state.clone());
-    let back = thread::spawn(move || pump(&shared, from, to, process));
-    pump(state, copy(client), server, process);
+    let back = thread::spawn(move || pump(&shared, from, to, process, Ways::Back));
+    pump(state, copy(client), server, process, Ways::There);
     let _ = back.join();
 }
 
 /// Carries one direction.
-fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u32>) {
+fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u32>, way: Ways) {
     let mut buffer = vec![0; 16 << 10];
     let mut due = Instant::now();
     loop {
@@ -169,7 +204,7 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
-        state.wait(process);
+        state.wait(process, way);
         let rate = state.rate.load(Ordering::Relaxed);
         if rate > 0 {
             // The time at which the bytes before these have passed.
@@ -182,7 +217,7 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
         state.passed.fetch_add(read as u64, Ordering::Relaxed);
     }
     // An end is a packet, too.
-    state.wait(process);
+    state.wait(process, way);
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }

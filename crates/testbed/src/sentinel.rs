@@ -19,8 +19,8 @@ pub struct Sentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<(u16, Process, TempDir)>,
     certificates: Option<Certificates>,
-    /// In front of the first server, for all others.
-    relay: Option<Relay>,
+    /// In front of each server, for all others.
+    relays: Vec<Relay>,
 }
 
 impl Sentinels {
@@ -29,7 +29,7 @@ impl Sentinels {
         Self::start_with(None, false)
     }
 
-    /// The same with the first master behind a relay, which every other process connects to.
+    /// The same with each server behind a relay, which every other process connects to.
     pub fn start_with_relay() -> Self {
         Self::start_with(None, true)
     }
@@ -44,15 +44,15 @@ impl Sentinels {
             Some(certificates) => RedisServer::setup().persistent().certificates(certificates),
             None => RedisServer::setup().persistent(),
         };
-        let port = free_port();
-        let relay = behind_relay.then(|| Relay::to(port));
-        let known = relay.as_ref().map_or(port, Relay::port);
-        let announced = format!("replica-announce-ip 127.0.0.1\nreplica-announce-port {known}");
-        let master = setup().port(port).line(&announced).start();
-        let follow = format!("replicaof 127.0.0.1 {known}");
-        let replica = || setup().line(&follow).line("repl-diskless-sync-delay 0").start();
-        let servers = vec![master, replica(), replica()];
-        let mut all = Self { servers, sentinels: Vec::new(), certificates, relay };
+        let ports = [free_port(), free_port(), free_port()];
+        let relays: Vec<Relay> = if behind_relay { ports.map(Relay::to).into() } else { Vec::new() };
+        let known = |i: usize| relays.get(i).map_or(ports[i], Relay::port);
+        let announced = |i: usize| format!("replica-announce-ip 127.0.0.1\nreplica-announce-port {}", known(i));
+        let follow = format!("replicaof 127.0.0.1 {}", known(0));
+        let server = |i: usize| setup().port(ports[i]).line(&announced(i));
+        let replica = |i: usize| server(i).line(&follow).line("repl-diskless-sync-delay 0").start();
+        let servers = vec![server(0).start(), replica(1), replica(2)];
+        let mut all = Self { servers, sentinels: Vec::new(), certificates, relays };
         for _ in 0..3 {
             all.sentinels.push(all.sentinel());
         }
@@ -69,22 +69,25 @@ impl Sentinels {
 
     /// Waits until there is a master that all running servers follow, and that the sentinels agree on.
     pub fn until_settled(&self) {
-        until("the replicas follow, and the sentinels know it", || {
-            let Some(master) = self.known_master() else { return false };
-            let running = self.servers.iter().filter(|server| server.is_running()).count();
-            let info = master.cli(&["INFO", "replication"]);
-            let level = info.matches("state=online").count() == running - 1 && info.contains("role:master");
-            let agreed = self.sentinels.iter().all(|(port, ..)| {
-                let told = self.ask(*port, &["SENTINEL", "MASTER", NAME]);
-                let slaves = field(&told, "num-slaves").and_then(|n| n.parse::<usize>().ok());
-                let others = field(&told, "num-other-sentinels");
-                field(&told, "flags") == Some("master")
-                    && slaves.is_some_and(|slaves| slaves >= running - 1)
-                    && others == Some("2")
-                    && field(&told, "port").and_then(|port| port.parse().ok()) == Some(self.known_port(master))
-            });
-            level && agreed
+        until("the replicas follow, and the sentinels know it", || self.is_settled());
+    }
+
+    /// Whether there is a master that all running servers follow, and that the sentinels agree on.
+    pub fn is_settled(&self) -> bool {
+        let Some(master) = self.known_master() else { return false };
+        let running = self.servers.iter().filter(|server| server.is_running()).count();
+        let info = master.cli(&["INFO", "replication"]);
+        let level = info.matches("state=online").count() == running - 1 && info.contains("role:master");
+        let agreed = self.sentinels.iter().all(|(port, ..)| {
+            let told = self.ask(*port, &["SENTINEL", "MASTER", NAME]);
+            let slaves = field(&told, "num-slaves").and_then(|n| n.parse::<usize>().ok());
+            let others = field(&told, "num-other-sentinels");
+            field(&told, "flags") == Some("master")
+                && slaves.is_some_and(|slaves| slaves >= running - 1)
+                && others == Some("2")
+                && field(&told, "port").and_then(|port| port.parse().ok()) == Some(self.known_port(master))
         });
+        level && agreed
     }
 
     /// The ports of the sentinels.
@@ -124,10 +127,7 @@ impl Sentinels {
 
     /// Waits until another server than the one of this port is the master.
     pub fn until_master_is_not(&self, port: u16) {
-        until("a replica becomes the master", || {
-            self.known_master()
-                .is_some_and(|master| master.port() != port && master.cli(&["ROLE"]).starts_with("master"))
-        });
+        until("a replica becomes the master", || self.master_is_not(port));
     }
 
     fn known_master(&self) -> Option<&RedisServer> {
@@ -136,15 +136,35 @@ impl Sentinels {
         self.servers.iter().find(|server| self.known_port(server) == port && server.is_running())
     }
 
+    /// The port of the master itself, as the first sentinel knows it.
+    pub fn master_port(&self) -> Option<u16> {
+        self.known_master().map(RedisServer::port)
+    }
+
+    /// Whether another server than the one of this port is the master, and knows it.
+    pub fn master_is_not(&self, port: u16) -> bool {
+        self.known_master().is_some_and(|master| master.port() != port && master.cli(&["ROLE"]).starts_with("master"))
+    }
+
     /// The port at which others reach a server.
     fn known_port(&self, server: &RedisServer) -> u16 {
-        let relay = self.relay.as_ref().filter(|_| server.port() == self.servers[0].port());
-        relay.map_or(server.port(), Relay::port)
+        self.relay_of(server.port()).map_or(server.port(), Relay::port)
     }
 
     /// What is in front of the first server.
     pub fn relay(&self) -> &Relay {
-        self.relay.as_ref().expect("started with a relay")
+        self.relays.first().expect("started with relays")
+    }
+
+    /// What is in front of each server.
+    pub fn relays(&self) -> &[Relay] {
+        &self.relays
+    }
+
+    /// What is in front of the server of a port, if they were started with relays.
+    pub fn relay_of(&self, port: u16) -> Option<&Relay> {
+        let at = self.servers.iter().position(|server| server.port() == port)?;
+        self.relays.get(at)
     }
 
     fn sentinel(&self) -> (u16, Process, TempDir) {

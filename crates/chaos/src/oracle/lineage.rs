@@ -55,4 +55,9 @@ impl Lineage {
     pub(crate) fn losses_since(&self, before: &Self) -> usize {
         self.0.iter().filter(|epoch| epoch.mark == Mark::Events && !before.0.contains(epoch)).count()
     }
+
+    /// Whether a cursor that is an `event_id` may be doubtful for a client that was named in the first epoch.
+    pub(crate) fn doubts_ids(&self) -> bool {
+        self.0.iter().skip(1).any(|epoch| epoch.mark != Mark::Nothing)
+    }
 }

@@ -1,0 +1,40 @@
+//! Ctrl-C: the first one ends the run in order, with its table; a second one at once.
+
+use std::{
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
+
+/// Begins to watch for it. Returns what says whether it has come.
+pub(crate) fn watch() -> anyhow::Result<impl Fn() -> bool> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupts, mut terminations) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let seen = Arc::new(AtomicBool::new(false));
+    let noted = seen.clone();
+    thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupts.recv() => {}
+                    _ = terminations.recv() => {}
+                }
+                if noted.swap(true, Ordering::Relaxed) {
+                    process::exit(130);
+                }
+                println!("\nending; once more ends at once");
+            }
+        });
+    });
+    Ok(move || seen.load(Ordering::Relaxed))
+}

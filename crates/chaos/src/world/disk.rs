@@ -1,0 +1,77 @@
+//! A disk of its own for Redis, which can be filled.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+use tempfile::TempDir;
+
+/// A file system in memory. It goes with this value, or with this process.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    home: TempDir,
+    guard: Child,
+}
+
+/// How much it takes, in KiB, unless it is full.
+const ROOM_KIB: u64 = 2 << 20;
+
+impl Disk {
+    /// Mounts one. `None` where that is not permitted.
+    pub(super) fn mount() -> Option<Self> {
+        let home = tempfile::Builder::new().prefix("disk-").tempdir().ok()?;
+        let size = format!("size={ROOM_KIB}k");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "fanfare-chaos"]).arg(home.path()))?;
+        let script = format!("read -r _; umount -l '{0}' 2>/dev/null; rmdir '{0}' 2>/dev/null", home.path().display());
+        let mut guard = Command::new("sh");
+        std::os::unix::process::CommandExt::process_group(&mut guard, 0);
+        let guard = guard.args(["-c", &script]).stdin(Stdio::piped()).spawn().ok()?;
+        Some(Self { home, guard })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Leaves no room for anything more.
+    pub(super) fn fill(&self) {
+        let used = used_kib(self.path()).unwrap_or(0);
+        // A size below what is used is refused, so a little is left.
+        let _ = (4..10).map(|more| self.resize(used + (1 << more))).find(|done| *done);
+    }
+
+    pub(super) fn make_room(&self) {
+        self.resize(ROOM_KIB);
+    }
+
+    fn resize(&self, kib: u64) -> bool {
+        let size = format!("remount,size={kib}k");
+        run(Command::new("mount").args(["-o", &size]).arg(self.path())).is_some()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(self.path()));
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
+    }
+}
+
+fn used_kib(path: &Path) -> Option<u64> {
+    let output = Command::new("df").args(["--output=used", "-k"]).arg(path).output().ok()?;
+    String::from_utf8_lossy(&output.stdout).lines().nth(1)?.trim().parse().ok()
+}
+
+/// Runs a command. `None` if it fails.
+pub(super) fn run(command: &mut Command) -> Option<()> {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+    status.success().then_some(())
+}
+
+/// Whether a program is on the PATH, or where systems keep what is for root.
+pub(super) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}

@@ -1,0 +1,108 @@
+//! What is done to nodes, and to their links.
+
+use super::{Nodes, World};
+use crate::{fault::Fault, steps::Steps};
+use nix::sys::signal::Signal;
+use std::{cell::RefCell, rc::Rc, time::Duration};
+use testbed::{HubProcess, Ways};
+
+/// How much passes a slow link, in bytes a second.
+const SLOW: u64 = 20_000;
+
+/// The steps of a fault, if it is one of nodes or links.
+pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
+    let (node, steps) = (random.u64(..), Steps::default());
+    let short = Duration::from_millis(Fault::lasts_ms(fault));
+    Some(match fault {
+        Fault::KillWorker => {
+            let back = super::between(random, 300, 3_000);
+            steps
+                .act(move |world, _| world.kill_node(node))
+                .wait(back)
+                // A supervisor does that by itself.
+                .act(|world, _| {
+                    if let Nodes::Networks(networks) = &mut world.hub {
+                        networks.restart();
+                    }
+                })
+        }
+        Fault::StopWorker | Fault::StopWorkerLong => {
+            let stopped = Rc::new(RefCell::new(None));
+            let same = stopped.clone();
+            steps
+                .act(move |world, _| {
+                    *stopped.borrow_mut() = world.a_node(node);
+                    signal(*stopped.borrow(), Signal::SIGSTOP);
+                })
+                .wait(short)
+                .act(move |_, _| signal(*same.borrow(), Signal::SIGCONT))
+        }
+        Fault::RollingRestart => {
+            let before = Rc::new(RefCell::new(Vec::new()));
+            let known = before.clone();
+            steps
+                .act(move |world, _| {
+                    *before.borrow_mut() = world.nodes();
+                    if let Nodes::Workers { hub, .. } = &world.hub {
+                        hub.signal(Signal::SIGHUP);
+                    }
+                })
+                .until("all workers are replaced", move |world| world.has_rolled(&known.borrow()))
+        }
+        Fault::SlowLink => steps
+            .act(|world, _| world.relays().iter().for_each(|relay| relay.limit(SLOW)))
+            .wait(short)
+            .act(|world, _| world.relays().iter().for_each(|relay| relay.limit(0))),
+        Fault::CutLinks => cut(steps, short, |_| None, Ways::Both),
+        Fault::CutWorker => cut(steps, short, move |world| world.a_node(node), Ways::Both),
+        Fault::CutWorkerThere => cut(steps, short, move |world| world.a_node(node), Ways::There),
+        Fault::CutWorkerBack => cut(steps, short, move |world| world.a_node(node), Ways::Back),
+        Fault::Partition | Fault::PartitionLong => partition(steps, short, node, Ways::Both),
+        Fault::PartitionThere => partition(steps, short, node, Ways::There),
+        Fault::PartitionBack => partition(steps, short, node, Ways::Back),
+        _ => return None,
+    })
+}
+
+fn signal(process: Option<u32>, signal: Signal) {
+    if let Some(process) = process {
+        HubProcess::signal_to(process, signal);
+    }
+}
+
+/// Cuts the links of one node, or of all.
+fn cut(steps: Steps, lasts: Duration, of: impl FnOnce(&World) -> Option<u32> + 'static, ways: Ways) -> Steps {
+    let cuts = Rc::new(RefCell::new(Vec::new()));
+    let same = cuts.clone();
+    steps
+        .act(move |world, _| {
+            let node = of(world);
+            *cuts.borrow_mut() = world
+                .relays()
+                .iter()
+                .map(|relay| node.map_or_else(|| relay.cut_all_but(&[]), |node| relay.cut_for(&[node], ways)))
+                .collect();
+        })
+        .wait(lasts)
+        .act(move |world, _| {
+            world.relays().iter().zip(&*same.borrow()).for_each(|(relay, cut)| relay.lift(*cut));
+        })
+}
+
+fn partition(steps: Steps, lasts: Duration, node: u64, ways: Ways) -> Steps {
+    let change = move |world: &mut World, cut: bool| {
+        if let Nodes::Networks(networks) = &world.hub {
+            networks.cut(node, ways, cut);
+        }
+    };
+    steps.act(move |world, _| change(world, true)).wait(lasts).act(move |world, _| change(world, false))
+}
+
+impl World {
+    fn kill_node(&mut self, random: u64) {
+        match &mut self.hub {
+            Nodes::Workers { .. } => signal(self.a_node(random), Signal::SIGKILL),
+            Nodes::Networks(networks) => networks.kill(random),
+        }
+    }
+}

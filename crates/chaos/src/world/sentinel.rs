@@ -1,0 +1,140 @@
+//! What is done to servers under Sentinel. Each failover finds replicas that lag, so that something has to be put back.
+
+use super::{Redis, World, between};
+use crate::{fault::Fault, steps::Steps};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+use testbed::{CutId, RedisServer, Sentinels};
+
+/// By how much replicas lag. Longer than that, and the sentinels notice.
+const LAG: Duration = Duration::from_millis(800);
+
+/// The master that a fault is about.
+#[derive(Debug, Default, Clone)]
+struct Master {
+    port: Rc<Cell<u16>>,
+    cut: Rc<RefCell<Option<CutId>>>,
+}
+
+/// The steps of a fault, if it is one of Sentinel.
+pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
+    let pause = between(random, 1_000, 5_000);
+    let master = Master::default();
+    let steps = Steps::default();
+    Some(
+        match fault {
+            Fault::SentinelFailover => {
+                let steps = hold_replicas_back(steps, &master, |world| world.nodes())
+                    .until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()));
+                restored(replaced(steps, &master), &master)
+            }
+            Fault::SentinelKill => {
+                let steps = hold_replicas_back(steps, &master, |world| world.nodes());
+                let steps = replaced(restored(with(steps, &master, RedisServer::kill), &master), &master);
+                with(steps.wait(pause), &master, super::revive)
+            }
+            Fault::SentinelStop => {
+                let steps = hold_replicas_back(steps, &master, |world| world.nodes());
+                let steps = with(steps, &master, |server| {
+                    if server.is_running() {
+                        server.stop();
+                    }
+                });
+                let steps = replaced(restored(steps, &master), &master);
+                with(steps.wait(pause), &master, super::revive)
+            }
+            Fault::SentinelThereAndBack => there_and_back(steps, &master, random),
+            Fault::SentinelSplit => {
+                let node = random.u64(..);
+                let steps = hold_replicas_back(steps, &master, move |world| world.a_node(node).into_iter().collect());
+                restored(replaced(steps, &master).wait(pause), &master)
+            }
+            _ => return None,
+        }
+        .until("the replicas follow", |world| sentinels(world).is_none_or(|sentinels| sentinels.is_settled())),
+    )
+}
+
+fn sentinels(world: &mut World) -> Option<&mut Sentinels> {
+    match &mut world.redis {
+        Redis::Sentinel(sentinels) => Some(sentinels),
+        Redis::One(..) | Redis::Cluster(_) => None,
+    }
+}
+
+fn server(world: &mut World, port: u16) -> Option<&mut RedisServer> {
+    sentinels(world)?.servers().iter_mut().find(|server| server.port() == port)
+}
+
+/// Notes who is the master, and cuts it off from all but these processes: from replicas and sentinels at least.
+fn hold_replicas_back(steps: Steps, master: &Master, from: impl FnOnce(&World) -> Vec<u32> + 'static) -> Steps {
+    let Master { port, cut } = master.clone();
+    steps
+        .act(move |world, _| {
+            let kept = from(world);
+            let Some(sentinels) = sentinels(world) else { return };
+            let Some(master) = sentinels.master_port() else { return };
+            port.set(master);
+            *cut.borrow_mut() = sentinels.relay_of(master).map(|relay| relay.cut_all_but(&kept));
+        })
+        .wait(LAG)
+}
+
+/// Ends that. What was on its way is lost.
+fn restored(steps: Steps, master: &Master) -> Steps {
+    let Master { port, cut } = master.clone();
+    steps.act(move |world, _| {
+        let relay = sentinels(world).and_then(|sentinels| sentinels.relay_of(port.get()));
+        if let Some((relay, cut)) = relay.zip(cut.borrow_mut().take()) {
+            relay.reset();
+            relay.lift(cut);
+        }
+    })
+}
+
+/// Does something to the master, or to who was it.
+fn with(steps: Steps, master: &Master, act: fn(&mut RedisServer)) -> Steps {
+    let port = master.port.clone();
+    steps.act(move |world, _| server(world, port.get()).into_iter().for_each(act))
+}
+
+fn replaced(steps: Steps, master: &Master) -> Steps {
+    let port = master.port.clone();
+    steps.until("another server becomes the master", move |world| {
+        sentinels(world).is_none_or(|sentinels| sentinels.master_is_not(port.get()))
+    })
+}
+
+/// A failover, and one back as soon as that goes.
+fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng) -> Steps {
+    let (between, first) = (between(random, 0, 3_000), master.port.clone());
+    let steps = hold_replicas_back(steps, master, |world| world.nodes());
+    let steps =
+        steps.until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()));
+    let steps = restored(replaced(steps, master), master).wait(between);
+    let back = first.clone();
+    steps
+        .until("a failover back begins", move |world| {
+            let Some(sentinels) = sentinels(world) else { return true };
+            // No other one may take its place.
+            for server in sentinels.servers().iter().filter(|server| server.port() != back.get() && server.is_running())
+            {
+                server.cli(&["CONFIG", "SET", "replica-priority", "0"]);
+            }
+            sentinels.failover()
+        })
+        .until("the first master is the master again", move |world| {
+            sentinels(world).is_none_or(|sentinels| sentinels.master_port() == Some(first.get()))
+        })
+        .act(|world, _| sentinels(world).into_iter().for_each(forget_priorities))
+}
+
+/// Any server may become the master.
+pub(super) fn forget_priorities(sentinels: &mut Sentinels) {
+    for server in sentinels.servers().iter().filter(|server| server.is_running()) {
+        server.cli(&["CONFIG", "SET", "replica-priority", "100"]);
+    }
+}
