@@ -131,7 +131,7 @@ faults! {
     /// The master under Sentinel is halted until it is replaced by a replica that lags by a second, and then comes back.
     SentinelStop = "sentinel-stop", [Sentinel], 8_000, Hits::Redis(1);
     /// Sentinel makes a replica the master, and then the old master again.
-    SentinelThereAndBack = "sentinel-there-and-back", [Sentinel], 14_000, Hits::Redis(2);
+    SentinelThereAndBack = "sentinel-there-and-back", [Sentinel], 25_000, Hits::Redis(2);
     /// One worker alone reaches the master, which is replaced meanwhile.
     SentinelSplit = "sentinel-split", [Sentinel], 12_000, Hits::Redis(1);
     /// The replica of the node that holds the log takes over.

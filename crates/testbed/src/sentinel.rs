@@ -146,6 +146,18 @@ impl Sentinels {
         self.known_master().is_some_and(|master| master.port() != port && master.cli(&["ROLE"]).starts_with("master"))
     }
 
+    /// Whether the first sentinel knows a server, by its own port, as a replica that follows, with a priority.
+    pub fn is_replica(&self, port: u16, priority: u32) -> bool {
+        let Some(server) = self.servers.iter().find(|server| server.port() == port) else { return false };
+        let told = self.ask(self.sentinels[0].0, &["SENTINEL", "REPLICAS", NAME]);
+        let name = format!("name\n127.0.0.1:{}\n", self.known_port(server));
+        let Some((_, rest)) = told.split_once(&*name) else { return false };
+        let this = rest.split_once("\nname\n").map_or(rest, |(this, _)| this);
+        field(this, "flags") == Some("slave")
+            && field(this, "master-link-status") == Some("ok")
+            && field(this, "slave-priority") == Some(&*priority.to_string())
+    }
+
     /// The port at which others reach a server.
     fn known_port(&self, server: &RedisServer) -> u16 {
         self.relay_of(server.port()).map_or(server.port(), Relay::port)

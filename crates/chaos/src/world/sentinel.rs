@@ -27,8 +27,7 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     Some(
         match fault {
             Fault::SentinelFailover => {
-                let steps = hold_replicas_back(steps, &master, |world| world.nodes())
-                    .until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()));
+                let steps = begin_failover(hold_replicas_back(steps, &master, |world| world.nodes()));
                 restored(replaced(steps, &master), &master)
             }
             Fault::SentinelKill => {
@@ -108,28 +107,36 @@ fn replaced(steps: Steps, master: &Master) -> Steps {
     })
 }
 
-/// A failover, and one back as soon as that goes.
+/// A failover, and one back as soon as that goes. The third server may not become the master meanwhile.
 fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng) -> Steps {
-    let (between, first) = (between(random, 0, 3_000), master.port.clone());
-    let steps = hold_replicas_back(steps, master, |world| world.nodes());
-    let steps =
-        steps.until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()));
-    let steps = restored(replaced(steps, master), master).wait(between);
-    let back = first.clone();
-    steps
-        .until("a failover back begins", move |world| {
-            let Some(sentinels) = sentinels(world) else { return true };
-            // No other one may take its place.
-            for server in sentinels.servers().iter().filter(|server| server.port() != back.get() && server.is_running())
-            {
+    let (pause, third) = (between(random, 0, 3_000), Rc::new(Cell::new(0)));
+    let (first, again, other) = (master.port.clone(), master.port.clone(), third.clone());
+    let steps = steps
+        .act(move |world, _| {
+            let Some(sentinels) = sentinels(world) else { return };
+            let master = sentinels.master_port();
+            let mut running = sentinels.servers().iter().rev().filter(|server| server.is_running());
+            if let Some(server) = running.find(|server| Some(server.port()) != master) {
                 server.cli(&["CONFIG", "SET", "replica-priority", "0"]);
+                third.set(server.port());
             }
-            sentinels.failover()
         })
+        .until("the sentinels know who may not be the master", move |world| {
+            sentinels(world).is_none_or(|sentinels| sentinels.is_replica(other.get(), 0))
+        });
+    let steps = begin_failover(hold_replicas_back(steps, master, |world| world.nodes()));
+    let steps = restored(replaced(steps, master), master).wait(pause).until("the first master follows", move |world| {
+        sentinels(world).is_none_or(|sentinels| sentinels.is_replica(first.get(), 100))
+    });
+    begin_failover(steps)
         .until("the first master is the master again", move |world| {
-            sentinels(world).is_none_or(|sentinels| sentinels.master_port() == Some(first.get()))
+            sentinels(world).is_none_or(|sentinels| sentinels.master_port() == Some(again.get()))
         })
         .act(|world, _| sentinels(world).into_iter().for_each(forget_priorities))
+}
+
+fn begin_failover(steps: Steps) -> Steps {
+    steps.until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()))
 }
 
 /// Any server may become the master.
