@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
     time::{Duration, Instant},
 };
-use testbed::{Cluster, RedisServer, Relay, Sentinels, until};
+use testbed::{Cluster, RedisServer, Relay, Sentinels, Ways, until};
 
 #[test]
 fn a_server_keeps_its_data_over_a_crash_if_it_is_to() {
@@ -89,6 +89,7 @@ fn a_relay_cuts_restores_and_slows_a_link() {
     relay.cut();
     let mut late = connect();
     assert!(!answers(&mut early) && !answers(&mut late), "a cut link is silent");
+    relay.restore();
     relay.cut_all_but(&[std::process::id()]);
     assert!(answers(&mut early) && answers(&mut late), "what was sent arrives after all");
     relay.cut_all_but(&[1]);
@@ -110,6 +111,43 @@ fn a_relay_cuts_restores_and_slows_a_link() {
     slow.write_all(b"GET a\r\n").unwrap();
     slow.read_exact(&mut [0; 100_000]).unwrap();
     assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_relay_cuts_one_direction_of_one_process() {
+    let server = RedisServer::start();
+    let relay = Relay::to(server.port());
+    let mut own = TcpStream::connect(("127.0.0.1", relay.port())).unwrap();
+    let calls = || server.cli(&["INFO", "commandstats"]).matches("cmdstat_ping:calls=").count();
+    assert!(answers(&mut own));
+    server.cli(&["CONFIG", "RESETSTAT"]);
+    let other = relay.cut_for(&[1], Ways::Both);
+    assert!(answers(&mut own), "it is another process that is cut off");
+    let back = relay.cut_for(&[std::process::id()], Ways::Back);
+    server.cli(&["CONFIG", "RESETSTAT"]);
+    assert!(!answers(&mut own));
+    assert_eq!(calls(), 1, "what is sent arrives, the answer does not");
+    relay.lift(back);
+    assert!(answers(&mut own), "the answer arrives after all");
+    let there = relay.cut_for(&[std::process::id()], Ways::There);
+    server.cli(&["CONFIG", "RESETSTAT"]);
+    let mut new = TcpStream::connect(("127.0.0.1", relay.port())).unwrap();
+    assert!(!answers(&mut new));
+    assert_eq!(calls(), 0, "what is sent does not arrive");
+    relay.lift(there);
+    relay.lift(other);
+    assert!(answers(&mut new));
+}
+
+#[test]
+fn a_server_goes_back_to_a_copy_of_its_files() {
+    let mut server = RedisServer::setup().persistent().start();
+    server.cli(&["SET", "a", "1"]);
+    let files = server.files();
+    server.cli(&["SET", "a", "2"]);
+    server.kill();
+    server.restart_with(&files);
+    assert_eq!(server.cli(&["GET", "a"]), "1");
 }
 
 #[test]
