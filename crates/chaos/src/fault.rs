@@ -167,14 +167,19 @@ impl Fault {
 }
 
 /// The most resets that a client whose cursor is a position may be told of faults that happen together: none, unless a
-/// server changes while a node is away that may have acknowledged what nobody else knows, or while nobody can know for how
-/// long others were away, or while the windows hold too little. docs/recovery.md has the rules.
+/// server changes while a node is away or ends, which may have acknowledged what nobody else knows, or while nobody can
+/// know for how long others were away, or while the windows hold too little. docs/recovery.md has the rules. A client that
+/// comes to a node that has not heard of the change yet is told once more.
 pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
     let changes: u64 =
         faults.iter().map(|fault| if let Hits::Redis(changes) = fault.hits() { changes } else { 0 }).sum();
-    let quiet = |fault: &&Fault| matches!(fault.hits(), Hits::Clients | Hits::Nodes);
-    let others = faults.iter().filter(|fault| !quiet(fault)).count();
-    if others > 1 || small_window { changes } else { 0 }
+    let others = faults.iter().filter(|fault| fault.hits() != Hits::Clients).count();
+    let reconnects = faults.iter().any(|fault| matches!(fault.hits(), Hits::Clients | Hits::Nodes | Hits::ANode));
+    match (others > 1 || small_window, reconnects) {
+        (false, _) => 0,
+        (true, false) => changes,
+        (true, true) => 2 * changes,
+    }
 }
 
 #[cfg(test)]
@@ -189,8 +194,9 @@ mod tests {
             (&[Fault::KillWorker], 0),
             (&[Fault::KillWorker, Fault::StopRedisLong], 0),
             (&[Fault::KillRedis, Fault::CutClients], 0),
-            (&[Fault::KillRedis, Fault::StopWorker], 1),
-            (&[Fault::KillRedis, Fault::OldThenNew, Fault::RollingRestart], 3),
+            (&[Fault::KillRedis, Fault::StopWorker], 2),
+            (&[Fault::KillRedis, Fault::StopRedis], 1),
+            (&[Fault::KillRedis, Fault::OldThenNew, Fault::RollingRestart], 6),
         ] {
             assert_eq!(budget(faults, false), resets, "{faults:?}");
         }

@@ -46,8 +46,6 @@ pub(crate) struct Reader {
     /// It does not read.
     pub(crate) halted: AtomicBool,
     pub(crate) cut: Notify,
-    /// Resets that it was told since the last fault.
-    resets: AtomicU64,
     name: Mutex<Option<String>>,
     ledger: Mutex<Ledger>,
 }
@@ -73,7 +71,9 @@ pub(crate) struct Figures {
     pub(crate) gaps_reset: u64,
     /// The most resets that one client was told whose cursor is a position.
     pub(crate) most_resets: u64,
-    /// The same of clients whose cursor is an `event_id`, which is doubtful after a loss.
+    /// What that client was told.
+    pub(crate) most_told: Vec<String>,
+    /// The most resets of clients whose cursor is an `event_id`, which is doubtful after a loss.
     pub(crate) most_resets_by_id: u64,
     /// Epochs of the log that began behind a possible loss.
     pub(crate) losses: usize,
@@ -109,7 +109,6 @@ impl Reader {
         Self {
             token,
             habits,
-            resets: AtomicU64::new(0),
             live: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             cut: Notify::new(),
@@ -217,7 +216,6 @@ impl Load {
     /// A client was told of a gap.
     pub(crate) fn note_gap(&self, reader: &Reader, gap: Gap) {
         reader.ledger().gap(gap);
-        reader.resets.fetch_add(gap.reset.into(), Ordering::Relaxed);
         let mut figures = lock(&self.figures);
         *(if gap.reset { &mut figures.gaps_reset } else { &mut figures.gaps_expired }) += 1;
     }
@@ -249,9 +247,13 @@ impl Load {
                 *figures.examples.entry(example).or_default() += 1;
             }
             figures.delivered += std::mem::take(&mut ledger.delivered);
-            let resets = reader.resets.swap(0, Ordering::Relaxed);
-            let most = if reader.habits.by_id { &mut figures.most_resets_by_id } else { &mut figures.most_resets };
-            *most = resets.max(*most);
+            let told = ledger.take_told();
+            let resets = told.iter().filter(|gap| gap.reset).count() as u64;
+            if reader.habits.by_id {
+                figures.most_resets_by_id = figures.most_resets_by_id.max(resets);
+            } else if resets > figures.most_resets {
+                (figures.most_resets, figures.most_told) = (resets, told.iter().map(Gap::to_string).collect());
+            }
         }
         let (wrong, examples) = truth.settle(lineage);
         figures.wrong += wrong;

@@ -120,6 +120,9 @@ struct Options {
     /// Writes the figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Keeps what the nodes have logged of each item that fails, in this folder.
+    #[arg(long)]
+    logs: Option<PathBuf>,
     /// Instead of faults: so many clients resume at once on another node, for each number given.
     #[arg(long, value_delimiter = ',')]
     storm: Vec<usize>,

@@ -58,6 +58,11 @@ impl Row {
         Self { item: item.clone(), at, spans, figures, problems }
     }
 
+    /// Whether anything is wrong.
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.problems.is_empty()
+    }
+
     fn is_over_budget(&self) -> bool {
         self.problems.iter().any(|problem| problem.starts_with(OVER_BUDGET))
     }
@@ -99,7 +104,7 @@ impl Row {
         for (example, clients) in self.figures.examples.iter().take(5) {
             text += &format!("\n           {clients} times: {example}");
         }
-        if !self.problems.is_empty() {
+        if self.has_failed() {
             text += &format!("\n           again: scripts/chaos --repeat {}", self.item);
         }
         text
@@ -128,8 +133,8 @@ fn problems(faults: &[Fault], figures: &Figures, small_window: bool) -> Vec<Stri
     let names: Vec<_> = faults.iter().map(|fault| fault.word()).collect();
     let names = names.join(" + ");
     if figures.most_resets > budget {
-        let most = figures.most_resets;
-        problems.push(format!("{OVER_BUDGET}: a client was told of {most} resets, where {names} has {budget}"));
+        let (most, told) = (figures.most_resets, figures.most_told.join(", "));
+        problems.push(format!("{OVER_BUDGET}: a client was told of {most} resets ({told}), {names} has {budget}"));
     }
     // A cursor that is an id is doubtful after every loss.
     if figures.most_resets_by_id > budget && !figures.doubts_ids {
@@ -166,7 +171,7 @@ impl Report {
 
     /// Whether nothing went wrong, and something was done.
     pub(crate) fn is_clean(&self) -> bool {
-        !self.rows.is_empty() && self.rows.iter().all(|row| row.problems.is_empty())
+        !self.rows.is_empty() && !self.rows.iter().any(Row::has_failed)
     }
 
     /// A table in Markdown, which is readable as it is.
@@ -199,7 +204,7 @@ impl Report {
                 text += &format!("| {} |\n", rules.collect::<Vec<_>>().join(" | "));
             }
         }
-        let failed: Vec<_> = self.rows.iter().filter(|row| !row.problems.is_empty()).collect();
+        let failed: Vec<_> = self.rows.iter().filter(|row| row.has_failed()).collect();
         for row in &failed {
             text += &format!("\nFAILED: {}: {}", row.item, row.problems.join("; "));
         }
@@ -341,7 +346,7 @@ mod tests {
         let problems = row(Fault::ForgetRedis, resets(1)).problems;
         assert!(problems[0].contains("over budget") && problems[0].contains("forget-redis"), "{problems:?}");
         let item = Item { topology: Topology::Standalone, ..Item::alone(Fault::ForgetRedis, Topology::Standalone, 1) };
-        let both = Item { faults: vec![(Fault::ForgetRedis, 0), (Fault::StopWorker, 1)], ..item };
+        let both = Item { faults: vec![(Fault::ForgetRedis, 0), (Fault::StopRedis, 1)], ..item };
         for (most, clean) in [(1, true), (2, false)] {
             let row = Row::new(&both, Duration::ZERO, vec![None, None], resets(most), false);
             assert_eq!(row.problems.is_empty(), clean, "{most}: {:?}", row.problems);

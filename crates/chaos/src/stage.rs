@@ -86,6 +86,13 @@ pub(crate) fn run(
         let figures = settle(&load, &mut world);
         let row = Row::new(item, at, spans, figures, options.window.is_some());
         println!("{}", row.line());
+        if row.has_failed()
+            && let Some(folder) = &options.logs
+        {
+            let path = folder.join(format!("{}.log", item.to_string().replace('/', "_")));
+            std::fs::create_dir_all(folder)?;
+            std::fs::write(path, world.logs().join("\n---\n"))?;
+        }
         report.add(row);
         report.write(options.json.as_deref())?;
         load.redis_port.store(world.redis_port(), Ordering::Relaxed);

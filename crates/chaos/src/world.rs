@@ -144,7 +144,7 @@ impl World {
     }
 
     /// What nodes have logged.
-    fn logs(&self) -> Vec<String> {
+    pub(crate) fn logs(&self) -> Vec<String> {
         match &self.hub {
             Nodes::Workers { hub, .. } => vec![hub.log()],
             Nodes::Networks(networks) => networks.logs(),
@@ -238,11 +238,13 @@ impl World {
         }
     }
 
-    /// Whether all workers were replaced that there were before.
-    fn has_rolled(&self, before: &[u32]) -> bool {
+    /// Whether all workers were replaced that there were before, or that was given up because another fault killed a new
+    /// one. `logged`: how much the hub had logged before.
+    fn has_rolled(&self, before: &[u32], logged: usize) -> bool {
         let Nodes::Workers { hub, count } = &self.hub else { return true };
-        let now = hub.workers();
-        now.len() == *count && now.iter().all(|worker| !before.contains(worker))
+        let (now, log) = (hub.workers(), hub.log());
+        let given_up = log.get(logged..).is_some_and(|new| new.contains("the workers stay as they are"));
+        now.len() == *count && (given_up || now.iter().all(|worker| !before.contains(worker)))
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Ledger {
     /// The place up to which all was served, since the last reset.
     last: Option<Position>,
     gaps: Vec<Gap>,
+    /// How many of these were taken.
+    taken: usize,
     /// Events that came again at another place, to be judged once it is known what the log lost.
     again: Vec<(Event, Position)>,
     /// Events that came after a later one of their publisher, to be judged likewise.
@@ -159,6 +161,13 @@ impl Ledger {
                 held.push((gap.at, None));
             }
         }
+    }
+
+    /// Takes the gaps that were told since the last time.
+    pub(crate) fn take_told(&mut self) -> Vec<Gap> {
+        let told = self.gaps[self.taken..].to_vec();
+        self.taken = self.gaps.len();
+        told
     }
 
     /// Goes on with what is known to have come. Returns whether everything up to `targets` came, was not for this client,

@@ -38,16 +38,19 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
                 .act(move |_, _| signal(*same.borrow(), Signal::SIGCONT))
         }
         Fault::RollingRestart => {
-            let before = Rc::new(RefCell::new(Vec::new()));
+            let before = Rc::new(RefCell::new((Vec::new(), 0)));
             let known = before.clone();
             steps
                 .act(move |world, _| {
-                    *before.borrow_mut() = world.nodes();
                     if let Nodes::Workers { hub, .. } = &world.hub {
+                        *before.borrow_mut() = (hub.workers(), hub.log().len());
                         hub.signal(Signal::SIGHUP);
                     }
                 })
-                .until("all workers are replaced", move |world| world.has_rolled(&known.borrow()))
+                .until("all workers are replaced", move |world| {
+                    let (workers, logged) = &*known.borrow();
+                    world.has_rolled(workers, *logged)
+                })
         }
         Fault::SlowLink => steps
             .act(|world, _| world.relays().iter().for_each(|relay| relay.limit(SLOW)))
