@@ -3,6 +3,7 @@
 mod clients;
 mod cluster;
 mod disk;
+mod guard;
 mod networks;
 mod nodes;
 mod redis;

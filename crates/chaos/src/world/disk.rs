@@ -1,16 +1,18 @@
 //! A disk of its own for Redis, which can be filled.
 
+use super::guard::Guard;
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 use tempfile::TempDir;
 
 /// A file system in memory. It goes with this value, or with this process.
 #[derive(Debug)]
 pub(crate) struct Disk {
+    /// Unmounts it, before its directory is removed.
+    _guard: Guard,
     home: TempDir,
-    guard: Child,
 }
 
 /// How much it takes, in KiB, unless it is full.
@@ -22,11 +24,8 @@ impl Disk {
         let home = tempfile::Builder::new().prefix("disk-").tempdir().ok()?;
         let size = format!("size={ROOM_KIB}k");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "fanfare-chaos"]).arg(home.path()))?;
-        let script = format!("read -r _; umount -l '{0}' 2>/dev/null; rmdir '{0}' 2>/dev/null", home.path().display());
-        let mut guard = Command::new("sh");
-        std::os::unix::process::CommandExt::process_group(&mut guard, 0);
-        let guard = guard.args(["-c", &script]).stdin(Stdio::piped()).spawn().ok()?;
-        Some(Self { home, guard })
+        let guard = Guard::new(&format!("umount -l '{0}'; rmdir '{0}'", home.path().display()))?;
+        Some(Self { _guard: guard, home })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -47,14 +46,6 @@ impl Disk {
     fn resize(&self, kib: u64) -> bool {
         let size = format!("remount,size={kib}k");
         run(Command::new("mount").args(["-o", &size]).arg(self.path())).is_some()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("-l").arg(self.path()));
-        let _ = self.guard.kill();
-        let _ = self.guard.wait();
     }
 }
 

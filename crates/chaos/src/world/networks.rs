@@ -1,11 +1,13 @@
 //! Nodes in networks of their own (network namespaces), whose packets to and from Redis can be dropped. Clients reach them
 //! by other addresses, so that a node that is cut off from Redis still has its clients.
 //!
-//! A namespace lives as long as the node in it, and the link to it too: nothing is left behind, however this process ends.
+//! A namespace lives as long as the node in it, and the link to it too; a guard removes the routes. So nothing is left
+//! behind, however this process ends.
 
 use super::{
     Unavailable,
     disk::{find, run},
+    guard::Guard,
 };
 use std::{
     fs,
@@ -40,6 +42,7 @@ pub(super) struct Networks {
     redis_port: u16,
     /// Which interfaces are this process's.
     prefix: String,
+    _guard: Guard,
 }
 
 #[derive(Debug)]
@@ -66,6 +69,14 @@ impl Networks {
         }
         run(Command::new("unshare").args(["--net", "true"])).ok_or("no networks may be made here (it takes root)")?;
         let node = |node| Node { address: (address(node, NODE_FOR_CLIENTS), free_port()).into(), hub: None };
+        // Packets for a node that is gone must not leave by another way.
+        let mut cleanup = String::new();
+        for node in 0..COUNT {
+            let network = format!("{}/29", address(node, 0));
+            ip(&["route", "replace", "unreachable", &network]).ok_or("no routes may be made here")?;
+            cleanup += &format!("ip route del unreachable {network}; ip route del blackhole {}; ", address(node, NODE));
+        }
+        let guard = Guard::new(&format!("PATH=$PATH:/usr/sbin:/sbin; {cleanup}")).ok_or("there is no sh")?;
         let mut all = Self {
             nodes: (0..COUNT).map(node).collect(),
             program: program.to_owned(),
@@ -73,6 +84,7 @@ impl Networks {
             environment: environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
             redis_port,
             prefix: format!("ff{}", std::process::id()),
+            _guard: guard,
         };
         for node in 0..COUNT {
             all.launch(node).ok_or("no link between two networks can be made here")?;
@@ -110,7 +122,8 @@ impl Networks {
             ip(&["addr", "add", &format!("{addr}/32"), "dev", &outer])?;
         }
         ip(&["link", "set", &outer, "up"])?;
-        ip(&["route", "add", &inner, "dev", &outer, "src", &redis])?;
+        // While it is cut off, another route drops its packets.
+        let _ = ip(&["route", "add", &inner, "dev", &outer, "src", &redis]);
         ip(&["route", "add", &inner_for_clients, "dev", &outer, "src", &clients])?;
         let inside = |arguments: &[&str]| inside(process, arguments);
         inside(&["addr", "add", &format!("{inner}/32"), "dev", "hub"])?;
@@ -179,16 +192,9 @@ impl Networks {
     pub(super) fn heal(&mut self) {
         self.restart();
         (0..COUNT as u64).for_each(|node| self.cut(node, Ways::Both, false));
-    }
-}
-
-impl Drop for Networks {
-    fn drop(&mut self) {
-        for node in 0..COUNT {
-            // The link goes with the node, but a route that drops packets does not.
-            let inner = address(node, NODE).to_string();
-            let _ = ip(&["route", "del", "blackhole", &inner]);
-        }
+        until("all nodes are ready", || {
+            self.nodes.iter().filter_map(|node| node.hub.as_ref()).all(HubProcess::is_ready)
+        });
     }
 }
 
