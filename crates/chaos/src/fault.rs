@@ -166,20 +166,26 @@ impl Fault {
     }
 }
 
-/// The most resets that a client whose cursor is a position may be told of faults that happen together: none, unless a
-/// server changes while a node is away or ends, which may have acknowledged what nobody else knows, or while nobody can
-/// know for how long others were away, or while the windows hold too little. docs/recovery.md has the rules. A client that
-/// comes to a node that has not heard of the change yet is told once more.
+/// The most resets that a client whose cursor is a position may be told of faults that happen together; docs/recovery.md
+/// has the rules. None, unless
+///
+/// - a server changes while a node is away or ends, which may have acknowledged what nobody else knows, or while nobody can
+///   know for how long others were away, or while the windows hold too little. A client that comes to a node that has not
+///   heard of the change yet is told once more;
+/// - a client comes to a node that is away from Redis, and lacks what the client has seen.
 pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
+    let any = |of: fn(Hits) -> bool| faults.iter().any(|fault| of(fault.hits()));
     let changes: u64 =
         faults.iter().map(|fault| if let Hits::Redis(changes) = fault.hits() { changes } else { 0 }).sum();
     let others = faults.iter().filter(|fault| fault.hits() != Hits::Clients).count();
-    let reconnects = faults.iter().any(|fault| matches!(fault.hits(), Hits::Clients | Hits::Nodes | Hits::ANode));
-    match (others > 1 || small_window, reconnects) {
+    let reconnects = any(|hits| matches!(hits, Hits::Clients | Hits::Nodes | Hits::ANode));
+    let away = any(|hits| matches!(hits, Hits::ANode | Hits::Link));
+    let of_changes = match (others > 1 || small_window, reconnects) {
         (false, _) => 0,
         (true, false) => changes,
         (true, true) => 2 * changes,
-    }
+    };
+    of_changes + u64::from(faults.len() > 1 && reconnects && away)
 }
 
 #[cfg(test)]
@@ -192,9 +198,12 @@ mod tests {
             (&[Fault::KillRedis][..], 0),
             (&[Fault::OldThenNew], 0),
             (&[Fault::KillWorker], 0),
-            (&[Fault::KillWorker, Fault::StopRedisLong], 0),
+            (&[Fault::StopWorkerLong], 0),
+            (&[Fault::StopRedisLong, Fault::SlowLink], 0),
+            (&[Fault::KillWorker, Fault::StopRedisLong], 1),
+            (&[Fault::CutWorker, Fault::CutClients], 1),
             (&[Fault::KillRedis, Fault::CutClients], 0),
-            (&[Fault::KillRedis, Fault::StopWorker], 2),
+            (&[Fault::KillRedis, Fault::StopWorker], 3),
             (&[Fault::KillRedis, Fault::StopRedis], 1),
             (&[Fault::KillRedis, Fault::OldThenNew, Fault::RollingRestart], 6),
         ] {
