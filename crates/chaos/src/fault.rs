@@ -96,6 +96,11 @@ faults! {
     OldCopy = "old-copy", [Standalone, Networks], 4_000, Hits::Redis(1);
     /// Redis is started from an older copy, goes on for a while, and is started from the newer one.
     OldThenNew = "old-then-new", [Standalone, Networks], 7_000, Hits::Redis(2);
+    /// All workers but one are halted for three seconds; then that one is killed, Redis comes back empty, and the others
+    /// go on.
+    AloneThenKilled = "alone-then-killed", [Standalone, Networks], 4_000, Hits::Redis(1);
+    /// The same, but that one is halted, for three seconds.
+    AloneThenStopped = "alone-then-stopped", [Standalone, Networks], 7_000, Hits::Redis(1);
     /// Redis is halted for ten seconds (SIGSTOP).
     StopRedis = "stop-redis", [Standalone, Networks], 10_000, Hits::Link;
     /// Redis is halted for twenty seconds.
@@ -158,6 +163,8 @@ impl Fault {
                 | Self::PowerLoss
                 | Self::OldCopy
                 | Self::OldThenNew
+                | Self::AloneThenKilled
+                | Self::AloneThenStopped
                 | Self::SentinelFailover
                 | Self::SentinelKill
                 | Self::SentinelStop
@@ -172,6 +179,7 @@ impl Fault {
 /// - a server changes while a node is away or ends, which may have acknowledged what nobody else knows, or while nobody can
 ///   know for how long others were away, or while the windows hold too little. A client that comes to a node that has not
 ///   heard of the change yet is told once more;
+/// - the only node that knows what it acknowledged is killed together with Redis;
 /// - a client comes to a node that is away from Redis, and lacks what the client has seen.
 pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
     let any = |of: fn(Hits) -> bool| faults.iter().any(|fault| of(fault.hits()));
@@ -181,7 +189,8 @@ pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
     let reconnects = any(|hits| matches!(hits, Hits::Clients | Hits::Nodes | Hits::ANode));
     let away = any(|hits| matches!(hits, Hits::ANode | Hits::Link));
     let of_changes = match (others > 1 || small_window, reconnects) {
-        (false, _) => 0,
+        // What the killed one acknowledged alone is lost; its clients come to nodes that have not heard of that.
+        (false, _) => 2 * u64::from(faults.contains(&Fault::AloneThenKilled)),
         (true, false) => changes,
         (true, true) => 2 * changes,
     };
@@ -199,6 +208,8 @@ mod tests {
             (&[Fault::OldThenNew], 0),
             (&[Fault::KillWorker], 0),
             (&[Fault::StopWorkerLong], 0),
+            (&[Fault::AloneThenKilled], 2),
+            (&[Fault::AloneThenStopped], 0),
             (&[Fault::StopRedisLong, Fault::SlowLink], 0),
             (&[Fault::KillWorker, Fault::StopRedisLong], 1),
             (&[Fault::CutWorker, Fault::CutClients], 1),

@@ -149,13 +149,10 @@ impl Networks {
         self.nodes.iter().map(|node| node.hub.as_ref().map_or_else(String::new, HubProcess::log)).collect()
     }
 
-    /// Kills a node that lives.
-    pub(super) fn kill(&mut self, random: u64) {
-        let alive: Vec<usize> = (0..COUNT).filter(|&node| self.nodes[node].hub.is_some()).collect();
-        let at = usize::try_from(random % alive.len().max(1) as u64).unwrap_or(0);
-        if let Some(&node) = alive.get(at) {
-            self.nodes[node].hub = None;
-        }
+    /// Kills the node of a process.
+    pub(super) fn kill(&mut self, process: Option<u32>) {
+        let nodes = self.nodes.iter_mut();
+        nodes.filter(|node| node.hub.as_ref().map(HubProcess::id) == process).for_each(|node| node.hub = None);
     }
 
     /// Starts the nodes that were killed.

@@ -52,6 +52,7 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
                     world.has_rolled(workers, *logged)
                 })
         }
+        Fault::AloneThenKilled | Fault::AloneThenStopped => alone(steps, node, fault == Fault::AloneThenKilled),
         Fault::SlowLink => steps
             .act(|world, _| world.relays().iter().for_each(|relay| relay.limit(SLOW)))
             .wait(short)
@@ -64,6 +65,42 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
         Fault::PartitionThere => partition(steps, short, node, Ways::There),
         Fault::PartitionBack => partition(steps, short, node, Ways::Back),
         _ => return None,
+    })
+}
+
+/// One node acknowledges alone what no other has heard of; then it goes, Redis comes back empty, and the others go on.
+fn alone(steps: Steps, node: u64, killed: bool) -> Steps {
+    let who = Rc::new(RefCell::new((None, Vec::new())));
+    let (then, later) = (who.clone(), who.clone());
+    let steps = steps
+        .act(move |world, _| {
+            let one = world.a_node(node);
+            let others: Vec<u32> = world.nodes().into_iter().filter(|other| Some(*other) != one).collect();
+            others.iter().for_each(|other| signal(Some(*other), Signal::SIGSTOP));
+            *who.borrow_mut() = (one, others);
+        })
+        .wait(Duration::from_secs(3))
+        .act(move |world, _| {
+            let (one, others) = &*then.borrow();
+            if killed {
+                world.kill_process(*one);
+            } else {
+                signal(*one, Signal::SIGSTOP);
+            }
+            if let Some(server) = world.server() {
+                server.kill();
+                server.forget();
+                server.restart();
+            }
+            others.iter().for_each(|other| signal(Some(*other), Signal::SIGCONT));
+        })
+        .wait(Duration::from_secs(if killed { 1 } else { 3 }));
+    steps.act(move |world, _| {
+        let (one, _) = &*later.borrow();
+        match &mut world.hub {
+            Nodes::Networks(networks) if killed => networks.restart(),
+            Nodes::Networks(_) | Nodes::Workers { .. } => signal(one.filter(|_| !killed), Signal::SIGCONT),
+        }
     })
 }
 
@@ -103,9 +140,14 @@ fn partition(steps: Steps, lasts: Duration, node: u64, ways: Ways) -> Steps {
 
 impl World {
     fn kill_node(&mut self, random: u64) {
+        let node = self.a_node(random);
+        self.kill_process(node);
+    }
+
+    fn kill_process(&mut self, node: Option<u32>) {
         match &mut self.hub {
-            Nodes::Workers { .. } => signal(self.a_node(random), Signal::SIGKILL),
-            Nodes::Networks(networks) => networks.kill(random),
+            Nodes::Workers { .. } => signal(node, Signal::SIGKILL),
+            Nodes::Networks(networks) => networks.kill(node),
         }
     }
 }
