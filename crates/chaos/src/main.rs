@@ -41,20 +41,19 @@ const UNLIMITED: [&str; 6] = [
 /// What the tests run: what concerns each part once, and some pairs that were hard.
 const SHORT: &[&str] = &[
     "standalone/kill-worker@0/1",
-    "standalone/cut-clients@0/2",
-    "standalone/rolling-restart@0/3",
-    "standalone/kill-redis@0/4",
-    "standalone/forget-redis@0/5",
-    "standalone/power-loss@0/6",
-    "standalone/old-then-new@0/7",
-    "standalone/client-kill@0/8",
-    "standalone/stop-reading@0+client-pause@500/9",
-    "standalone/stop-worker@0+forget-redis@4000/10",
-    "standalone/disk-full@0+kill-worker@2000/11",
-    "networks/partition-there@0+power-loss@3000/12",
-    "sentinel/sentinel-kill@0/13",
-    "sentinel/sentinel-there-and-back@0/14",
-    "cluster/cluster-kill@0+kill-worker@1000/15",
+    "standalone/rolling-restart@0/2",
+    "standalone/cut-clients@0+kill-redis@500/3",
+    "standalone/forget-redis@0/4",
+    "standalone/old-then-new@0/5",
+    "standalone/alone-then-killed@0/6",
+    "standalone/alone-then-stopped@0/7",
+    "standalone/stop-reading@0+client-pause@500/8",
+    "standalone/disk-full@0+kill-worker@2000/9",
+    "standalone/client-kill@0/10",
+    "networks/partition-there@0+power-loss@3000/11",
+    "sentinel/sentinel-kill@0/12",
+    "sentinel/sentinel-there-and-back@0/13",
+    "cluster/cluster-kill@0+kill-worker@1000/14",
 ];
 
 const SECRET: &str = "the secret of a chaos run, not of anything else";
