@@ -139,6 +139,8 @@ faults! {
     SentinelThereAndBack = "sentinel-there-and-back", [Sentinel], 25_000, Hits::Redis(2);
     /// One worker alone reaches the master, which is replaced meanwhile.
     SentinelSplit = "sentinel-split", [Sentinel], 12_000, Hits::Redis(1);
+    /// Sentinel makes a replica the master, and then the old master again while one worker alone reaches the new one.
+    SentinelSplitBack = "sentinel-split-back", [Sentinel], 25_000, Hits::Redis(2);
     /// The replica of the node that holds the log takes over.
     ClusterFailover = "cluster-failover", [Cluster], 3_000, Hits::Redis(1);
     /// The node of the Cluster that holds the log is killed; its replica lags by a second.
@@ -151,8 +153,7 @@ impl Fault {
     /// Whether it cuts connections to Redis, so that what is published on its channels is heard by some nodes and not by
     /// others.
     pub(crate) fn cuts_channels(self) -> bool {
-        !matches!(self.hits(), Hits::Clients | Hits::Nodes)
-            && !matches!(self, Self::KillWorker | Self::StopWorker | Self::StopWorkerLong)
+        !matches!(self.hits(), Hits::Clients | Hits::Nodes) && !matches!(self, Self::KillWorker)
     }
 
     /// Whether the log loses events by it that the nodes have, so that they have to put them back.
@@ -189,6 +190,7 @@ pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
     let reconnects = any(|hits| matches!(hits, Hits::Clients | Hits::Nodes | Hits::ANode));
     let away = any(|hits| matches!(hits, Hits::ANode | Hits::Link));
     let of_changes = match (others > 1 || small_window, reconnects) {
+        (false, true) if faults.len() > 1 => changes,
         // What the killed one acknowledged alone is lost; its clients come to nodes that have not heard of that.
         (false, _) => 2 * u64::from(faults.contains(&Fault::AloneThenKilled)),
         (true, false) => changes,
@@ -213,7 +215,7 @@ mod tests {
             (&[Fault::StopRedisLong, Fault::SlowLink], 0),
             (&[Fault::KillWorker, Fault::StopRedisLong], 1),
             (&[Fault::CutWorker, Fault::CutClients], 1),
-            (&[Fault::KillRedis, Fault::CutClients], 0),
+            (&[Fault::KillRedis, Fault::CutClients], 1),
             (&[Fault::KillRedis, Fault::StopWorker], 3),
             (&[Fault::KillRedis, Fault::StopRedis], 1),
             (&[Fault::KillRedis, Fault::OldThenNew, Fault::RollingRestart], 6),

@@ -45,7 +45,11 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
                 let steps = replaced(restored(steps, &master), &master);
                 with(steps.wait(pause), &master, super::revive)
             }
-            Fault::SentinelThereAndBack => there_and_back(steps, &master, random),
+            Fault::SentinelThereAndBack => there_and_back(steps, &master, random, None),
+            Fault::SentinelSplitBack => {
+                let node = random.u64(..);
+                there_and_back(steps, &master, random, Some(node))
+            }
             Fault::SentinelSplit => {
                 let node = random.u64(..);
                 let steps = hold_replicas_back(steps, &master, move |world| world.a_node(node).into_iter().collect());
@@ -107,8 +111,9 @@ fn replaced(steps: Steps, master: &Master) -> Steps {
     })
 }
 
-/// A failover, and one back as soon as that goes. The third server may not become the master meanwhile.
-fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng) -> Steps {
+/// A failover, and one back as soon as that goes. The third server may not become the master meanwhile. `split`: one node
+/// alone reaches the second master meanwhile.
+fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng, split: Option<u64>) -> Steps {
     let (pause, third) = (between(random, 0, 3_000), Rc::new(Cell::new(0)));
     let (first, again, other) = (master.port.clone(), master.port.clone(), third.clone());
     let steps = steps
@@ -125,14 +130,27 @@ fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng) -> 
             sentinels(world).is_none_or(|sentinels| sentinels.is_replica(other.get(), 0))
         });
     let steps = begin_failover(hold_replicas_back(steps, master, |world| world.nodes()));
-    let steps = restored(replaced(steps, master), master).wait(pause).until("the first master follows", move |world| {
+    let (second, old) = (Master::default(), first.clone());
+    let steps = restored(replaced(steps, master), master);
+    let steps = match split {
+        None => steps.wait(pause),
+        // As soon as that is possible, so that some nodes have not found the second master yet.
+        Some(node) => {
+            let steps = steps.until("the first master is a replica", move |world| {
+                let of = server(world, old.get());
+                of.is_none_or(|server| server.cli(&["INFO", "replication"]).contains("master_link_status:up"))
+            });
+            hold_replicas_back(steps, &second, move |world| world.a_node(node).into_iter().collect())
+        }
+    };
+    let steps = steps.until("the sentinels know that it is", move |world| {
         sentinels(world).is_none_or(|sentinels| sentinels.is_replica(first.get(), 100))
     });
-    begin_failover(steps)
-        .until("the first master is the master again", move |world| {
-            sentinels(world).is_none_or(|sentinels| sentinels.master_port() == Some(again.get()))
-        })
-        .act(|world, _| sentinels(world).into_iter().for_each(forget_priorities))
+    let steps = begin_failover(steps).until("the first master is the master again", move |world| {
+        sentinels(world).is_none_or(|sentinels| sentinels.master_port() == Some(again.get()))
+    });
+    let steps = if split.is_some() { restored(steps.wait(Duration::from_secs(8)), &second) } else { steps };
+    steps.act(|world, _| sentinels(world).into_iter().for_each(forget_priorities))
 }
 
 fn begin_failover(steps: Steps) -> Steps {
