@@ -220,9 +220,6 @@ impl World {
         if let Some(disk) = &self.disk {
             disk.make_room();
         }
-        if let Nodes::Networks(networks) = &mut self.hub {
-            networks.heal();
-        }
         self.nodes().into_iter().for_each(|node| HubProcess::signal_to(node, Signal::SIGCONT));
         match &mut self.redis {
             Redis::One(server, _) => revive(server),
@@ -236,6 +233,9 @@ impl World {
                 cluster::let_follow(cluster);
                 cluster.until_settled();
             }
+        }
+        if let Nodes::Networks(networks) = &mut self.hub {
+            networks.heal();
         }
     }
 

@@ -160,6 +160,11 @@ impl HubProcess {
         let _ = kill(Pid::from_raw(i32::try_from(id).unwrap()), signal);
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended().is_some()
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()

@@ -155,9 +155,12 @@ impl Networks {
         nodes.filter(|node| node.hub.as_ref().map(HubProcess::id) == process).for_each(|node| node.hub = None);
     }
 
-    /// Starts the nodes that were killed.
+    /// Starts the nodes that were killed, and those that ended because they found no Redis when they were started.
     pub(super) fn restart(&mut self) {
         for node in 0..COUNT {
+            if self.nodes[node].hub.as_mut().is_some_and(HubProcess::has_ended) {
+                self.nodes[node].hub = None;
+            }
             if self.nodes[node].hub.is_none() && self.launch(node).is_none() {
                 println!("           a node can't be started again");
             }
@@ -185,12 +188,12 @@ impl Networks {
         }
     }
 
-    /// Ends every cut, and starts what was killed.
+    /// Ends every cut, starts what was killed, and waits until all nodes are ready. Redis has to be there.
     pub(super) fn heal(&mut self) {
-        self.restart();
         (0..COUNT as u64).for_each(|node| self.cut(node, Ways::Both, false));
         until("all nodes are ready", || {
-            self.nodes.iter().filter_map(|node| node.hub.as_ref()).all(HubProcess::is_ready)
+            self.restart();
+            self.nodes.iter().all(|node| node.hub.as_ref().is_some_and(HubProcess::is_ready))
         });
     }
 }
