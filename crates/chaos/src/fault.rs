@@ -187,12 +187,14 @@ pub(crate) fn budget(faults: &[Fault], small_window: bool) -> u64 {
     let changes: u64 =
         faults.iter().map(|fault| if let Hits::Redis(changes) = fault.hits() { changes } else { 0 }).sum();
     let others = faults.iter().filter(|fault| fault.hits() != Hits::Clients).count();
-    let reconnects = any(|hits| matches!(hits, Hits::Clients | Hits::Nodes | Hits::ANode));
+    let reconnects = any(|hits| matches!(hits, Hits::Clients | Hits::Nodes | Hits::ANode))
+        || faults.contains(&Fault::AloneThenKilled);
     let away = any(|hits| matches!(hits, Hits::ANode | Hits::Link));
     let of_changes = match (others > 1 || small_window, reconnects) {
-        (false, true) if faults.len() > 1 => changes,
         // What the killed one acknowledged alone is lost; its clients come to nodes that have not heard of that.
-        (false, _) => 2 * u64::from(faults.contains(&Fault::AloneThenKilled)),
+        (false, true) if faults.contains(&Fault::AloneThenKilled) => 2 * changes,
+        (false, true) if faults.len() > 1 => changes,
+        (false, _) => 0,
         (true, false) => changes,
         (true, true) => 2 * changes,
     };
@@ -211,6 +213,7 @@ mod tests {
             (&[Fault::KillWorker], 0),
             (&[Fault::StopWorkerLong], 0),
             (&[Fault::AloneThenKilled], 2),
+            (&[Fault::AloneThenKilled, Fault::StopRedisLong], 3),
             (&[Fault::AloneThenStopped], 0),
             (&[Fault::StopRedisLong, Fault::SlowLink], 0),
             (&[Fault::KillWorker, Fault::StopRedisLong], 1),
