@@ -208,6 +208,8 @@ pub(crate) enum Case {
     ThereAndBack,
     /// One node sees the deposed master alone, and no sentinel.
     SplitBrain,
+    /// As before, and the clock of the new master is set forward while it waits for that node.
+    SplitBrainAndClock,
     /// Redis comes back empty, and a node that has just started finds it first.
     FreshNode,
     /// Redis comes back from an older copy, goes on, and comes back from the newer one.
@@ -314,7 +316,7 @@ impl Plan {
     /// A schedule in which an earlier version of the hub failed.
     pub(crate) fn case(case: Case, seed: u64, clients: usize) -> Self {
         let mut plan = Self::new(seed, Size { faults: 0, clients });
-        let sentinel = matches!(case, Case::ThereAndBack | Case::SplitBrain);
+        let sentinel = matches!(case, Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock);
         (plan.nodes, plan.clients, plan.users) = (2, 2 * clients, clients.max(1));
         (plan.servers, plan.sentinels) = if sentinel { (2, 3) } else { (1, 0) };
         plan.persistence = if case == Case::OldThenNew { Persistence::Always } else { Persistence::None };
@@ -339,6 +341,11 @@ impl Plan {
             Case::SplitBrain => vec![
                 (6_000, Fault::IsolateMaster { split: true, ms: 12_000 }),
                 (6_000, Fault::CutNodeFromSentinels { node: 0, ms: 12_000 }),
+            ],
+            Case::SplitBrainAndClock => vec![
+                (6_000, Fault::IsolateMaster { split: true, ms: 12_000 }),
+                (6_000, Fault::CutNodeFromSentinels { node: 0, ms: 12_000 }),
+                (8_600, Fault::StepServerClock { which: Which::Master, by: 60_000 }),
             ],
             Case::FreshNode => vec![
                 (6_000, Fault::KillNode { node: 0, ms: 600 }),

@@ -63,6 +63,7 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                     continue;
                 }
                 adopt(shared, lineage, found.head, fresh.is_some());
+                shared.reports_no_more();
                 return Ok(found.head);
             }
             _ => {}
@@ -285,7 +286,7 @@ async fn confirm(
             epoch => command.arg(format!("{epoch:x}")),
         };
         let alone = !shared.options.url.is_sentinel() && !shared.options.url.is_cluster();
-        command.arg(u8::from(alone)).arg(members.vouched_version());
+        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(members.vouched_version());
         for (name, joined) in members.list() {
             command.arg(name).arg(joined);
         }

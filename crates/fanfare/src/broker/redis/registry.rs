@@ -72,29 +72,60 @@ impl Pending {
     }
 }
 
+/// How long after a refused write it is tried again: Redis is full, or has too few replicas.
+const REFUSED: Duration = Duration::from_secs(1);
+
 /// Writes all who are here, then what changes, until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
-    let (mut refresh, mut sweep) = (Instant::now() + REFRESH, Instant::now() + SWEEP);
-    let mut beat = shared.last_beat();
-    let mut walk = Some(Walk::begin(shared, link).await?);
-    walk_on(shared, link, &mut walk, usize::MAX).await?;
+    let mut listing = Listing::new(shared);
     loop {
-        let changes = shared.pending().take();
-        write(shared, link, changes.into_iter()).await?;
+        match listing.turn(shared, link).await {
+            Ok(()) => sleep(FLUSH).await,
+            // Changes are not collected meanwhile, there may be any number of them.
+            Err(LinkError::Full(_)) => {
+                (listing.walk, listing.whole) = (None, true);
+                sleep(REFUSED).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What is written when.
+struct Listing {
+    refresh: Instant,
+    sweep: Instant,
+    beat: u64,
+    walk: Option<Walk>,
+    /// What is listed is not the truth: all are to be written anew, at once.
+    whole: bool,
+}
+
+impl Listing {
+    fn new(shared: &Shared) -> Self {
+        let now = Instant::now();
+        Self { refresh: now + REFRESH, sweep: now + SWEEP, beat: shared.last_beat(), walk: None, whole: true }
+    }
+
+    async fn turn(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
         // A node that was silent for long was taken for dead, and what it had written was swept away.
-        let silent = shared.last_beat().saturating_sub(beat) >= ALIVE_MS;
-        beat = shared.last_beat();
-        if silent || (walk.is_none() && Instant::now() >= refresh) {
-            refresh = Instant::now() + REFRESH;
-            walk = Some(Walk::begin(shared, link).await?);
+        let beat = shared.last_beat();
+        self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS;
+        self.beat = beat;
+        if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
+            self.refresh = Instant::now() + REFRESH;
+            self.walk = Some(Walk::begin(shared, link).await?);
         }
         // Nobody waits for a refresh, so it takes its time, and the memory of one piece.
-        walk_on(shared, link, &mut walk, if silent { usize::MAX } else { 1 }).await?;
-        if Instant::now() >= sweep {
-            sweep = Instant::now() + SWEEP;
+        walk_on(shared, link, &mut self.walk, if self.whole { usize::MAX } else { 1 }).await?;
+        self.whole = false;
+        let changes = shared.pending().take();
+        write(shared, link, changes.into_iter()).await?;
+        if Instant::now() >= self.sweep {
+            self.sweep = Instant::now() + SWEEP;
             sweep_dead(shared, link).await?;
         }
-        sleep(FLUSH).await;
+        Ok(())
     }
 }
 
@@ -163,11 +194,7 @@ async fn write(
                 Change::Left { user, since_ms } => command.arg("-").arg(id).arg(&*user).arg(since_ms).arg(""),
             };
         }
-        match link.call(&command).await {
-            // While Redis takes no writes the list is not what counts; it is written anew in time.
-            Ok(_) | Err(LinkError::Full(_)) => {}
-            Err(error) => return Err(error),
-        }
+        link.call(&command).await?;
     }
     Ok(())
 }

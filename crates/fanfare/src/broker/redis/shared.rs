@@ -44,6 +44,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Acknowledged entries that have not come back by the tail yet.
     unseen: Mutex<VecDeque<Arc<Entry>>>,
+    /// The server that is not confirmed, and since when this node reports to it, on the monotonic clock.
+    reporting: Mutex<Option<(String, u64)>>,
     /// The nodes that may acknowledge.
     members: Mutex<Members>,
     /// This node is a member, and may acknowledge.
@@ -115,6 +117,7 @@ impl Shared {
             metrics,
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
+            reporting: Mutex::default(),
             members: Mutex::default(),
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
@@ -138,6 +141,23 @@ impl Shared {
 
     pub(super) fn members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For how many milliseconds this node has been reporting to a server that is not confirmed.
+    pub(super) fn reporting_ms(&self, server: &str) -> u64 {
+        let now_ms = clock::now().mono_ms;
+        let mut reporting = self.reporting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*reporting {
+            Some((held, since_ms)) if held == server => now_ms.saturating_sub(*since_ms),
+            _ => {
+                *reporting = Some((server.to_owned(), now_ms));
+                0
+            }
+        }
+    }
+
+    pub(super) fn reports_no_more(&self) {
+        *self.reporting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The server is the one for so long after `mono_ms`.

@@ -4,8 +4,8 @@
 -- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 since when this node hears ms, 5 settle ms, 6 grace ms, 7 how many reports the
 --       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
 --       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
---       11 '1' if the server can't have been replaced by a replica, 12 the version of its members, then its
---       members as pairs of a name and the version at which that became one
+--       11 '1' if the server can't have been replaced by a replica, 12 for how many ms the node has been reporting here by its own
+--       clock, 13 the version of its members, then its members as pairs of a name and the version at which that became one
 -- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
 --
 -- Why this is safe stands in docs/recovery.md.
@@ -17,15 +17,15 @@ if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
 if not same_history(ARGV[1]) then return redis.error_reply('FENCED this server has another history by now') end
 local now = clock()
 local since = tonumber(meta[5] or now)
-if meta[4] ~= ARGV[1] then
-  redis.call('DEL', KEYS[5], KEYS[6])
+if meta[4] ~= ARGV[1] or since > now then
+  if meta[4] ~= ARGV[1] then redis.call('DEL', KEYS[5], KEYS[6]) end
   redis.call('HSET', KEYS[2], 'recovering', ARGV[1], 'since', whole(now))
   since = now
 end
 redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
-local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[12]}
-for i = 13, #ARGV do own[#own + 1] = ARGV[i] end
+local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[13]}
+for i = 14, #ARGV do own[#own + 1] = ARGV[i] end
 redis.call('HSET', KEYS[5], ARGV[2], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
@@ -95,7 +95,8 @@ local sure = missing == 0 and not lossy and (informed or orderly)
 -- A log that begins is another one to everybody.
 local wait = ARGV[6]
 if (sure and unaware == 0) or (lineage == '' and not follower) then wait = ARGV[5] end
-if now - since < tonumber(wait) then
+-- This server's clock may be set; the node's measures durations.
+if math.min(now - since, tonumber(ARGV[12])) < tonumber(wait) then
   local out = {math.max(missing, 1)}
   for name in pairs(reported) do out[#out + 1] = name end
   return out
