@@ -61,7 +61,7 @@ impl Client {
             number,
             user: format!("u{}", number % users).into(),
             topics: vec![format!("t{}", number % topics).into()],
-            connection: connection_of(number),
+            connection: connection_of(number, 0),
             stores,
             cursor: Cursor::None,
             state: State::Away(0),
@@ -225,6 +225,9 @@ impl Client {
                 world.tell_node(self.node, Input::Bytes(self.attempt, pong));
             }
             "ack" => {
+                if let Some(given) = field(payload, b"\"connection_id\":\"").and_then(|given| given.parse().ok()) {
+                    self.connection = given;
+                }
                 if !self.is_online() {
                     let stay = if self.random.u8(0..4) == 0 { 3_000 } else { 40_000 };
                     self.state = State::Online(now + self.random.u64(500..stay));
@@ -247,9 +250,9 @@ impl Client {
     }
 }
 
-/// The connection that a client is given.
-pub(crate) fn connection_of(number: usize) -> ConnectionId {
-    ConnectionId::from_halves([0x8000 | (number as u64) << 16, 1 << 63 | number as u64])
+/// The connection that a client is given by a node in the epoch of that tag; 0: it was given none yet.
+pub(crate) fn connection_of(number: usize, tag: u32) -> ConnectionId {
+    ConnectionId::from_halves([u64::from(tag) << 44 | 0x8000 | (number as u64) << 16, 1 << 63 | number as u64])
 }
 
 /// The first frame of a server: its opcode, its payload, and how long it is.

@@ -1,6 +1,7 @@
 //! One node: the real backend, window, session table and sessions, driven here in place of the hub's threads.
 
 use crate::{
+    client::connection_of,
     net::{Net, Place},
     world::World,
 };
@@ -17,6 +18,7 @@ use fanfare::{
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage, Position,
+    lineage::tag,
     roster::{Roster, Served, Slot},
     session::{Arrival, Denied, Settings},
     time::Now,
@@ -371,15 +373,19 @@ impl Node {
     }
 
     /// What the upgrade of a client does before its shard gets it.
-    pub(crate) fn connect(self: &Rc<Self>, arrival: Arrival, client: usize, attempt: u64) {
+    pub(crate) fn connect(self: &Rc<Self>, mut arrival: Arrival, client: usize, attempt: u64) {
+        if arrival.connection.epoch_tag() == 0 && arrival.last_event_id.is_none() {
+            arrival.connection = connection_of(client, tag(self.follower.window.read().epoch()));
+        }
         let node = self.clone();
         self.process.run(async move {
             // Its listener opens once it is linked.
             let Some(broker) = node.broker() else { return };
             if let Some(last) = arrival.last_event_id.as_deref() {
                 let gap = node.follower.window.read().start(Some(last), arrival.connection).gap;
-                if gap.is_some_and(|gap| gap.missed.is_none()) {
-                    let _ = broker.catch_up().await;
+                // If that takes long the client leaves, and tries another node.
+                if gap.is_some_and(|gap| gap.missed.is_none()) && broker.catch_up().await.is_err() {
+                    return;
                 }
             }
             node.input(Input::Connect(Box::new(arrival), client, attempt));

@@ -1120,7 +1120,7 @@ async fn publish_one(world: &Rc<World>, events: &[For]) {
         .filter_map(|(number, audience)| {
             let text = format!(r#"{{"type":"sim","event_id":"e{number}","data":{{"n":{number}}}}}"#);
             let event = Draft::parse(&text).and_then(|draft| draft.finish(EPOCH_MS, String::new)).ok()?;
-            Some((event, audience_of(*audience)))
+            Some((event, audience_of(*audience, &world.clients.borrow())))
         })
         .collect();
     loop {
@@ -1148,11 +1148,11 @@ async fn publish_one(world: &Rc<World>, events: &[For]) {
     }
 }
 
-fn audience_of(audience: For) -> Audience {
+fn audience_of(audience: For, clients: &[Client]) -> Audience {
     match audience {
         For::Everyone => Audience::Everyone,
         For::User(user) => Audience::User(format!("u{user}").into()),
         For::Topic(topic) => Audience::Topic(format!("t{topic}").into()),
-        For::Client(client) => Audience::Connection(crate::client::connection_of(client)),
+        For::Client(client) => Audience::Connection(clients[client].connection()),
     }
 }

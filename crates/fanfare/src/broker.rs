@@ -164,7 +164,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// An answer means that every record is in the log; an error, that none of them was acknowledged.
     fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>>;
 
-    /// Returns once every node's window that follows this broker here has all that was in the log at the call.
+    /// Returns once every node's window that follows this broker here has all that was in the log at the call, or at
+    /// its return to a log that was away: callers limit how long they wait.
     fn catch_up(&self) -> Answer<'_, ()>;
 
     /// The entries behind a place, oldest first, at most `limit`.

@@ -90,6 +90,10 @@ enum BadUpgrade {
 /// Where those are who came over no network.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
+/// What a client reads whose place can't be found now.
+const LOG_AWAY: &str =
+    "log_unavailable: the log can't be reached, so it is not known what this client missed; connect again";
+
 /// A client that is turned away, and whose genuine token it showed.
 struct Refused {
     why: TurnedAway,
@@ -335,7 +339,7 @@ async fn hand_over(
     on_upgrade: OnUpgrade,
     address: Option<IpAddr>,
     hold: Option<Hold>,
-    client: Result<Arrival, TurnedAway>,
+    mut client: Result<Arrival, TurnedAway>,
 ) {
     let timeout = node.config.handshake_timeout.max(Duration::from_millis(1));
     let upgraded = match tokio::time::timeout(timeout, on_upgrade).await {
@@ -349,8 +353,10 @@ async fn hand_over(
         },
         None => upgraded,
     };
-    if let Ok(arrival) = &client {
-        level_with(&node, arrival).await;
+    if let Ok(arrival) = &client
+        && let Err(later) = level_with(&node, arrival).await
+    {
+        client = Err(later);
     }
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
@@ -363,13 +369,15 @@ async fn hand_over(
 }
 
 /// Lets the window catch up with the log for a client whose place it does not know: another node may have served it
-/// further than this one has read. All who wait cost one question to the log.
-async fn level_with(node: &Node, arrival: &Arrival) {
-    let Some(last) = arrival.last_event_id.as_deref() else { return };
+/// further than this one has read. All who wait cost one question to the log. While that is away nobody can tell whether
+/// the client has missed anything, so it is to come back later.
+async fn level_with(node: &Node, arrival: &Arrival) -> Result<(), TurnedAway> {
+    let Some(last) = arrival.last_event_id.as_deref() else { return Ok(()) };
     let known = node.window.read().start(Some(last), arrival.connection).gap.is_none_or(|gap| gap.missed.is_some());
-    if !known && let Some(broker) = node.broker.get().and_then(Weak::upgrade) {
-        // If the log is away, the client is served from what is here, and told what that lacks.
-        let _ = broker.catch_up().await;
+    let Some(broker) = node.broker.get().and_then(Weak::upgrade).filter(|_| !known) else { return Ok(()) };
+    match tokio::time::timeout(node.config.handshake_timeout, broker.catch_up()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(TurnedAway { code: CloseCode::TryAgainLater, reason: LOG_AWAY.to_owned() }),
     }
 }
 

@@ -44,6 +44,8 @@ pub(super) struct Bus {
     pub(super) shared: Arc<Shared>,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) waiters: mpsc::UnboundedReceiver<Waiter>,
+    /// Those that were taken and wait for an answer.
+    waiting: Vec<Waiter>,
     pub(super) heard: mpsc::Sender<crate::broker::Record>,
     pub(super) stop: watch::Receiver<bool>,
     /// The place up to which orders were read.
@@ -61,7 +63,7 @@ impl Bus {
         heard: mpsc::Sender<crate::broker::Record>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        Self { shared, jobs, waiters, heard, stop, orders: None, beats: 0, fresh: true }
+        Self { shared, jobs, waiters, waiting: Vec::new(), heard, stop, orders: None, beats: 0, fresh: true }
     }
 
     /// Starts the thread; a simulation has none. `started` hears once the window is warm, or why that can't be.
@@ -130,8 +132,11 @@ impl Bus {
             batch.push(job);
         }
         appender::refuse(batch, error);
-        // Whoever waits for the log is served from what is here.
-        while self.waiters.try_recv().is_ok() {}
+        // Those that wait for the log wait for the next link, unless they have given up.
+        while let Ok(waiter) = self.waiters.try_recv() {
+            self.waiting.push(waiter);
+        }
+        self.waiting.retain(|waiter| !waiter.is_closed());
     }
 
     /// Makes a link and lives on it until it ends.
@@ -183,7 +188,7 @@ impl Bus {
             registry::run(&shared, &link),
             watch_master(&shared, &link),
             joining.run(&shared, &link),
-            answer_waiters(&shared, &link, &mut self.waiters),
+            answer_waiters(&shared, &link, &mut self.waiters, &mut self.waiting),
         );
         self.orders = Some(orders);
         result.map(|(never, ..)| never)
@@ -257,20 +262,23 @@ async fn answer_waiters(
     shared: &Shared,
     link: &Link,
     waiters: &mut mpsc::UnboundedReceiver<Waiter>,
+    waiting: &mut Vec<Waiter>,
 ) -> Result<Infallible, LinkError> {
     let mut head = shared.head.subscribe();
     loop {
-        let Some(first) = waiters.recv().await else {
-            return Err(LinkError::Unreachable("the hub ends".to_owned()));
-        };
-        let mut waiting = vec![first];
+        if waiting.is_empty() {
+            let Some(first) = waiters.recv().await else {
+                return Err(LinkError::Unreachable("the hub ends".to_owned()));
+            };
+            waiting.push(first);
+        }
         while let Ok(waiter) = waiters.try_recv() {
             waiting.push(waiter);
         }
         let there: Option<u64> = super::link::read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
         // The sender lives as long as what is shared.
         let _ = head.wait_for(|here| *here >= there.unwrap_or(0)).await;
-        for waiter in waiting {
+        for waiter in waiting.drain(..) {
             let _ = waiter.send(());
         }
     }
