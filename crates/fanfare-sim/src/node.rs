@@ -589,7 +589,9 @@ impl Shard {
         };
         self.slots.remove(&attempt);
         let present = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner)[slot as usize].take();
-        if let (Some(broker), Some(present)) = (self.node.broker(), present) {
+        if let (Some(broker), Some(present)) = (self.node.broker(), present)
+            && self.roster.holder(present.connection).is_none()
+        {
             broker.left(present.connection, &present.user, present.since_ms);
         }
         self.world.clients.borrow_mut()[client].socket_ended(attempt, &self.world);

@@ -791,6 +791,8 @@ impl Shard {
             }
             if let Some(registry) = self.node.registry()
                 && connection != ConnectionId(0)
+                // A newer socket of the connection came here, perhaps within the same millisecond.
+                && self.roster.holder(connection).is_none()
             {
                 registry.left(connection, &user, conn.since_ms);
             }
