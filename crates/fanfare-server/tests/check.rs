@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 use tempfile::TempDir;
-use testbed::{Authority, HubProcess, RedisServer, until};
+use testbed::{Authority, HubProcess, RedisServer, Sentinels, until};
 use tokio::task::block_in_place;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -218,6 +218,20 @@ fn each_fault_of_a_certificate_is_found() {
 
 fn of_files(certificate: &str, key: &str) -> (String, String) {
     found(&["--tls-certificate-file", certificate, "--tls-key-file", key], &[("SECRET_KEY", SECRET)], "tls")
+}
+
+#[test]
+fn what_a_failover_would_lose_is_found() {
+    let mut servers = Sentinels::start();
+    let found = |url: &str, name| found(&["--redis-url", url], &[("SECRET_KEY", SECRET)], name);
+    let url = servers.url();
+    let (level, what) = found(&url, "redis: failover");
+    assert!(level == "fail" && what.contains("min-replicas-to-write is 0"), "{what}");
+    servers.master().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    assert_eq!(found(&url, "redis: failover").0, "ok");
+    assert_eq!(found(&url, "redis: sentinels").0, "ok");
+    let (level, what) = found(&servers.url_at(&servers.ports()[..2]), "redis: sentinels");
+    assert_eq!((&*level, &*what), ("fail", "the URL names 2, and 3 watch the master"));
 }
 
 #[test]

@@ -24,6 +24,10 @@ use tokio::time::{sleep_until, timeout};
 /// How often servers and sentinels look around, in milliseconds.
 const TICK: u64 = 100;
 
+/// A node that is kept from its work for so long may be given up by the others, in milliseconds: they wait for 13 s, and
+/// take what it knew for complete up to 12 s after its last sign of life.
+const GIVEN_UP: u64 = 9_000;
+
 /// How long nodes may take until they are ready again, behind the last fault, in milliseconds.
 const READY_WITHIN: u64 = 30_000;
 
@@ -1027,8 +1031,11 @@ impl World {
         self.check_presence(&nodes[0]).await;
         let outcome = self.outcome.borrow().clone();
         let hindered = self.plan.faults.iter().any(|(_, fault)| fault.hinders_nodes());
-        let killed = self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::KillNode { .. }));
-        // Nobody knows what a node that is gone was told by a server that is gone.
+        // Nobody knows what a node that is gone was told by a server that is gone. A node that is kept away for long is given up.
+        let gone = |fault: &Fault| {
+            matches!(fault, Fault::KillNode { .. }) || fault.hinders_nodes() && fault.lasts() >= GIVEN_UP
+        };
+        let killed = self.plan.faults.iter().any(|(_, fault)| gone(fault));
         let ruled_out = !killed || outcome.failovers == 0 && !self.plan.faults.iter().any(|(_, f)| f.ends_servers());
         if outcome.gaps_reset > 0 && !self.lossy.get() && ruled_out {
             self.fail(format!("budget: {} resets, though Redis lost nothing", outcome.gaps_reset));

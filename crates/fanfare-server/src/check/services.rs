@@ -22,6 +22,16 @@ const CLIENTS: Check =
     Check { name: "redis: clients", why: "Each process of the hub holds four connections to Redis." };
 const REPLICAS: Check =
     Check { name: "redis: replicas", why: "With durability = replica a publish fails unless a replica has it." };
+const FAILOVER: Check = Check {
+    name: "redis: failover",
+    why: "A master that is cut off from its replicas goes on taking writes, which are lost once a replica takes its place: for up to 4 s \
+          what hubs publish, for longer what others publish on the channels.",
+};
+const SENTINELS: Check = Check {
+    name: "redis: sentinels",
+    why: "A hub takes events while more than half of the sentinels that its URL names confirm the master. If there are others, those can \
+          choose another master meanwhile, and what the hub acknowledges then is lost.",
+};
 const LATENCY: Check = Check { name: "redis: latency", why: "Each publish waits for an answer of Redis." };
 const SKEW: Check = Check { name: "redis: clock", why: "Tokens and the age of events go by the clock." };
 const DATABASE: Check =
@@ -52,13 +62,20 @@ async fn of_log(settings: &Settings) -> Vec<Finding> {
 }
 
 fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
-    let Inspection { address, version, eviction, latency, .. } = found;
+    let Inspection { address, product, eviction, latency, .. } = found;
     let local = address.starts_with("127.") || address.starts_with("localhost") || address.starts_with("[::1]");
-    let mut findings = vec![if found.authenticated || local {
-        REDIS.ok(format!("{version} at {address}"))
+    let mut findings = vec![if product.starts_with("KeyDB") {
+        REDIS.warn(
+            format!(
+                "{product} at {address}: fanfare is not tested with it, and its active replication has no one order"
+            ),
+            &["# Redis 6.2 or later, or Valkey; with KeyDB no active-replica"],
+        )
+    } else if found.authenticated || local {
+        REDIS.ok(format!("{product} at {address}"))
     } else {
         REDIS.warn(
-            format!("{version} at {address} asks for no password"),
+            format!("{product} at {address} asks for no password"),
             &["requirepass ...    # in redis.conf, and REDIS_URL=redis://:...@host"],
         )
     }];
@@ -100,6 +117,7 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
             .fail("none, and durability is replica", &["durability = \"log\"    # in fanfare.toml, or a replica"]),
         _ => REPLICAS.ok(replicas),
     });
+    findings.extend(of_sentinels(found));
     let shown = format!("{:.1} ms", latency.as_secs_f64() * 1_000.0);
     findings.push(if latency.as_millis() < 5 {
         LATENCY.ok(shown)
@@ -113,6 +131,27 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
         SKEW.warn(format!("{skew} ms from ours"), &["timedatectl set-ntp true    # on both machines"])
     });
     findings
+}
+
+/// Whether a failover can lose what was acknowledged.
+fn of_sentinels(found: &Inspection) -> Vec<Finding> {
+    let Some((named, known)) = found.sentinels else { return Vec::new() };
+    let failover = if found.needs_replicas {
+        FAILOVER.ok("the master takes no writes without a replica (min-replicas-to-write)")
+    } else {
+        FAILOVER.fail(
+            "the master takes writes that no replica has (min-replicas-to-write is 0)",
+            &[
+                "redis-cli config set min-replicas-to-write 1    # on each server",
+                "min-replicas-to-write 1    # in redis.conf of each server",
+                "min-replicas-max-lag 5",
+            ],
+        )
+    };
+    let count = format!("the URL names {named}, and {known} watch the master");
+    let sentinels =
+        if named >= known { SENTINELS.ok(count) } else { SENTINELS.fail(count, &["# all of them in REDIS_URL"]) };
+    vec![failover, sentinels]
 }
 
 /// Whether there is room for the next event. With an evicting policy there always is, which is a fault of its own.

@@ -63,8 +63,6 @@ const MAX_JOBS: usize = 10_000;
 /// How long an append may take from its call to its answer.
 const APPEND: Duration = Duration::from_secs(5);
 
-/// How long a client that comes back may wait for what others have seen already.
-
 /// When an event counts as published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {

@@ -789,7 +789,15 @@ async fn a_url_of_another_topology_is_refused_with_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_too_old_is_refused() {
+async fn a_server_that_can_hold_no_log_is_refused() {
+    let error = refused_with("redis_version:5.0.14\r\nrole:master\r\nrun_id:x\r\n").await;
+    assert!(matches!(&error, LinkError::TooOld { found, .. } if found == "5.0.14"), "{error:?}");
+    let error = refused_with("redis_version:7.4.0\r\ndragonfly_version:df-v1.30.0\r\nrole:master\r\n").await;
+    assert!(error.to_string().contains("is Dragonfly df-v1.30.0"), "{error:?}");
+}
+
+/// What comes of a server that describes itself so.
+async fn refused_with(info: &'static str) -> LinkError {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -798,7 +806,6 @@ async fn a_server_that_is_too_old_is_refused() {
             for line in BufReader::new(stream.try_clone().unwrap()).lines() {
                 match line.unwrap_or_default().as_str() {
                     "INFO" => {
-                        let info = "redis_version:5.0.14\r\nrole:master\r\nrun_id:x\r\n";
                         write!(stream, "${}\r\n{info}\r\n", info.len()).unwrap();
                     }
                     // Whatever the client introduces itself with.
@@ -808,8 +815,7 @@ async fn a_server_that_is_too_old_is_refused() {
             }
         }
     });
-    let error = refused(&format!("redis://127.0.0.1:{port}")).await;
-    assert!(matches!(&error, LinkError::TooOld { found, .. } if found == "5.0.14"), "{error:?}");
+    refused(&format!("redis://127.0.0.1:{port}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

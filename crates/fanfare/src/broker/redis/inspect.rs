@@ -3,7 +3,7 @@
 use super::{
     RedisUrl,
     keys::Keys,
-    link::{Link, LinkError, read},
+    link::{Link, LinkError, field, read},
 };
 use crate::clock;
 use redis::cmd;
@@ -18,8 +18,8 @@ const QUESTIONS: usize = 20;
 pub struct Inspection {
     /// The server that would hold it.
     pub address: String,
-    /// Its version.
-    pub version: String,
+    /// What it is, with its version: `Redis 7.0.15`, `Valkey 9.1.2`.
+    pub product: String,
     /// Who connects shows a password.
     pub authenticated: bool,
     /// What it throws away when its memory is full (`maxmemory-policy`).
@@ -34,6 +34,11 @@ pub struct Inspection {
     pub append_only: bool,
     /// Replicas that follow it.
     pub replicas: u64,
+    /// It takes no writes that no replica follows soon (`min-replicas-to-write`).
+    pub needs_replicas: bool,
+    /// How many sentinels the URL names and how many watch the master, as far as those know that answer; `None` without
+    /// Sentinel.
+    pub sentinels: Option<(usize, usize)>,
     /// How long an answer takes: the median.
     pub latency: Duration,
     /// How far its clock is from this machine's, in milliseconds; positive: ahead.
@@ -49,10 +54,7 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
     let keys = Keys::new(namespace, url.is_cluster());
     let (link, facts) = Link::open(url, &keys, Arc::default()).await?;
     let info: String = read(link.call(&cmd("INFO")).await?)?;
-    let number = |name: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    };
+    let number = |name: &str| field(&info, name).and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut times = Vec::with_capacity(QUESTIONS);
     for _ in 0..QUESTIONS {
         let asked = Instant::now();
@@ -65,7 +67,7 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
     let here = before.midpoint(clock::now().unix_ms);
     Ok(Inspection {
         address: link.address.to_string(),
-        version: facts.version,
+        product: facts.product,
         authenticated: url.has_password(),
         eviction: facts.eviction,
         max_memory: number("maxmemory"),
@@ -73,6 +75,9 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
         clients: (number("maxclients"), number("connected_clients")),
         append_only: number("aof_enabled") == 1,
         replicas: number("connected_slaves"),
+        // Told where that is asked for.
+        needs_replicas: field(&info, "min_slaves_good_slaves").is_some(),
+        sentinels: url.count_sentinels().await,
         latency: times[QUESTIONS / 2],
         clock_skew_ms: i64::try_from(there).unwrap_or(0) - i64::try_from(here).unwrap_or(0),
     })

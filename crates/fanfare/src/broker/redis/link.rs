@@ -63,6 +63,17 @@ pub enum LinkError {
         /// Where it is.
         address: String,
     },
+    /// A server that only speaks like Redis.
+    #[error(
+        "{address} is {product}, which does not say what a log needs to know of its server (INFO: run_id, master_replid): \
+         fanfare needs Redis 6.2 or later, or Valkey"
+    )]
+    Unsupported {
+        /// Where it is.
+        address: String,
+        /// What it is.
+        product: String,
+    },
     /// A server of another kind than the URL says.
     #[error("{address} is {kind}: use {scheme}://")]
     OtherKind {
@@ -87,7 +98,14 @@ pub enum LinkError {
 impl LinkError {
     /// Trying again can't help: somebody has to change something.
     pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::TooOld { .. } | Self::OtherKind { .. } | Self::NotOurs(_))
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::TooOld { .. }
+                | Self::Unsupported { .. }
+                | Self::OtherKind { .. }
+                | Self::NotOurs(_)
+        )
     }
 
     pub(super) fn connecting(at: &Address, error: RedisError) -> Self {
@@ -196,6 +214,9 @@ pub(super) struct Link {
 /// What an operator should know of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
+    /// What it is, and of which version: `Valkey 9.1.2`.
+    pub(super) product: String,
+    /// The version of Redis that it is compatible with.
     pub(super) version: String,
     pub(super) eviction: String,
     /// For how many seconds the process has run.
@@ -203,6 +224,38 @@ pub(super) struct Facts {
     role: String,
     /// `standalone`, `cluster` or `sentinel`.
     mode: String,
+    run_id: String,
+    replication_id: String,
+}
+
+impl Facts {
+    /// Reads what `INFO` says.
+    fn of(info: &str) -> Self {
+        let field = |name: &str| field(info, name).unwrap_or_default().to_owned();
+        let has = |name: &str| self::field(info, name).is_some();
+        let (name, own) = match () {
+            () if has("dragonfly_version") => ("Dragonfly", "dragonfly_version"),
+            () if has("mvcc_depth") => ("KeyDB", "redis_version"),
+            () if has("valkey_version") => ("Valkey", "valkey_version"),
+            () => ("Redis", "redis_version"),
+        };
+        Self {
+            product: format!("{name} {}", field(own)),
+            version: field("redis_version"),
+            eviction: field("maxmemory_policy"),
+            uptime: field("uptime_in_seconds").parse().unwrap_or(0),
+            role: field("role"),
+            // Valkey's name comes second.
+            mode: [field("redis_mode"), field("server_mode")].concat(),
+            run_id: field("run_id"),
+            replication_id: field("master_replid"),
+        }
+    }
+}
+
+/// A value in the answer to `INFO`.
+pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 impl Link {
@@ -211,22 +264,11 @@ impl Link {
         let address = url.locate(&keys.log).await?;
         let mut commands = url.connect(&address, url.credentials(), ANSWER).await?;
         let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
-        let field = |name: &str| {
-            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap_or_default().trim().to_owned()
-        };
-        let facts = Facts {
-            version: field("redis_version"),
-            eviction: field("maxmemory_policy"),
-            uptime: field("uptime_in_seconds").parse().unwrap_or(0),
-            role: field("role"),
-            // Valkey's name comes second.
-            mode: [field("redis_mode"), field("server_mode")].concat(),
-        };
+        let facts = Facts::of(&info);
         check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
-        let run_id = field("run_id");
-        let server = format!("{run_id}:{}", field("master_replid"));
+        let run_id = facts.run_id.clone();
+        let server = format!("{run_id}:{}", facts.replication_id);
         Ok((Self { address, server, run_id, commands, scripts, metrics }, facts))
     }
 
@@ -279,6 +321,9 @@ impl Link {
 }
 
 fn check(facts: &Facts, address: &Address, cluster: bool) -> Result<(), LinkError> {
+    if facts.product.starts_with("Dragonfly") {
+        return Err(LinkError::Unsupported { address: address.to_string(), product: facts.product.clone() });
+    }
     let mut numbers = facts.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < OLDEST {
@@ -291,6 +336,9 @@ fn check(facts: &Facts, address: &Address, cluster: bool) -> Result<(), LinkErro
         _ => {}
     }
     match &*facts.role {
+        "master" if facts.run_id.is_empty() || facts.replication_id.is_empty() => {
+            Err(LinkError::Unsupported { address: address.to_string(), product: facts.product.clone() })
+        }
         "master" => Ok(()),
         role => Err(LinkError::NotMaster(format!("{address} is a {role}"))),
     }
@@ -303,12 +351,9 @@ mod tests {
     #[test]
     fn old_servers_and_replicas_are_refused() {
         let address = Address { host: "h".to_owned(), port: 1 };
-        let facts = |version: &str, role: &str| Facts {
-            version: version.to_owned(),
-            eviction: "noeviction".to_owned(),
-            uptime: 1,
-            role: role.to_owned(),
-            mode: "standalone".to_owned(),
+        let facts = |version: &str, role: &str| {
+            let server = format!("redis_version:{version}\r\nredis_mode:standalone\r\nrun_id:a\r\nmaster_replid:b\r\n");
+            Facts::of(&format!("{server}role:{role}\r\nuptime_in_seconds:1\r\n"))
         };
         let check = |facts: &Facts, address| check(facts, address, false);
         assert_eq!(check(&facts("6.2.0", "master"), &address), Ok(()));
@@ -322,6 +367,27 @@ mod tests {
         {
             let facts = Facts { mode: mode.to_owned(), ..facts("7.0.0", "master") };
             let error = check(&facts, &address).unwrap_err();
+            assert!(error.is_final() && error.to_string().starts_with(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn servers_that_only_speak_like_redis_are_known() {
+        let address = Address { host: "h".to_owned(), port: 1 };
+        let server = "redis_version:7.4.0\r\nredis_mode:standalone\r\nrun_id:a\r\nmaster_replid:b\r\nrole:master\r\n";
+        let check = |info: &str| check(&Facts::of(info), &address, false);
+        let product = |info: &str| Facts::of(info).product;
+        assert_eq!((check(server), &*product(server)), (Ok(()), "Redis 7.4.0"));
+        let valkey = format!("{server}server_name:valkey\r\nvalkey_version:9.1.2\r\n");
+        assert_eq!((check(&valkey), &*product(&valkey)), (Ok(()), "Valkey 9.1.2"));
+        let keydb = format!("{server}# KeyDB\r\nmvcc_depth:0\r\n");
+        assert_eq!((check(&keydb), &*product(&keydb)), (Ok(()), "KeyDB 7.4.0"));
+        let dragonfly = format!("{server}dragonfly_version:df-v1.30.0\r\n");
+        for (info, says) in [
+            (dragonfly, "h:1 is Dragonfly df-v1.30.0, which"),
+            (server.replace("run_id", "x"), "h:1 is Redis 7.4.0, which"),
+        ] {
+            let error = check(&info).unwrap_err();
             assert!(error.is_final() && error.to_string().starts_with(says), "{error}");
         }
     }

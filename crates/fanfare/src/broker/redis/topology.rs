@@ -92,17 +92,37 @@ impl RedisUrl {
         Err(last)
     }
 
-    async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Address, LinkError> {
+    /// How many sentinels the URL names, and how many watch the master, as far as those know that answer; `None` without
+    /// Sentinel.
+    pub(super) async fn count_sentinels(&self) -> Option<(usize, usize)> {
+        let Topology::Sentinel { sentinels, master } = &self.topology else { return None };
+        let others = async |at: &Address| -> Result<usize, LinkError> {
+            let mut connection = self.open_sentinel(at).await?;
+            let answer = call(&mut connection, cmd("SENTINEL").arg("SENTINELS").arg(master)).await?;
+            Ok(read::<Vec<Value>>(answer)?.len())
+        };
+        let mut asked: FuturesUnordered<_> = sentinels.iter().map(others).collect();
+        let mut known = 0;
+        while let Some(others) = asked.next().await {
+            known = known.max(others.map_or(0, |others| others + 1));
+        }
+        Some((sentinels.len(), known))
+    }
+
+    async fn open_sentinel(&self, at: &Address) -> Result<Connection, LinkError> {
         let mut info = RedisConnectionInfo::default();
         if let Some(password) = &self.password {
             info = info.set_password(password);
         }
         // Sentinels often have no password where their servers have one.
-        let opened = match self.open(at, info).await {
+        match self.open(at, info).await {
             Err(LinkError::Refused(_)) => self.open(at, RedisConnectionInfo::default()).await,
             other => other,
-        };
-        let mut connection = opened?;
+        }
+    }
+
+    async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Address, LinkError> {
+        let mut connection = self.open_sentinel(at).await?;
         let answer = call(&mut connection, cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master)).await?;
         match redis::from_redis_value::<Option<(String, u16)>>(answer) {
             Ok(Some((host, port))) => Ok(Address { host, port }),
