@@ -237,6 +237,9 @@ impl Client {
             "gap" => {
                 let epoch = id.parse::<Position>().map_or(0, |position| position.epoch);
                 let reset = field(payload, b"\"reason\":\"") == Some("reset");
+                if reset && matches!(self.cursor, Cursor::Event(_)) {
+                    world.count_doubtful();
+                }
                 world.told_of_gap(self.number, epoch, reset, now);
             }
             _ => {}

@@ -418,6 +418,10 @@ impl Node {
         answer.await.ok().flatten()
     }
 
+    pub(crate) fn lineage(&self) -> String {
+        self.follower.window.read().lineage().to_string()
+    }
+
     /// The window's epoch, and its entries as sequence and event.
     pub(crate) fn window(&self) -> (u64, u64, Vec<(u64, String)>) {
         let window = self.follower.window.read();
