@@ -9,9 +9,10 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    thread,
     time::{Duration, SystemTime},
 };
-use testbed::{HubProcess, RedisServer};
+use testbed::{HubProcess, RedisServer, Relay};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
@@ -54,12 +55,15 @@ struct Client {
 }
 
 impl Client {
-    fn connect(hub: &HubProcess, query: &str) -> Self {
+    fn open(hub: &HubProcess, query: &str) -> WebSocket<TcpStream> {
         let stream = TcpStream::connect(hub.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let url = format!("ws://{}/ws?token={}{query}", hub.address(), token());
-        let (socket, _) = client(url, stream).unwrap();
-        let mut client = Self { socket, ack: Value::Null };
+        client(url, stream).unwrap().0
+    }
+
+    fn connect(hub: &HubProcess, query: &str) -> Self {
+        let mut client = Self { socket: Self::open(hub, query), ack: Value::Null };
         client.ack = client.next();
         assert_eq!(client.ack["type"], "ack");
         client
@@ -113,6 +117,36 @@ fn an_event_that_was_evicted_is_a_duplicate_and_its_cursor_a_gap() {
     repeats_after_eviction(&[]);
     let redis = RedisServer::start();
     repeats_after_eviction(&["--redis-url", &redis.url()]);
+}
+
+#[test]
+fn a_cursor_that_a_node_does_not_know_waits_for_the_log() {
+    let redis = RedisServer::start();
+    let relay = Relay::to(redis.port());
+    let through = format!("redis://127.0.0.1:{}", relay.port());
+    let level = start(&["--redis-url", &redis.url()]);
+    let behind = start(&["--redis-url", &through, "--handshake-timeout", "60s"]);
+    let hasty = start(&["--redis-url", &through, "--handshake-timeout", "1s"]);
+    let mut client = Client::connect(&level, "");
+    relay.cut();
+    publish(&level, &["x"]);
+    let position = client.next()["log_position"].as_str().unwrap().to_owned();
+    for cursor in ["x", &*position] {
+        let mut refused = Client::open(&hasty, &format!("&connection_id={}&last_event_id={cursor}", client.name()));
+        let Message::Close(Some(close)) = refused.read().unwrap() else { panic!("{cursor}: no close frame") };
+        assert_eq!(u16::from(close.code), 1013, "{close}");
+        assert!(close.reason.starts_with("log_unavailable: "), "{close}");
+    }
+    let name = client.name();
+    let waiting = thread::spawn(move || {
+        let mut client = Client::resume(&behind, &name, &position);
+        let ack = client.ack.clone();
+        publish(&behind, &["y"]);
+        (ack, client.next())
+    });
+    relay.restore();
+    let (ack, next) = waiting.join().unwrap();
+    assert_eq!((&ack["resumed"], &ack["replayed"], &next["event_id"]), (&json!(true), &json!(0), &json!("y")));
 }
 
 /// X is seen; the log loses it; its publisher publishes it again, behind three others that the client has not seen.

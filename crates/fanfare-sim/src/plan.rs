@@ -166,6 +166,12 @@ impl Fault {
         matches!(self, Self::KillServer { .. } | Self::OldThenNew { .. })
     }
 
+    /// Whether servers answer nobody while it lasts.
+    pub(crate) fn silences_servers(&self) -> bool {
+        self.ends_servers()
+            || matches!(self, Self::PauseServer { .. } | Self::FullDisk { .. } | Self::IsolateMaster { .. })
+    }
+
     /// Whether it keeps a node from its work.
     pub(crate) fn hinders_nodes(&self) -> bool {
         matches!(

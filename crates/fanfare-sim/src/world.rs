@@ -1041,16 +1041,16 @@ impl World {
         let ids_lost = nodes.iter().any(|node| node.lineage().contains('?'));
         let resets = outcome.gaps_reset - if ids_lost { outcome.doubtful.min(outcome.gaps_reset) } else { 0 };
         // Nobody knows what a node that is gone was told by a server that is gone. A node that is kept away for long is given up, and one
-        // that is kept from writing for so long knows no longer who else writes.
-        let long = |fault: &Fault| {
-            fault.lasts() >= GIVEN_UP && (fault.hinders_nodes() || matches!(fault, Fault::FullDisk { .. }))
-        };
-        let gone = |fault: &Fault| matches!(fault, Fault::KillNode { .. }) || long(fault);
-        let given_up = self.plan.faults.iter().any(|(_, fault)| gone(fault));
-        let ruled_out = !given_up || outcome.failovers == 0 && !self.plan.faults.iter().any(|(_, f)| f.ends_servers());
-        if resets > 0 && !self.lossy.get() && ruled_out {
+        // that the server does not answer for long knows no longer who else writes.
+        let faults = || self.plan.faults.iter().map(|(_, fault)| fault);
+        let away = faults().any(|fault| fault.hinders_nodes() && fault.lasts() >= GIVEN_UP);
+        let killed = faults().any(|fault| matches!(fault, Fault::KillNode { .. }));
+        let silent = faults().filter(|fault| fault.silences_servers()).map(Fault::lasts).sum::<u64>();
+        let silent = silent + outcome.failovers * self.plan.down_after >= GIVEN_UP;
+        let replaced = outcome.failovers > 0 || faults().any(Fault::ends_servers);
+        if resets > 0 && !self.lossy.get() && !(replaced && (killed || away || silent)) {
             self.fail(format!("budget: {resets} resets, though Redis lost nothing"));
-        } else if resets > 0 && (self.plan.spare || !hindered) {
+        } else if resets > 0 && (self.plan.spare || !hindered && !silent) {
             self.fail(format!("budget: {resets} resets, though a node lived that could put everything back"));
         }
         if self.plan.faults.is_empty() && outcome.gaps_expired > 0 {

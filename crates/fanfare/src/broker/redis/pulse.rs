@@ -81,9 +81,12 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
     shared.probe_sent(number);
     match link.call(&command).await {
         Ok(answer) => {
-            let (head, nodes, connections, first, events, bytes, version, names, ids_ms, forgotten) =
-                read::<(u64, usize, usize, bool, usize, usize, u64, Vec<Value>, u64, bool)>(answer)?;
+            let (head, nodes, connections, first, events, bytes, version, names, ids_ms, forgotten, new) =
+                read::<(u64, usize, usize, bool, usize, usize, u64, Vec<Value>, u64, bool, bool)>(answer)?;
             let answer = BeatAnswer { head, nodes, connections, first, events, bytes, ids_ms };
+            if new {
+                shared.unlisted.store(true, Ordering::Relaxed);
+            }
             shared.note_horizon(ids_ms, forgotten);
             shared.foremost.store(answer.first, Ordering::Relaxed);
             shared.note_beat();

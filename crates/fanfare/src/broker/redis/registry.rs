@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
@@ -110,7 +110,7 @@ impl Listing {
     async fn turn(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
         // A node that was silent for long was taken for dead, and what it had written was swept away.
         let beat = shared.last_beat();
-        self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS;
+        self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
         self.beat = beat;
         if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
             self.refresh = Instant::now() + REFRESH;

@@ -62,6 +62,8 @@ pub(super) struct Shared {
     last_beat_ms: AtomicU64,
     /// This node has heard the channels for longest, and puts what it hears into the log at once.
     pub(super) foremost: AtomicBool,
+    /// Others took this node for dead, perhaps because the server's clock was set, and what it had registered was swept away.
+    pub(super) unlisted: AtomicBool,
     /// It was said that ids are forgotten before their time.
     told_horizon: AtomicBool,
     /// The window's head.
@@ -126,6 +128,7 @@ impl Shared {
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
             foremost: AtomicBool::new(false),
+            unlisted: AtomicBool::new(false),
             told_horizon: AtomicBool::new(false),
             head: watch::channel(0).0,
         }

@@ -6,7 +6,7 @@
 -- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
 -- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
 -- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1
--- if ids were forgotten.
+-- if ids were forgotten, and 1 if this node was not listed: what it has registered may have been swept away.
 
 local fenced = fence(ARGV[1], ARGV[10])
 if fenced then return fenced end
@@ -33,7 +33,7 @@ if removed then
   redis.call('HSET', KEYS[2], 'version', whole(version))
 end
 redis.call('HSET', KEYS[2], 'beat', whole(now))
-redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
+local new = redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
 redis.call('HSET', KEYS[6], 'connections', ARGV[4], 'beat', whole(now))
 redis.call('PEXPIRE', KEYS[6], ARGV[5])
 tell(KEYS[5], 'k', 'probe', 'n', ARGV[2], 'b', ARGV[3], 'h', whole(head))
@@ -73,4 +73,4 @@ end
 if not meta[4] then redis.call('HSET', KEYS[2], 'ids0', whole(now)) end
 local known_ms = now - tonumber(meta[6] or meta[5] or meta[4] or now)
 local events, bytes = redis.call('XLEN', KEYS[1]), tonumber(meta[3] or 0)
-return {head, nodes, connections, first, events, bytes, version, names, known_ms, meta[6] and 1 or 0}
+return {head, nodes, connections, first, events, bytes, version, names, known_ms, meta[6] and 1 or 0, new}
