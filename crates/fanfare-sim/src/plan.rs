@@ -355,7 +355,7 @@ impl Plan {
             ],
             Case::FreshNode => vec![
                 (6_000, Fault::KillNode { node: 0, ms: 600 }),
-                (6_050, Fault::LagNode { node: 1, by: 150, ms: 6_000 }),
+                (6_050, Fault::LagNode { node: 1, by: 40, ms: 6_000 }),
                 (6_100, empty(300)),
             ],
             // More is lost than the windows hold.
