@@ -109,6 +109,12 @@ impl Lineage {
         if doubtful { Place::Broken(sequence) } else { Place::At(sequence) }
     }
 
+    /// Whether events may have been lost since a client was named, as of which epoch `tag` says; 0: at any time since the log began.
+    pub fn lost_since(&self, tag: u32) -> bool {
+        let known = self.0.iter().position(|epoch| self::tag(epoch.id) == tag).unwrap_or(0);
+        self.0[known + 1..].iter().any(|epoch| matches!(epoch.loss, Loss::Events { .. }))
+    }
+
     /// Up to which sequence this log, whose head is at `head`, and another hold the same; `None` if they have nothing
     /// in common.
     pub fn shared_with(&self, head: u64, other: &Self, other_head: u64) -> Option<u64> {

@@ -461,8 +461,9 @@ impl Window {
                     let (horizon_ms, tag) = (self.bounds.ids_ms, connection.epoch_tag());
                     self.lineage.place_of_event(sequence, appended_ms, horizon_ms, tag)
                 }
-                // A log that never let go of anything can't have held the event.
-                None if self.floor == 0 => Place::Unknown,
+                // A log that never let go of anything can't have held the event, and one that lost some may have: then the client has seen
+                // what this log never had, and perhaps all that is held.
+                None if self.floor == 0 || self.lineage.lost_since(connection.epoch_tag()) => Place::Unknown,
                 None => return self.start_behind_gap(self.floor, GapReason::Expired),
             },
         };
@@ -691,6 +692,10 @@ mod tests {
             ("e11", named(7), 11, reset),
             ("e11", named(8), 11, None),
             ("e12", NAMELESS, 12, None),
+            // It may have been lost, or evicted before that.
+            ("e1", NAMELESS, 9, reset),
+            ("e1", named(7), 9, reset),
+            ("e1", named(8), 9, Some(Gap { reason: GapReason::Expired, missed: None })),
             ("pos-8-11", NAMELESS, 11, None),
         ] {
             let start = window.start(Some(id), connection);
