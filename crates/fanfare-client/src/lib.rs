@@ -31,6 +31,12 @@ mod listener;
 mod mismatch;
 mod token;
 
+/// A client without I/O. It is no part of the library: the project's simulator drives it against simulated hubs.
+#[doc(hidden)]
+pub mod machine {
+    pub use crate::link::{End, Link};
+}
+
 pub use heard::{Event, Gap, Heard, Problem, Refused, State};
 pub use link::Cursor;
 pub use listener::{Listener, Options};

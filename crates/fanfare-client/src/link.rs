@@ -35,20 +35,32 @@ pub struct Cursor {
 
 /// How an attempt or a connection ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub enum End {
     /// The hub closed it.
-    Closed { code: u16, reason: String },
+    Closed {
+        /// The close code.
+        code: u16,
+        /// The reason in the close frame.
+        reason: String,
+    },
     /// It broke off, or there was none.
     Lost(String),
     /// The hub has no room now.
-    Busy { why: String, retry_after: Option<Duration> },
+    Busy {
+        /// What it said.
+        why: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
     /// Nobody gave a token.
     NoToken(String),
 }
 
+/// One client: where it is, and what it wants.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     url: Url,
+    /// Where it goes on.
     pub(crate) cursor: Cursor,
     /// The place behind a gap that was handed out, and that is not yet known to be dealt with.
     behind_gap: Option<String>,
@@ -112,7 +124,10 @@ struct Own<'a> {
 
 impl Link {
     /// The URL of a hub, or of its endpoint; `http` and `https` mean `ws` and `wss`.
-    pub(crate) fn new(url: &str, token: Option<&str>, now: Instant) -> Result<Self, Refused> {
+    ///
+    /// # Errors
+    /// If it is no such URL.
+    pub fn new(url: &str, token: Option<&str>, now: Instant) -> Result<Self, Refused> {
         Ok(Self {
             url: endpoint(url)?,
             cursor: Cursor::default(),
@@ -150,7 +165,7 @@ impl Link {
     }
 
     /// The application asks for more: it has dealt with a gap that was handed out.
-    pub(crate) fn go_on(&mut self) {
+    pub fn go_on(&mut self) {
         if let Some(place) = self.behind_gap.take() {
             self.cursor.last_event_id = Some(place);
         }
@@ -180,7 +195,7 @@ impl Link {
     }
 
     /// The address of the next attempt.
-    pub(crate) fn address(&mut self) -> Url {
+    pub fn address(&mut self) -> Url {
         let mut url = self.url.clone();
         self.asked.clone_from(&self.topics);
         let topics = self.topics.iter().map(String::as_str).collect::<Vec<_>>().join(",");
@@ -199,7 +214,7 @@ impl Link {
     }
 
     /// The socket is open, and the hub's first frame is to come.
-    pub(crate) fn opened(&mut self, now: Instant) {
+    pub fn opened(&mut self, now: Instant) {
         (self.heard, self.patience) = (now, FIRST);
     }
 
@@ -218,7 +233,10 @@ impl Link {
     }
 
     /// A name that is no topic is rejected here: in the list of the URL, a comma would make two topics of it.
-    pub(crate) fn subscribe(&mut self, topic: &str) -> Result<(), Refused> {
+    ///
+    /// # Errors
+    /// If it is no name of a topic.
+    pub fn subscribe(&mut self, topic: &str) -> Result<(), Refused> {
         check_topic(topic).map_err(|error| Refused::because(format!("{topic:?} is not a topic: {error}")))?;
         if self.topics.insert(topic.to_owned()) {
             self.ask("subscribe", topic);
@@ -233,7 +251,7 @@ impl Link {
     }
 
     /// Takes in one frame.
-    pub(crate) fn receive(&mut self, text: &str, now: Instant) -> Option<Heard> {
+    pub fn receive(&mut self, text: &str, now: Instant) -> Option<Heard> {
         self.heard = now;
         self.read(text, now).unwrap_or_else(|error| {
             Some(problem("malformed", format!("a message is not of fanfare's protocol, and left out: {error}")))
@@ -274,14 +292,22 @@ impl Link {
         })
     }
 
+    /// What is to be sent next.
+    pub fn next_message(&mut self) -> Option<String> {
+        self.outbox.pop_front()
+    }
+
     /// Whether this `ack` says that the connection does not go on where the cursor is.
     fn gap_follows(&self, text: &str) -> serde_json::Result<bool> {
         let own: Own<'_> = serde_json::from_str(text)?;
         Ok(!self.is_live() && self.cursor.last_event_id.is_some() && own.resumed == Some(false))
     }
 
-    /// What follows from an end: how long to wait, or that there is no use in it.
-    pub(crate) fn ended(&mut self, end: End, now: Instant, random: f64) -> Result<State, Refused> {
+    /// What follows from an end: how long to wait, or that there is no use in it. `random`: from 0 to 1.
+    ///
+    /// # Errors
+    /// If another attempt would end as this one.
+    pub fn ended(&mut self, end: End, now: Instant, random: f64) -> Result<State, Refused> {
         if self.live_since.take().is_some_and(|since| now.saturating_duration_since(since) >= STEADY) {
             self.attempts = 0;
         }

@@ -5,8 +5,12 @@ use crate::{
     node::{Input, arrival},
     world::World,
 };
+use fanfare_client::{
+    Heard, State as Standing,
+    machine::{End, Link},
+};
 use fanfare_core::{ConnectionId, Position, ws};
-use std::{io::IoSlice, sync::Arc};
+use std::{io::IoSlice, sync::Arc, time::Instant};
 
 /// What a client stores as its cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub(crate) enum Stores {
     EveryId,
     /// The position of its events, and of the first `ack` until there is one.
     Positions,
+    /// What the Rust client stores: it is that client, without its socket.
+    Listener,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,7 @@ pub(crate) struct Client {
     connection: ConnectionId,
     stores: Stores,
     cursor: Cursor,
+    link: Link,
     state: State,
     node: usize,
     attempt: u64,
@@ -56,11 +63,19 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(number: usize, users: usize, topics: usize, mut random: fastrand::Rng) -> Self {
-        let stores = if random.bool() { Stores::EveryId } else { Stores::Positions };
+        let stores = match random.u8(0..4) {
+            0 | 1 => Stores::EveryId,
+            2 => Stores::Positions,
+            _ => Stores::Listener,
+        };
+        let topic = format!("t{}", number % topics);
+        let mut link = Link::new("ws://hub", Some("a token"), instant()).expect("a URL");
+        link.subscribe(&topic).expect("a topic");
         Self {
             number,
             user: format!("u{}", number % users).into(),
-            topics: vec![format!("t{}", number % topics).into()],
+            topics: vec![topic.into()],
+            link,
             connection: connection_of(number, 0),
             stores,
             cursor: Cursor::None,
@@ -113,6 +128,7 @@ impl Client {
         (self.blocked, self.heard) = (false, now);
         self.state = State::Connecting(now + 3_000);
         let last = match &self.cursor {
+            _ if self.stores == Stores::Listener => self.place_of_listener(),
             Cursor::None => None,
             Cursor::Event(number) => Some(format!("e{number}")),
             Cursor::At(position) => Some(position.to_string()),
@@ -121,6 +137,13 @@ impl Client {
         world.note(|| format!("client {} connects to node {} with {last:?}", self.number, self.node));
         let arrival = arrival(&self.user, &self.topics, self.connection, last);
         world.connect(self.node, arrival, self.number, self.attempt);
+    }
+
+    /// The cursor in the URL that the Rust client asks for.
+    fn place_of_listener(&mut self) -> Option<String> {
+        let url = self.link.address();
+        self.link.opened(instant());
+        url.query_pairs().find(|(name, _)| name == "last_event_id").map(|(_, value)| value.into_owned())
     }
 
     /// Lets its socket go.
@@ -132,6 +155,9 @@ impl Client {
     fn away(&mut self, world: &World, now: u64) {
         let long = if !world.is_calm() && self.random.u8(0..8) == 0 { 6_000 } else { 400 };
         let until = now + self.random.u64(0..long);
+        if self.stores == Stores::Listener {
+            let _ = self.link.ended(End::Lost("gone".to_owned()), instant(), 0.5);
+        }
         self.attempt = 0;
         self.state = State::Away(until);
         world.net.schedule(until, Event::Client(self.number));
@@ -200,9 +226,56 @@ impl Client {
         self.feed(&input, now, world);
     }
 
+    /// A first answer of a node, or another one.
+    fn acknowledged(&mut self, name: Option<&str>, now: u64, world: &World) {
+        if let Some(given) = name.and_then(|given| given.parse().ok()) {
+            self.connection = given;
+        }
+        if !self.is_online() {
+            let stay = if self.random.u8(0..4) == 0 { 3_000 } else { 40_000 };
+            self.state = State::Online(now + self.random.u64(500..stay));
+        }
+        world.acknowledged_client(self.number, now);
+    }
+
+    /// What the Rust client makes of a frame.
+    fn hear(&mut self, payload: &[u8], now: u64, world: &World) {
+        let text = str::from_utf8(payload).unwrap_or_default();
+        // The application has handled what it was given before.
+        self.link.go_on();
+        let heard = self.link.receive(text, instant());
+        while let Some(message) = self.link.next_message() {
+            let mut frame = Vec::new();
+            ws::push_client_frame(&mut frame, ws::Opcode::Text, message.as_bytes(), [1, 2, 3, 4]);
+            world.tell_node(self.node, Input::Bytes(self.attempt, frame));
+        }
+        match heard {
+            Some(Heard::Event(event)) => {
+                let number = event.event_id().strip_prefix('e').and_then(|number| number.parse().ok());
+                let position = event.log_position().and_then(|text| text.parse().ok());
+                world.delivered(self.number, number.unwrap_or(u32::MAX), position, now);
+            }
+            Some(Heard::Gap(gap)) => {
+                world.note(|| format!("client {} is told of {gap:?}", self.number));
+                let place = field(payload, b"\"event_id\":\"").unwrap_or_default();
+                let epoch = place.parse::<Position>().map_or(0, |position| position.epoch);
+                world.told_of_gap(self.number, epoch, gap.reason == "reset", now);
+            }
+            Some(Heard::State(Standing::Live { connection_id, .. })) => {
+                self.acknowledged(Some(&connection_id), now, world);
+            }
+            Some(Heard::Problem(problem)) => world.fail(format!("client: {} has {problem:?}", self.number)),
+            _ => {}
+        }
+    }
+
     fn frame(&mut self, opcode: u8, payload: &[u8], now: u64, world: &World) {
         self.heard = now;
         if opcode != 1 {
+            return;
+        }
+        if self.stores == Stores::Listener {
+            self.hear(payload, now, world);
             return;
         }
         let kind = field(payload, b"\"type\":\"").unwrap_or_default();
@@ -224,16 +297,7 @@ impl Client {
                 ws::push_client_frame(&mut pong, ws::Opcode::Text, br#"{"type":"pong"}"#, [1, 2, 3, 4]);
                 world.tell_node(self.node, Input::Bytes(self.attempt, pong));
             }
-            "ack" => {
-                if let Some(given) = field(payload, b"\"connection_id\":\"").and_then(|given| given.parse().ok()) {
-                    self.connection = given;
-                }
-                if !self.is_online() {
-                    let stay = if self.random.u8(0..4) == 0 { 3_000 } else { 40_000 };
-                    self.state = State::Online(now + self.random.u64(500..stay));
-                }
-                world.acknowledged_client(self.number, now);
-            }
+            "ack" => self.acknowledged(field(payload, b"\"connection_id\":\""), now, world),
             "gap" => {
                 let epoch = id.parse::<Position>().map_or(0, |position| position.epoch);
                 let reset = field(payload, b"\"reason\":\"") == Some("reset");
@@ -251,6 +315,11 @@ impl Client {
             };
         }
     }
+}
+
+/// Now, in simulated time.
+fn instant() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// The connection that a client is given by a node in the epoch of that tag; 0: it was given none yet.

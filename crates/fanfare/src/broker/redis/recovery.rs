@@ -30,6 +30,9 @@ const GRACE_MS: u64 = 13_000;
 /// How long a node that says nothing counts as there, in milliseconds.
 pub(super) const ALIVE_MS: u64 = 10_000;
 
+/// The version of what stands in Redis. Nodes of another one take no part in a log: a confirmation says which one it is of.
+const FORMAT: u32 = 2;
+
 /// How often it is asked whether all others are done.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -46,6 +49,8 @@ struct Found {
     head: u64,
     /// There is no log at all.
     empty: bool,
+    /// It is of an older version than this node.
+    old: bool,
 }
 
 /// Makes the window the tail of the server's log, as far as they agree, and returns the log's head. `since`: when this
@@ -57,8 +62,16 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
         let found = look(shared, link).await?;
         match &found.lineage {
             Some(lineage) if found.confirmed => {
-                if fresh.is_none() && has_gone_back(shared, lineage, found.head) {
-                    doubt(shared, link, &found).await?;
+                let gone_back = fresh.is_none() && has_gone_back(shared, lineage, found.head);
+                if gone_back || found.old {
+                    if gone_back {
+                        tracing::error!(head = found.head, "the log has gone back; all nodes put back what they hold");
+                    } else {
+                        tracing::warn!(
+                            "the log is of an older version; nodes of that version take no part in it any more"
+                        );
+                    }
+                    doubt(shared, link, &found, if gone_back { found.head } else { MAX_SEQUENCE }).await?;
                     sleep(AGAIN).await;
                     continue;
                 }
@@ -107,17 +120,24 @@ fn has_gone_back(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
     ours.extends(lineage) && (ours.current() != lineage.current() || head < known)
 }
 
-async fn doubt(shared: &Shared, link: &Link, found: &Found) -> Result<(), LinkError> {
-    tracing::error!(head = found.head, "the log has gone back; all nodes put back what they hold");
+/// Takes the server's confirmation back, unless its head has gone beyond `head`.
+async fn doubt(shared: &Shared, link: &Link, found: &Found, head: u64) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let mut command = link.script(Script::Doubt, &[&keys.log, &keys.epoch, &keys.ids]);
-    link.call(command.arg(&link.server).arg(&found.text).arg(found.head)).await?;
+    link.call(command.arg(&link.server).arg(&found.text).arg(head)).await?;
     Ok(())
 }
 
 async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
-    let asked = link.call(cmd("HMGET").arg(&shared.keys.epoch).arg(&["server", "lineage", "head"])).await?;
-    let (server, text, head): (Option<String>, Option<String>, Option<u64>) = read(asked)?;
+    let asked = link.call(cmd("HMGET").arg(&shared.keys.epoch).arg(&["server", "lineage", "head", "format"])).await?;
+    let (server, text, head, format): (Option<String>, Option<String>, Option<u64>, Option<u32>) = read(asked)?;
+    let format = format.unwrap_or(1);
+    if format > FORMAT {
+        return Err(LinkError::NotOurs(format!(
+            "the log (key {}) is of a newer version of fanfare, format {format}, and this one knows format {FORMAT}: upgrade this node",
+            shared.keys.epoch
+        )));
+    }
     let text = text.unwrap_or_default();
     let lineage = match &*text {
         "" => None,
@@ -128,7 +148,7 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
     let entries: u64 = read(link.call(cmd("EXISTS").arg(&shared.keys.log)).await?)?;
     let empty = lineage.is_none() && entries == 0;
     let confirmed = server.as_deref() == Some(&link.server);
-    Ok(Found { confirmed, lineage, text, head: head.unwrap_or(0), empty })
+    Ok(Found { confirmed, lineage, text, head: head.unwrap_or(0), empty, old: format < FORMAT })
 }
 
 /// What came of putting back.
@@ -286,7 +306,7 @@ async fn confirm(
             epoch => command.arg(format!("{epoch:x}")),
         };
         let alone = !shared.options.url.is_sentinel() && !shared.options.url.is_cluster();
-        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(members.vouched_version());
+        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(FORMAT).arg(members.vouched_version());
         for (name, joined) in members.list() {
             command.arg(name).arg(joined);
         }

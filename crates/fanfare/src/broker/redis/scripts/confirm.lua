@@ -5,7 +5,8 @@
 --       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
 --       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
 --       11 '1' if the server can't have been replaced by a replica, 12 for how many ms the node has been reporting here by its own
---       clock, 13 the version of its members, then its members as pairs of a name and the version at which that became one
+--       clock, 13 the version of what stands in Redis, 14 the version of its members, then its members as pairs of a name and the
+--       version at which that became one
 -- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
 --
 -- Why this is safe stands in docs/recovery.md.
@@ -24,8 +25,8 @@ if meta[4] ~= ARGV[1] or since > now then
 end
 redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
-local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[13]}
-for i = 14, #ARGV do own[#own + 1] = ARGV[i] end
+local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[14]}
+for i = 15, #ARGV do own[#own + 1] = ARGV[i] end
 redis.call('HSET', KEYS[5], ARGV[2], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
@@ -126,7 +127,7 @@ for i, report in ipairs(reports) do
     redis.call('HSET', KEYS[7], all[2 * i - 1], whole(version) .. ' ' .. whole(version) .. ' ' .. whole(now) .. ' - i')
   end
 end
-redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', 2)
+redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', ARGV[13])
 redis.call('HDEL', KEYS[2], 'recovering', 'since', 'left', 'ids_lost')
 redis.call('DEL', KEYS[5])
 return {lineage}
