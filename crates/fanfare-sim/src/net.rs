@@ -64,6 +64,8 @@ pub(crate) enum Event {
     View(usize, usize),
     /// A server becomes a replica, if another one is the master then.
     Demote(usize),
+    /// The sentinels name a server the master.
+    Name(usize),
     /// Servers and sentinels look around.
     Tick,
     /// A fault begins.

@@ -103,6 +103,12 @@ pub(crate) enum Fault {
     ThereAndBack {
         ms: u64,
     },
+    /// The sentinels name another master, then the one before, and so on, so many times in all and each for so long; none of them is
+    /// demoted meanwhile.
+    Waver {
+        times: u64,
+        ms: u64,
+    },
     /// The master hears no sentinel and no other server; nodes hear it, the first of them alone if `split`.
     IsolateMaster {
         split: bool,
@@ -134,6 +140,7 @@ impl Fault {
             Self::LagReplicas { .. } => "replicas lag",
             Self::Failover { .. } => "failover",
             Self::ThereAndBack { .. } => "failover there and back",
+            Self::Waver { .. } => "sentinels waver",
             Self::IsolateMaster { .. } => "master isolated",
         }
     }
@@ -153,6 +160,7 @@ impl Fault {
             | Self::ThereAndBack { ms }
             | Self::IsolateMaster { ms, .. } => ms,
             Self::OldThenNew { ms, .. } => 1_500 + ms,
+            Self::Waver { times, ms } => times * ms,
             Self::StepNodeClock { .. }
             | Self::ResetConnections { .. }
             | Self::LoseAnswers { .. }
@@ -220,6 +228,8 @@ pub(crate) enum Case {
     FreshNode,
     /// Redis comes back from an older copy, goes on, and comes back from the newer one.
     OldThenNew,
+    /// Several failovers, there and back, and masters that one node alone reaches, for up to 40 s.
+    Failovers,
 }
 
 /// How much happens.
@@ -252,8 +262,6 @@ pub(crate) struct Plan {
     pub(crate) bounds: Bounds,
     pub(crate) publishes: Vec<Publish>,
     pub(crate) faults: Vec<(u64, Fault)>,
-    /// Whatever the faults, a node lives that holds everything: nobody needs to be told of a reset.
-    pub(crate) spare: bool,
     /// When the last fault is over.
     pub(crate) calm_at: u64,
     /// Until when events are published.
@@ -295,7 +303,6 @@ impl Plan {
             bounds: Bounds { events, bytes: 8 << 20, age_ms: 600_000, ids: 100_000, ids_ms: 1_200_000 },
             publishes: Vec::new(),
             faults: Vec::new(),
-            spare: false,
             calm_at: WARM,
             until: WARM,
         };
@@ -322,7 +329,8 @@ impl Plan {
     /// A schedule in which an earlier version of the hub failed.
     pub(crate) fn case(case: Case, seed: u64, clients: usize) -> Self {
         let mut plan = Self::new(seed, Size { faults: 0, clients });
-        let sentinel = matches!(case, Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock);
+        let sentinel =
+            matches!(case, Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock | Case::Failovers);
         (plan.nodes, plan.clients, plan.users) = (2, 2 * clients, clients.max(1));
         (plan.servers, plan.sentinels) = if sentinel { (2, 3) } else { (1, 0) };
         plan.persistence = if case == Case::OldThenNew { Persistence::Always } else { Persistence::None };
@@ -360,8 +368,22 @@ impl Plan {
             ],
             // More is lost than the windows hold.
             Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 1_700 })],
+            Case::Failovers => {
+                let mut r = fastrand::Rng::with_seed(seed ^ 0xfa11);
+                (plan.nodes, plan.servers) = (r.usize(2..=4), r.usize(2..=3));
+                plan.clients = plan.nodes * clients;
+                plan.users = (plan.clients / 2).max(1);
+                plan.down_after = r.u64(500..4_000);
+                let mut at = 5_000;
+                let number = r.usize(2..=4);
+                let mut faults = Vec::new();
+                for _ in 0..number {
+                    faults.push((at, plan.failover(&mut r)));
+                    at += r.u64(0..16_000);
+                }
+                faults
+            }
         };
-        plan.spare = case == Case::FreshNode;
         let ends = plan.faults.iter().map(|(at, fault)| at + fault.lasts());
         plan.calm_at = ends.max().unwrap_or(WARM) + 500;
         plan.until = plan.calm_at + 3_000;
@@ -406,7 +428,7 @@ impl Plan {
             _ => r.u64(5_000..15_000),
         };
         loop {
-            return match r.u8(0..24) {
+            return match r.u8(0..25) {
                 0..3 => Fault::PauseNode { node, ms },
                 3..6 => Fault::KillNode { node, ms },
                 6 => Fault::CutNode { node, which, ways: Ways::Both, ms },
@@ -430,8 +452,23 @@ impl Plan {
                 21 if sentinel => Fault::Failover { level: r.bool() },
                 22 if sentinel => Fault::ThereAndBack { ms: r.u64(100..3_000) },
                 23 if sentinel => Fault::IsolateMaster { split: r.bool(), ms },
+                24 if sentinel => Fault::Waver { times: r.u64(2..6), ms: r.u64(300..5_000) },
                 _ => continue,
             };
+        }
+    }
+
+    /// Something that makes another server the master, or hides from some who that is.
+    fn failover(&self, r: &mut fastrand::Rng) -> Fault {
+        let node = r.usize(0..self.nodes);
+        match r.u8(0..10) {
+            8 | 9 => Fault::Waver { times: r.u64(2..6), ms: r.u64(300..5_000) },
+            0 => Fault::Failover { level: r.bool() },
+            1 | 2 => Fault::ThereAndBack { ms: r.u64(100..4_000) },
+            3 | 4 => Fault::IsolateMaster { split: true, ms: r.u64(3_000..40_000) },
+            5 => Fault::LagReplicas { by: r.u64(200..2_500), ms: r.u64(2_000..30_000) },
+            6 => Fault::CutNodeFromSentinels { node, ms: r.u64(1_000..30_000) },
+            _ => Fault::CutNode { node, which: Which::Master, ways: Ways::Both, ms: r.u64(500..35_000) },
         }
     }
 

@@ -74,6 +74,8 @@ pub(crate) struct Done {
 pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) up: bool,
+    /// When its process began.
+    pub(crate) started: u64,
     pub(crate) persistence: Persistence,
     pub(crate) clock_offset: i64,
     sessions: BTreeMap<Conn, Session>,
@@ -96,6 +98,7 @@ impl Server {
         Self {
             store: Store::new(facts, random),
             up: true,
+            started: 0,
             persistence,
             clock_offset: 0,
             sessions: BTreeMap::new(),

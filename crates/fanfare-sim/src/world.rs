@@ -336,6 +336,7 @@ impl World {
                 }
             }
             Event::Demote(server) => self.demote(server),
+            Event::Name(server) => self.name(server),
             Event::Tick => self.tick(),
             Event::Fault(number) => self.begin(number),
             Event::Heal(number) => self.heal(number),
@@ -391,7 +392,7 @@ impl World {
         {
             let server = &mut self.servers.borrow_mut()[at];
             server.store.now_ms = (EPOCH_MS + self.net.now()).saturating_add_signed(server.clock_offset);
-            server.store.facts.uptime_ms = self.net.now();
+            server.store.facts.uptime_ms = self.net.now() - server.started;
             act(server, &mut done);
             if server.lose_answers > 0 && !done.units.is_empty() && !done.answers.is_empty() {
                 server.lose_answers -= 1;
@@ -625,9 +626,12 @@ impl World {
                 }
             }
             let facts = &mut server.store.facts;
-            facts.replid2 = std::mem::replace(&mut facts.replid, fresh_name(&mut self.random.borrow_mut()));
-            facts.second_offset = facts.offset.cast_signed() + 1;
-            facts.replica = false;
+            // One that was never demoted is the server that it was.
+            if facts.replica {
+                facts.replid2 = std::mem::replace(&mut facts.replid, fresh_name(&mut self.random.borrow_mut()));
+                facts.second_offset = facts.offset.cast_signed() + 1;
+                facts.replica = false;
+            }
             server.acked.clear();
             for (i, other) in replication.iter_mut().enumerate().filter(|(i, _)| *i != at && *i != old) {
                 (other.of, other.attached, other.attaching) = (Some(at), false, false);
@@ -649,6 +653,13 @@ impl World {
         for sentinel in 0..self.plan.sentinels {
             let later = if sentinel == first { 0 } else { self.pick(0..1_500) };
             self.net.schedule(now + later, Event::View(sentinel, at));
+        }
+    }
+
+    /// The sentinels have changed their mind.
+    fn name(&self, at: usize) {
+        if self.is_seen(at) {
+            self.promote(at, false);
         }
     }
 
@@ -802,6 +813,19 @@ impl World {
                 }
                 return;
             }
+            Fault::Waver { times, ms } => {
+                let old = self.master.get();
+                let Some(other) = self.best_replica(old) else { return };
+                self.promote(other, false);
+                for (time, server) in (1..times).zip([old, other].into_iter().cycle()) {
+                    self.net.schedule(now + time * ms, Event::Name(server));
+                }
+                // Whoever is not the master then is made a replica.
+                for server in [old, other] {
+                    self.net.schedule(now + times * ms, Event::Demote(server));
+                }
+                return;
+            }
             Fault::ThereAndBack { .. } => {
                 let old = self.master.get();
                 let Some(next) = self.best_replica(old) else { return };
@@ -859,7 +883,7 @@ impl World {
             if let Some(data) = data {
                 server.take_over(data);
             }
-            server.up = true;
+            (server.up, server.started) = (true, self.net.now());
             server.lose_answers = 0;
             server.acked.clear();
             let facts = &mut server.store.facts;
@@ -1050,7 +1074,7 @@ impl World {
         let replaced = outcome.failovers > 0 || faults().any(Fault::ends_servers);
         if resets > 0 && !self.lossy.get() && !(replaced && (killed || away || silent)) {
             self.fail(format!("budget: {resets} resets, though Redis lost nothing"));
-        } else if resets > 0 && (self.plan.spare || !hindered && !silent) {
+        } else if resets > 0 && !hindered && !silent {
             self.fail(format!("budget: {resets} resets, though a node lived that could put everything back"));
         }
         if self.plan.faults.is_empty() && outcome.gaps_expired > 0 {
