@@ -261,3 +261,47 @@ fn a_slot_migration_loses_nothing() {
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
     assert_eq!((ann.gaps(), bob.gaps()), (0, 0), "nothing was lost, and nobody is told so");
 }
+
+/// Sentinels name a second server, then the first one again, which was never demoted and is still confirmed, then the second
+/// one: a node that has reported at the second server acknowledges at the first meanwhile, and its report is still there.
+#[test]
+fn a_report_of_a_node_that_went_back_to_the_server_before_does_not_count() {
+    let mut sentinels = Sentinels::start_with_relay();
+    let first = sentinels.master().port();
+    let hubs = [(); 3].map(|()| start(&sentinels.url(), &[]));
+    let [a, b, x] = &hubs;
+    let clients = [Client::connect(a, "ann"), Client::connect(b, "bob"), Client::connect(x, "xia")];
+    let mut publisher = Publisher::default();
+    publisher.publish(a, "a", 5);
+    clients.iter().for_each(|client| client.await_event("a-5"));
+    let second = sentinels.servers().iter().find(|server| server.port() != first).unwrap().port();
+    let relays = [first, second].map(|port| sentinels.relay_of(port).unwrap().port());
+    let ask = |sentinels: &mut Sentinels, arguments: &[&str]| {
+        sentinels.servers().iter().find(|server| server.port() == second).unwrap().cli(arguments)
+    };
+    until("the replica has them", || ask(&mut sentinels, &["XLEN", "ws:log"]) == "5");
+    assert_eq!(ask(&mut sentinels, &["REPLICAOF", "NO", "ONE"]), "OK");
+    sentinels.name_another(relays[1]);
+    until("all nodes have reported, and know each other", || {
+        let reports = ask(&mut sentinels, &["HVALS", "ws:reports"]);
+        reports.lines().filter(|report| report.starts_with("3 ")).count() == 3
+    });
+    // Before the second that a confirmation takes at least has passed.
+    hubs.iter().for_each(|hub| hub.signal(Signal::SIGSTOP));
+    assert_eq!(ask(&mut sentinels, &["HEXISTS", "ws:epoch", "recovering"]), "1", "too late: it is confirmed");
+    // The first one is the master again, and one node alone reaches it.
+    sentinels.relay_of(first).unwrap().cut_all_but(&[x.id()]);
+    sentinels.name_another(relays[0]);
+    // Longer than the word of the sentinels counts.
+    thread::sleep(Duration::from_secs(5));
+    x.signal(Signal::SIGCONT);
+    until("it acknowledges", || publisher.try_next(x, "x"));
+    publisher.publish(x, "x", 5);
+    x.signal(Signal::SIGSTOP);
+    sentinels.name_another(relays[1]);
+    [a, b].iter().for_each(|hub| hub.signal(Signal::SIGCONT));
+    until("the second server is confirmed", || a.is_ready() && b.is_ready());
+    x.signal(Signal::SIGCONT);
+    sentinels.relay_of(first).unwrap().restore();
+    conclude(&mut publisher, &[a, b, x], &clients.each_ref());
+}

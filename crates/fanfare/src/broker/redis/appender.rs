@@ -118,7 +118,7 @@ fn command(shared: &Shared, link: &Link, records: &[&Record], epoch: u64) -> Cmd
     let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, older, oldest];
     let mut command = link.script(Script::Append, &names);
     let touch = shared.options.durability == Durability::Replica;
-    command.arg(&link.server).arg(format!("{epoch:x}")).arg(&shared.node).arg(*shared.head.borrow());
+    command.arg(&link.server).arg(format!("{epoch:x}")).arg(shared.members().name()).arg(*shared.head.borrow());
     command.arg(bounds.events).arg(bounds.bytes).arg(bounds.age_ms).arg(u8::from(touch));
     command.arg(bounds.ids).arg(bounds.ids_ms);
     for Record { event, audience, publisher, trace } in records {

@@ -219,7 +219,12 @@ impl Bus {
             let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.ears, &own];
             let mut command = link.script(Script::Leave, &names);
             let epoch = self.shared.epoch();
-            link.call(command.arg(&link.server).arg(format!("{epoch:x}")).arg(&self.shared.node)).await
+            command.arg(&link.server).arg(format!("{epoch:x}")).arg(&self.shared.node);
+            {
+                let members = self.shared.members();
+                command.arg(members.name()).arg(members.former());
+            }
+            link.call(&command).await
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {
             tracing::debug!("Redis was not told that this node leaves; it notices by itself");

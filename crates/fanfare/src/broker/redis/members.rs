@@ -41,9 +41,21 @@ const FIRST: Duration = Duration::from_secs(1);
 /// Who a node knows, by name, with the version of the list at which each became a member.
 type List = BTreeMap<String, u64>;
 
+/// How many of its former names a node remembers.
+const FORMER: usize = 16;
+
 /// What a node knows of the members.
 #[derive(Debug, Default)]
 pub(super) struct Members {
+    /// The name under which this node acknowledges. It has reported to one server at most: a report says what was acknowledged
+    /// under that name, and may be counted at any time, whatever its node did since at another server.
+    name: String,
+    /// The names before, newest last. Under these nothing will be acknowledged any more.
+    former: Vec<String>,
+    /// How many names there were.
+    names: u32,
+    /// Which server this name has reported to.
+    reported_at: Option<String>,
     list: List,
     version: u64,
     /// The newest list, and the log's head when it was made: who is not on it any more can have acknowledged only what
@@ -57,6 +69,42 @@ pub(super) struct Members {
 }
 
 impl Members {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// The name under which this node acknowledges.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The names under which it will not acknowledge anything any more.
+    pub(super) fn former(&self) -> &[String] {
+        &self.former
+    }
+
+    /// Takes another name, if this one has reported to another server than this. Returns whether it did.
+    pub(super) fn rename_for(&mut self, server: &str) -> bool {
+        if self.reported_at.as_deref().is_none_or(|at| at == server) {
+            return false;
+        }
+        let base = self.name.split('~').next().unwrap_or_default();
+        self.names += 1;
+        let name = format!("{base}~{}", self.names);
+        self.former.push(std::mem::replace(&mut self.name, name));
+        if self.former.len() > FORMER {
+            self.former.remove(0);
+        }
+        self.reported_at = None;
+        true
+    }
+
+    /// This node reports to a server.
+    pub(super) fn reports_to(&mut self, server: &str) {
+        self.rename_for(server);
+        self.reported_at = Some(server.to_owned());
+    }
+
     /// The version of the list that this node has read.
     pub(super) fn version(&self) -> u64 {
         self.version
@@ -188,7 +236,12 @@ impl Joining {
         };
         let at = clock::now().mono_ms;
         let mut command = link.script(Script::Join, &[&keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.control]);
-        command.arg(&link.server).arg(format!("{epoch:x}")).arg(&shared.node).arg(shared.members().version());
+        command.arg(&link.server).arg(format!("{epoch:x}"));
+        {
+            let members = shared.members();
+            command.arg(members.name()).arg(members.version());
+            ended.extend(members.former().iter().cloned());
+        }
         command.arg(self.process.as_deref().unwrap_or("-"));
         command.arg(if self.watched.1.elapsed() >= WATCH { &self.watched.0 } else { "" }).arg(GONE_MS).arg(&*ended);
         let answer: Vec<Value> = read(link.call(&command).await?)?;
@@ -268,6 +321,18 @@ mod tests {
 
     fn of(names: &[&str]) -> List {
         names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+    }
+
+    #[test]
+    fn a_name_reports_to_one_server() {
+        let mut members = Members::new("a");
+        assert!(!members.rename_for("s1"));
+        members.reports_to("s1");
+        assert!(!members.rename_for("s1") && members.rename_for("s2") && !members.rename_for("s1"));
+        assert_eq!((members.name(), members.former()), ("a~1", &["a".to_owned()][..]));
+        members.reports_to("s2");
+        members.reports_to("s1");
+        assert_eq!((members.name(), members.former()), ("a~2", &["a".to_owned(), "a~1".to_owned()][..]));
     }
 
     #[test]

@@ -76,7 +76,7 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
     command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms).arg(since);
     let epoch = shared.epoch();
     let seen = shared.members().version();
-    command.arg(format!("{epoch:x}")).arg(seen).arg(REMOVED_MS);
+    command.arg(format!("{epoch:x}")).arg(seen).arg(REMOVED_MS).arg(shared.members().name());
     let (before, at) = (*shared.head.borrow(), clock::now().mono_ms);
     shared.probe_sent(number);
     match link.call(&command).await {

@@ -75,6 +75,11 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                     sleep(AGAIN).await;
                     continue;
                 }
+                let mut members = shared.members();
+                if members.rename_for(&link.server) {
+                    members.not_informed();
+                }
+                drop(members);
                 adopt(shared, lineage, found.head, fresh.is_some());
                 shared.reports_no_more();
                 return Ok(found.head);
@@ -299,14 +304,17 @@ async fn confirm(
     let settle = fresh.map_or(SETTLE_MS, |secs| settle_of_fresh(&shared.options.url, secs, empty));
     command.arg(&link.server).arg(&shared.node).arg(epoch).arg(since).arg(settle).arg(GRACE_MS).arg(known);
     {
-        let (members, window) = (shared.members(), shared.tail.window().read());
+        let (mut members, window) = (shared.members(), shared.tail.window().read());
+        members.reports_to(&link.server);
         command.arg(members.informed_left(clock::now().mono_ms)).arg(u8::from(lossy));
         match window.epoch() {
             0 => command.arg("-"),
             epoch => command.arg(format!("{epoch:x}")),
         };
         let alone = !shared.options.url.is_sentinel() && !shared.options.url.is_cluster();
-        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(FORMAT).arg(members.vouched_version());
+        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(FORMAT).arg(members.name());
+        let former = members.former().join(",");
+        command.arg(if former.is_empty() { "-" } else { &former }).arg(members.vouched_version());
         for (name, joined) in members.list() {
             command.arg(name).arg(joined);
         }

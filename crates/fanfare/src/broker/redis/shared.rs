@@ -110,6 +110,7 @@ impl Shared {
     ) -> Self {
         let keys = Keys::new(&options.namespace, options.url.is_cluster());
         let down = Some("Redis was not reached yet".to_owned());
+        let members = Mutex::new(Members::new(&node));
         Self {
             options,
             bounds,
@@ -120,7 +121,7 @@ impl Shared {
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
             reporting: Mutex::default(),
-            members: Mutex::default(),
+            members,
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
             word_ms: AtomicU64::new(u64::MAX),

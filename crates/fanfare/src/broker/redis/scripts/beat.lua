@@ -2,7 +2,8 @@
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set), 8 members (hash)
 -- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
 --       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms,
---       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms
+--       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms,
+--       13 the name under which the node acknowledges
 -- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
 -- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
 -- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1
@@ -17,7 +18,7 @@ local members, removed = {}, false
 local held = redis.call('HGETALL', KEYS[8])
 for i = 1, #held, 2 do
   local member = read_member(held[i + 1])
-  if held[i] == ARGV[2] then
+  if held[i] == ARGV[13] then
     member.seen, member.beat = tonumber(ARGV[11]), now
     redis.call('HSET', KEYS[8], held[i], member_text(member))
   elseif now - member.beat > tonumber(ARGV[12]) then
@@ -27,7 +28,7 @@ for i = 1, #held, 2 do
   end
   members[held[i]] = member
 end
-if not members[ARGV[2]] then return redis.error_reply('FENCED this node is no member') end
+if not members[ARGV[13]] then return redis.error_reply('FENCED this node is no member') end
 if removed then
   version = version + 1
   redis.call('HSET', KEYS[2], 'version', whole(version))

@@ -5,8 +5,8 @@
 --       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
 --       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
 --       11 '1' if the server can't have been replaced by a replica, 12 for how many ms the node has been reporting here by its own
---       clock, 13 the version of what stands in Redis, 14 the version of its members, then its members as pairs of a name and the
---       version at which that became one
+--       clock, 13 the version of what stands in Redis, 14 the name under which the node acknowledges, 15 its former names with commas between
+--       ('-': none), 16 the version of its members, then its members as pairs of a name and the version at which that became one
 -- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
 --
 -- Why this is safe stands in docs/recovery.md.
@@ -25,9 +25,11 @@ if meta[4] ~= ARGV[1] or since > now then
 end
 redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
-local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[14]}
-for i = 15, #ARGV do own[#own + 1] = ARGV[i] end
-redis.call('HSET', KEYS[5], ARGV[2], table.concat(own, ' '))
+local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[16], ARGV[15]}
+for i = 17, #ARGV do own[#own + 1] = ARGV[i] end
+-- It speaks for its former names too.
+for former in string.gmatch(ARGV[15], '[^,]+') do redis.call('HDEL', KEYS[5], former) end
+redis.call('HSET', KEYS[5], ARGV[14], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
 -- Which of the log's epochs is newer.
@@ -39,13 +41,14 @@ for epoch in string.gmatch(lineage, '(%x+):') do
 end
 
 -- The reports, and what the server itself knows of its members.
-local reports, reported, count = {}, {}, 0
+local reports, reported, former, count = {}, {}, {}, 0
 local all = redis.call('HGETALL', KEYS[5])
 for i = 1, #all, 2 do
   local words = {}
   for word in string.gmatch(all[i + 1], '%S+') do words[#words + 1] = word end
   local members = {}
-  for w = 6, #words, 2 do members[words[w]] = tonumber(words[w + 1]) end
+  for name in string.gmatch(words[6], '[^,]+') do former[name] = true end
+  for w = 7, #words, 2 do members[words[w]] = tonumber(words[w + 1]) end
   reports[#reports + 1] = {
     knows = tonumber(words[1]), informed = tonumber(words[2]), lossy = words[3] == '1', follows = words[4] ~= '-',
     rank = rank[words[4]], version = tonumber(words[5]), members = members,
@@ -85,7 +88,7 @@ for _, source in ipairs(sources) do
 end
 local missing = 0
 for name in pairs(wanted) do
-  if not reported[name] then missing = missing + 1 end
+  if not reported[name] and not former[name] then missing = missing + 1 end
 end
 
 -- Sure is that nothing acknowledged is missing: everybody who may have acknowledged is here, with what it held, and a node

@@ -1,6 +1,6 @@
 -- Takes a node that ends off all lists. It has acknowledged everything that it will, and all of that stands before this.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 nodes (sorted set), 6 ears (sorted set), 7 this node (hash)
--- ARGV: 1 server, 2 epoch, 3 node
+-- ARGV: 1 server, 2 epoch, 3 node, then the names under which it acknowledged
 
 redis.call('ZREM', KEYS[5], ARGV[3])
 redis.call('ZREM', KEYS[6], ARGV[3])
@@ -8,7 +8,7 @@ redis.call('DEL', KEYS[7])
 -- A server that is not confirmed may lack what the node acknowledged.
 local fenced = fence(ARGV[1], ARGV[2])
 if fenced then return fenced end
-if redis.call('HDEL', KEYS[4], ARGV[3]) == 1 then
+if redis.call('HDEL', KEYS[4], unpack(ARGV, 4)) > 0 then
   redis.call('HINCRBY', KEYS[2], 'version', 1)
   if redis.call('EXISTS', KEYS[4]) == 0 then redis.call('HSET', KEYS[2], 'left', 1) end
 end
