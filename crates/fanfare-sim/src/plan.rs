@@ -228,6 +228,8 @@ pub(crate) enum Case {
     FreshNode,
     /// Redis comes back from an older copy, goes on, and comes back from the newer one.
     OldThenNew,
+    /// Sentinels name a second master, the first one again, which one node alone reaches, and the second one.
+    Waver,
     /// Several failovers, there and back, and masters that one node alone reaches, for up to 40 s.
     Failovers,
 }
@@ -329,8 +331,10 @@ impl Plan {
     /// A schedule in which an earlier version of the hub failed.
     pub(crate) fn case(case: Case, seed: u64, clients: usize) -> Self {
         let mut plan = Self::new(seed, Size { faults: 0, clients });
-        let sentinel =
-            matches!(case, Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock | Case::Failovers);
+        let sentinel = matches!(
+            case,
+            Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock | Case::Waver | Case::Failovers
+        );
         (plan.nodes, plan.clients, plan.users) = (2, 2 * clients, clients.max(1));
         (plan.servers, plan.sentinels) = if sentinel { (2, 3) } else { (1, 0) };
         plan.persistence = if case == Case::OldThenNew { Persistence::Always } else { Persistence::None };
@@ -368,6 +372,13 @@ impl Plan {
             ],
             // More is lost than the windows hold.
             Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 1_700 })],
+            Case::Waver => {
+                let mut r = fastrand::Rng::with_seed(seed ^ 0x3a7e);
+                (plan.nodes, plan.clients) = (3, 3 * clients);
+                let ms = r.u64(700..2_000);
+                let cut = |node| Fault::CutNode { node, which, ways: Ways::Both, ms: ms + 3_000 };
+                vec![(6_000, Fault::Waver { times: 3, ms }), (6_010 + ms, cut(0)), (6_010 + ms, cut(1))]
+            }
             Case::Failovers => {
                 let mut r = fastrand::Rng::with_seed(seed ^ 0xfa11);
                 (plan.nodes, plan.servers) = (r.usize(2..=4), r.usize(2..=3));
