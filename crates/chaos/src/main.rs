@@ -45,6 +45,7 @@ const SHORT: &[&str] = &[
     "standalone/cut-clients@0+kill-redis@500/3",
     "standalone/forget-redis@0/4",
     "standalone/old-then-new@0/5",
+    "standalone/alone-then-killed@0/6",
     "standalone/alone-then-stopped@0/7",
     "standalone/stop-reading@0+client-pause@500/8",
     "standalone/disk-full@0+kill-worker@2000/9",

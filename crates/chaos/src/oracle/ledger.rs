@@ -153,13 +153,7 @@ impl Ledger {
         for numbers in self.publishers.values_mut() {
             numbers.since_reset.clear();
             numbers.newest = 0;
-            // Places behind a reset can't be compared with those before it.
-            if let Audience::Topic { held } = &mut numbers.audience
-                && let Some((from, end @ None)) = held.last_mut()
-            {
-                *end = Some(*from);
-                held.push((gap.at, None));
-            }
+            numbers.audience.restart(gap.at);
         }
     }
 
@@ -253,6 +247,19 @@ impl Numbers {
 }
 
 impl Audience {
+    /// A reset: what stands behind its place comes to whoever holds the topic now, whatever was held there before it.
+    fn restart(&mut self, at: Position) {
+        let Self::Topic { held } = self else { return };
+        let holds = held.last().is_some_and(|(_, to)| to.is_none());
+        held.retain(|(from, _)| from.sequence < at.sequence);
+        for (_, to) in held.iter_mut() {
+            *to = Some(to.filter(|to| to.sequence <= at.sequence).unwrap_or(at));
+        }
+        if holds {
+            held.push((at, None));
+        }
+    }
+
     fn has(&self, place: Position) -> bool {
         match self {
             Self::All => true,

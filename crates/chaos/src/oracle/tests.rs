@@ -248,6 +248,38 @@ fn a_topic_counts_while_it_is_held() {
 }
 
 #[test]
+fn a_topic_that_was_given_up_before_a_reset_is_not_held_behind_it() {
+    let mut trial = Trial::new(Kind::InTurn).lineage("1:0!0,2:2!5");
+    // Three events, of which the log loses the last, and two more at the places from there on.
+    for place in [at(1, 1), at(1, 2), at(1, 9), at(2, 3), at(2, 4)] {
+        trial.publish(place);
+    }
+    trial.ledger = Ledger::default();
+    trial.ledger.expect_topic(0);
+    trial.ledger.hold_topic(0, at(1, 0));
+    trial.read_all(&[1, 2]).read(3, at(1, 9)).ledger.release_topic(0, None);
+    trial.gap(true, at(2, 2), 100);
+    assert_eq!(trial.judge(), Wrong::default(), "it does not hold the topic behind the reset");
+}
+
+#[test]
+fn a_topic_that_is_held_over_a_reset_is_held_behind_it() {
+    for (numbers, lost) in [(&[1][..], 1), (&[1, 4], 0), (&[4], 0)] {
+        let mut trial = Trial::published(3).lineage("1:0!0,2:2!5");
+        trial.publish(at(2, 3));
+        trial.ledger = Ledger::default();
+        trial.ledger.expect_topic(0);
+        trial.ledger.hold_topic(0, at(1, 0));
+        let (before, behind): (Vec<u64>, Vec<u64>) = numbers.iter().partition(|&&n| n < 4);
+        trial.read_all(&before).gap(true, at(2, 2), 100);
+        behind.iter().for_each(|&n| {
+            trial.read(n, at(2, 3));
+        });
+        assert_eq!(trial.judge(), wrong(lost, 0, 0), "{numbers:?}");
+    }
+}
+
+#[test]
 fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
     let mut trial = Trial::new(Kind::Unacknowledged);
     for _ in 0..4 {
