@@ -261,9 +261,9 @@ impl Node {
             Ok(url) => url,
             Err(error) => return world.fail(format!("the URL is not one: {error}")),
         };
-        let random = u64::from_be_bytes(self.random());
-        let name = format!("node{}-{random:016x}", self.index);
-        loop {
+        let name = loop {
+            let random = u64::from_be_bytes(self.random());
+            let name = format!("node{}-{random:016x}", self.index);
             let options = RedisOptions::new(url.clone());
             let connecting = RedisBroker::connect(
                 options,
@@ -275,13 +275,16 @@ impl Node {
             match connecting.await {
                 Ok(broker) => {
                     *self.broker.borrow_mut() = Some(Rc::new(broker));
-                    break;
+                    break name;
                 }
-                // As a service manager would start it again.
-                Err(error) => world.note(|| format!("node {} did not start: {error}", self.index)),
+                // As a service manager would start it again: another process, with another name.
+                Err(error) => {
+                    world.note(|| format!("node {} did not start: {error}", self.index));
+                    world.gave_up.set(true);
+                }
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+        };
         world.note(|| format!("node {} serves clients as {name}", self.index));
         self.serve(world).await;
     }
@@ -482,10 +485,9 @@ impl Shard {
             let order = self.node.follower.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match order {
                 None => return,
-                Some(Order::Replaced { connection, before_ms }) => {
+                Some(Order::Replaced { connection, came_ms }) => {
                     let Some(slot) = self.roster.holder(connection) else { continue };
-                    let since = |present: &Present| present.since_ms < before_ms;
-                    if self.present(slot).is_some_and(|present| since(&present)) {
+                    if self.present(slot).is_some_and(|present| present.came_ms == came_ms) {
                         self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
                     }
                 }
@@ -548,6 +550,7 @@ impl Shard {
             user,
             node: node.into(),
             since_ms: now.unix_ms,
+            came_ms: now.mono_ms,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             unlimited: false,
         };
@@ -596,7 +599,7 @@ impl Shard {
         if let (Some(broker), Some(present)) = (self.node.broker(), present)
             && self.roster.holder(present.connection).is_none()
         {
-            broker.left(present.connection, &present.user, present.since_ms);
+            broker.left(present.connection, &present.user, present.came_ms);
         }
         self.world.clients.borrow_mut()[client].socket_ended(attempt, &self.world);
     }

@@ -68,12 +68,13 @@ pub enum Order {
         /// What its client reads.
         reason: String,
     },
-    /// End a connection that came before a time, because its client is on another node since.
+    /// End a connection, because its client is on another node since.
     Replaced {
         /// Which.
         connection: ConnectionId,
-        /// When it came to the other node, in milliseconds since 1970-01-01T00:00:00Z.
-        before_ms: u64,
+        /// When it came, by the clock of the node that has it ([`Present::came_ms`](crate::registry::Present::came_ms)): a later one of
+        /// the same name stays.
+        came_ms: u64,
     },
     /// End a connection that is one too many of its user, over all nodes.
     Surplus {

@@ -92,9 +92,9 @@ impl Tail for Node {
                     shard.send(Command::Close(connection, CloseCode::TryAgainLater, reason));
                 }
             }
-            Order::Replaced { connection, before_ms } => {
+            Order::Replaced { connection, came_ms } => {
                 if let Some(shard) = self.shard_of(connection) {
-                    shard.send(Command::LetGo(connection, before_ms));
+                    shard.send(Command::LetGo(connection, came_ms));
                 }
             }
             Order::Revoke(revocation) => {

@@ -15,6 +15,9 @@ pub struct Present {
     pub node: Arc<str>,
     /// Since when, in milliseconds since 1970-01-01T00:00:00Z.
     pub since_ms: u64,
+    /// When it came by its node's own clock, which is never set: tells this connection from an earlier one of the
+    /// same name.
+    pub came_ms: u64,
     /// Where it comes from.
     pub address: IpAddr,
     /// Whether its user may have any number of connections, as administrators may.
@@ -26,8 +29,8 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// Notes a client that came to this node. Must not block.
     fn arrived(&self, client: Present);
 
-    /// Notes that a client left this node that came at `since_ms`. Must not block.
-    fn left(&self, connection: ConnectionId, user: &Arc<str>, since_ms: u64);
+    /// Notes that a client left this node that came at `came_ms`. Must not block.
+    fn left(&self, connection: ConnectionId, user: &Arc<str>, came_ms: u64);
 
     /// A user's clients on all nodes, the longest connected first.
     fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>>;

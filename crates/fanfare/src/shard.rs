@@ -145,8 +145,8 @@ struct Conn {
     socket: Socket,
     /// Where it is counted, while it is.
     counted: Option<IpAddr>,
-    /// When it came, in milliseconds since 1970-01-01T00:00:00Z.
-    since_ms: u64,
+    /// When it came.
+    came: Now,
     /// More may be readable than was read.
     unread: bool,
     /// The sending side was shut.
@@ -448,10 +448,10 @@ impl Shard {
         }
     }
 
-    fn let_go(&mut self, connection: ConnectionId, before_ms: u64, now: Now) {
+    fn let_go(&mut self, connection: ConnectionId, came_ms: u64, now: Now) {
         let Some(slot) = self.roster.holder(connection) else { return };
-        if self.conns.get(slot as usize).is_some_and(|conn| conn.as_ref().is_some_and(|conn| conn.since_ms < before_ms))
-        {
+        let came = self.conns.get(slot as usize).and_then(Option::as_ref).map(|conn| conn.came.mono_ms);
+        if came == Some(came_ms) {
             self.node.metrics.add(Counter::Takeovers, 1);
             self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
         }
@@ -531,7 +531,8 @@ impl Shard {
             connection: session.connection(),
             user: session.user().clone(),
             node: self.node.name.clone(),
-            since_ms: conn.since_ms,
+            since_ms: conn.came.unix_ms,
+            came_ms: conn.came.mono_ms,
             address: conn.counted?,
             unlimited: session.is_admin(),
         })
@@ -551,7 +552,7 @@ impl Shard {
         if self.conns.len() <= at {
             self.conns.resize_with(at + 1, || None);
         }
-        let conn = self.conns[at].insert(Conn { socket, counted, since_ms: now.unix_ms, unread: false, shut: false });
+        let conn = self.conns[at].insert(Conn { socket, counted, came: now, unread: false, shut: false });
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
@@ -784,7 +785,7 @@ impl Shard {
             && let Some((user, connection, cursor, round_trip_ms)) = who
         {
             if let Some(address) = conn.counted {
-                let (since_ms, until_ms) = (conn.since_ms, clock::now().unix_ms);
+                let (since_ms, until_ms) = (conn.came.unix_ms, clock::now().unix_ms);
                 let user = user.clone();
                 let departed = Departed { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
                 self.node.departures().add(departed);
@@ -794,7 +795,7 @@ impl Shard {
                 // A newer socket of the connection came here, perhaps within the same millisecond.
                 && self.roster.holder(connection).is_none()
             {
-                registry.left(connection, &user, conn.since_ms);
+                registry.left(connection, &user, conn.came.mono_ms);
             }
             if let Some(address) = conn.counted {
                 self.node.admission.release(&user, address);

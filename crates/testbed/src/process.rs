@@ -1,7 +1,7 @@
 //! A child process that does not outlive its value.
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::{Pid, Uid},
 };
 use std::{
@@ -69,7 +69,8 @@ fn reserve(port: u16) -> Option<File> {
     (free(port) && free(port + 10_000)).then_some(lock)
 }
 
-/// A process that ends with this value, however that ends: a guard beside it waits for its parent's end.
+/// A process that ends with this value, and its children with it, however that ends: a guard beside it waits for its parent's
+/// end.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -85,7 +86,7 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // The guard reads from a pipe that nobody writes to: it ends when this process does, even by SIGKILL.
-        let script = format!("read -r _; kill -CONT {0} 2>/dev/null; kill -KILL {0} 2>/dev/null", child.id());
+        let script = format!("read -r _; kill -CONT -- -{0} 2>/dev/null; kill -KILL -- -{0} 2>/dev/null", child.id());
         let guard = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap();
         Self { child, guard }
     }
@@ -119,6 +120,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.guard.kill();
         let _ = self.guard.wait();
-        self.kill();
+        // Workers notice the end of their supervisor a moment later. A test that is given the same ports would meet them.
+        let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
+        let _ = self.child.wait();
     }
 }

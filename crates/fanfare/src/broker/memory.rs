@@ -109,7 +109,7 @@ impl MemoryBroker {
 impl Registry for MemoryBroker {
     fn arrived(&self, _client: Present) {}
 
-    fn left(&self, _connection: ConnectionId, _user: &Arc<str>, _since_ms: u64) {}
+    fn left(&self, _connection: ConnectionId, _user: &Arc<str>, _came_ms: u64) {}
 
     fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {
         let user = user.to_owned();

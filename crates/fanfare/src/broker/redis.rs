@@ -268,8 +268,8 @@ impl Registry for RedisBroker {
         self.shared.pending().note(client.connection, Change::Arrived(client));
     }
 
-    fn left(&self, connection: ConnectionId, user: &Arc<str>, since_ms: u64) {
-        self.shared.pending().note(connection, Change::Left { user: user.clone(), since_ms });
+    fn left(&self, connection: ConnectionId, user: &Arc<str>, came_ms: u64) {
+        self.shared.pending().note(connection, Change::Left { user: user.clone(), came_ms });
     }
 
     fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {

@@ -686,6 +686,7 @@ async fn a_dead_node_leaves_no_ghosts() {
         user: "ann".into(),
         node: node.name.as_str().into(),
         since_ms: 1,
+        came_ms: 0,
         address: [127, 0, 0, 1].into(),
         unlimited: false,
     };
@@ -706,6 +707,38 @@ async fn a_dead_node_leaves_no_ghosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
+    let server = RedisServer::start();
+    let (before, node_before) = linked(&server.url()).await;
+    let (after, node_after) = linked(&server.url()).await;
+    let client = |node: &Node, came_ms: u64, since_ms: u64| Present {
+        connection: ConnectionId(1),
+        user: "ann".into(),
+        node: node.name.as_str().into(),
+        since_ms,
+        came_ms,
+        address: [127, 0, 0, 1].into(),
+        unlimited: false,
+    };
+    // The clock of the node that it left is an hour ahead. Both nodes are of this process, and so of one clock that is never set.
+    let left = client(&node_before, 400, 1_790_003_600_000);
+    let came = client(&node_after, 500, 1_790_000_000_000);
+    before.arrived(left.clone());
+    list(&*before, "ann", std::slice::from_ref(&left)).await;
+    after.arrived(came.clone());
+    list(&*before, "ann", std::slice::from_ref(&came)).await;
+    let replaced = Order::Replaced { connection: ConnectionId(1), came_ms: 400 };
+    until("the node that it left lets it go", || node_before.orders.lock().unwrap().contains(&replaced)).await;
+    // What is written last is not what came last.
+    before.arrived(left);
+    let again = || node_before.orders.lock().unwrap().iter().filter(|order| **order == replaced).count();
+    until("the older claim is refused", || again() == 2).await;
+    list(&*before, "ann", &[came]).await;
+    let orders = node_after.orders.lock().unwrap().clone();
+    assert!(!orders.iter().any(|order| matches!(order, Order::Replaced { .. })), "{orders:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left() {
     const CLIENTS: u128 = 700;
     let server = RedisServer::start();
@@ -715,6 +748,7 @@ async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left(
         user: user.into(),
         node: node.name.as_str().into(),
         since_ms: 1,
+        came_ms: 0,
         address: [127, 0, 0, 1].into(),
         unlimited: false,
     };

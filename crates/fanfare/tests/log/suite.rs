@@ -114,6 +114,7 @@ async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
         user: user.into(),
         node: node.name.as_str().into(),
         since_ms: u64::try_from(n).unwrap(),
+        came_ms: u64::try_from(n).unwrap(),
         address: [127, 0, 0, 1].into(),
         unlimited: false,
     };

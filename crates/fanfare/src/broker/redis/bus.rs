@@ -262,7 +262,8 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
     }
 }
 
-/// Answers who waits for what the log has now, all who wait by then with one question.
+/// Answers who waits for what the log has now, all who wait by then with one question. A node that may not acknowledge cannot
+/// say: others may have gone on at another server, and come back to this one with what they acknowledged there.
 async fn answer_waiters(
     shared: &Shared,
     link: &Link,
@@ -280,9 +281,14 @@ async fn answer_waiters(
         while let Ok(waiter) = waiters.try_recv() {
             waiting.push(waiter);
         }
+        let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
         let there: Option<u64> = super::link::read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
         // The sender lives as long as what is shared.
         let _ = head.wait_for(|here| *here >= there.unwrap_or(0)).await;
+        if shared.check_lease().is_err() {
+            sleep(ASK_SENTINEL).await;
+            continue;
+        }
         for waiter in waiting.drain(..) {
             let _ = waiter.send(());
         }

@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::BrokerError, registry::Present};
+use crate::{broker::BrokerError, clock, registry::Present};
 use fanfare_core::ConnectionId;
 use redis::{Cmd, cmd};
 use std::{
@@ -34,11 +34,14 @@ const REFRESH: Duration = Duration::from_secs(TTL_SECS / 3);
 /// How often it is looked for what dead nodes left.
 const SWEEP: Duration = Duration::from_secs(3);
 
+/// By how much a clock jumps if it is set, in milliseconds; less is drift, and how exactly it can be read.
+const SET_MS: i64 = 500;
+
 /// What became of a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Arrived(Present),
-    Left { user: Arc<str>, since_ms: u64 },
+    Left { user: Arc<str>, came_ms: u64 },
 }
 
 /// Changes that are not written yet, the newest of each connection.
@@ -54,7 +57,7 @@ impl Pending {
         if !self.idle {
             // An older socket that leaves does not take the newer one of its connection with it.
             let newer = match (&change, self.changes.get(&connection)) {
-                (Change::Left { since_ms, .. }, Some(Change::Arrived(held))) => held.since_ms > *since_ms,
+                (Change::Left { came_ms, .. }, Some(Change::Arrived(held))) => held.came_ms > *came_ms,
                 _ => false,
             };
             if !newer {
@@ -97,6 +100,7 @@ struct Listing {
     sweep: Instant,
     beat: u64,
     walk: Option<Walk>,
+    clock: ServerClock,
     /// What is listed is not the truth: all are to be written anew, at once.
     whole: bool,
 }
@@ -104,7 +108,8 @@ struct Listing {
 impl Listing {
     fn new(shared: &Shared) -> Self {
         let now = Instant::now();
-        Self { refresh: now + REFRESH, sweep: now + SWEEP, beat: shared.last_beat(), walk: None, whole: true }
+        let (beat, clock) = (shared.last_beat(), ServerClock::default());
+        Self { refresh: now + REFRESH, sweep: now + SWEEP, beat, walk: None, clock, whole: true }
     }
 
     async fn turn(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
@@ -112,20 +117,57 @@ impl Listing {
         let beat = shared.last_beat();
         self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
         self.beat = beat;
+        if self.whole || Instant::now() >= self.sweep {
+            // If it was set, what this node has written is of another time.
+            self.whole |= self.clock.measure(link).await?;
+        }
         if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
             self.refresh = Instant::now() + REFRESH;
             self.walk = Some(Walk::begin(shared, link).await?);
         }
         // Nobody waits for a refresh, so it takes its time, and the memory of one piece.
-        walk_on(shared, link, &mut self.walk, if self.whole { usize::MAX } else { 1 }).await?;
+        walk_on(shared, link, self.clock, &mut self.walk, if self.whole { usize::MAX } else { 1 }).await?;
         self.whole = false;
         let changes = shared.pending().take();
-        write(shared, link, changes.into_iter()).await?;
+        write(shared, link, self.clock, changes.into_iter()).await?;
         if Instant::now() >= self.sweep {
             self.sweep = Instant::now() + SWEEP;
             sweep_dead(shared, link).await?;
         }
         Ok(())
+    }
+}
+
+/// The server's clock, as far as this node can tell. Nodes' own wall clocks may differ by more than a client takes to go from one to
+/// another, and which of its two connections is the newer one must not depend on that.
+#[derive(Debug, Clone, Copy, Default)]
+struct ServerClock {
+    /// By how much it is ahead of this node's clock that is never set, in milliseconds: at least, and at most.
+    ahead: Option<(i64, i64)>,
+}
+
+impl ServerClock {
+    /// Asks for the time. Returns whether the clock was set since.
+    async fn measure(&mut self, link: &Link) -> Result<bool, LinkError> {
+        let asked = clock::now().mono_ms;
+        let there = link.clock_ms().await?;
+        Ok(self.note(asked, there, clock::now().mono_ms))
+    }
+
+    /// It was `there` at some moment between two of this node. Returns whether it was set since the last time.
+    fn note(&mut self, asked: u64, there: u64, answered: u64) -> bool {
+        let seen = (there.wrapping_sub(answered).cast_signed(), there.wrapping_sub(asked).cast_signed());
+        let both = |(low, high): (i64, i64)| (low.max(seen.0), high.min(seen.1));
+        let (low, high) = self.ahead.map_or(seen, both);
+        // Two clocks drift apart a little all the time.
+        self.ahead = Some(if low <= high { (low, high) } else { seen });
+        low - high > SET_MS
+    }
+
+    /// What it showed at a moment of this node, in milliseconds since 1970-01-01T00:00:00Z.
+    fn at(self, mono_ms: u64) -> u64 {
+        let (low, high) = self.ahead.unwrap_or_default();
+        mono_ms.saturating_add_signed(low.midpoint(high))
     }
 }
 
@@ -149,22 +191,28 @@ impl Walk {
     }
 
     /// One piece. Returns whether there is more to do.
-    async fn step(&mut self, shared: &Shared, link: &Link) -> Result<bool, LinkError> {
+    async fn step(&mut self, shared: &Shared, link: &Link, clock: ServerClock) -> Result<bool, LinkError> {
         let Some(place) = self.place else {
             return Ok(sweep_some(shared, link, &shared.node, &self.old, &self.own).await? > 0);
         };
         let (here, next) = shared.tail.clients_from(place, BATCH).await.unwrap_or_default();
         self.place = next;
-        write(shared, link, here.into_iter().map(|client| (client.connection, Change::Arrived(client)))).await?;
+        write(shared, link, clock, here.into_iter().map(|client| (client.connection, Change::Arrived(client)))).await?;
         Ok(true)
     }
 }
 
 /// Goes on with a walk by so many pieces, or to its end.
-async fn walk_on(shared: &Shared, link: &Link, walk: &mut Option<Walk>, pieces: usize) -> Result<(), LinkError> {
+async fn walk_on(
+    shared: &Shared,
+    link: &Link,
+    clock: ServerClock,
+    walk: &mut Option<Walk>,
+    pieces: usize,
+) -> Result<(), LinkError> {
     for _ in 0..pieces {
         let Some(under_way) = walk else { return Ok(()) };
-        if !under_way.step(shared, link).await? {
+        if !under_way.step(shared, link, clock).await? {
             *walk = None;
         }
     }
@@ -174,6 +222,7 @@ async fn walk_on(shared: &Shared, link: &Link, walk: &mut Option<Walk>, pieces: 
 async fn write(
     shared: &Shared,
     link: &Link,
+    clock: ServerClock,
     mut changes: impl ExactSizeIterator<Item = (ConnectionId, Change)>,
 ) -> Result<(), LinkError> {
     let keys = &shared.keys;
@@ -185,13 +234,17 @@ async fn write(
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {
-                Change::Arrived(Present { user, since_ms, address, unlimited, .. }) => command
+                Change::Arrived(Present { user, since_ms, came_ms, address, unlimited, .. }) => command
                     .arg(if unlimited { "*" } else { "+" })
                     .arg(id)
                     .arg(&*user)
+                    .arg(came_ms)
+                    .arg(clock.at(came_ms))
                     .arg(since_ms)
                     .arg(address.to_string()),
-                Change::Left { user, since_ms } => command.arg("-").arg(id).arg(&*user).arg(since_ms).arg(""),
+                Change::Left { user, came_ms } => {
+                    command.arg("-").arg(id).arg(&*user).arg(came_ms).arg("").arg("").arg("")
+                }
             };
         }
         link.call(&command).await?;
@@ -245,17 +298,49 @@ async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Resul
     let (link, keys) = (shared.link()?, &shared.keys);
     let mut command = link.script(Script::Present, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
     command.arg(&keys.connection).arg(ALIVE_MS).arg(one.map(|id| id.to_string()));
-    let found: Vec<(String, String, String, u64, String)> = read(link.call(&command).await?)?;
-    let client = |(id, user, node, since_ms, address): (String, String, String, u64, String)| {
+    let found: Vec<(String, String, String, u64, u64, String)> = read(link.call(&command).await?)?;
+    let client = |(id, user, node, since_ms, came_ms, address): (String, String, String, u64, u64, String)| {
         let address = address.parse::<IpAddr>().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Some(Present {
             connection: id.parse().ok()?,
             user: user.into(),
             node: node.into(),
             since_ms,
+            came_ms,
             address,
             unlimited: false,
         })
     };
     Ok(found.into_iter().filter_map(client).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THERE: u64 = 1_790_000_000_000;
+
+    #[test]
+    fn the_servers_clock_is_known_the_better_the_faster_it_once_answered() {
+        let mut clock = ServerClock::default();
+        // It is ahead by THERE - 100: asked at 1,000, it showed THERE + 1,000 - 100 at 1,100.
+        clock.note(1_000, THERE + 1_000, 5_000);
+        clock.note(7_098, THERE + 7_000, 7_102);
+        clock.note(9_000, THERE + 9_000, 9_900);
+        assert_eq!(clock.at(500), THERE + 400);
+        assert_eq!(clock.at(10_000), THERE + 9_900);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_believed() {
+        for set in [THERE - 3_600_000, THERE + 3_600_000] {
+            let mut clock = ServerClock::default();
+            assert!(!clock.note(1_000, THERE, 1_002));
+            assert!(clock.note(3_000, set, 3_002));
+            assert_eq!(clock.at(3_001), set);
+            assert!(!clock.note(5_000, set + 2_001, 5_002));
+            assert!(!clock.note(7_000, set + 4_005, 7_000), "drift");
+            assert_eq!(clock.at(7_000), set + 4_005);
+        }
+    }
 }

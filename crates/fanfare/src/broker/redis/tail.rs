@@ -270,8 +270,8 @@ fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> R
             }
         }
         "replaced" if field("n") == shared.node => {
-            if let (Ok(connection), Ok(before_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.obey(Order::Replaced { connection, before_ms });
+            if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
+                shared.tail.obey(Order::Replaced { connection, came_ms });
             }
         }
         "revoke" => {
@@ -299,8 +299,8 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
         Order::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
         }
-        Order::Replaced { connection, before_ms } => {
-            vec![("k", "replaced".to_owned()), ("c", connection.to_string()), ("s", before_ms.to_string())]
+        Order::Replaced { connection, came_ms } => {
+            vec![("k", "replaced".to_owned()), ("c", connection.to_string()), ("s", came_ms.to_string())]
         }
         Order::Revoke(revocation) => {
             let (which, before) = revoked::text(revocation);

@@ -1,19 +1,22 @@
 -- Notes who came to a node and who left it.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 control (stream), 5 the node's connections (set)
 -- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, 6 connections that a user may
---       have on all nodes (0: any number), then '+', '*' (whose user may have any number) or '-', connection, user, since (ms), address for each
+--       have on all nodes (0: any number), then '+', '*' (whose user may have any number) or '-', connection, user, when it came by the
+--       node's own clock (what tells it from others of the same name there), the same by this server's clock, since (ms), address for each
 -- Who comes as one too many of its user is told to go. Of two nodes that claim a connection the one to which it came later is right; the other is told to let it go.
 
 local node, ttl, limit = ARGV[1], ARGV[5], tonumber(ARGV[6])
 local now = whole(clock())
-for i = 7, #ARGV, 5 do
-  local id, user, since = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+for i = 7, #ARGV, 7 do
+  local id, user, came, at = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local key, users = ARGV[2] .. id, ARGV[3] .. user .. ARGV[4]
-  local held = redis.call('HMGET', key, 'node', 'since')
+  local held = redis.call('HMGET', key, 'node', 'came', 'at', 'last_seen')
   local other = held[1] and held[1] ~= node
   if ARGV[i] ~= '-' then
-    if not other or tonumber(held[2] or 0) <= tonumber(since) then
-      redis.call('HSET', key, 'user_id', user, 'node', node, 'since', since, 'last_seen', now, 'address', ARGV[i + 4])
+    -- What was written later than now was written before this clock was set back, and says nothing.
+    if not other or tonumber(held[3] or 0) <= tonumber(at) or tonumber(held[4] or 0) > tonumber(now) then
+      redis.call('HSET', key, 'user_id', user, 'node', node, 'came', came, 'at', at, 'since', ARGV[i + 5], 'last_seen', now,
+        'address', ARGV[i + 6])
       redis.call('EXPIRE', key, ttl)
       local new = redis.call('SADD', users, id) == 1
       if new and ARGV[i] == '+' and limit > 0 and redis.call('SCARD', users) > limit then
@@ -22,14 +25,14 @@ for i = 7, #ARGV, 5 do
       redis.call('EXPIRE', users, ttl)
       redis.call('SADD', KEYS[5], id)
       if other then
-        tell(KEYS[4], 'k', 'replaced', 'n', held[1], 'c', id, 's', since)
+        tell(KEYS[4], 'k', 'replaced', 'n', held[1], 'c', id, 's', held[2] or '')
       end
     else
       -- The newer claim was written first.
-      tell(KEYS[4], 'k', 'replaced', 'n', node, 'c', id, 's', held[2])
+      tell(KEYS[4], 'k', 'replaced', 'n', node, 'c', id, 's', came)
     end
   else
-    local own = held[1] == node and held[2] == since
+    local own = held[1] == node and held[2] == came
     if own then
       redis.call('DEL', key)
       redis.call('SREM', users, id)
