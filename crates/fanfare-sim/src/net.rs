@@ -45,6 +45,14 @@ impl Place {
 /// A connection's number.
 pub(crate) type Conn = u64;
 
+/// What a sentinel knows of the master.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) server: usize,
+    /// How many failovers led to it.
+    pub(crate) config_epoch: u64,
+}
+
 /// Something that is to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -61,7 +69,7 @@ pub(crate) enum Event {
     /// A replica takes over the data set of its master; the second number says for which attempt.
     Attach(usize, u64),
     /// A sentinel learns who the master is.
-    View(usize, usize),
+    View(usize, View),
     /// A server becomes a replica, if another one is the master then.
     Demote(usize),
     /// The sentinels name a server the master.

@@ -230,6 +230,8 @@ pub(crate) enum Case {
     OldThenNew,
     /// Sentinels name a second master, the first one again, which one node alone reaches, and the second one.
     Waver,
+    /// Sentinels name a second master, where one node acknowledges events before it is gone, and the first one again.
+    NamedAgain,
     /// Several failovers, there and back, and masters that one node alone reaches, for up to 40 s.
     Failovers,
 }
@@ -333,7 +335,12 @@ impl Plan {
         let mut plan = Self::new(seed, Size { faults: 0, clients });
         let sentinel = matches!(
             case,
-            Case::ThereAndBack | Case::SplitBrain | Case::SplitBrainAndClock | Case::Waver | Case::Failovers
+            Case::ThereAndBack
+                | Case::SplitBrain
+                | Case::SplitBrainAndClock
+                | Case::Waver
+                | Case::NamedAgain
+                | Case::Failovers
         );
         (plan.nodes, plan.clients, plan.users) = (2, 2 * clients, clients.max(1));
         (plan.servers, plan.sentinels) = if sentinel { (2, 3) } else { (1, 0) };
@@ -378,6 +385,16 @@ impl Plan {
                 let ms = r.u64(700..2_000);
                 let cut = |node| Fault::CutNode { node, which, ways: Ways::Both, ms: ms + 3_000 };
                 vec![(6_000, Fault::Waver { times: 3, ms }), (6_010 + ms, cut(0)), (6_010 + ms, cut(1))]
+            }
+            // Node 0 reports to the second master and hears no more of it; node 1 acknowledges events there, and is gone.
+            Case::NamedAgain => {
+                let mut r = fastrand::Rng::with_seed(seed ^ 0xa6a1);
+                let (cut, kill) = (6_000 + r.u64(700..2_000), 9_500 + r.u64(0..450));
+                vec![
+                    (6_000, Fault::Waver { times: 2, ms: 4_000 }),
+                    (cut, Fault::CutNode { node: 0, which, ways: Ways::Both, ms: 10_050 - cut }),
+                    (kill, Fault::KillNode { node: 1, ms: 20_000 }),
+                ]
             }
             Case::Failovers => {
                 let mut r = fastrand::Rng::with_seed(seed ^ 0xfa11);

@@ -430,6 +430,11 @@ pub(crate) fn take_commands(input: &mut Vec<u8>) -> Vec<Command> {
     commands
 }
 
+/// What a sentinel tells of a master, as far as it is asked for.
+pub(crate) fn epoch_reply(config_epoch: u64) -> Reply {
+    Reply::Array(vec![Reply::Bulk(bytes("config-epoch")), Reply::Bulk(bytes(&config_epoch.to_string()))])
+}
+
 /// The address of a master, as a sentinel tells it.
 pub(crate) fn address_reply(port: u16) -> Reply {
     Reply::Array(vec![Reply::Bulk(bytes("sim")), Reply::Bulk(bytes(&port.to_string()))])

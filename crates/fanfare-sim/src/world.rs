@@ -3,11 +3,11 @@
 
 use crate::{
     client::Client,
-    net::{Chunk, Conn, Event, Net, Place},
+    net::{Chunk, Conn, Event, Net, Place, View},
     node::{EPOCH_MS, Input, Node, place_of},
     oracle::Oracle,
     plan::{Back, Fault, For, Plan, Publish, Ways, Which},
-    server::{Done, End, Persistence, Server, Unit, address_reply, fresh_name, take_commands},
+    server::{Done, End, Persistence, Server, Unit, address_reply, epoch_reply, fresh_name, take_commands},
     store::{Data, Facts, Reply, text},
 };
 use fanfare::{Audience, Draft, metrics::Counter};
@@ -86,7 +86,7 @@ pub(crate) struct World {
     master: Cell<usize>,
     /// Since when the sentinels miss the master.
     missed: Cell<Option<u64>>,
-    views: RefCell<Vec<usize>>,
+    views: RefCell<Vec<View>>,
     sentinel_input: RefCell<BTreeMap<Conn, Vec<u8>>>,
     random: RefCell<fastrand::Rng>,
     /// What faults changed, to be put back.
@@ -165,7 +165,7 @@ impl World {
             replication: RefCell::new(replication),
             master: Cell::new(0),
             missed: Cell::new(None),
-            views: RefCell::new(vec![0; plan.sentinels]),
+            views: RefCell::new(vec![View::default(); plan.sentinels]),
             sentinel_input: RefCell::default(),
             random: RefCell::new(random),
             undo: RefCell::default(),
@@ -332,10 +332,11 @@ impl World {
             }
             Event::Replicate(server) => self.replicate(server),
             Event::Attach(server, attempt) => self.attach(server, attempt),
-            Event::View(sentinel, server) => {
-                if self.master.get() == server {
-                    self.views.borrow_mut()[sentinel] = server;
-                    self.note(|| format!("sentinel {sentinel} names server {server}"));
+            Event::View(sentinel, view) => {
+                // A sentinel does not go back.
+                if self.views.borrow()[sentinel].config_epoch < view.config_epoch {
+                    self.views.borrow_mut()[sentinel] = view;
+                    self.note(|| format!("sentinel {sentinel} names server {}", view.server));
                 }
             }
             Event::Demote(server) => self.demote(server),
@@ -650,12 +651,13 @@ impl World {
         self.lossy.set(self.lossy.get() || behind);
         self.master.set(at);
         self.count(|outcome| outcome.failovers += 1);
+        let view = View { server: at, config_epoch: self.outcome.borrow().failovers };
         self.note(|| format!("server {at} is promoted in place of server {old}; level: {}", !behind));
         self.kick(at);
         let first = self.pick(0..self.plan.sentinels.max(1) as u64) as usize;
         for sentinel in 0..self.plan.sentinels {
             let later = if sentinel == first { 0 } else { self.pick(0..1_500) };
-            self.net.schedule(now + later, Event::View(sentinel, at));
+            self.net.schedule(now + later, Event::View(sentinel, view));
         }
     }
 
@@ -701,8 +703,9 @@ impl World {
             let part = |at: usize| command.get(at).map(|part| text(part).to_ascii_uppercase()).unwrap_or_default();
             let reply = match (&*part(0), &*part(1)) {
                 ("SENTINEL", "GET-MASTER-ADDR-BY-NAME") => {
-                    address_reply(Place::Server(self.views.borrow()[sentinel]).port())
+                    address_reply(Place::Server(self.views.borrow()[sentinel].server).port())
                 }
+                ("SENTINEL", "MASTER") => epoch_reply(self.views.borrow()[sentinel].config_epoch),
                 ("CLIENT" | "SELECT" | "AUTH", _) => Reply::Status("OK"),
                 ("PING", _) => Reply::Status("PONG"),
                 _ => Reply::Error("ERR unknown command".to_owned()),

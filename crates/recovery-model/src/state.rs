@@ -3,11 +3,14 @@
 use crate::log::{Epoch, Event, Log, Place, Sequence};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names a node. A node that is killed never comes back; another takes its place.
+/// Names a node, or what it acknowledges under. A node that is killed never comes back; another takes its place.
 pub(crate) type Name = u8;
 
-/// A server: which process it is, and which history it holds.
-pub(crate) type Server = (u8, u8);
+/// A server: which process it is, which history it holds, and how many masters had been named when it was.
+pub(crate) type Server = (u8, u8, u8);
+
+/// Which process a server is, and which history it holds.
+type History = (u8, u8);
 
 type Members = BTreeMap<Name, u8>;
 
@@ -21,16 +24,21 @@ pub struct Rules {
     pub remembered_members: bool,
     /// A report counts only for as long as its node takes for granted that it knows everybody.
     pub informed: bool,
+    /// Only what a node that follows this log takes for granted counts.
+    pub informed_of_this_log: bool,
     /// A node that joins waits for a member that knows of it.
     pub witness: bool,
-    /// Epochs are put back, not only entries.
-    pub lineage_put_back: bool,
     /// What could not be put back is reported.
     pub lossy: bool,
     /// Who reported has to know of the others. The walks find no loss without it.
     pub aware: bool,
     /// A node acknowledges only while a majority confirms its server.
     pub lease: bool,
+    /// A server that is named again is another one.
+    pub named: bool,
+    /// A name reports to one server: a node that has reported to one acknowledges at another under another name. With the rule before the
+    /// walks find no loss without it: it is for what is not here, reports that are late and failovers that are not counted.
+    pub one_server: bool,
     /// Entries say their epoch. The walks find no loss without it: it ends a link that reads another history sooner, and
     /// the fence of the next beat would end it too.
     pub entry_epochs: bool,
@@ -42,11 +50,13 @@ impl Rules {
         history: true,
         remembered_members: true,
         informed: true,
+        informed_of_this_log: true,
         witness: true,
-        lineage_put_back: true,
         lossy: true,
         aware: true,
         lease: true,
+        named: true,
+        one_server: true,
         entry_epochs: true,
     };
 }
@@ -66,6 +76,8 @@ pub struct Budget {
     pub restarts: u8,
     /// Promotions of the other server.
     pub promotions: u8,
+    /// Times at which a master that was given up and not demoted since is named again.
+    pub returns: u8,
     /// Copies of the master's data that may be kept for a restart.
     pub copies: u8,
     /// Times at which a node ceases to take for granted that it knows everybody, or loses the word of the majority.
@@ -81,6 +93,7 @@ struct Report {
     epoch: Option<Epoch>,
     version: u8,
     members: Members,
+    former: BTreeSet<Name>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +116,11 @@ struct Data {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Node {
     log: Log,
+    /// What it acknowledges under, and did before.
+    alias: Name,
+    former: BTreeSet<Name>,
+    /// Where it has reported under this name.
+    reported_at: Option<Server>,
     /// Acknowledged, and not read yet.
     unseen: BTreeMap<Sequence, (Epoch, Event)>,
     link: Option<(usize, Server)>,
@@ -132,8 +150,12 @@ struct Client {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     left: Budget,
-    servers: [(Server, Data); 2],
+    servers: [(History, Data); 2],
     master: usize,
+    /// How many masters were named before it.
+    named: u8,
+    /// Which servers have been the master, and were not demoted since.
+    undemoted: [bool; 2],
     copies: Vec<Data>,
     nodes: BTreeMap<Name, Node>,
     clients: Vec<Client>,
@@ -164,6 +186,8 @@ pub(crate) enum Step {
     Restart(usize),
     Replicate,
     Promote,
+    /// The master before is named again, before it was demoted.
+    Return,
     Attach(usize, Name),
 }
 
@@ -177,6 +201,8 @@ impl State {
             left: budget,
             servers: [server(0), server(1)],
             master: 0,
+            named: 0,
+            undemoted: [true, false],
             copies: Vec::new(),
             nodes: BTreeMap::new(),
             clients: Vec::new(),
@@ -200,7 +226,7 @@ impl State {
 
     fn start(&mut self) -> Name {
         let name = self.fresh(0);
-        self.nodes.insert(name, Node { fresh: true, ..Node::default() });
+        self.nodes.insert(name, Node { alias: name, fresh: true, ..Node::default() });
         name
     }
 
@@ -222,10 +248,12 @@ impl State {
                             steps.push(Step::Publish(name));
                         }
                         let data = &self.servers[at].1;
+                        let renamed = self.servers[at].0 != (server.0, server.1)
+                            || (at == self.master && rules.named && self.named != server.2);
                         if data.version != node.version
-                            || data.members.get(&name).is_some_and(|m| m.seen != node.version)
+                            || data.members.get(&node.alias).is_some_and(|m| m.seen != node.version)
                             || (node.joined && !node.informed && node.lease && node.behind.is_none())
-                            || self.servers[at].0 != server
+                            || renamed
                         {
                             steps.push(Step::Beat(name));
                         }
@@ -264,6 +292,9 @@ impl State {
         if self.left.promotions > 0 {
             steps.push(Step::Promote);
         }
+        if self.left.returns > 0 && self.undemoted[1 - self.master] {
+            steps.push(Step::Return);
+        }
         if self.servers[1 - self.master].1 != self.servers[self.master].1 && self.next[2] > 2
             || self.left.promotions > 0
         {
@@ -285,10 +316,11 @@ impl State {
     fn grace_is_over(&self, at: usize, rules: Rules) -> bool {
         // What was reported elsewhere may have been replicated.
         let (data, none) = (&self.servers[at].1, BTreeMap::new());
-        let reports = if data.recovering == Some(self.name_of(at, rules)) { &data.reports } else { &none };
+        let recovering = data.recovering.is_some_and(|server| self.is(at, server, rules));
+        let reports = if recovering { &data.reports } else { &none };
         let count = reports.len();
-        self.nodes.iter().all(|(name, node)| {
-            let aware = reports.get(name).is_some_and(|report| usize::from(report.knows) >= count || count == 1);
+        self.nodes.values().all(|node| {
+            let aware = reports.get(&node.alias).is_some_and(|report| usize::from(report.knows) >= count || count == 1);
             let elsewhere = rules.lease && node.lease && node.link.is_some_and(|(other, _)| other != at);
             aware || (!node.informed && !elsewhere)
         })
@@ -296,9 +328,9 @@ impl State {
 
     /// Whether nobody takes anything for granted, or acknowledges, at another server.
     fn nobody_is_sure_elsewhere(&self, at: usize, data: &Data, rules: Rules) -> bool {
-        self.nodes.iter().all(|(name, node)| {
+        self.nodes.values().all(|node| {
             let elsewhere = rules.lease && node.lease && node.link.is_some_and(|(other, _)| other != at);
-            data.reports.contains_key(name) || !(elsewhere || node.informed && rules.informed)
+            data.reports.contains_key(&node.alias) || !(elsewhere || node.informed && rules.informed)
         })
     }
 
@@ -306,7 +338,7 @@ impl State {
     pub(crate) fn take(&mut self, step: Step, rules: Rules) -> Result<(), Wrong> {
         match step {
             Step::Link(name) => {
-                let link = (self.master, self.name_of(self.master, rules));
+                let link = (self.master, self.name_of_master(rules));
                 let node = self.node(name);
                 node.link = Some(link);
                 (node.settled, node.joined, node.lease, node.knows) = (false, false, true, 0);
@@ -356,12 +388,20 @@ impl State {
                 let ((_, history), data) = self.servers[self.master].clone();
                 let replica = &mut self.servers[1 - self.master];
                 *replica = ((replica.0.0, history), data);
+                self.undemoted[1 - self.master] = false;
             }
             Step::Promote => {
                 self.left.promotions -= 1;
+                self.named += 1;
                 self.master = 1 - self.master;
                 let history = self.fresh(2);
                 self.servers[self.master].0.1 = history;
+                self.undemoted[self.master] = true;
+            }
+            Step::Return => {
+                self.left.returns -= 1;
+                self.named += 1;
+                self.master = 1 - self.master;
             }
             Step::Attach(client, name) => self.attach(client, name),
         }
@@ -373,25 +413,35 @@ impl State {
     }
 
     fn uninformed(&mut self, name: Name) {
-        self.node(name).informed = false;
+        let node = self.node(name);
+        node.informed = false;
+        let names: Vec<_> = node.former.iter().copied().chain([node.alias]).collect();
         for (_, data) in &mut self.servers {
-            if let Some(report) = data.reports.get_mut(&name) {
-                report.informed = false;
+            for name in &names {
+                if let Some(report) = data.reports.get_mut(name) {
+                    report.informed = false;
+                }
             }
         }
     }
 
-    /// What a node calls the server.
-    fn name_of(&self, at: usize, rules: Rules) -> Server {
-        let (process, history) = self.servers[at].0;
-        (process, if rules.history { history } else { 0 })
+    /// What a node that links now calls the master.
+    fn name_of_master(&self, rules: Rules) -> Server {
+        let (process, history) = self.servers[self.master].0;
+        (process, if rules.history { history } else { 0 }, if rules.named { self.named } else { 0 })
+    }
+
+    /// Whether a server holds the history that a node linked to. It does not know whether it was named again since.
+    fn is(&self, at: usize, (process, history, _): Server, rules: Rules) -> bool {
+        let is = self.servers[at].0;
+        is.0 == process && (is.1 == history || !rules.history)
     }
 
     /// The server of a node's link, unless that has become another one.
     fn linked(&mut self, name: Name, rules: Rules) -> Option<(usize, Server)> {
         let (at, server) = self.nodes.get(&name)?.link?;
         // A replica takes no writes.
-        let is = self.name_of(at, rules) == server;
+        let is = self.is(at, server, rules);
         let replica = at != self.master && self.servers[at].0.1 == self.servers[self.master].0.1;
         if is && !replica {
             return Some((at, server));
@@ -403,6 +453,18 @@ impl State {
     fn unlink(&mut self, name: Name) {
         let node = self.node(name);
         (node.link, node.settled, node.joined) = (None, false, false);
+    }
+
+    /// Takes another name, if this one has reported to another server. Returns whether it did.
+    fn rename_for(&mut self, name: Name, server: Server, rules: Rules) -> bool {
+        if !rules.one_server || self.nodes[&name].reported_at.is_none_or(|at| at == server) {
+            return false;
+        }
+        let alias = self.fresh(0);
+        let node = self.node(name);
+        node.former.insert(std::mem::replace(&mut node.alias, alias));
+        node.reported_at = None;
+        true
     }
 
     /// A server on which the node's epoch goes on.
@@ -428,11 +490,14 @@ impl State {
                 self.servers[at].1.confirmed = None;
                 return Ok(());
             }
+            if self.rename_for(name, server, rules) {
+                self.uninformed(name);
+            }
             return self.follow(name, known, &data.log);
         }
         let mut lossy = false;
         if !node.fresh {
-            match put_back(&node, &data.log, known, rules) {
+            match put_back(&node, &data.log, known) {
                 Ok(Some(log)) => {
                     for (sequence, (epoch, event)) in &log.entries {
                         self.note_place(*epoch, *sequence, *event)?;
@@ -452,6 +517,10 @@ impl State {
             data.reports.clear();
             data.recovering = Some(server);
         }
+        self.rename_for(name, server, rules);
+        (node.alias, node.former) = (self.nodes[&name].alias, self.nodes[&name].former.clone());
+        node.reported_at = Some(server);
+        data.reports.retain(|reported, _| !node.former.contains(reported));
         let report = Report {
             knows: node.knows,
             informed: (node.informed || !rules.informed) && !node.fresh,
@@ -460,8 +529,9 @@ impl State {
             epoch: node.log.epoch(),
             version: if node.behind.is_some() { 0 } else { node.version },
             members: if rules.remembered_members { node.members.clone() } else { Members::new() },
+            former: node.former.clone(),
         };
-        data.reports.insert(name, report);
+        data.reports.insert(node.alias, report);
         let count = data.reports.len();
         let aware = |report: &Report| !rules.aware || count == 1 || usize::from(report.knows) >= count;
         let all_aware = data.reports.values().all(aware);
@@ -482,6 +552,7 @@ impl State {
             data.confirmed = Some(server);
             data.recovering = None;
             data.reports.clear();
+            self.nodes.insert(name, node);
         } else {
             for reported in data.reports.keys() {
                 node.members.entry(*reported).or_insert(node.version + 1);
@@ -581,8 +652,12 @@ impl State {
 
     fn join(&mut self, name: Name, watched: bool, rules: Rules) {
         let Some(at) = self.fenced(name, rules) else { return };
-        let seen = self.nodes[&name].version;
+        let (seen, former) = (self.nodes[&name].version, self.nodes[&name].former.clone());
+        let (node, name) = (name, self.nodes[&name].alias);
         let data = &mut self.servers[at].1;
+        if former.iter().any(|former| data.members.remove(former).is_some()) {
+            data.version += 1;
+        }
         if !data.members.contains_key(&name) {
             data.version += 1;
             data.members.insert(name, Member { joined: data.version, seen: 0, may_acknowledge: false });
@@ -601,6 +676,7 @@ impl State {
             (member.seen, member.may_acknowledge) = (seen, joins);
         }
         let joins_now = joins && !own.may_acknowledge;
+        let name = node;
         self.learn(name, at);
         let node = self.node(name);
         node.joined = joins;
@@ -616,8 +692,8 @@ impl State {
 
     fn beat(&mut self, name: Name, rules: Rules) {
         let Some(at) = self.fenced(name, rules) else { return };
-        let seen = self.nodes[&name].version;
-        let Some(member) = self.servers[at].1.members.get_mut(&name) else { return self.unlink(name) };
+        let (seen, alias) = (self.nodes[&name].version, self.nodes[&name].alias);
+        let Some(member) = self.servers[at].1.members.get_mut(&alias) else { return self.unlink(name) };
         member.seen = seen;
         self.learn(name, at);
         let node = self.node(name);
@@ -670,7 +746,7 @@ impl State {
         }
         let Some(at) = self.fenced(name, rules) else { return Ok(()) };
         let data = &mut self.servers[at].1;
-        let member = data.members.get(&name).is_some_and(|member| member.may_acknowledge);
+        let member = data.members.get(&self.nodes[&name].alias).is_some_and(|member| member.may_acknowledge);
         if !member || data.log.head < self.nodes[&name].log.head {
             self.unlink(name);
             return Ok(());
@@ -696,7 +772,7 @@ impl State {
 
     /// At rest every client has received, or was told of, everything that was acknowledged.
     fn check(&self, rules: Rules) -> Result<(), Wrong> {
-        let (server, name) = (&self.servers[self.master].1, self.name_of(self.master, rules));
+        let (server, name) = (&self.servers[self.master].1, self.name_of_master(rules));
         let at_rest = !self.nodes.is_empty()
             && self.nodes.values().all(|node| {
                 node.settled
@@ -731,7 +807,7 @@ fn covered(node: &mut Node) {
 }
 
 /// The server's log with what a node puts back; `None`: there is nothing; an error: it can't be, and whether nobody is told.
-fn put_back(node: &Node, found: &Log, known: Sequence, rules: Rules) -> Result<Option<Log>, bool> {
+fn put_back(node: &Node, found: &Log, known: Sequence) -> Result<Option<Log>, bool> {
     let empty = found.lineage.is_empty() && found.entries.is_empty();
     if !empty && !node.log.extends(found) {
         return Err(node.log.shared_with(known, found).unwrap_or(0) < known);
@@ -754,9 +830,7 @@ fn put_back(node: &Node, found: &Log, known: Sequence, rules: Rules) -> Result<O
         log.head = *last;
     }
     log.entries.extend(entries.iter().copied());
-    if rules.lineage_put_back || !entries.is_empty() {
-        log.lineage.clone_from(&node.log.lineage);
-    }
+    log.lineage.clone_from(&node.log.lineage);
     if log != *found {
         return Ok(Some(log));
     }
@@ -786,9 +860,15 @@ fn is_sure(data: &Data, rules: Rules) -> bool {
             std::ptr::eq(source, newest) || rank(source).is_none() || **joined > newest.version
         })
     });
-    let missing = wanted.into_iter().any(|(name, _)| !data.reports.contains_key(name));
+    // A node speaks for its former names too.
+    let reported = |name: &Name| {
+        data.reports.contains_key(name) || data.reports.values().any(|report| report.former.contains(name))
+    };
+    let missing = wanted.into_iter().any(|(name, _)| !reported(name));
     let mut reports = data.reports.values();
-    let informed = data.reports.values().any(|report| report.informed);
+    // Who follows another log knows who wrote to that one.
+    let informed =
+        data.reports.values().any(|report| report.informed && (rank(report).is_some() || !rules.informed_of_this_log));
     let lossy = reports.any(|report| report.lossy);
     !missing && !lossy && (informed || !rules.informed)
 }

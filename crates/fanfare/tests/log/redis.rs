@@ -816,15 +816,15 @@ async fn a_log_of_another_version_is_left_to_its_nodes_or_taken_over() {
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=3)).await;
     broker.catch_up().await.unwrap();
-    server.cli(&["HSET", "ws:epoch", "format", "3"]);
+    server.cli(&["HSET", "ws:epoch", "format", "4"]);
     let error = refused(&server.url()).await;
-    let says = "newer version of fanfare, format 3";
+    let says = "newer version of fanfare, format 4";
     assert!(matches!(&error, LinkError::NotOurs(why) if why.contains(says)), "{error:?}");
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("it takes no events any more", || broker.standing().problem.is_some_and(|why| why.contains(says))).await;
     server.cli(&["HDEL", "ws:epoch", "format"]);
     until("it takes events again", || broker.standing().problem.is_none()).await;
-    assert_eq!(server.cli(&["HGET", "ws:epoch", "format"]).trim(), "2");
+    assert_eq!(server.cli(&["HGET", "ws:epoch", "format"]).trim(), "3");
     append(&*broker, ids("e", 4..=4)).await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));

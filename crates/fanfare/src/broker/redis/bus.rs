@@ -239,7 +239,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Asks Sentinel again and again who the master is, until it is another one than this link leads to. A master that was
-/// away and has not been told yet that it is none any more would take events that nobody else gets.
+/// away and has not been told yet that it is none any more would take events that nobody else gets. One that is named again was
+/// not the one in between, when others may have acknowledged events elsewhere.
 async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
     let url = &shared.options.url;
     if !url.is_sentinel() {
@@ -249,11 +250,13 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
         sleep(ASK_SENTINEL).await;
         let asked = clock::now().mono_ms;
         match url.locate(&shared.keys.log).await {
-            Ok(master) if master != link.address => {
-                return Err(LinkError::NotMaster(format!(
-                    "Sentinel names {master}, and not {} any more",
-                    link.address
-                )));
+            Ok(master) if !link.leads_to(&master) => {
+                let (now, before) = (&master.address, &link.address);
+                return Err(LinkError::NotMaster(if now == before {
+                    format!("Sentinel names {now} again, and named another one in between")
+                } else {
+                    format!("Sentinel names {now}, and not {before} any more")
+                }));
             }
             Ok(_) => shared.set_lease(asked, LEASE),
             // The link goes on, and takes no events once the last word of a majority is too old.

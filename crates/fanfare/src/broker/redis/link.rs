@@ -5,6 +5,7 @@ use super::{
     connection::Connection,
     keys::Keys,
     scripts::{Script, Scripts},
+    topology::Located,
     url::{Address, RedisUrl},
 };
 use crate::metrics::{Counter, Metrics};
@@ -201,8 +202,10 @@ pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkErr
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) address: Address,
-    /// The process, by the `run_id` that it made at its start, and the history that it holds, by its replication id,
-    /// with a colon between.
+    /// With Sentinel, the failover that made it the master.
+    config_epoch: Option<u64>,
+    /// The process, by the `run_id` that it made at its start, the history that it holds, by its replication id, and with Sentinel the
+    /// failover, with colons between.
     pub(super) server: String,
     run_id: String,
     /// For commands that are answered at once.
@@ -261,15 +264,23 @@ pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 impl Link {
     /// Finds the server and connects to it.
     pub(super) async fn open(url: &RedisUrl, keys: &Keys, metrics: Arc<Metrics>) -> Result<(Self, Facts), LinkError> {
-        let address = url.locate(&keys.log).await?;
+        let Located { address, config_epoch } = url.locate(&keys.log).await?;
         let mut commands = url.connect(&address, url.credentials(), ANSWER).await?;
         let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
         let facts = Facts::of(&info);
         check(&facts, &address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
         let run_id = facts.run_id.clone();
-        let server = format!("{run_id}:{}", facts.replication_id);
-        Ok((Self { address, server, run_id, commands, scripts, metrics }, facts))
+        let mut server = format!("{run_id}:{}", facts.replication_id);
+        if let Some(epoch) = config_epoch {
+            server += &format!(":{epoch}");
+        }
+        Ok((Self { address, config_epoch, server, run_id, commands, scripts, metrics }, facts))
+    }
+
+    /// Whether a server that was looked for later is the one of this link.
+    pub(super) fn leads_to(&self, located: &Located) -> bool {
+        (&located.address, located.config_epoch) == (&self.address, self.config_epoch)
     }
 
     /// Another connection to the same process, for a command that waits.

@@ -31,7 +31,7 @@ const GRACE_MS: u64 = 13_000;
 pub(super) const ALIVE_MS: u64 = 10_000;
 
 /// The version of what stands in Redis. Nodes of another one take no part in a log: a confirmation says which one it is of.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// How often it is asked whether all others are done.
 const AGAIN: Duration = Duration::from_millis(100);

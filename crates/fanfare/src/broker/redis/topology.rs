@@ -18,6 +18,15 @@ use tokio::{
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// Where the server is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Located {
+    pub(super) address: Address,
+    /// With Sentinel, the number of the failover that made it the master. It rises with each, and tells a server that is named again
+    /// after another one apart from what it was.
+    pub(super) config_epoch: Option<u64>,
+}
+
 impl RedisUrl {
     /// Whether all keys have to share a slot.
     pub(super) fn is_cluster(&self) -> bool {
@@ -35,25 +44,26 @@ impl RedisUrl {
     }
 
     /// The server that holds `key`, as far as is known now.
-    pub(super) async fn locate(&self, key: &str) -> Result<Address, LinkError> {
-        match &self.topology {
-            Topology::Standalone(address) => Ok(address.clone()),
-            Topology::Sentinel { sentinels, master } => self.ask_majority(sentinels, master).await,
-            Topology::Cluster(nodes) => self.ask_each(nodes, async |at| self.ask_cluster(at, key).await).await,
-        }
+    pub(super) async fn locate(&self, key: &str) -> Result<Located, LinkError> {
+        let address = match &self.topology {
+            Topology::Standalone(address) => address.clone(),
+            Topology::Sentinel { sentinels, master } => return self.ask_majority(sentinels, master).await,
+            Topology::Cluster(nodes) => self.ask_each(nodes, async |at| self.ask_cluster(at, key).await).await?,
+        };
+        Ok(Located { address, config_epoch: None })
     }
 
     /// The server that more than half of the sentinels name. Fewer may be cut off from those that have chosen another.
-    async fn ask_majority(&self, sentinels: &[Address], master: &str) -> Result<Address, LinkError> {
+    async fn ask_majority(&self, sentinels: &[Address], master: &str) -> Result<Located, LinkError> {
         let mut asked: FuturesUnordered<_> = sentinels.iter().map(|at| self.ask_sentinel(at, master)).collect();
-        let (mut named, mut last) = (HashMap::<Address, usize>::new(), None);
+        let (mut named, mut last) = (HashMap::<Located, usize>::new(), None);
         while let Some(answer) = asked.next().await {
             match answer {
-                Ok(address) => {
-                    let votes = named.entry(address.clone()).or_default();
+                Ok(located) => {
+                    let votes = named.entry(located.clone()).or_default();
                     *votes += 1;
                     if *votes > sentinels.len() / 2 {
-                        return Ok(address);
+                        return Ok(located);
                     }
                 }
                 // Credentials and names are wrong for all alike, and say more.
@@ -121,11 +131,20 @@ impl RedisUrl {
         }
     }
 
-    async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Address, LinkError> {
+    async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Located, LinkError> {
         let mut connection = self.open_sentinel(at).await?;
+        // While a sentinel lets a replica take over, this has the old address with the new epoch; the address comes from below.
+        let state = call(&mut connection, cmd("SENTINEL").arg("MASTER").arg(master)).await;
+        let state = state.ok().and_then(|state| redis::from_redis_value::<HashMap<String, String>>(state).ok());
+        let config_epoch = state.and_then(|state| state.get("config-epoch")?.parse().ok());
         let answer = call(&mut connection, cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master)).await?;
         match redis::from_redis_value::<Option<(String, u16)>>(answer) {
-            Ok(Some((host, port))) => Ok(Address { host, port }),
+            Ok(Some((host, port))) if config_epoch.is_some() => {
+                Ok(Located { address: Address { host, port }, config_epoch })
+            }
+            Ok(Some(_)) => Err(LinkError::NoMaster(format!(
+                "the sentinel at {at} does not tell the config-epoch of {master:?} (SENTINEL MASTER)"
+            ))),
             Ok(None) | Err(_) => {
                 Err(LinkError::NoMaster(format!("the sentinel at {at} knows no master named {master:?}")))
             }

@@ -73,7 +73,7 @@ for _, report in ipairs(reports) do
   version = math.max(version, report.version)
   if report.follows then
     follower = true
-    informed = informed or report.informed > now
+    informed = informed or (report.rank and report.informed > now)
     sources[#sources + 1] = report
     if report.rank and (report.rank > newest.rank or (report.rank == newest.rank and report.version > newest.version)) then
       newest = report

@@ -13,10 +13,11 @@ end
 
 -- Whether this server still has the history that a caller means: the process alone does not tell, because a master that
 -- was demoted and promoted again holds another one's data. The replication id changes with every promotion. A server is
--- named by its run_id, a colon, and that id.
+-- named by its run_id, a colon, and that id; under Sentinel another colon and the configuration epoch follow, which a server
+-- does not know.
 local function same_history(server)
   local info = redis.call('INFO', 'replication')
-  return string.match(server, ':(%x*)$') == (string.match(info, 'master_replid:(%x+)') or '')
+  return string.match(server, '^%x*:(%x*)') == (string.match(info, 'master_replid:(%x+)') or '')
 end
 
 -- An error unless this is the confirmed server, of that history, and the log is in the caller's epoch.
