@@ -11,7 +11,7 @@ use crate::{
     store::{Data, Facts, Reply, text},
 };
 use fanfare::{Audience, Draft, metrics::Counter};
-use fanfare_core::{Position, session::Arrival};
+use fanfare_core::{ConnectionId, Position, session::Arrival};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
@@ -20,6 +20,9 @@ use std::{
     time::Duration,
 };
 use tokio::time::{sleep_until, timeout};
+
+/// How often it is looked again whether the list of connections is the truth.
+const PRESENCE_TRIES: usize = 2;
 
 /// How often servers and sentinels look around, in milliseconds.
 const TICK: u64 = 100;
@@ -1064,7 +1067,19 @@ impl World {
             self.fail(format!("not level: the nodes stand at different places at rest: {stands:x?}"));
         }
         self.oracle.borrow_mut().check();
-        self.check_presence(&nodes[0]).await;
+        let mut presence = self.presence(&nodes[0]).await;
+        // A client that has stopped reading may be closed at this very moment.
+        for _ in 0..PRESENCE_TRIES {
+            if presence.is_ok() {
+                break;
+            }
+            self.pump(self.net.now() + 2_000).await;
+            self.pump_until_quiet().await;
+            presence = self.presence(&nodes[0]).await;
+        }
+        if let Err(why) = presence {
+            self.fail(format!("presence: {why}"));
+        }
         let outcome = self.outcome.borrow().clone();
         let hindered = self.plan.faults.iter().any(|(_, fault)| fault.hinders_nodes());
         // Where ids of evicted events are lost, an `event_id` is no cursor any more.
@@ -1091,7 +1106,8 @@ impl World {
         }
     }
 
-    async fn check_presence(self: &Rc<Self>, node: &Rc<Node>) {
+    /// Whether the list of connections is the truth.
+    async fn presence(self: &Rc<Self>, node: &Rc<Node>) -> Result<(), String> {
         for user in 0..self.plan.users {
             let (name, mut wanted) = {
                 let clients = self.clients.borrow();
@@ -1108,17 +1124,22 @@ impl World {
             });
             self.pump(self.net.now() + 20).await;
             let Some(Some(there)) = answer.take() else {
-                return self.fail(format!("presence: nothing is known of {name}"));
+                return Err(format!("nothing is known of {name}"));
             };
             let mut there: Vec<_> = there.into_iter().map(|client| client.connection).collect();
             there.sort();
             wanted.sort();
             if there != wanted {
-                let (there, wanted) = (there.len(), wanted.len());
-                return self
-                    .fail(format!("presence: {there} connections of {name} are listed, and there are {wanted}"));
+                let differs = |one: &ConnectionId| there.contains(one) != wanted.contains(one);
+                let wrong: Vec<_> =
+                    there.iter().chain(&wanted).filter(|one| differs(one)).map(ToString::to_string).collect();
+                let (there, wanted, wrong) = (there.len(), wanted.len(), wrong.join(", "));
+                return Err(format!(
+                    "{there} connections of {name} are listed, and there are {wanted}: {wrong} is wrong"
+                ));
             }
         }
+        Ok(())
     }
 
     fn finish(&self) -> Outcome {

@@ -183,7 +183,11 @@ impl Networks {
             let outer = format!("{}n{node}", self.prefix);
             let _ = match cut {
                 true => ip(&["route", "replace", "blackhole", &inner]),
-                false => ip(&["route", "replace", &inner, "dev", &outer, "src", &redis]),
+                false => {
+                    // A node that was killed meanwhile has no link: its next start makes the route.
+                    let _ = ip(&["route", "del", "blackhole", &inner]);
+                    ip(&["route", "replace", &inner, "dev", &outer, "src", &redis])
+                }
             };
         }
     }
