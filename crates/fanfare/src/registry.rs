@@ -15,8 +15,8 @@ pub struct Present {
     pub node: Arc<str>,
     /// Since when, in milliseconds since 1970-01-01T00:00:00Z.
     pub since_ms: u64,
-    /// When it came by its node's own clock, which is never set: tells this connection from an earlier one of the
-    /// same name.
+    /// When it connected, in milliseconds of its node's monotonic clock: distinguishes it from an earlier connection of the same
+    /// name.
     pub came_ms: u64,
     /// Where it comes from.
     pub address: IpAddr,

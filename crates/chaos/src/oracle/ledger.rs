@@ -247,7 +247,7 @@ impl Numbers {
 }
 
 impl Audience {
-    /// A reset: what stands behind its place comes to whoever holds the topic now, whatever was held there before it.
+    /// After a reset, events behind its position are for a client that holds the topic at that time, whatever it held before.
     fn restart(&mut self, at: Position) {
         let Self::Topic { held } = self else { return };
         let holds = held.last().is_some_and(|(_, to)| to.is_none());

@@ -175,7 +175,7 @@ impl Bus {
         }
         shared.up(link.clone());
         let (head, epoch) = (*shared.head.borrow(), shared.epoch());
-        tracing::info!(address = %link.address, version = facts.version, head, epoch = format!("{epoch:x}"), "linked to Redis");
+        tracing::info!(address = %link.located.address, version = facts.version, head, epoch = format!("{epoch:x}"), "linked to Redis");
         if let Some(started) = started.take() {
             // Who started the hub may have given up.
             let _ = started.send(Ok(()));
@@ -239,8 +239,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Asks Sentinel again and again who the master is, until it is another one than this link leads to. A master that was
-/// away and has not been told yet that it is none any more would take events that nobody else gets. One that is named again was
-/// not the one in between, when others may have acknowledged events elsewhere.
+/// away and has not been told yet that it is none any more would take events that nobody else gets. A master that is named again,
+/// under a later configuration epoch, ends the link too: other nodes may have acknowledged events at another server meanwhile.
 async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
     let url = &shared.options.url;
     if !url.is_sentinel() {
@@ -250,8 +250,8 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
         sleep(ASK_SENTINEL).await;
         let asked = clock::now().mono_ms;
         match url.locate(&shared.keys.log).await {
-            Ok(master) if !link.leads_to(&master) => {
-                let (now, before) = (&master.address, &link.address);
+            Ok(master) if master != link.located => {
+                let (now, before) = (&master.address, &link.located.address);
                 return Err(LinkError::NotMaster(if now == before {
                     format!("Sentinel names {now} again, and named another one in between")
                 } else {
@@ -265,8 +265,8 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
     }
 }
 
-/// Answers who waits for what the log has now, all who wait by then with one question. A node that may not acknowledge cannot
-/// say: others may have gone on at another server, and come back to this one with what they acknowledged there.
+/// Answers the clients that wait for the head of the log, all that wait at that time with one question. A node that may not
+/// acknowledge does not answer: other nodes may have appended at another server, and put that back at this one later.
 async fn answer_waiters(
     shared: &Shared,
     link: &Link,

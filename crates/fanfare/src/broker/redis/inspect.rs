@@ -66,7 +66,7 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
     let there = link.clock_ms().await?;
     let here = before.midpoint(clock::now().unix_ms);
     Ok(Inspection {
-        address: link.address.to_string(),
+        address: link.located.address.to_string(),
         product: facts.product,
         authenticated: url.has_password(),
         eviction: facts.eviction,

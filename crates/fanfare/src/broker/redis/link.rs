@@ -201,11 +201,9 @@ pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkErr
 /// Connections to one server process.
 #[derive(Clone)]
 pub(super) struct Link {
-    pub(super) address: Address,
-    /// With Sentinel, the failover that made it the master.
-    config_epoch: Option<u64>,
-    /// The process, by the `run_id` that it made at its start, the history that it holds, by its replication id, and with Sentinel the
-    /// failover, with colons between.
+    pub(super) located: Located,
+    /// `run_id:master_replid`: the process, and the history that it holds. With Sentinel the configuration epoch follows, after
+    /// another colon.
     pub(super) server: String,
     run_id: String,
     /// For commands that are answered at once.
@@ -264,35 +262,30 @@ pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 impl Link {
     /// Finds the server and connects to it.
     pub(super) async fn open(url: &RedisUrl, keys: &Keys, metrics: Arc<Metrics>) -> Result<(Self, Facts), LinkError> {
-        let Located { address, config_epoch } = url.locate(&keys.log).await?;
-        let mut commands = url.connect(&address, url.credentials(), ANSWER).await?;
+        let located = url.locate(&keys.log).await?;
+        let mut commands = url.connect(&located.address, url.credentials(), ANSWER).await?;
         let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
         let facts = Facts::of(&info);
-        check(&facts, &address, url.is_cluster())?;
+        check(&facts, &located.address, url.is_cluster())?;
         let scripts = Scripts::load(&mut commands).await?;
         let run_id = facts.run_id.clone();
         let mut server = format!("{run_id}:{}", facts.replication_id);
-        if let Some(epoch) = config_epoch {
+        if let Some(epoch) = located.config_epoch {
             server += &format!(":{epoch}");
         }
-        Ok((Self { address, config_epoch, server, run_id, commands, scripts, metrics }, facts))
-    }
-
-    /// Whether a server that was looked for later is the one of this link.
-    pub(super) fn leads_to(&self, located: &Located) -> bool {
-        (&located.address, located.config_epoch) == (&self.address, self.config_epoch)
+        Ok((Self { located, server, run_id, commands, scripts, metrics }, facts))
     }
 
     /// Another connection to the same process, for a command that waits.
     pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<Connection, LinkError> {
-        let mut connection = url.connect(&self.address, url.credentials(), patience).await?;
+        let mut connection = url.connect(&self.located.address, url.credentials(), patience).await?;
         self.same_process(&mut connection).await?;
         Ok(connection)
     }
 
     /// A connection that hears channels.
     pub(super) async fn ears(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
-        url.pubsub(&self.address, url.credentials(), ANSWER).await
+        url.pubsub(&self.located.address, url.credentials(), ANSWER).await
     }
 
     /// An address may have become another process's between two connections.

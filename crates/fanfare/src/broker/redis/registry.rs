@@ -34,7 +34,7 @@ const REFRESH: Duration = Duration::from_secs(TTL_SECS / 3);
 /// How often it is looked for what dead nodes left.
 const SWEEP: Duration = Duration::from_secs(3);
 
-/// By how much a clock jumps if it is set, in milliseconds; less is drift, and how exactly it can be read.
+/// A clock that differs by more than this from what is expected was set, in milliseconds. Less is drift and measurement error.
 const SET_MS: i64 = 500;
 
 /// What became of a connection.
@@ -118,7 +118,7 @@ impl Listing {
         self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
         self.beat = beat;
         if self.whole || Instant::now() >= self.sweep {
-            // If it was set, what this node has written is of another time.
+            // After the clock was set, the times that this node has written can't be compared with new ones.
             self.whole |= self.clock.measure(link).await?;
         }
         if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
@@ -138,11 +138,11 @@ impl Listing {
     }
 }
 
-/// The server's clock, as far as this node can tell. Nodes' own wall clocks may differ by more than a client takes to go from one to
-/// another, and which of its two connections is the newer one must not depend on that.
+/// An estimate of the server's clock. The wall clocks of nodes may differ by more than a client needs to reconnect to another node,
+/// so they can't decide which of its two connections is the newer one.
 #[derive(Debug, Clone, Copy, Default)]
 struct ServerClock {
-    /// By how much it is ahead of this node's clock that is never set, in milliseconds: at least, and at most.
+    /// Its offset from this node's monotonic clock in milliseconds: at least, and at most.
     ahead: Option<(i64, i64)>,
 }
 
@@ -154,7 +154,7 @@ impl ServerClock {
         Ok(self.note(asked, there, clock::now().mono_ms))
     }
 
-    /// It was `there` at some moment between two of this node. Returns whether it was set since the last time.
+    /// Takes a reading `there` that was made between `asked` and `answered`. Returns whether the clock was set since the last one.
     fn note(&mut self, asked: u64, there: u64, answered: u64) -> bool {
         let seen = (there.wrapping_sub(answered).cast_signed(), there.wrapping_sub(asked).cast_signed());
         let both = |(low, high): (i64, i64)| (low.max(seen.0), high.min(seen.1));
@@ -164,7 +164,7 @@ impl ServerClock {
         low - high > SET_MS
     }
 
-    /// What it showed at a moment of this node, in milliseconds since 1970-01-01T00:00:00Z.
+    /// Its time at a moment of this node's monotonic clock, in milliseconds since 1970-01-01T00:00:00Z.
     fn at(self, mono_ms: u64) -> u64 {
         let (low, high) = self.ahead.unwrap_or_default();
         mono_ms.saturating_add_signed(low.midpoint(high))

@@ -22,8 +22,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Located {
     pub(super) address: Address,
-    /// With Sentinel, the number of the failover that made it the master. It rises with each, and tells a server that is named again
-    /// after another one apart from what it was.
+    /// With Sentinel, the number of the failover that promoted it (`config-epoch`). It increases with each failover, so it
+    /// distinguishes a master that is named again, after another one, from what it was before.
     pub(super) config_epoch: Option<u64>,
 }
 
@@ -133,7 +133,7 @@ impl RedisUrl {
 
     async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Located, LinkError> {
         let mut connection = self.open_sentinel(at).await?;
-        // While a sentinel lets a replica take over, this has the old address with the new epoch; the address comes from below.
+        // While a sentinel promotes a replica, this answer has the new epoch with the old address.
         let state = call(&mut connection, cmd("SENTINEL").arg("MASTER").arg(master)).await;
         let state = state.ok().and_then(|state| redis::from_redis_value::<HashMap<String, String>>(state).ok());
         let config_epoch = state.and_then(|state| state.get("config-epoch")?.parse().ok());
