@@ -69,6 +69,13 @@ fn reserve(port: u16) -> Option<File> {
     (free(port) && free(port + 10_000)).then_some(lock)
 }
 
+/// A process that kills a process group when this process ends, even by SIGKILL: it reads from a pipe that nobody writes to.
+fn guard(group: u32) -> Child {
+    // Debian's sh knows no `kill --`.
+    let script = format!("read -r _; kill -KILL -{group} 2>/dev/null");
+    Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap()
+}
+
 /// A process that ends with this value, and its children with it, however that ends: a guard beside it waits for its parent's
 /// end.
 #[derive(Debug)]
@@ -85,9 +92,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        // The guard reads from a pipe that nobody writes to: it ends when this process does, even by SIGKILL.
-        let script = format!("read -r _; kill -CONT -- -{0} 2>/dev/null; kill -KILL -- -{0} 2>/dev/null", child.id());
-        let guard = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        let guard = guard(child.id());
         Self { child, guard }
     }
 
@@ -123,5 +128,31 @@ impl Drop for Process {
         // Workers notice the end of their supervisor a moment later. A test that is given the same ports would meet them.
         let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+
+    #[test]
+    fn a_guard_ends_the_whole_group_even_if_it_is_halted() {
+        // A child that stays behind, as the worker of a supervisor does.
+        let mut command = Command::new("sh");
+        let mut parent =
+            command.args(["-c", "sleep 300 & echo $!; wait"]).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let child = Pid::from_raw(line.trim().parse().unwrap());
+        kill(child, Signal::SIGSTOP).unwrap();
+        let mut guard = guard(parent.id());
+        // As when this process ends.
+        drop(guard.stdin.take());
+        guard.wait().unwrap();
+        until("the parent has ended", || parent.try_wait().unwrap().is_some());
+        // It may wait to be reaped, but runs no more.
+        let state = || fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        until("the child has ended", || state().is_empty() || state().contains(") Z "));
     }
 }
