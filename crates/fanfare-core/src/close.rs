@@ -54,7 +54,7 @@ close_codes! {
     TooBig = 1009, Never;
     /// The hub failed.
     Internal = 1011, Later;
-    /// The hub is being replaced: come back when `goaway` said.
+    /// The hub is being replaced: come back when `goaway` said. Without one, come back at once.
     Restart = 1012, Now;
     /// A limit on connections is reached; the reason says which.
     TryAgainLater = 1013, Later;
@@ -69,6 +69,13 @@ close_codes! {
 }
 
 impl CloseCode {
+    /// The reason that goes with [`CloseCode::Replaced`].
+    pub const REPLACED: &str = "a newer socket took this connection over";
+
+    /// The reason that goes with [`CloseCode::Restart`] where two nodes have a connection and it is not known which one's is newer.
+    pub const UNDECIDED: &str =
+        "another node has this connection too, and it is not known which one is newer: connect again";
+
     /// The number on the wire.
     pub const fn number(self) -> u16 {
         self as u16

@@ -300,7 +300,7 @@ impl Roster {
     /// `start` and `replayed` are what the window found for it at this roster's head.
     pub fn connect(&mut self, arrival: Arrival, start: Start, replayed: usize, now: Now) -> Slot {
         if let Some(old) = self.holder(arrival.connection) {
-            self.close(old, CloseCode::Replaced, "a newer socket took this connection over", now);
+            self.close(old, CloseCode::Replaced, CloseCode::REPLACED, now);
         }
         let session = self.with_context(now, |ctx| Session::open(arrival, start, replayed, ctx));
         let (user, connection, topics) = (session.user().clone(), session.connection(), session.topics().to_vec());

@@ -485,10 +485,15 @@ impl Shard {
             let order = self.node.follower.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match order {
                 None => return,
-                Some(Order::Replaced { connection, came_ms }) => {
+                Some(Order::Replaced { connection, came_ms, sure }) => {
                     let Some(slot) = self.roster.holder(connection) else { continue };
                     if self.present(slot).is_some_and(|present| present.came_ms == came_ms) {
-                        self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
+                        let (code, reason) = if sure {
+                            (CloseCode::Replaced, CloseCode::REPLACED)
+                        } else {
+                            (CloseCode::Restart, CloseCode::UNDECIDED)
+                        };
+                        self.roster.close(slot, code, reason, now);
                     }
                 }
                 Some(_) => {}

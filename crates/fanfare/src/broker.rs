@@ -75,6 +75,9 @@ pub enum Order {
         /// When it came, by the clock of the node that has it ([`Present::came_ms`](crate::registry::Present::came_ms)): a later one of
         /// the same name stays.
         came_ms: u64,
+        /// The other connection is the newer one for certain. If not, the clients of both have to be able to come back: the newer
+        /// one does.
+        sure: bool,
     },
     /// End a connection that is one too many of its user, over all nodes.
     Surplus {

@@ -92,9 +92,9 @@ impl Tail for Node {
                     shard.send(Command::Close(connection, CloseCode::TryAgainLater, reason));
                 }
             }
-            Order::Replaced { connection, came_ms } => {
+            Order::Replaced { connection, came_ms, sure } => {
                 if let Some(shard) = self.shard_of(connection) {
-                    shard.send(Command::LetGo(connection, came_ms));
+                    shard.send(Command::LetGo { connection, came_ms, sure });
                 }
             }
             Order::Revoke(revocation) => {

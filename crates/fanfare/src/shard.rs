@@ -90,8 +90,8 @@ pub(crate) enum Command {
     Adopt(Box<Adoption>),
     /// End a connection.
     Close(ConnectionId, CloseCode, String),
-    /// End a connection that came before a time, because it is on another node since.
-    LetGo(ConnectionId, u64),
+    /// End the connection that came at a time, because it is on another node since, or perhaps was before.
+    LetGo { connection: ConnectionId, came_ms: u64, sure: bool },
     /// Tell how many sessions are behind the head, and how far the last of them is.
     Survey(oneshot::Sender<Lateness>),
     /// Tell who holds `$sys` how all nodes stand.
@@ -123,6 +123,8 @@ pub(crate) struct Adoption {
     /// What was read beyond the handshake.
     pub(crate) leftover: Vec<u8>,
     pub(crate) address: IpAddr,
+    /// When its request was read. Of two sockets of one connection the later one stays, whichever took longer since.
+    pub(crate) came: Now,
     pub(crate) client: Result<Arrival, TurnedAway>,
 }
 
@@ -403,7 +405,7 @@ impl Shard {
                         self.roster.close(slot, code, &reason, now);
                     }
                 }
-                Command::LetGo(connection, before_ms) => self.let_go(connection, before_ms, now),
+                Command::LetGo { connection, came_ms, sure } => self.let_go(connection, came_ms, sure, now),
                 Command::Survey(reply) => {
                     let (clients, farthest) = self.roster.behind();
                     // Who asked may have gone.
@@ -448,12 +450,17 @@ impl Shard {
         }
     }
 
-    fn let_go(&mut self, connection: ConnectionId, came_ms: u64, now: Now) {
+    fn let_go(&mut self, connection: ConnectionId, came_ms: u64, sure: bool, now: Now) {
         let Some(slot) = self.roster.holder(connection) else { return };
         let came = self.conns.get(slot as usize).and_then(Option::as_ref).map(|conn| conn.came.mono_ms);
         if came == Some(came_ms) {
             self.node.metrics.add(Counter::Takeovers, 1);
-            self.roster.close(slot, CloseCode::Replaced, "a newer socket took this connection over", now);
+            let (code, reason) = if sure {
+                (CloseCode::Replaced, CloseCode::REPLACED)
+            } else {
+                (CloseCode::Restart, CloseCode::UNDECIDED)
+            };
+            self.roster.close(slot, code, reason, now);
         }
     }
 
@@ -539,8 +546,8 @@ impl Shard {
     }
 
     fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
-        let Adoption { socket, mut leftover, address, client } = *adoption;
-        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address, now)) {
+        let Adoption { socket, mut leftover, address, came, client } = *adoption;
+        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address, came, now)) {
             Ok((arrival, older)) => {
                 let slot = self.connect(arrival, address, now);
                 older.into_iter().for_each(|older| self.note_closing(older, now));
@@ -552,7 +559,7 @@ impl Shard {
         if self.conns.len() <= at {
             self.conns.resize_with(at + 1, || None);
         }
-        let conn = self.conns[at].insert(Conn { socket, counted, came: now, unread: false, shut: false });
+        let conn = self.conns[at].insert(Conn { socket, counted, came, unread: false, shut: false });
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
             tracing::warn!(%error, "a socket can't be watched and is dropped");
@@ -592,7 +599,13 @@ impl Shard {
 
     /// Counts a client in. The place of an older socket of the same connection is its own: that one, if there is one, counts
     /// no longer.
-    fn admit(&mut self, arrival: Arrival, address: IpAddr, now: Now) -> Result<(Arrival, Option<Slot>), TurnedAway> {
+    fn admit(
+        &mut self,
+        arrival: Arrival,
+        address: IpAddr,
+        came: Now,
+        now: Now,
+    ) -> Result<(Arrival, Option<Slot>), TurnedAway> {
         if self.draining.is_some() {
             return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
         }
@@ -602,6 +615,10 @@ impl Shard {
         }
         let holder = self.roster.holder(arrival.connection);
         let older = holder.and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
+        if older.as_ref().is_some_and(|held| held.came.mono_ms > came.mono_ms) {
+            // It waited for the log, and its client has connected again meanwhile.
+            return Err(TurnedAway { code: CloseCode::Replaced, reason: CloseCode::REPLACED.to_owned() });
+        }
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &arrival.grant.user;
         let may_have_any = arrival.grant.admin;

@@ -28,7 +28,9 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fanfare_core::{CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::Arrival};
+use fanfare_core::{
+    CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::Arrival, time::Now,
+};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -149,6 +151,7 @@ fn turn_back(status: StatusCode, code: &'static str, error: BadUpgrade, retry_af
 }
 
 async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
+    let came = clock::now();
     let headers = request.headers();
     let accept = check_handshake(request.method(), headers)?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
@@ -182,7 +185,7 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
         to.insert(SEC_WEBSOCKET_PROTOCOL, selected);
     }
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or(BadUpgrade::Transport)?;
-    tokio::spawn(hand_over(node.clone(), on_upgrade, address, hold, client));
+    tokio::spawn(hand_over(node.clone(), on_upgrade, address, came, hold, client));
     Ok(response)
 }
 
@@ -338,6 +341,7 @@ async fn hand_over(
     node: Arc<Node>,
     on_upgrade: OnUpgrade,
     address: Option<IpAddr>,
+    came: Now,
     hold: Option<Hold>,
     mut client: Result<Arrival, TurnedAway>,
 ) {
@@ -362,7 +366,7 @@ async fn hand_over(
         Ok((socket, leftover, peer)) => {
             let paced = address.is_some();
             let address = address.or(peer).unwrap_or(NOWHERE);
-            assign(&node, Adoption { socket, leftover, address, client }, paced);
+            assign(&node, Adoption { socket, leftover, address, came, client }, paced);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
     }

@@ -179,7 +179,7 @@ impl State {
 
 /// Carries one connection until either side ends it.
 fn carry(state: &Arc<State>, client: &TcpStream) {
-    let process = client.peer_addr().ok().and_then(|peer| owner(peer.port()));
+    let process = owner(client);
     state.wait(process, Ways::There);
     let Ok(server) = TcpStream::connect(state.target) else { return drop(client.shutdown(Shutdown::Both)) };
     for stream in [client, &server] {
@@ -222,18 +222,41 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
     let _ = from.shutdown(Shutdown::Both);
 }
 
-/// The process that has a connection from a port of this machine.
-fn owner(port: u16) -> Option<u32> {
+/// The process of this machine at the other end of a connection.
+///
+/// The kernel's table is not one reading: while connections come and go, an entry may be left out. So a process that is
+/// not found is looked for again, for a while, since a cut has to know whom it is for.
+fn owner(connection: &TcpStream) -> Option<u32> {
+    let (peer, own) = (connection.peer_addr().ok()?, connection.local_addr().ok()?);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let found = socket_between(peer.port(), own.port()).and_then(|socket| holder(&socket));
+        if found.is_some() || Instant::now() > deadline {
+            return found;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The open socket from one port to another, as `/proc/ID/fd` names it.
+///
+/// Both ports, since another connection may use the same one towards another server, or have used it (`TIME_WAIT`).
+fn socket_between(from: u16, to: u16) -> Option<String> {
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let local = format!(":{port:04X}");
+    let (from, to) = (format!(":{from:04X}"), format!(":{to:04X}"));
     let inode = table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next()?.ends_with(&local).then(|| fields.nth(7).map(str::to_owned))?
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, remote, inode) = (fields.get(1)?, fields.get(2)?, fields.get(9)?);
+        (local.ends_with(&from) && remote.ends_with(&to) && *inode != "0").then(|| (*inode).to_owned())
     })?;
-    let socket = format!("socket:[{inode}]");
+    Some(format!("socket:[{inode}]"))
+}
+
+/// A process that has a socket open.
+fn holder(socket: &str) -> Option<u32> {
     let has = |id: &u32| {
         let files = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == &*socket)
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == socket)
     };
     let processes = fs::read_dir("/proc").ok()?.flatten();
     processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).find(has)

@@ -164,6 +164,29 @@ fn publish_beyond_windows(redis: &RedisServer) -> Beyond {
 }
 
 #[test]
+fn what_was_acknowledged_after_an_orderly_end_and_is_lost_with_its_node_is_told() {
+    let mut redis = RedisServer::setup().persistent().start();
+    let mut a = start(&redis.url(), &[]);
+    let (client, mut publisher) = (Client::connect(&a, "ann"), Publisher::default());
+    publisher.publish(&a, "a", 6);
+    client.await_event("a-6");
+    let place = client.place_of("a-6");
+    drop(client);
+    a.signal(Signal::SIGTERM);
+    assert!(a.wait().success());
+    let orderly = redis.files();
+    let mut b = start(&redis.url(), &[]);
+    publisher.publish(&b, "b", 5);
+    // What a power failure does, or a server that had no time to write.
+    b.kill();
+    redis.kill();
+    redis.restart_with(&orderly);
+    let c = start(&redis.url(), &[]);
+    let client = Client::resume(&c, "ann", Some(&place));
+    conclude(&mut publisher, &[&c], &[&client]);
+}
+
+#[test]
 fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_they_hold() {
     let mut redis = RedisServer::start();
     let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);

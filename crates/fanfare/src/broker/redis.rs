@@ -156,6 +156,7 @@ impl RedisBroker {
             return Ok(Vec::new());
         }
         self.shared.link()?;
+        self.shared.check_room()?;
         let (reply, answer) = oneshot::channel();
         let sent = self.jobs.try_send(Job { records, reply });
         sent.map_err(|_| BrokerError::Unavailable(format!("{MAX_JOBS} appends wait for Redis already")))?;

@@ -167,6 +167,7 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
     append(&*broker, ids("e", 1..=300)).await;
     broker.catch_up().await.unwrap();
     other.catch_up().await.unwrap();
+    let seventh = fanfare::Position { epoch: node.window.read().epoch(), sequence: 7 };
     for forget in [false, true] {
         let (epoch, head) = (node.window.read().epoch(), node.head());
         server.kill();
@@ -197,7 +198,7 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
     until("the other has all", || second.ids() == expected).await;
     assert_eq!(broker.range(0, 1_000).await.unwrap().len(), 302, "the log itself has all");
     let again = broker.append(vec![record("e7", Audience::Everyone)]).await.unwrap();
-    assert!(again[0].duplicate && again[0].position.sequence == 7, "and knows every id");
+    assert_eq!((again[0].duplicate, again[0].position), (true, seventh), "and knows every id, and where it stood");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -727,7 +728,7 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
     list(&*before, "ann", std::slice::from_ref(&left)).await;
     after.arrived(came.clone());
     list(&*before, "ann", std::slice::from_ref(&came)).await;
-    let replaced = Order::Replaced { connection: ConnectionId(1), came_ms: 400 };
+    let replaced = Order::Replaced { connection: ConnectionId(1), came_ms: 400, sure: true };
     until("the node that it left lets it go", || node_before.orders.lock().unwrap().contains(&replaced)).await;
     // What is written last is not what came last.
     before.arrived(left);
@@ -736,6 +737,13 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
     list(&*before, "ann", &[came]).await;
     let orders = node_after.orders.lock().unwrap().clone();
     assert!(!orders.iter().any(|order| matches!(order, Order::Replaced { .. })), "{orders:?}");
+    // The server's clock is known to a millisecond at best, so one that came a millisecond later may be the older one.
+    before.arrived(client(&node_before, 501, 1_790_000_000_000));
+    let undecided = |node: &Node, came_ms| {
+        let order = Order::Replaced { connection: ConnectionId(1), came_ms, sure: false };
+        node.orders.lock().unwrap().contains(&order)
+    };
+    until("one of them may come back", || undecided(&node_after, 500) || undecided(&node_before, 501)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -780,6 +788,39 @@ async fn a_full_redis_refuses_events_and_nothing_else() {
     let problem = broker.standing().problem.unwrap();
     assert!(problem.contains("maxmemory"), "{problem}");
     assert!(broker.standing().connected);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    append_patiently(&*broker, "e4").await;
+    broker.catch_up().await.unwrap();
+    assert_eq!(node.ids(), ids("e", 1..=4));
+    assert_eq!(broker.standing().problem, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_link_breaks_while_redis_is_full_reads_on_and_joins_when_there_is_room() {
+    let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
+    let (broker, node) = linked(&server.url()).await;
+    append(&*broker, ids("e", 1..=3)).await;
+    broker.catch_up().await.unwrap();
+    server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    until("it is linked, and says why it takes no events", || {
+        let standing = broker.standing();
+        standing.connected && standing.problem.is_some_and(|problem| problem.contains("maxmemory"))
+    })
+    .await;
+    let refused = broker.append(vec![record("e4", Audience::Everyone)]).now_or_never().expect("refused at once");
+    assert!(refused.unwrap_err().to_string().contains("takes no writes"));
+    let read = broker.range(0, 10).await.unwrap();
+    assert_eq!(read.len(), 3, "the log can be read");
+    let links = || -> BTreeSet<String> {
+        let list = server.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
+        let ids = list.lines().filter(|line| !line.contains("cmd=client")).filter_map(|line| line.split(' ').next());
+        ids.map(str::to_owned).collect()
+    };
+    let before = links();
+    // What is watched is that nothing happens: longer than a beat.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(links(), before, "the link stays");
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     append_patiently(&*broker, "e4").await;
     broker.catch_up().await.unwrap();

@@ -45,15 +45,11 @@ pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<
         }
         match result {
             Ok(results) => {
-                if shared.set_full(None) {
-                    tracing::info!("Redis takes writes again");
-                }
+                shared.note_room();
                 answer(batch, results);
             }
             Err(LinkError::Full(why)) => {
-                if shared.set_full(Some(&LinkError::Full(why.clone()).to_string())) {
-                    tracing::error!("Redis takes no writes, so publishing fails: {why}");
-                }
+                shared.note_full(&why);
                 refuse(batch, &LinkError::Full(why));
             }
             Err(error) => {
@@ -107,8 +103,14 @@ async fn append(
     if replicas == 0 {
         return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
     }
-    let appended =
-        |&place: &i64| Appended { position: Position { epoch, sequence: place.unsigned_abs() }, duplicate: place < 0 };
+    let window = shared.tail.window().read();
+    let appended = |&place: &i64| {
+        let (sequence, duplicate) = (place.unsigned_abs(), place < 0);
+        // What was in the log already stands in the epoch of its first append. One that no lineage remembers is a `gap` to
+        // whoever resumes there.
+        let epoch = if duplicate { window.lineage().epoch_at(sequence).unwrap_or(0) } else { epoch };
+        Appended { position: Position { epoch, sequence }, duplicate }
+    };
     Ok(Ok(places.iter().map(appended).collect()))
 }
 

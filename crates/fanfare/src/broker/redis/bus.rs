@@ -12,7 +12,12 @@ use super::{
 };
 use crate::{broker::BrokerError, clock, environment, metrics::Counter};
 use redis::{Value, cmd};
-use std::{convert::Infallible, sync::Arc, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
 use tokio::{
     runtime::Builder,
     sync::{mpsc, oneshot, watch},
@@ -124,6 +129,7 @@ impl Bus {
 
     fn note_down(&mut self, error: &LinkError) {
         self.shared.joined.send_replace(false);
+        self.shared.listed.store(false, Ordering::Relaxed);
         if self.shared.down(&error.to_string()) && !*self.stop.borrow() {
             tracing::warn!(%error, "no link to Redis; trying again until there is one");
         }

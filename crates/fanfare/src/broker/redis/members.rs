@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fs,
+    sync::atomic::Ordering,
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -208,10 +209,12 @@ impl Joining {
     /// Makes the node a member, unless it is one, and stays until the link ends.
     pub(super) async fn run(mut self, shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
         if !*shared.joined.borrow() {
-            tracing::warn!(
-                "other nodes of the log are silent and may still live, so this one takes no events for up to {} s",
-                WATCH.as_secs()
-            );
+            if !shared.is_full() {
+                tracing::warn!(
+                    "other nodes of the log are silent and may still live, so this one takes no events for up to {} s",
+                    WATCH.as_secs()
+                );
+            }
             self.join(shared, link).await?;
             tracing::info!("this node takes events now");
         }
@@ -220,10 +223,18 @@ impl Joining {
 
     async fn join(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
         let mut ended = BTreeSet::new();
-        while !self.ask(shared, link, &mut ended).await? {
+        loop {
+            match self.ask(shared, link, &mut ended).await {
+                Ok(true) => break,
+                Ok(false) => {}
+                // It reads on, and joins once Redis takes writes again.
+                Err(LinkError::Full(why)) => shared.note_full(&why),
+                Err(error) => return Err(error),
+            }
             sleep(self.pause).await;
             self.pause = (self.pause * 2).min(LATER);
         }
+        shared.note_room();
         shared.joined.send_replace(true);
         Ok(())
     }
@@ -248,6 +259,7 @@ impl Joining {
         let [state, version, log_head, watched, members @ ..] = &answer[..] else {
             return Err(LinkError::Answer("a join without an answer".to_owned()));
         };
+        shared.listed.store(true, Ordering::Relaxed);
         let watched: String = read(watched.clone())?;
         if watched != self.watched.0 {
             self.watched = (watched, Instant::now());

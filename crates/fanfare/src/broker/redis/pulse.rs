@@ -35,6 +35,10 @@ pub(super) struct BeatAnswer {
 pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u64) -> Result<Infallible, LinkError> {
     let mut next = Instant::now();
     loop {
+        if Instant::now() >= next && !shared.listed.load(Ordering::Relaxed) {
+            // Redis took no writes when this node asked to join: a beat is for those that are listed.
+            next = Instant::now() + LOOK;
+        }
         if Instant::now() >= next {
             *number += 1;
             next = Instant::now() + BEAT;
@@ -105,9 +109,7 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
         }
         Err(LinkError::Full(why)) => {
             shared.probe_failed(number);
-            if shared.set_full(Some(&LinkError::Full(why.clone()).to_string())) {
-                tracing::error!("Redis takes no writes, so publishing fails: {why}");
-            }
+            shared.note_full(&why);
             Ok(false)
         }
         Err(error) => Err(error),

@@ -311,8 +311,7 @@ async fn confirm(
             0 => command.arg("-"),
             epoch => command.arg(format!("{epoch:x}")),
         };
-        let alone = !shared.options.url.is_sentinel() && !shared.options.url.is_cluster();
-        command.arg(u8::from(alone)).arg(shared.reporting_ms(&link.server)).arg(FORMAT).arg(members.name());
+        command.arg(shared.reporting_ms(&link.server)).arg(FORMAT).arg(members.name());
         let former = members.former().join(",");
         command.arg(if former.is_empty() { "-" } else { &former }).arg(members.vouched_version());
         for (name, joined) in members.list() {

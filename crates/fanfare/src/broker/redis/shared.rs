@@ -48,6 +48,8 @@ pub(super) struct Shared {
     reporting: Mutex<Option<(String, u64)>>,
     /// The nodes that may acknowledge.
     members: Mutex<Members>,
+    /// The server has this node on its list of members, as one that joins or has joined.
+    pub(super) listed: AtomicBool,
     /// This node is a member, and may acknowledge.
     pub(super) joined: watch::Sender<bool>,
     /// Until when the server is known to be the one, on the monotonic clock; always, where none can take its place.
@@ -122,6 +124,7 @@ impl Shared {
             unseen: Mutex::default(),
             reporting: Mutex::default(),
             members,
+            listed: AtomicBool::new(false),
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
             word_ms: AtomicU64::new(u64::MAX),
@@ -237,12 +240,30 @@ impl Shared {
         news
     }
 
-    /// Notes whether Redis takes writes. Returns whether that is news.
-    pub(super) fn set_full(&self, why: Option<&str>) -> bool {
-        let mut state = self.state();
-        let news = state.full.is_some() != why.is_some();
-        state.full = why.map(str::to_owned);
-        news
+    /// Redis takes no writes.
+    pub(super) fn note_full(&self, why: &str) {
+        let text = LinkError::Full(why.to_owned()).to_string();
+        if self.state().full.replace(text).is_none() {
+            tracing::error!("Redis takes no writes, so publishing fails: {why}");
+        }
+    }
+
+    /// Redis takes writes.
+    pub(super) fn note_room(&self) {
+        if self.state().full.take().is_some() {
+            tracing::info!("Redis takes writes again");
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.state().full.is_some()
+    }
+
+    /// Why no event can be put into the log now, though there is a link.
+    pub(super) fn check_room(&self) -> Result<(), BrokerError> {
+        // A node that has joined asks: there may be room again.
+        let full = if *self.joined.borrow() { None } else { self.state().full.clone() };
+        full.map_or(Ok(()), |why| Err(BrokerError::Unavailable(why)))
     }
 
     pub(super) fn note_beat_answer(&self, answer: &BeatAnswer) {
@@ -312,7 +333,7 @@ impl Shared {
             .filter(|lag| *lag > self.options.lag_limit)
             .map(|lag| format!("news takes {} ms through the log, more than bus_lag_limit allows", lag.as_millis()));
         Standing {
-            problem: state.down.clone().or(lease).or(joining).or_else(|| state.full.clone()).or(late),
+            problem: state.down.clone().or(lease).or_else(|| state.full.clone()).or(joining).or(late),
             connected: state.link.is_some(),
             listening: state.link.is_some() && state.listening,
             lag,

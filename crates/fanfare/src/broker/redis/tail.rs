@@ -271,7 +271,7 @@ fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> R
         }
         "replaced" if field("n") == shared.node => {
             if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.obey(Order::Replaced { connection, came_ms });
+                shared.tail.obey(Order::Replaced { connection, came_ms, sure: field("d").is_empty() });
             }
         }
         "revoke" => {
@@ -299,8 +299,10 @@ pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
         Order::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
         }
-        Order::Replaced { connection, came_ms } => {
-            vec![("k", "replaced".to_owned()), ("c", connection.to_string()), ("s", came_ms.to_string())]
+        Order::Replaced { connection, came_ms, sure } => {
+            let doubt = if *sure { "" } else { "1" };
+            let (connection, came) = (connection.to_string(), came_ms.to_string());
+            vec![("k", "replaced".to_owned()), ("c", connection), ("s", came), ("d", doubt.to_owned())]
         }
         Order::Revoke(revocation) => {
             let (which, before) = revoked::text(revocation);

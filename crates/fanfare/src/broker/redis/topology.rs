@@ -9,7 +9,11 @@ use super::{
 use crate::environment::{self, Stream};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::{RedisConnectionInfo, Value, aio::PubSub, cmd};
-use std::{collections::HashMap, io, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    time::Duration,
+};
 use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
@@ -55,9 +59,10 @@ impl RedisUrl {
 
     /// The server that more than half of the sentinels name. Fewer may be cut off from those that have chosen another.
     async fn ask_majority(&self, sentinels: &[Address], master: &str) -> Result<Located, LinkError> {
-        let mut asked: FuturesUnordered<_> = sentinels.iter().map(|at| self.ask_sentinel(at, master)).collect();
-        let (mut named, mut last) = (HashMap::<Located, usize>::new(), None);
-        while let Some(answer) = asked.next().await {
+        let ask = async |n: usize, at: &Address| (n, self.ask_sentinel(at, master).await);
+        let mut asked: FuturesUnordered<_> = sentinels.iter().enumerate().map(|(n, at)| ask(n, at)).collect();
+        let (mut named, mut failed) = (HashMap::<Located, usize>::new(), BTreeMap::new());
+        while let Some((n, answer)) = asked.next().await {
             match answer {
                 Ok(located) => {
                     let votes = named.entry(located.clone()).or_default();
@@ -66,14 +71,15 @@ impl RedisUrl {
                         return Ok(located);
                     }
                 }
-                // Credentials and names are wrong for all alike, and say more.
+                // The same one each time, whichever answers first. Credentials and names are wrong for all alike, and say more.
                 Err(error) => {
-                    last.get_or_insert(error);
+                    let says_more = matches!(error, LinkError::Refused(_) | LinkError::NoMaster(_));
+                    failed.insert((!says_more, n), error);
                 }
             }
         }
         let votes = named.values().max().copied().unwrap_or(0);
-        match last {
+        match failed.pop_first().map(|(_, error)| error) {
             Some(error @ LinkError::Refused(_)) => Err(error),
             Some(LinkError::NoMaster(why)) => Err(LinkError::NoMaster(why)),
             Some(error) => Err(LinkError::NoMaster(format!(
@@ -135,6 +141,7 @@ impl RedisUrl {
         let mut connection = self.open_sentinel(at).await?;
         // While a sentinel promotes a replica, this answer has the new epoch with the old address.
         let state = call(&mut connection, cmd("SENTINEL").arg("MASTER").arg(master)).await;
+        let denied = if let Err(LinkError::Refused(why)) = &state { Some(why.clone()) } else { None };
         let state = state.ok().and_then(|state| redis::from_redis_value::<HashMap<String, String>>(state).ok());
         let config_epoch = state.and_then(|state| state.get("config-epoch")?.parse().ok());
         let answer = call(&mut connection, cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master)).await?;
@@ -142,9 +149,12 @@ impl RedisUrl {
             Ok(Some((host, port))) if config_epoch.is_some() => {
                 Ok(Located { address: Address { host, port }, config_epoch })
             }
-            Ok(Some(_)) => Err(LinkError::NoMaster(format!(
-                "the sentinel at {at} does not tell the config-epoch of {master:?} (SENTINEL MASTER)"
-            ))),
+            Ok(Some(_)) => Err(LinkError::NoMaster(match denied {
+                Some(why) => format!(
+                    "the sentinel at {at} denies SENTINEL MASTER ({why}): give its user the permission +sentinel|master"
+                ),
+                None => format!("the sentinel at {at} does not tell the config-epoch of {master:?} (SENTINEL MASTER)"),
+            })),
             Ok(None) | Err(_) => {
                 Err(LinkError::NoMaster(format!("the sentinel at {at} knows no master named {master:?}")))
             }

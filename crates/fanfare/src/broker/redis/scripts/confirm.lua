@@ -4,16 +4,14 @@
 -- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 since when this node hears ms, 5 settle ms, 6 grace ms, 7 how many reports the
 --       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
 --       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
---       11 '1' if the server can't have been replaced by a replica, 12 for how many ms the node has been reporting here by its own
---       clock, 13 the version of what stands in Redis, 14 the name under which the node acknowledges, 15 its former names with commas between
---       ('-': none), 16 the version of its members, then its members as pairs of a name and the version at which that became one
+--       11 for how many ms the node has been reporting here by its own clock, 12 the version of what stands in Redis,
+--       13 the name under which the node acknowledges, 14 its former names with commas between ('-': none),
+--       15 the version of its members, then its members as pairs of a name and the version at which that became one
 -- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
 --
 -- Why this is safe stands in docs/recovery.md.
 
-local meta = redis.call(
-  'HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'left', 'ids_lost'
-)
+local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'ids_lost')
 if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
 if not same_history(ARGV[1]) then return redis.error_reply('FENCED this server has another history by now') end
 local now = clock()
@@ -25,11 +23,11 @@ if meta[4] ~= ARGV[1] or since > now then
 end
 redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
-local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[16], ARGV[15]}
-for i = 17, #ARGV do own[#own + 1] = ARGV[i] end
+local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[15], ARGV[14]}
+for i = 16, #ARGV do own[#own + 1] = ARGV[i] end
 -- It speaks for its former names too.
-for former in string.gmatch(ARGV[15], '[^,]+') do redis.call('HDEL', KEYS[5], former) end
-redis.call('HSET', KEYS[5], ARGV[14], table.concat(own, ' '))
+for former in string.gmatch(ARGV[14], '[^,]+') do redis.call('HDEL', KEYS[5], former) end
+redis.call('HSET', KEYS[5], ARGV[13], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
 -- Which of the log's epochs is newer.
@@ -56,11 +54,10 @@ for i = 1, #all, 2 do
   reported[all[i]] = true
   count = count + 1
 end
-local here, total = {}, 0
+local here = {}
 local held = redis.call('HGETALL', KEYS[7])
 for i = 1, #held, 2 do
   here[held[i]] = tonumber(string.match(held[i + 1], '^%d+'))
-  total = total + 1
 end
 local version = tonumber(meta[6] or 0)
 local sources = {{rank = n, version = version, members = here}}
@@ -92,15 +89,15 @@ for name in pairs(wanted) do
 end
 
 -- Sure is that nothing acknowledged is missing: everybody who may have acknowledged is here, with what it held, and a node
--- is here without whose knowledge nobody can have become a member; or all members had left in order.
-local orderly = ARGV[11] == '1' and meta[7] and total == 0 and not follower
-local sure = missing == 0 and not lossy and (informed or orderly)
+-- is here without whose knowledge nobody can have become a member. That no member is listed says nothing by itself: all that came
+-- after that was written may be lost, nodes that joined and acknowledged included.
+local sure = missing == 0 and not lossy and informed
 -- Who is missing could believe for a while that nobody can have come and acknowledged without it.
 -- A log that begins is another one to everybody.
 local wait = ARGV[6]
 if (sure and unaware == 0) or (lineage == '' and not follower) then wait = ARGV[5] end
 -- This server's clock may be set; the node's measures durations.
-if math.min(now - since, tonumber(ARGV[12])) < tonumber(wait) then
+if math.min(now - since, tonumber(ARGV[11])) < tonumber(wait) then
   local out = {math.max(missing, 1)}
   for name in pairs(reported) do out[#out + 1] = name end
   return out
@@ -117,7 +114,7 @@ if lineage == '' then
   lineage = ARGV[3] .. ':0!' .. whole(now)
 else
   -- What may be lost: any event, or only ids of events that the log had evicted.
-  local mark = not sure and '!' .. whole(now) or meta[8] and '?' .. whole(now) or ''
+  local mark = not sure and '!' .. whole(now) or meta[7] and '?' .. whole(now) or ''
   lineage = lineage .. ',' .. ARGV[3] .. ':' .. whole(head) .. mark
   -- As many as a node remembers.
   local _, commas = string.gsub(lineage, ',', ',')
@@ -130,7 +127,7 @@ for i, report in ipairs(reports) do
     redis.call('HSET', KEYS[7], all[2 * i - 1], whole(version) .. ' ' .. whole(version) .. ' ' .. whole(now) .. ' - i')
   end
 end
-redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', ARGV[13])
-redis.call('HDEL', KEYS[2], 'recovering', 'since', 'left', 'ids_lost')
+redis.call('HSET', KEYS[2], 'server', ARGV[1], 'lineage', lineage, 'epoch', ARGV[3], 'head', whole(head), 'version', whole(version), 'format', ARGV[12])
+redis.call('HDEL', KEYS[2], 'recovering', 'since', 'ids_lost')
 redis.call('DEL', KEYS[5])
 return {lineage}

@@ -61,7 +61,6 @@ if own.state == 'j' then
   end
 end
 redis.call('HSET', KEYS[4], ARGV[3], member_text(own))
-redis.call('HDEL', KEYS[2], 'left')
 if version ~= before then redis.call('HSET', KEYS[2], 'version', whole(version)) end
 
 local out = {own.state, version, head, watched}

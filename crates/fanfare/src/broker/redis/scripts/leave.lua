@@ -8,8 +8,5 @@ redis.call('DEL', KEYS[7])
 -- A server that is not confirmed may lack what the node acknowledged.
 local fenced = fence(ARGV[1], ARGV[2])
 if fenced then return fenced end
-if redis.call('HDEL', KEYS[4], unpack(ARGV, 4)) > 0 then
-  redis.call('HINCRBY', KEYS[2], 'version', 1)
-  if redis.call('EXISTS', KEYS[4]) == 0 then redis.call('HSET', KEYS[2], 'left', 1) end
-end
+if redis.call('HDEL', KEYS[4], unpack(ARGV, 4)) > 0 then redis.call('HINCRBY', KEYS[2], 'version', 1) end
 return 1
