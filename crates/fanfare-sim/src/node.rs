@@ -366,6 +366,13 @@ impl Node {
         self.process.clock_offset.get()
     }
 
+    /// Has the backend take leave, as at the end of a graceful shutdown.
+    pub(crate) fn shut_down(&self) {
+        if let Some(broker) = self.broker() {
+            self.process.enter(|| broker.stop());
+        }
+    }
+
     /// Ends the process at once.
     pub(crate) fn kill(&self) {
         self.process.dead.set(true);

@@ -46,6 +46,11 @@ pub(crate) enum Fault {
         node: usize,
         ms: u64,
     },
+    /// It shuts down gracefully, and starts again so long after its end.
+    StopNode {
+        node: usize,
+        ms: u64,
+    },
     CutNode {
         node: usize,
         which: Which,
@@ -122,6 +127,7 @@ impl Fault {
         match self {
             Self::PauseNode { .. } => "node paused",
             Self::KillNode { .. } => "node killed",
+            Self::StopNode { .. } => "node shut down",
             Self::CutNode { ways: Ways::Both, .. } => "node cut off",
             Self::CutNode { .. } => "node cut off one way",
             Self::CutNodeFromSentinels { .. } => "node cut off from sentinels",
@@ -159,6 +165,7 @@ impl Fault {
             | Self::LagReplicas { ms, .. }
             | Self::ThereAndBack { ms }
             | Self::IsolateMaster { ms, .. } => ms,
+            Self::StopNode { ms, .. } => SHUTDOWN + ms,
             Self::OldThenNew { ms, .. } => 1_500 + ms,
             Self::Waver { times, ms } => times * ms,
             Self::StepNodeClock { .. }
@@ -186,6 +193,7 @@ impl Fault {
             self,
             Self::PauseNode { .. }
                 | Self::KillNode { .. }
+                | Self::StopNode { .. }
                 | Self::CutNode { .. }
                 | Self::CutNodeFromSentinels { .. }
                 | Self::LagNode { .. }
@@ -232,6 +240,9 @@ pub(crate) enum Case {
     Waver,
     /// Sentinels name a second master, where one node acknowledges events before it is gone, and the first one again.
     NamedAgain,
+    /// All nodes shut down gracefully, one starts again, acknowledges events, and is gone together with Redis, which comes back as of
+    /// the time when no node was there.
+    OrderlyEnd,
     /// Several failovers, there and back, and masters that one node alone reaches, for up to 40 s.
     Failovers,
 }
@@ -271,6 +282,9 @@ pub(crate) struct Plan {
     /// Until when events are published.
     pub(crate) until: u64,
 }
+
+/// How long a node may take to shut down, in milliseconds.
+pub(crate) const SHUTDOWN: u64 = 1_200;
 
 /// When the first fault may begin: every node is linked and every client connected by then.
 const WARM: u64 = 4_000;
@@ -396,6 +410,12 @@ impl Plan {
                     (kill, Fault::KillNode { node: 1, ms: 20_000 }),
                 ]
             }
+            Case::OrderlyEnd => vec![
+                (6_000, Fault::StopNode { node: 0, ms: 2_000 }),
+                (6_100, Fault::StopNode { node: 1, ms: 12_000 }),
+                (11_000, Fault::KillNode { node: 0, ms: 3_000 }),
+                (11_050, Fault::KillServer { which, end: End::Killed, back: Back::Copy(2), ms: 300 }),
+            ],
             Case::Failovers => {
                 let mut r = fastrand::Rng::with_seed(seed ^ 0xfa11);
                 (plan.nodes, plan.servers) = (r.usize(2..=4), r.usize(2..=3));
@@ -456,7 +476,7 @@ impl Plan {
             _ => r.u64(5_000..15_000),
         };
         loop {
-            return match r.u8(0..25) {
+            return match r.u8(0..26) {
                 0..3 => Fault::PauseNode { node, ms },
                 3..6 => Fault::KillNode { node, ms },
                 6 => Fault::CutNode { node, which, ways: Ways::Both, ms },
@@ -480,6 +500,7 @@ impl Plan {
                 21 if sentinel => Fault::Failover { level: r.bool() },
                 22 if sentinel => Fault::ThereAndBack { ms: r.u64(100..3_000) },
                 23 if sentinel => Fault::IsolateMaster { split: r.bool(), ms },
+                25 => Fault::StopNode { node, ms },
                 24 if sentinel => Fault::Waver { times: r.u64(2..6), ms: r.u64(300..5_000) },
                 _ => continue,
             };

@@ -253,6 +253,7 @@ fn no_schedule_with_a_name_violates_anything() {
         let (clients, seeds) = match case {
             Case::Waver => (3, [16, 22]),
             Case::NamedAgain => (1, [1, 369]),
+            Case::OrderlyEnd => (5, [1, 2]),
             _ => (1, [1, 2]),
         };
         for seed in seeds {

@@ -6,7 +6,7 @@ use crate::{
     net::{Chunk, Conn, Event, Net, Place, View},
     node::{EPOCH_MS, Input, Node, place_of},
     oracle::Oracle,
-    plan::{Back, Fault, For, Plan, Publish, Ways, Which},
+    plan::{Back, Fault, For, Plan, Publish, SHUTDOWN, Ways, Which},
     server::{Done, End, Persistence, Server, Unit, address_reply, epoch_reply, fresh_name, take_commands},
     store::{Data, Facts, Reply, text},
 };
@@ -126,6 +126,8 @@ enum Undo {
     Full(usize),
     Replicas,
     Return(usize),
+    /// It has taken leave; its process ends now.
+    ShutDown(Rc<Node>),
     Revive(usize),
 }
 
@@ -746,12 +748,17 @@ impl World {
                 if !self.nodes.borrow()[node].is_alive() {
                     return;
                 }
-                self.nodes.borrow()[node].kill();
-                self.count_node(node);
-                for client in self.clients.borrow_mut().iter_mut() {
-                    client.node_ended(node, self);
-                }
+                self.end_node(node);
                 Undo::Revive(node)
+            }
+            Fault::StopNode { node, .. } => {
+                let node = self.nodes.borrow()[node].clone();
+                if !node.is_alive() {
+                    return;
+                }
+                node.shut_down();
+                lasts = SHUTDOWN;
+                Undo::ShutDown(node)
             }
             Fault::CutNode { node, which, ways, .. } => {
                 let (node, server) = (place_of(node), Place::Server(self.which(which)));
@@ -967,7 +974,27 @@ impl World {
                     self.net.schedule(now + 1, Event::Demote(before));
                 }
             }
+            Undo::ShutDown(node) => {
+                let index = node.index;
+                // It may have been killed, and started again, meanwhile.
+                if node.is_alive() {
+                    self.end_node(index);
+                    if let Fault::StopNode { ms, .. } = self.plan.faults[number].1 {
+                        self.undo.borrow_mut().insert(number, Undo::Revive(index));
+                        self.net.schedule(now + ms, Event::Heal(number));
+                    }
+                }
+            }
             Undo::Revive(node) => self.revive(node),
+        }
+    }
+
+    /// Ends a node's process.
+    fn end_node(&self, node: usize) {
+        self.nodes.borrow()[node].kill();
+        self.count_node(node);
+        for client in self.clients.borrow_mut().iter_mut() {
+            client.node_ended(node, self);
         }
     }
 
