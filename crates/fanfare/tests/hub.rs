@@ -46,7 +46,10 @@ fn start(config: Config) -> Hub {
 }
 
 async fn serve(config: Config) -> Server {
-    let hub = start(config);
+    listen(start(config)).await
+}
+
+async fn listen(hub: Hub) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = hub.router().into_make_service_with_connect_info::<SocketAddr>();
@@ -658,4 +661,74 @@ async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_aga
     tokio::task::block_in_place(|| redis.restart());
     everywhere("bob").await;
     assert!(!revoked(&first, "eve").await && !revoked(&second, "eve").await);
+}
+
+/// A hub whose log is in Redis, which listens on a port of its own.
+async fn serve_with_redis(redis: &RedisServer) -> Server {
+    let options = RedisOptions::new(redis.url().parse().unwrap());
+    let hub = Hub::builder(Verifier::from_secret(SECRET).unwrap()).start_with_redis(options).await.unwrap();
+    listen(hub).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_another_node_has_too_ends_for_good_only_if_that_one_is_newer_for_certain() {
+    let redis = tokio::task::block_in_place(RedisServer::start);
+    let cli = |arguments: &[&str]| tokio::task::block_in_place(|| redis.cli(arguments));
+    let server = serve_with_redis(&redis).await;
+    let (mut socket, ack) = server.connect("ann", "").await;
+    let id = ack["connection_id"].as_str().unwrap().to_owned();
+    let key = format!("ws:connection:{id}");
+    let listed = |field: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let held = cli(&["HGET", &key, field]);
+            if !held.is_empty() {
+                return held;
+            }
+            assert!(Instant::now() < deadline, "the connection is never listed");
+        }
+    };
+    let (node, came) = (listed("node"), listed("came"));
+    let replace = |came: &str, doubt: &str| {
+        let order = ["k", "replaced", "n", &node, "c", &id, "s", came, "d", doubt];
+        cli(&[&["XADD", "ws:control", "*"][..], &order].concat());
+    };
+    replace("1", "");
+    replace(&came, "1");
+    let frame = close(&mut socket).await;
+    assert_eq!(
+        (u16::from(frame.code), frame.reason.as_str()),
+        (1012, CloseCode::UNDECIDED),
+        "an earlier one is meant by the first"
+    );
+
+    let (mut socket, _) = server.connect("ann", &format!("&connection_id={id}")).await;
+    let deadline = Instant::now() + PATIENCE;
+    while listed("came") == came {
+        assert!(Instant::now() < deadline, "the new connection is never listed");
+    }
+    replace(&listed("came"), "");
+    let frame = close(&mut socket).await;
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (4001, CloseCode::REPLACED));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_waits_for_the_log_does_not_take_over_a_later_one() {
+    let redis = tokio::task::block_in_place(RedisServer::start);
+    let server = serve_with_redis(&redis).await;
+    server.publish(1, 0, Audience::Everyone).await;
+    let (first, ack) = server.connect("ann", "").await;
+    let id = ack["connection_id"].as_str().unwrap().to_owned();
+    drop(first);
+    redis.stop();
+    // Its cursor is unknown, so that the hub asks the log, which does not answer.
+    let path = server.path("ann", &format!("&connection_id={id}&last_event_id=unknown"));
+    let (mut early, _) = tokio_tungstenite::connect_async(path).await.unwrap();
+    let (mut late, ack) = server.connect("ann", &format!("&connection_id={id}")).await;
+    assert_eq!(ack["connection_id"], *id);
+    redis.cont();
+    let frame = close(&mut early).await;
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (4001, CloseCode::REPLACED));
+    server.publish(2, 0, Audience::Connection(id.parse().unwrap())).await;
+    assert_eq!(next(&mut late).await["data"]["n"], 2);
 }
