@@ -14,13 +14,16 @@ use crate::{
 use fanfare_core::{Position, window::Entry};
 use redis::{Cmd, Value};
 use std::{convert::Infallible, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 /// The most records in one command, beyond those of a single batch.
 const MAX_RECORDS: usize = 512;
 
 /// The most bytes of events in one command, beyond those of a single batch.
 const MAX_BYTES: usize = 1 << 20;
+
+/// How long after a refused write the next one is tried.
+const FULL: Duration = Duration::from_millis(25);
 
 /// How long replicas may take to have what was appended.
 const REPLICATION: Duration = Duration::from_secs(1);
@@ -51,6 +54,8 @@ pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<
             Err(LinkError::Full(why)) => {
                 shared.note_full(&why);
                 refuse(batch, &LinkError::Full(why));
+                // Publishers try again, each event by itself: a server in trouble is asked for all of them at once.
+                sleep(FULL).await;
             }
             Err(error) => {
                 refuse(batch, &error);
