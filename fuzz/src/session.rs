@@ -9,8 +9,8 @@ use std::{
 
 use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position,
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Denied, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Denied, Settings},
     time::Now,
     window::{Bounds, Entry, Window},
     wire, ws,
@@ -44,7 +44,7 @@ enum Kind {
 
 /// One client's session, and what went in and came out.
 struct World {
-    roster: Roster,
+    sessions: SessionTable,
     window: Window,
     now: Now,
     /// None once the session has ended.
@@ -96,20 +96,20 @@ impl World {
             echo: false,
         };
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };
-        let (window, mut roster) = (Window::new(Lineage::new(EPOCH), 0, BOUNDS), Roster::new(settings, EPOCH, 0));
-        let arrival = Arrival::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
-        let slot = Some(roster.connect(arrival, window.start(None, ConnectionId(0)), 0, now));
-        Self { roster, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }
+        let (window, mut sessions) = (Window::new(Lineage::new(EPOCH), 0, BOUNDS), SessionTable::new(settings, EPOCH, 0));
+        let request = ConnectRequest::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
+        let slot = Some(sessions.connect(request, window.start(None, ConnectionId(0)), 0, now));
+        Self { sessions, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }
     }
 
     fn send(&mut self, bytes: &[u8]) {
         // As a shard does: who does not take the answers is not read from.
-        if self.slot.is_some_and(|slot| !self.roster.wants_input(slot)) {
+        if self.slot.is_some_and(|slot| !self.sessions.wants_input(slot)) {
             self.drain(1 << 20);
         }
-        let Some(slot) = self.slot.filter(|&slot| self.roster.wants_input(slot)) else { return };
+        let Some(slot) = self.slot.filter(|&slot| self.sessions.wants_input(slot)) else { return };
         self.sent.extend_from_slice(bytes);
-        self.roster.input(slot, &mut bytes.to_vec(), self.now, &verify);
+        self.sessions.input(slot, &mut bytes.to_vec(), self.now, &verify);
         self.serve();
     }
 
@@ -130,14 +130,14 @@ impl World {
             &event,
         ));
         self.window.push(entry.clone());
-        self.roster.advance(&[entry]);
+        self.sessions.advance(&[entry]);
         self.serve();
     }
 
     fn drain(&mut self, bytes: usize) {
         self.room = self.room.saturating_add(bytes);
         if let Some(slot) = self.slot {
-            self.roster.writable(slot);
+            self.sessions.writable(slot);
         }
         self.serve();
     }
@@ -145,14 +145,14 @@ impl World {
     fn wait(&mut self, ms: u64) {
         self.now.mono_ms += ms;
         self.now.unix_ms += ms;
-        self.roster.timeouts(self.now, &mut |_, _| true);
+        self.sessions.timeouts(self.now, &mut |_, _| true);
         self.serve();
     }
 
     fn serve(&mut self) {
-        while let Some(slot) = self.roster.next_ready() {
+        while let Some(slot) = self.sessions.next_ready() {
             let (room, received) = (&mut self.room, &mut self.received);
-            let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+            let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
                 let before = *room;
                 for slice in slices {
                     let taken = slice.len().min(*room);
@@ -162,7 +162,7 @@ impl World {
                 before - *room
             });
             if served == Served::Finished {
-                self.roster.remove(slot);
+                self.sessions.remove(slot);
                 self.slot = None;
             }
         }

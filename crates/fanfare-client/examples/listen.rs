@@ -1,6 +1,6 @@
 //! Listens, and keeps its place in a file: `cargo run -p fanfare-client --example listen -- URL TOKEN [TOPIC...]`.
 
-use fanfare_client::{Cursor, Heard, Options};
+use fanfare_client::{Cursor, Notification, Options};
 use std::{env, error::Error, fs};
 
 const PLACE: &str = "place";
@@ -16,13 +16,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         tokio::select! {
             heard = listener.next() => match heard? {
-                Heard::Event(event) => {
+                Notification::Event(event) => {
                     println!("{}", event.json());
                     // Done with it: after a crash it goes on here.
                     fs::write(PLACE, event.event_id())?;
                 }
-                Heard::Gap(gap) => eprintln!("history was lost ({}): fetch the state anew", gap.reason),
-                Heard::State(state) => eprintln!("{state:?}"),
+                Notification::Gap(gap) => eprintln!("history was lost ({}): fetch the state anew", gap.reason),
+                Notification::State(state) => eprintln!("{state:?}"),
                 _ => {}
             },
             _ = tokio::signal::ctrl_c() => break,

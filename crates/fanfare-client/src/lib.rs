@@ -25,7 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod closes;
-mod heard;
+mod notification;
 mod link;
 mod listener;
 mod mismatch;
@@ -37,7 +37,7 @@ pub mod machine {
     pub use crate::link::{End, Link};
 }
 
-pub use heard::{Event, Gap, Heard, Problem, Refused, State};
+pub use notification::{Event, Gap, Notification, Problem, Refused, State};
 pub use link::Cursor;
 pub use listener::{Listener, Options};
 pub use mismatch::scheme_mismatch;

@@ -2,7 +2,7 @@
 
 use crate::{
     closes::{pause, verdict, words},
-    heard::{Event, Gap, Heard, Problem, Refused, State},
+    notification::{Event, Gap, Notification, Problem, Refused, State},
     token::TokenReason,
 };
 use fanfare_core::{audience::check_topic, close::Reconnect};
@@ -189,7 +189,7 @@ impl Link {
     }
 
     /// None was given in time; the hub will close, and then it is asked for again.
-    pub(crate) fn forget_token(&mut self, why: &str) -> Heard {
+    pub(crate) fn forget_token(&mut self, why: &str) -> Notification {
         self.token = None;
         problem("token", format!("no token was given: {why}"))
     }
@@ -251,19 +251,19 @@ impl Link {
     }
 
     /// Takes in one frame.
-    pub fn receive(&mut self, text: &str, now: Instant) -> Option<Heard> {
+    pub fn receive(&mut self, text: &str, now: Instant) -> Option<Notification> {
         self.heard = now;
         self.read(text, now).unwrap_or_else(|error| {
             Some(problem("malformed", format!("a message is not of fanfare's protocol, and left out: {error}")))
         })
     }
 
-    fn read(&mut self, text: &str, now: Instant) -> serde_json::Result<Option<Heard>> {
+    fn read(&mut self, text: &str, now: Instant) -> serde_json::Result<Option<Notification>> {
         let head: Head<'_> = serde_json::from_str(text)?;
         if head.r#type == "gap" {
             let Own { reason, missed, .. } = serde_json::from_str(text)?;
             self.behind_gap = head.event_id;
-            return Ok(Some(Heard::Gap(Gap { reason: reason.unwrap_or_default(), missed })));
+            return Ok(Some(Notification::Gap(Gap { reason: reason.unwrap_or_default(), missed })));
         }
         // Any other frame names a place to go on from, except an ack that stands behind a gap still to be told.
         let place = head.log_position.as_ref().or(head.event_id.as_ref());
@@ -346,11 +346,11 @@ impl Link {
         }
     }
 
-    fn acknowledged(&mut self, own: Own<'_>, now: Instant) -> Option<Heard> {
+    fn acknowledged(&mut self, own: Own<'_>, now: Instant) -> Option<Notification> {
         // Others answer a subscribe, an unsubscribe or an auth.
         if self.is_live() {
             let topic = own.topic.filter(|_| own.ack_event_id.as_deref() == Some("subscribe"))?;
-            return Some(Heard::Subscribed { topic });
+            return Some(Notification::Subscribed { topic });
         }
         self.live_since = Some(now);
         (self.fresh, self.rejected) = (false, false);
@@ -364,15 +364,15 @@ impl Link {
         topics.difference(&asked).for_each(|topic| self.ask("subscribe", topic));
         asked.difference(&topics).for_each(|topic| self.ask("unsubscribe", topic));
         let (resumed, replayed) = (own.resumed == Some(true), own.replayed.unwrap_or(0));
-        Some(Heard::State(State::Live { connection_id, resumed, replayed }))
+        Some(Notification::State(State::Live { connection_id, resumed, replayed }))
     }
 
-    fn event(&mut self, text: &str, head: Head<'_>) -> Option<Heard> {
+    fn event(&mut self, text: &str, head: Head<'_>) -> Option<Notification> {
         let event_id: Box<str> = head.event_id.unwrap_or_default().into();
         if !self.is_new(&event_id) {
             return None;
         }
-        Some(Heard::Event(Event {
+        Some(Notification::Event(Event {
             event_type: head.r#type.into(),
             event_id,
             timestamp: head.timestamp.map(plain_text).unwrap_or_default().into(),
@@ -426,7 +426,7 @@ fn endpoint(text: &str) -> Result<Url, Refused> {
     Ok(url)
 }
 
-fn refused(own: Own<'_>) -> Heard {
+fn refused(own: Own<'_>) -> Notification {
     #[derive(Deserialize)]
     struct Details {
         message: String,
@@ -434,11 +434,11 @@ fn refused(own: Own<'_>) -> Heard {
     let details = own.details.map_or("", RawValue::get);
     let message = serde_json::from_str(details).map_or_else(|_| details.to_owned(), |Details { message }| message);
     let error = own.error.unwrap_or_else(|| "error".to_owned());
-    Heard::Problem(Problem { error, message, ack_event_id: own.ack_event_id, topic: own.topic })
+    Notification::Problem(Problem { error, message, ack_event_id: own.ack_event_id, topic: own.topic })
 }
 
-fn problem(error: &str, message: impl Into<String>) -> Heard {
-    Heard::Problem(Problem { error: error.to_owned(), message: message.into(), ack_event_id: None, topic: None })
+fn problem(error: &str, message: impl Into<String>) -> Notification {
+    Notification::Problem(Problem { error: error.to_owned(), message: message.into(), ack_event_id: None, topic: None })
 }
 
 /// A string without its quotes; any other value as it is written.
@@ -468,11 +468,11 @@ mod tests {
         fn live(token: Option<&str>) -> Self {
             let mut subject = Self::new(token);
             let heard = subject.hears(FIRST_ACK);
-            assert!(matches!(heard, Some(Heard::State(State::Live { .. }))), "{heard:?}");
+            assert!(matches!(heard, Some(Notification::State(State::Live { .. }))), "{heard:?}");
             subject
         }
 
-        fn hears(&mut self, text: &str) -> Option<Heard> {
+        fn hears(&mut self, text: &str) -> Option<Notification> {
             self.link.receive(text, self.now)
         }
 
@@ -504,13 +504,13 @@ mod tests {
             }
             assert_eq!(subject.sends().first().unwrap_or(&Value::Null), &client["sends"], "{case}");
             match heard {
-                Some(Heard::Problem(Problem { error, message, ack_event_id, topic })) => {
+                Some(Notification::Problem(Problem { error, message, ack_event_id, topic })) => {
                     let problem = &client["problem"];
                     assert_eq!((&problem["error"], &problem["message"]), (&json!(error), &json!(message)), "{case}");
                     let said = [&case["say"]["ack_event_id"], &case["say"]["topic"]];
                     assert_eq!(said, [&json!(ack_event_id), &json!(topic)], "{case}");
                 }
-                Some(Heard::Gap(Gap { reason, missed })) => {
+                Some(Notification::Gap(Gap { reason, missed })) => {
                     let mut gap = json!({"reason": reason});
                     missed.into_iter().for_each(|missed| gap["missed"] = json!(missed));
                     assert_eq!(client["gap"], gap, "{case}");
@@ -534,7 +534,7 @@ mod tests {
         let mut subject = Subject::live(None);
         for case in cases(include_str!("../../../tests/wire/events.json")) {
             let Some(delivered) = case["delivered"].as_str() else { continue };
-            let Some(Heard::Event(event)) = subject.hears(delivered) else { panic!("{case}") };
+            let Some(Notification::Event(event)) = subject.hears(delivered) else { panic!("{case}") };
             let whole: Value = serde_json::from_str(delivered).unwrap();
             assert_eq!(event.json(), delivered);
             assert_eq!(
@@ -552,7 +552,7 @@ mod tests {
         let mut subject = Subject::live(None);
         for case in cases(include_str!("../../../tests/wire/cursors.json")) {
             let frame = case["frame"].as_str().unwrap();
-            if let Some(Heard::Event(event)) = subject.hears(frame) {
+            if let Some(Notification::Event(event)) = subject.hears(frame) {
                 assert_eq!(event.json(), frame);
             }
             assert_eq!(subject.link.cursor.last_event_id.as_deref(), case["cursor"].as_str(), "{case}");
@@ -563,7 +563,7 @@ mod tests {
     fn an_events_own_fields_may_have_any_name_and_shape() {
         let odd =
             r#"{"type":"note","event_id":"n","timestamp":"","data":{},"reason":[1],"heartbeat":"x","details":null}"#;
-        assert!(matches!(Subject::live(None).hears(odd), Some(Heard::Event(_))));
+        assert!(matches!(Subject::live(None).hears(odd), Some(Notification::Event(_))));
     }
 
     #[test]
@@ -589,7 +589,7 @@ mod tests {
         subject.link.ended(End::Lost(String::new()), subject.now, 1.0).unwrap();
         subject.hears(FIRST_ACK);
         let gap = r#"{"type":"gap","event_id":"pos-1-9","timestamp":"","reason":"expired","missed":7}"#;
-        assert!(matches!(subject.hears(gap), Some(Heard::Gap(_))));
+        assert!(matches!(subject.hears(gap), Some(Notification::Gap(_))));
         assert_eq!(place(&subject), "pos-1-2", "what is saved while the state is fetched leads to the gap again");
         subject.link.go_on();
         assert_eq!(place(&subject), "pos-1-9");

@@ -1,7 +1,7 @@
 //! The socket around a [`Link`]: connects, reads, writes and waits for it. Every wait can be given up and taken up again.
 
 use crate::{
-    heard::{Heard, Refused},
+    notification::{Notification, Refused},
     link::{Cursor, End, FIRST, Link},
     mismatch,
     token::{Token, TokenFuture, TokenReason},
@@ -157,7 +157,7 @@ impl Listener {
     ///
     /// # Errors
     /// If another attempt would end as the last one did. So does every further call, until [`retry`](Self::retry).
-    pub async fn next(&mut self) -> Result<Heard, Refused> {
+    pub async fn next(&mut self) -> Result<Notification, Refused> {
         self.link.go_on();
         loop {
             if let Some(heard) = self.step().await? {
@@ -167,7 +167,7 @@ impl Listener {
     }
 
     /// The same as a stream, which ends after the first error.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Heard, Refused>> + Send {
+    pub fn into_stream(self) -> impl Stream<Item = Result<Notification, Refused>> + Send {
         stream::unfold(Some(self), |listener| async {
             let mut listener = listener?;
             match listener.next().await {
@@ -178,7 +178,7 @@ impl Listener {
     }
 
     /// Asks for the events of a topic, now and whenever it connects. Sent with the next call of [`next`](Self::next), which
-    /// later gives [`Heard::Subscribed`], or a [`Heard::Problem`] that names the topic.
+    /// later gives [`Notification::Subscribed`], or a [`Notification::Problem`] that names the topic.
     ///
     /// # Errors
     /// If the name can't be a topic's: 1 to 128 bytes without comma, asterisk or white space.
@@ -222,7 +222,7 @@ impl Listener {
     }
 
     /// Goes on by one wait.
-    async fn step(&mut self) -> Result<Option<Heard>, Refused> {
+    async fn step(&mut self) -> Result<Option<Notification>, Refused> {
         match &mut self.phase {
             Phase::Over(refused) => return Err(refused.clone()),
             Phase::Resting(rest) => {
@@ -270,18 +270,18 @@ impl Listener {
         Phase::Opening(Box::pin(open(self.link.address(), token, self.tls.clone())))
     }
 
-    fn ended(&mut self, end: End) -> Result<Option<Heard>, Refused> {
+    fn ended(&mut self, end: End) -> Result<Option<Notification>, Refused> {
         self.renewal = None;
         match self.link.ended(end, Instant::now(), fastrand::f64()) {
             Ok(state) => {
                 self.phase = Phase::Resting(Box::pin(sleep(state.retry_in().unwrap_or_default())));
-                Ok(Some(Heard::State(state)))
+                Ok(Some(Notification::State(state)))
             }
             Err(refused) => self.over(refused),
         }
     }
 
-    fn over(&mut self, refused: Refused) -> Result<Option<Heard>, Refused> {
+    fn over(&mut self, refused: Refused) -> Result<Option<Notification>, Refused> {
         self.phase = Phase::Over(refused.clone());
         Err(refused)
     }
@@ -303,7 +303,7 @@ async fn converse(
     socket: &mut Socket,
     link: &mut Link,
     renewal: &mut Option<TokenFuture>,
-) -> Result<Option<Heard>, End> {
+) -> Result<Option<Notification>, End> {
     let deadline = link.deadline().max(Instant::now() + UNREAD);
     let renewed = async {
         match renewal {
@@ -329,7 +329,7 @@ async fn converse(
 }
 
 /// The deadline is there. In a process that was stopped, timers fire before what came meanwhile is known to be there.
-async fn last_look(socket: &mut Socket, link: &mut Link) -> Result<Option<Heard>, End> {
+async fn last_look(socket: &mut Socket, link: &mut Link) -> Result<Option<Notification>, End> {
     match timeout(LAST_LOOK, exchange(socket, &mut link.outbox)).await {
         Ok(text) => Ok(link.receive(&text?, Instant::now())),
         Err(_) => Err(link.expired(Instant::now())),

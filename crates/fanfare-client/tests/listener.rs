@@ -4,7 +4,7 @@
 
 use axum::Router;
 use fanfare::{Audience, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
-use fanfare_client::{Cursor, Gap, Heard, Listener, Options, State, Token, TokenReason};
+use fanfare_client::{Cursor, Gap, Notification, Listener, Options, State, Token, TokenReason};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::{
@@ -64,15 +64,15 @@ fn options(address: SocketAddr, token: impl Into<Token>) -> Options {
 }
 
 /// What comes next, which must be soon.
-async fn next(listener: &mut Listener) -> Heard {
+async fn next(listener: &mut Listener) -> Notification {
     timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal")
 }
 
 async fn live(listener: &mut Listener) -> (bool, u64) {
     loop {
         match next(listener).await {
-            Heard::State(State::Live { resumed, replayed, .. }) => return (resumed, replayed),
-            Heard::State(_) => {}
+            Notification::State(State::Live { resumed, replayed, .. }) => return (resumed, replayed),
+            Notification::State(_) => {}
             other => panic!("expected it to connect, got {other:?}"),
         }
     }
@@ -82,8 +82,8 @@ async fn live(listener: &mut Listener) -> (bool, u64) {
 async fn number(listener: &mut Listener) -> u64 {
     loop {
         match next(listener).await {
-            Heard::Event(event) => return event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
-            Heard::State(_) => {}
+            Notification::Event(event) => return event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
+            Notification::State(_) => {}
             other => panic!("expected an event, got {other:?}"),
         }
     }
@@ -137,11 +137,11 @@ async fn count(listener: &mut Listener, expected: std::ops::RangeInclusive<u64>)
         loop {
             match timeout(Duration::from_micros(20), listener.next()).await {
                 Err(_) => given_up += 1,
-                Ok(Ok(Heard::Event(event))) => {
+                Ok(Ok(Notification::Event(event))) => {
                     assert_eq!(event.data::<Value>().unwrap()["n"], n);
                     break;
                 }
-                Ok(Ok(Heard::State(_))) => {}
+                Ok(Ok(Notification::State(_))) => {}
                 Ok(other) => panic!("{other:?}"),
             }
         }
@@ -201,7 +201,7 @@ async fn topics_come_and_go() {
     assert_eq!(number(&mut listener).await, 1);
     listener.subscribe("b").unwrap();
     listener.unsubscribe("a");
-    assert!(matches!(next(&mut listener).await, Heard::Subscribed { topic } if topic == "b"));
+    assert!(matches!(next(&mut listener).await, Notification::Subscribed { topic } if topic == "b"));
     tokio::select! {
         heard = listener.next() => panic!("{heard:?}"),
         () = until("the hub has taken both", || server.hub.metrics().get(Counter::Messages) == 2) => {}
@@ -265,7 +265,7 @@ async fn a_gap_comes_before_what_follows_it() {
     let mut listener = server.options().cursor(cursor).listen().unwrap();
     live(&mut listener).await;
     match next(&mut listener).await {
-        Heard::Gap(Gap { reason, .. }) => assert_eq!(reason, "expired"),
+        Notification::Gap(Gap { reason, .. }) => assert_eq!(reason, "expired"),
         other => panic!("{other:?}"),
     }
     for n in 21..=30 {
@@ -285,13 +285,13 @@ async fn a_cursor_saved_while_a_gap_is_dealt_with_leads_to_the_gap_again() {
         let mut listener = server.options().cursor(cursor).listen().unwrap();
         live(&mut listener).await;
         if ends_after == "the gap" {
-            assert!(matches!(next(&mut listener).await, Heard::Gap(_)));
+            assert!(matches!(next(&mut listener).await, Notification::Gap(_)));
         }
         cursor = listener.cursor().clone();
     }
     let mut listener = server.options().cursor(cursor).listen().unwrap();
     live(&mut listener).await;
-    assert!(matches!(next(&mut listener).await, Heard::Gap(_)), "it is told until the application asks for more");
+    assert!(matches!(next(&mut listener).await, Notification::Gap(_)), "it is told until the application asks for more");
     assert_eq!(number(&mut listener).await, 21);
 }
 
@@ -303,12 +303,12 @@ async fn a_subscription_is_answered() {
     let mut listener = options(server.address, token).topics(["a", "forbidden-before"]).listen().unwrap();
     live(&mut listener).await;
     let refused = async |listener: &mut Listener| match next(listener).await {
-        Heard::Problem(problem) => (problem.error, problem.topic.unwrap()),
+        Notification::Problem(problem) => (problem.error, problem.topic.unwrap()),
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden-before".to_owned()));
     listener.subscribe("b").unwrap();
-    assert!(matches!(next(&mut listener).await, Heard::Subscribed { topic } if topic == "b"));
+    assert!(matches!(next(&mut listener).await, Notification::Subscribed { topic } if topic == "b"));
     listener.subscribe("forbidden").unwrap();
     assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden".to_owned()));
     server.publish(1, Audience::Topic("b".into())).await;
@@ -340,7 +340,7 @@ async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
         ["the login is away", "did not answer within 0.05 s", "neither a JWT nor an access key", "token_expired"]
     {
         match next(&mut listener).await {
-            Heard::State(State::Connecting { reason, .. }) => {
+            Notification::State(State::Connecting { reason, .. }) => {
                 assert!(reason.contains(says) && !reason.contains("secret"), "{says}: {reason}");
             }
             other => panic!("{other:?}"),
@@ -412,7 +412,7 @@ async fn another_listener_goes_on_where_one_was() {
     assert_eq!(live(&mut listener).await, (true, 3));
     assert_eq!(listener.cursor().connection_id, cursor.connection_id);
     let events = listener.into_stream().take(3).map(|heard| match heard {
-        Ok(Heard::Event(event)) => event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
+        Ok(Notification::Event(event)) => event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
         other => panic!("{other:?}"),
     });
     assert_eq!(timeout(PATIENCE, events.collect::<Vec<_>>()).await.unwrap(), [2, 3, 4]);
@@ -424,7 +424,7 @@ async fn a_hub_that_is_not_there_is_tried_again_and_what_is_no_hub_is_not() {
     let mut listener = options(closed, "t").listen().unwrap();
     for _ in 0..2 {
         match next(&mut listener).await {
-            Heard::State(State::Connecting { reason, .. }) => {
+            Notification::State(State::Connecting { reason, .. }) => {
                 assert!(reason.starts_with(&format!("there is no hub at {closed}: Connection refused")), "{reason}");
             }
             other => panic!("{other:?}"),

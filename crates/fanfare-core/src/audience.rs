@@ -74,7 +74,7 @@ pub enum AudienceError {
 pub const OWN_TOPICS: char = '$';
 
 /// The hub's own topic: how all nodes stand, every few seconds.
-pub const SYS_TOPIC: &str = "$sys";
+pub const SYSTEM_TOPIC: &str = "$sys";
 
 /// Whether `name` can be a topic.
 pub fn check_topic(name: &str) -> Result<(), TopicError> {

@@ -13,7 +13,7 @@ pub mod json;
 pub mod lineage;
 pub mod position;
 pub mod revocation;
-pub mod roster;
+pub mod session_table;
 pub mod session;
 pub mod time;
 pub mod window;

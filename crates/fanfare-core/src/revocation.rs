@@ -104,7 +104,7 @@ impl Revocations {
     }
 
     /// The earliest time of issue at which a new token of `user` is believed, in seconds since 1970-01-01T00:00:00Z.
-    pub fn believed_from(&self, user: &str) -> u64 {
+    pub fn tokens_valid_from(&self, user: &str) -> u64 {
         self.users.get(user).copied().unwrap_or(0).max(self.everyone)
     }
 
@@ -182,6 +182,6 @@ mod tests {
         assert!(revocations.add(Revocation::User { user: "ann".into(), before: 100 }));
         assert!(!revocations.add(Revocation::User { user: "ann".into(), before: 90 }));
         assert!(revocations.concern(&grant("ann", None, Some(99))));
-        assert_eq!((revocations.believed_from("ann"), revocations.believed_from("bob")), (100, 0));
+        assert_eq!((revocations.tokens_valid_from("ann"), revocations.tokens_valid_from("bob")), (100, 0));
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     CloseCode, ConnectionId, Grant, Position, Revocation,
     audience::{MAX_TOPIC_BYTES, OWN_TOPICS, TopicError, check_topic},
     time::Now,
-    window::{Entry, Start, Viewer},
+    window::{Entry, ResumePoint, Viewer},
     wire::{self, Ack, ErrorFrame, Incoming, Outgoing, RejectedMessage},
     ws,
 };
@@ -49,7 +49,7 @@ pub struct Settings {
 
 /// What sessions count; a driver takes it over into its metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct SessionCounters {
     /// Events given to a sink.
     pub deliveries: u64,
     /// Bytes given to a sink.
@@ -125,7 +125,7 @@ pub struct Context<'a> {
     /// Verifies a token shown in band.
     pub verify: &'a dyn Fn(&str) -> Result<Grant, Denied>,
     /// Counts.
-    pub tally: &'a mut Tally,
+    pub tally: &'a mut SessionCounters,
 }
 
 /// What an input changed that others must know of.
@@ -141,7 +141,7 @@ pub enum Effect {
 
 /// A client that comes.
 #[derive(Debug, Clone)]
-pub struct Arrival {
+pub struct ConnectRequest {
     /// What its token allows.
     pub grant: Grant,
     /// Its name.
@@ -196,7 +196,7 @@ impl TopicRefused {
         }
     }
 
-    fn count(&self, tally: &mut Tally) {
+    fn count(&self, tally: &mut SessionCounters) {
         match self {
             Self::Invalid(..) => tally.bad_messages += 1,
             Self::Forbidden(_) => tally.forbidden += 1,
@@ -218,7 +218,7 @@ fn check(topic: &str, held: &[Arc<str>], allowed: bool, max_topics: usize) -> Re
     }
 }
 
-impl Arrival {
+impl ConnectRequest {
     /// A client that wants the topics named, of which it gets those that it may have.
     pub fn new<'a>(
         grant: Grant,
@@ -253,7 +253,7 @@ impl Arrival {
 
 /// How an entry stands with a client that may see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum DeliveryState {
     /// The client came when it was there already, with a cursor behind it or with none.
     Before,
     /// The client's cursor is behind it: it was sent, if the client held its topic then.
@@ -300,7 +300,7 @@ enum State {
     /// A close frame was sent; the client's answer is awaited.
     Closing,
     /// A close frame was sent to a client whose frames can't be read any more; the end of its stream is awaited.
-    Deaf,
+    AwaitingEof,
     /// Nothing more will be read; what waits is still to be sent.
     Closed,
 }
@@ -336,17 +336,17 @@ struct Outbox {
 
 impl Session {
     /// A client that is let in, at the start that the window found for it. `replayed` events are held for it.
-    pub fn open(mut arrival: Arrival, start: Start, replayed: usize, ctx: &mut Context<'_>) -> Self {
-        let mut session = Self::new(&arrival.grant, arrival.connection, ctx);
-        session.topics = (!arrival.topics.is_empty()).then(|| Box::new(std::mem::take(&mut arrival.topics)));
+    pub fn open(mut request: ConnectRequest, start: ResumePoint, replayed: usize, ctx: &mut Context<'_>) -> Self {
+        let mut session = Self::new(&request.grant, request.connection, ctx);
+        session.topics = (!request.topics.is_empty()).then(|| Box::new(std::mem::take(&mut request.topics)));
         (session.cursor, session.began) = (start.cursor, start.cursor);
         session.behind = start.cursor < ctx.head.sequence;
-        session.say(
+        session.enqueue(
             Outgoing::Ack(Ack {
                 // A client that is cut before it reads the gap has stored this, and is told of the gap again.
-                event_id: start.gap.and(arrival.last_event_id.as_deref()),
-                ack_event_id: arrival.acknowledged_as(),
-                connection_id: arrival.connection,
+                event_id: start.gap.and(request.last_event_id.as_deref()),
+                ack_event_id: request.acknowledged_as(),
+                connection_id: request.connection,
                 resumed: start.asked && start.gap.is_none(),
                 replayed,
                 heartbeat_ms: ctx.settings.heartbeat_ms,
@@ -355,8 +355,8 @@ impl Session {
             ctx,
         );
         session.tell_gap(start, ctx);
-        for error in &arrival.refused {
-            session.refuse_topic(error, arrival.acknowledged_as(), ctx);
+        for error in &request.refused {
+            session.refuse_topic(error, request.acknowledged_as(), ctx);
         }
         session
     }
@@ -431,7 +431,7 @@ impl Session {
 
     /// Whether the client's frames can't be read any more, so that its stream is to be ended once all is sent.
     pub fn is_deaf(&self) -> bool {
-        self.state == State::Deaf
+        self.state == State::AwaitingEof
     }
 
     /// Whether its socket can be dropped.
@@ -465,14 +465,14 @@ impl Session {
     }
 
     /// How an entry stands that it may see, while the log's head is at `head`.
-    pub fn fate(&self, sequence: u64, head: u64) -> Fate {
+    pub fn delivery_state(&self, sequence: u64, head: u64) -> DeliveryState {
         let served = if self.behind { self.cursor } else { self.cursor.max(head) };
         if sequence <= self.began {
-            Fate::Before
+            DeliveryState::Before
         } else if sequence <= served {
-            Fate::Passed
+            DeliveryState::Passed
         } else {
-            Fate::Waiting
+            DeliveryState::Waiting
         }
     }
 
@@ -508,7 +508,7 @@ impl Session {
     }
 
     /// Says that history is gone, and goes on behind it.
-    pub fn skip_to(&mut self, start: Start, ctx: &mut Context<'_>) {
+    pub fn skip_to(&mut self, start: ResumePoint, ctx: &mut Context<'_>) {
         self.cursor = start.cursor;
         // In a log that goes on from an earlier place, what comes is new to it.
         self.began = self.began.min(start.cursor);
@@ -517,20 +517,20 @@ impl Session {
         self.tell_gap(start, ctx);
     }
 
-    fn tell_gap(&mut self, start: Start, ctx: &mut Context<'_>) {
+    fn tell_gap(&mut self, start: ResumePoint, ctx: &mut Context<'_>) {
         use crate::window::GapReason::{Expired, Reset};
         let Some(gap) = start.gap else { return };
         match gap.reason {
             Expired => ctx.tally.gaps_expired += 1,
             Reset => ctx.tally.gaps_reset += 1,
         }
-        self.say(Outgoing::Gap(gap), ctx);
+        self.enqueue(Outgoing::Gap(gap), ctx);
     }
 
     /// Handles bytes that the client sent. They are unmasked in place.
     pub fn input(&mut self, bytes: &mut [u8], ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
         ctx.tally.bytes_received += bytes.len() as u64;
-        if matches!(self.state, State::Closed | State::Deaf) {
+        if matches!(self.state, State::Closed | State::AwaitingEof) {
             return;
         }
         let mut decoder = std::mem::take(&mut self.decoder);
@@ -544,7 +544,7 @@ impl Session {
             let code = error.close_code();
             ctx.tally.limit_bytes += u64::from(code == CloseCode::TooBig);
             self.close(code, &error.to_string(), ctx);
-            self.state = State::Deaf;
+            self.state = State::AwaitingEof;
         }
     }
 
@@ -609,7 +609,7 @@ impl Session {
             Ok((Incoming::Ack { ack_event_id }, _)) => {
                 effects.extend(ack_event_id.map(|id| Effect::Acknowledged(id.into())));
             }
-            Ok((Incoming::Ping, _)) => self.say(Outgoing::Pong, ctx),
+            Ok((Incoming::Ping, _)) => self.enqueue(Outgoing::Pong, ctx),
             Ok((Incoming::Subscribe { topic }, id)) => effects.extend(self.subscribe(&topic, id.as_deref(), ctx)),
             Ok((Incoming::Unsubscribe { topic }, id)) => effects.extend(self.unsubscribe(&topic, id.as_deref(), ctx)),
             Ok((Incoming::Auth { token }, id)) => {
@@ -620,7 +620,7 @@ impl Session {
                 ctx.tally.bad_messages += 1;
                 let (error, message) = (reason.code(), &*reason.to_string());
                 let ack_event_id = ack_event_id.as_deref();
-                self.say(Outgoing::Error(ErrorFrame { error, message, ack_event_id, topic: None }), ctx);
+                self.enqueue(Outgoing::Error(ErrorFrame { error, message, ack_event_id, topic: None }), ctx);
             }
         }
     }
@@ -650,7 +650,7 @@ impl Session {
             ack_event_id: Some(ack_event_id),
             topic: Some(error.topic()),
         };
-        self.say(Outgoing::Error(frame), ctx);
+        self.enqueue(Outgoing::Error(frame), ctx);
     }
 
     fn unsubscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
@@ -682,7 +682,7 @@ impl Session {
             Err(denied) => denied,
         };
         let (error, message) = (denied.code, &*denied.message);
-        self.say(Outgoing::Error(ErrorFrame { error, message, ack_event_id: Some(ack_event_id), topic: None }), ctx);
+        self.enqueue(Outgoing::Error(ErrorFrame { error, message, ack_event_id: Some(ack_event_id), topic: None }), ctx);
         Vec::new()
     }
 
@@ -707,7 +707,7 @@ impl Session {
             heartbeat_ms: ctx.settings.heartbeat_ms,
             topic,
         };
-        self.say(Outgoing::Ack(ack), ctx);
+        self.enqueue(Outgoing::Ack(ack), ctx);
     }
 
     /// Ends the connection with a code and a reason that a program can read. A second close changes nothing.
@@ -724,7 +724,7 @@ impl Session {
     }
 
     /// Says something of the hub's own, at its place behind what was served.
-    pub fn say(&mut self, message: Outgoing<'_>, ctx: &Context<'_>) {
+    pub fn enqueue(&mut self, message: Outgoing<'_>, ctx: &Context<'_>) {
         if ctx.settings.echo {
             return;
         }
@@ -752,7 +752,7 @@ impl Session {
     pub fn due_ms(&self, settings: &Settings) -> u64 {
         match self.state {
             State::Open => self.due_ms.min(self.heard_ms + settings.timeout_ms).min(self.token.due_ms),
-            State::Closing | State::Deaf => self.due_ms,
+            State::Closing | State::AwaitingEof => self.due_ms,
             State::Closed if self.out.is_some() => self.due_ms,
             State::Closed => u64::MAX,
         }
@@ -768,7 +768,7 @@ impl Session {
             }
             State::Open if now >= self.token.due_ms => self.token_due(ctx),
             State::Open if now >= self.due_ms => self.ping(ctx),
-            State::Closing | State::Deaf | State::Closed if now >= self.due_ms => {
+            State::Closing | State::AwaitingEof | State::Closed if now >= self.due_ms => {
                 self.state = State::Closed;
                 self.out = None;
             }
@@ -782,7 +782,7 @@ impl Session {
         self.token.due_ms = self.token.ends_ms;
         if left_ms > 0 {
             ctx.tally.tokens_expiring += 1;
-            self.say(Outgoing::AuthExpiring { expires_in_ms: left_ms }, ctx);
+            self.enqueue(Outgoing::AuthExpiring { expires_in_ms: left_ms }, ctx);
         } else {
             ctx.tally.tokens_expired += 1;
             self.close(CloseCode::Policy, "token_expired: the token has ended; get a new one", ctx);
@@ -811,7 +811,7 @@ impl Session {
             if self.pinged_ms == 0 {
                 self.pinged_ms = now;
             }
-            self.say(Outgoing::Ping, ctx);
+            self.enqueue(Outgoing::Ping, ctx);
         }
     }
 
@@ -823,7 +823,7 @@ impl Session {
         &mut self,
         entries: &[&Entry],
         reached: u64,
-        tally: &mut Tally,
+        tally: &mut SessionCounters,
         sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
     ) -> bool {
         let mut out = self.out.take();

@@ -99,7 +99,7 @@ pub struct Gap {
 
 /// Where a client starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub struct ResumePoint {
     /// The sequence up to which the client has been served.
     pub cursor: u64,
     /// What it must be told is missing before that.
@@ -450,9 +450,9 @@ impl Window {
     /// told of the gap. The same holds for a position of another log: to that client all of this log is new. An event
     /// that was published again after a loss may stand at another place than the one where the client saw it: unless
     /// the name of its connection was given after the loss, it goes on from there behind a gap.
-    pub fn start(&self, last_event_id: Option<&str>, connection: ConnectionId) -> Start {
+    pub fn start(&self, last_event_id: Option<&str>, connection: ConnectionId) -> ResumePoint {
         let Some(id) = last_event_id else {
-            return Start { cursor: self.head(), gap: None, asked: false };
+            return ResumePoint { cursor: self.head(), gap: None, asked: false };
         };
         let place = match id.parse::<Position>() {
             Ok(position) => self.lineage.place(position, self.head()),
@@ -475,7 +475,7 @@ impl Window {
     }
 
     /// Where a client goes on whose cursor, as it was a place of the roster's `epoch`, is no longer what it was.
-    pub(crate) fn restart(&self, position: Position) -> Option<Start> {
+    pub(crate) fn restart(&self, position: Position) -> Option<ResumePoint> {
         match self.lineage.place(position, self.head()) {
             Place::At(_) => None,
             Place::Broken(sequence) => Some(self.start_behind_gap(sequence, GapReason::Reset)),
@@ -484,15 +484,15 @@ impl Window {
     }
 
     /// The same start without what is held behind its gap: the client goes on at the head.
-    pub fn without_replay(&self, start: Start) -> Start {
+    pub fn without_replay(&self, start: ResumePoint) -> ResumePoint {
         let skipped = self.head().saturating_sub(start.cursor);
         let gap = start.gap.map(|gap| Gap { missed: gap.missed.map(|missed| missed + skipped), ..gap });
-        Start { cursor: start.cursor.max(self.head()), gap, ..start }
+        ResumePoint { cursor: start.cursor.max(self.head()), gap, ..start }
     }
 
     /// The same start, not before what was appended at `unix_ms`: what is older is not for the client, and counts as a
     /// gap.
-    pub fn not_before(&self, start: Start, unix_ms: u64) -> Start {
+    pub fn not_before(&self, start: ResumePoint, unix_ms: u64) -> ResumePoint {
         let behind = usize::try_from(start.cursor.saturating_sub(self.floor)).unwrap_or(usize::MAX);
         let entries = || self.entries.iter().skip(behind);
         // Nodes append with clocks that differ a little, so that times need not be in order.
@@ -504,7 +504,7 @@ impl Window {
         let skipped = older.sequence - start.cursor;
         let missed = start.gap.map_or(Some(0), |gap| gap.missed).map(|missed| missed + skipped);
         let reason = start.gap.map_or(GapReason::Expired, |gap| gap.reason);
-        Start { cursor: older.sequence, gap: Some(Gap { reason, missed }), ..start }
+        ResumePoint { cursor: older.sequence, gap: Some(Gap { reason, missed }), ..start }
     }
 
     /// How many bytes of frames behind a cursor a client may see.
@@ -512,15 +512,15 @@ impl Window {
         self.view(cursor, viewer).map(|entry| entry.frame.len()).sum()
     }
 
-    fn start_behind_gap(&self, cursor: u64, reason: GapReason) -> Start {
-        Start { cursor: cursor.max(self.floor), gap: Some(Gap { reason, missed: None }), asked: true }
+    fn start_behind_gap(&self, cursor: u64, reason: GapReason) -> ResumePoint {
+        ResumePoint { cursor: cursor.max(self.floor), gap: Some(Gap { reason, missed: None }), asked: true }
     }
 
     /// Where a client goes on that has been served up to `cursor` of this log.
-    pub fn continue_from(&self, cursor: u64) -> Start {
+    pub fn continue_from(&self, cursor: u64) -> ResumePoint {
         let missed = self.floor.saturating_sub(cursor);
         let gap = (missed > 0).then_some(Gap { reason: GapReason::Expired, missed: Some(missed) });
-        Start { cursor: cursor.max(self.floor), gap, asked: true }
+        ResumePoint { cursor: cursor.max(self.floor), gap, asked: true }
     }
 }
 
@@ -650,9 +650,9 @@ mod tests {
             ("e2", 4, gap(GapReason::Expired, None)),
             ("unknown", 4, gap(GapReason::Expired, None)),
         ] {
-            assert_eq!(window.start(Some(id), NAMELESS), Start { cursor, gap: expected, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), NAMELESS), ResumePoint { cursor, gap: expected, asked: true }, "{id}");
         }
-        assert_eq!(window.start(None, NAMELESS), Start { cursor: 9, gap: None, asked: false });
+        assert_eq!(window.start(None, NAMELESS), ResumePoint { cursor: 9, gap: None, asked: false });
     }
 
     #[test]
@@ -667,7 +667,7 @@ mod tests {
         for (id, cursor, gap) in
             [("pos-7-6", 6, None), ("pos-7-7", 6, reset), ("pos-8-7", 7, None), ("e7", 7, None), ("e8", 0, reset)]
         {
-            assert_eq!(window.start(Some(id), NAMELESS), Start { cursor, gap, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), NAMELESS), ResumePoint { cursor, gap, asked: true }, "{id}");
         }
         let viewer = Viewer { user: &"ann".into(), connection: ConnectionId(1), topics: &["t".into()] };
         assert_eq!(window.count(0, viewer), 7);
@@ -699,7 +699,7 @@ mod tests {
             ("pos-8-11", NAMELESS, 11, None),
         ] {
             let start = window.start(Some(id), connection);
-            assert_eq!(start, Start { cursor, gap, asked: true }, "{id} {connection}");
+            assert_eq!(start, ResumePoint { cursor, gap, asked: true }, "{id} {connection}");
         }
     }
 

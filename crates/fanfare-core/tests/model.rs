@@ -11,8 +11,8 @@ use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
     audience::TAG_BITS,
     lineage::{Loss, tag},
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Denied, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Denied, Settings},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -96,7 +96,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// The world: the node's side as it is, every client as the model sees it, and the full history.
 struct World {
     window: Window,
-    roster: Roster,
+    sessions: SessionTable,
     now: Now,
     /// Each event with the time at which it was appended.
     history: Vec<(String, Audience, u64)>,
@@ -154,7 +154,7 @@ impl World {
         let bounds = Bounds { events: 90, bytes: 40_000, age_ms: 60_000, ids: 10_000, ids_ms: HORIZON_MS };
         Self {
             window: Window::new(Lineage::new(EPOCH), 0, bounds),
-            roster: Roster::new(settings, EPOCH, 0),
+            sessions: SessionTable::new(settings, EPOCH, 0),
             now: Now { mono_ms: 1_000, unix_ms: 1_000_000 },
             history: Vec::new(),
             epochs: vec![(EPOCH, 0, Loss::Nothing)],
@@ -260,13 +260,13 @@ impl World {
     /// As a shard does it.
     fn pull(&mut self) {
         let mut entries = Vec::new();
-        let news = self.roster.look(&self.window, self.now, &mut entries);
-        self.roster.take_news(news, &entries);
+        let news = self.sessions.look(&self.window, self.now, &mut entries);
+        self.sessions.take_news(news, &entries);
     }
 
     fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
         // A shard takes a new epoch in before it lets anyone in.
-        if self.roster.epoch() != self.window.epoch() {
+        if self.sessions.epoch() != self.window.epoch() {
             self.pull();
         }
         if matches!(resume, Resume::No) {
@@ -304,8 +304,8 @@ impl World {
         client.bytes.clear();
         let grant = Grant { user: client.user.clone(), topics: vec!["*".into()], ..Grant::default() };
         let wanted = client.wanted.clone();
-        let arrival = Arrival::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
-        let start = self.window.start(last.as_deref(), arrival.connection);
+        let request = ConnectRequest::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
+        let start = self.window.start(last.as_deref(), request.connection);
         if let (Some(truth), None) = (truth, start.gap) {
             let (end, _) = self.end_of(truth.epoch).unwrap();
             let what = format!("{last:?} was seen at {truth}");
@@ -314,14 +314,14 @@ impl World {
                 "{what}, and goes on at {start:?} without a gap"
             );
         }
-        let replayed = self.window.count(start.cursor, arrival.viewer());
+        let replayed = self.window.count(start.cursor, request.viewer());
         let visible = (start.cursor + 1..=head).filter(|s| self.sees(who, *s)).count();
         assert_eq!(replayed, visible, "the ack announces what is held for the client");
-        self.clients[who].slot = Some(self.roster.connect(arrival, start, replayed, self.now));
+        self.clients[who].slot = Some(self.sessions.connect(request, start, replayed, self.now));
         // The older socket of the same connection is closed; its client has given it up.
         if let Some(old) = old {
-            assert!(!self.roster.session(old).unwrap().is_open());
-            self.roster.remove(old);
+            assert!(!self.sessions.session(old).unwrap().is_open());
+            self.sessions.remove(old);
         }
     }
 
@@ -370,33 +370,33 @@ impl World {
 
     fn cut(&mut self, who: usize) {
         if let Some(slot) = self.clients[who].slot.take() {
-            self.roster.remove(slot);
+            self.sessions.remove(slot);
         }
     }
 
     fn drain(&mut self, who: usize, n: usize) {
         self.clients[who].room += n;
         if let Some(slot) = self.clients[who].slot {
-            self.roster.writable(slot);
+            self.sessions.writable(slot);
         }
     }
 
     fn send(&mut self, who: usize, text: &str) {
         let Some(slot) = self.clients[who].slot else { return };
         let mut frame = masked(text);
-        self.roster.input(slot, &mut frame, self.now, &|_| Err(Denied { code: "no", message: String::new() }));
+        self.sessions.input(slot, &mut frame, self.now, &|_| Err(Denied { code: "no", message: String::new() }));
     }
 
     fn wait(&mut self, ms: u64) {
         self.now.mono_ms += ms;
         self.now.unix_ms += ms;
         self.window.expire(self.now.unix_ms);
-        self.roster.timeouts(self.now, &mut |_, _| true);
+        self.sessions.timeouts(self.now, &mut |_, _| true);
     }
 
     fn serve(&mut self, turns: usize) {
         for _ in 0..turns {
-            let Some(slot) = self.roster.next_ready() else { return };
+            let Some(slot) = self.sessions.next_ready() else { return };
             self.turn(slot);
         }
     }
@@ -404,11 +404,11 @@ impl World {
     fn turn(&mut self, slot: Slot) -> Served {
         let who = self.clients.iter().position(|client| client.slot == Some(slot));
         let Some(who) = who else {
-            return self.roster.serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
+            return self.sessions.serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
         };
         let client = &mut self.clients[who];
         let (room, bytes) = (&mut client.room, &mut client.bytes);
-        let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+        let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
             let mut taken = 0;
             for slice in slices {
                 let n = slice.len().min(*room);
@@ -546,17 +546,17 @@ impl World {
             self.drain(who, 1 << 30);
         }
         let mut turns = 0;
-        while let Some(slot) = self.roster.next_ready() {
+        while let Some(slot) = self.sessions.next_ready() {
             self.turn(slot);
             turns += 1;
             assert!(turns < 10_000, "serving never ends");
         }
         let head = self.window.head();
         for who in 0..CLIENTS {
-            if self.clients[who].slot.is_some_and(|slot| self.roster.session(slot).unwrap().is_open()) {
+            if self.clients[who].slot.is_some_and(|slot| self.sessions.session(slot).unwrap().is_open()) {
                 assert!(self.clients[who].expected.is_none(), "client {who} never got its ack");
                 self.check_nothing_missed(who, head);
-                assert_eq!(self.roster.session(self.clients[who].slot.unwrap()).unwrap().behind(), None);
+                assert_eq!(self.sessions.session(self.clients[who].slot.unwrap()).unwrap().behind(), None);
             }
         }
     }
@@ -566,7 +566,7 @@ impl World {
         for who in 0..CLIENTS {
             self.cut(who);
         }
-        assert_eq!((self.roster.len(), self.roster.overdue(), self.roster.seats()), (0, 0, 0));
+        assert_eq!((self.sessions.len(), self.sessions.overdue(), self.sessions.occupied()), (0, 0, 0));
     }
 }
 

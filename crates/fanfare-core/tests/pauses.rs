@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage,
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Denied, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Denied, Settings},
     time::Now,
     window::{Bounds, Window},
     ws,
@@ -20,7 +20,7 @@ const CLIENTS: usize = 40;
 /// A driver, and what lies in the sockets of its clients.
 struct World {
     window: Window,
-    roster: Roster,
+    sessions: SessionTable,
     now: Now,
     slots: Vec<Slot>,
     /// What clients have sent and the driver has not read.
@@ -51,17 +51,17 @@ impl World {
             Bounds { events: 10, bytes: 10_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 },
         );
         let now = Now { mono_ms: 5_000, unix_ms: 1_000_000 };
-        let mut roster = Roster::new(settings, 1, 0);
-        roster.woken(u64::MAX, now);
+        let mut sessions = SessionTable::new(settings, 1, 0);
+        sessions.woken(u64::MAX, now);
         let slots = (0..CLIENTS).map(|n| {
             let grant = Grant { user: "ann".into(), ..Grant::default() };
-            let arrival = Arrival::new(grant, ConnectionId(n as u128), None, [].into_iter(), 10);
-            roster.connect(arrival, window.start(None, ConnectionId(1)), 0, now)
+            let request = ConnectRequest::new(grant, ConnectionId(n as u128), None, [].into_iter(), 10);
+            sessions.connect(request, window.start(None, ConnectionId(1)), 0, now)
         });
         let slots = slots.collect();
         let mut world = Self {
             window,
-            roster,
+            sessions,
             now,
             slots,
             unread: HashMap::new(),
@@ -77,7 +77,7 @@ impl World {
     /// The driver waits for what is due until `ms` have passed.
     fn run(&mut self, ms: u64) {
         let end = self.now.mono_ms + ms;
-        while let Some(due) = self.roster.next_due().filter(|due| *due <= end) {
+        while let Some(due) = self.sessions.next_due().filter(|due| *due <= end) {
             self.pass(due.saturating_sub(self.now.mono_ms));
             self.wake(due);
         }
@@ -91,13 +91,13 @@ impl World {
 
     /// One turn of the driver, which wanted it at `wanted_ms`.
     fn wake(&mut self, wanted_ms: u64) -> u64 {
-        let paused_ms = self.roster.woken(wanted_ms, self.now);
+        let paused_ms = self.sessions.woken(wanted_ms, self.now);
         if self.events {
             self.slots.clone().into_iter().for_each(|slot| self.read(slot));
         }
         let (now, unread) = (self.now, &mut self.unread);
-        self.roster.timeouts(now, &mut |roster, slot| {
-            input(roster, slot, unread.remove(&slot), now);
+        self.sessions.timeouts(now, &mut |sessions, slot| {
+            input(sessions, slot, unread.remove(&slot), now);
             true
         });
         self.serve();
@@ -105,7 +105,7 @@ impl World {
     }
 
     fn read(&mut self, slot: Slot) {
-        input(&mut self.roster, slot, self.unread.remove(&slot), self.now);
+        input(&mut self.sessions, slot, self.unread.remove(&slot), self.now);
     }
 
     fn send(&mut self, slot: Slot, text: &str) {
@@ -115,9 +115,9 @@ impl World {
     }
 
     fn serve(&mut self) {
-        while let Some(slot) = self.roster.next_ready() {
+        while let Some(slot) = self.sessions.next_ready() {
             let mut bytes = Vec::new();
-            let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+            let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
                 slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
                 slices.iter().map(|slice| slice.len()).sum()
             });
@@ -127,7 +127,7 @@ impl World {
             if pings > 0 && (self.answer)(slot as usize) {
                 self.send(slot, r#"{"type":"pong"}"#);
             }
-            if let Some(code) = self.roster.session(slot).unwrap().ended() {
+            if let Some(code) = self.sessions.session(slot).unwrap().ended() {
                 assert_eq!(code, CloseCode::HeartbeatTimeout);
                 self.closed.entry(slot).or_insert(self.now.mono_ms);
             }
@@ -136,15 +136,15 @@ impl World {
 
     /// The process is stopped for a while, and what it waited for is due meanwhile.
     fn pause(&mut self) {
-        let wanted_ms = self.roster.next_due().unwrap();
+        let wanted_ms = self.sessions.next_due().unwrap();
         self.pass(PAUSE_MS);
         assert!(self.wake(wanted_ms) >= PAUSE_MS - HEARTBEAT_MS);
     }
 }
 
-fn input(roster: &mut Roster, slot: Slot, bytes: Option<Vec<u8>>, now: Now) {
+fn input(sessions: &mut SessionTable, slot: Slot, bytes: Option<Vec<u8>>, now: Now) {
     let denied = |_: &str| Err(Denied { code: "no", message: String::new() });
-    roster.input(slot, &mut bytes.unwrap_or_default(), now, &denied);
+    sessions.input(slot, &mut bytes.unwrap_or_default(), now, &denied);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_driver_that_is_a_little_late_again_and_again_closes_nobody_who_answers_and_
     let mut world = World::new(0, |slot| slot % 2 == 0);
     let end = world.now.mono_ms + 30_000;
     while world.now.mono_ms < end {
-        let wanted_ms = world.roster.next_due().unwrap();
+        let wanted_ms = world.sessions.next_due().unwrap();
         world.pass(wanted_ms.saturating_sub(world.now.mono_ms) + 700);
         assert_eq!(world.wake(wanted_ms), 0);
     }
@@ -213,17 +213,17 @@ fn frames_that_came_during_a_pause_are_not_too_many() {
     }
     world.pause();
     assert_eq!(world.closed, HashMap::new());
-    assert_eq!(world.roster.take_tally().limit_frames, 0);
+    assert_eq!(world.sessions.take_tally().limit_frames, 0);
     let flood = world.slots[0];
     (0..60).for_each(|_| world.send(flood, r#"{"type":"pong"}"#));
     world.read(flood);
-    assert_eq!(world.roster.take_tally().limit_frames, 1, "what comes now is paced as ever");
+    assert_eq!(world.sessions.take_tally().limit_frames, 1, "what comes now is paced as ever");
 }
 
 #[test]
 fn sessions_keep_their_places_within_a_heartbeat() {
     let mut world = World::new(0, |_| true);
-    let due = |world: &World| world.roster.next_due().unwrap() % HEARTBEAT_MS;
+    let due = |world: &World| world.sessions.next_due().unwrap() % HEARTBEAT_MS;
     world.run(1_500);
     let before = due(&world);
     world.pause();

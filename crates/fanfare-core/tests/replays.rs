@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Settings},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -17,7 +17,7 @@ const NOW: Now = Now { mono_ms: 5_000, unix_ms: 1_000_000 };
 
 struct World {
     window: Window,
-    roster: Roster,
+    sessions: SessionTable,
 }
 
 impl World {
@@ -35,33 +35,33 @@ impl World {
         let bounds = Bounds { events: 10_000, bytes: 100_000_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 };
         let mut window = Window::new(Lineage::new(1), 0, bounds);
         (1..=HELD).for_each(|n| window.push(entry(n, Audience::Everyone)));
-        Self { window, roster: Roster::new(settings, 1, HELD) }
+        Self { window, sessions: SessionTable::new(settings, 1, HELD) }
     }
 
     fn connect(&mut self, n: u128, user: &str, cursor: Option<&str>) -> Slot {
         let grant = Grant { user: user.into(), ..Grant::default() };
-        let arrival = Arrival::new(grant, ConnectionId(n), cursor.map(str::to_owned), [].into_iter(), 10);
-        let start = self.window.start(cursor, arrival.connection);
-        self.roster.connect(arrival, start, 0, NOW)
+        let request = ConnectRequest::new(grant, ConnectionId(n), cursor.map(str::to_owned), [].into_iter(), 10);
+        let start = self.window.start(cursor, request.connection);
+        self.sessions.connect(request, start, 0, NOW)
     }
 
     fn publish(&mut self, audience: Audience) -> Arc<Entry> {
         let entry = entry(self.window.head() + 1, audience);
         self.window.push(entry.clone());
-        self.roster.advance(std::slice::from_ref(&entry));
+        self.sessions.advance(std::slice::from_ref(&entry));
         entry
     }
 
     fn turn(&mut self) -> Option<(Slot, Served)> {
-        let slot = self.roster.next_ready()?;
+        let slot = self.sessions.next_ready()?;
         let take_all = &mut |slices: &[std::io::IoSlice<'_>]| slices.iter().map(|slice| slice.len()).sum();
-        Some((slot, self.roster.serve(slot, &self.window, NOW, take_all)))
+        Some((slot, self.sessions.serve(slot, &self.window, NOW, take_all)))
     }
 
     fn live_of(&mut self, wanted: &Entry) -> Vec<(u32, bool)> {
-        let swept = self.roster.take_swept().into_iter();
-        let of_it = swept.filter(|swept| swept.entry.sequence == wanted.sequence);
-        of_it.map(|swept| (swept.clients, swept.live)).collect()
+        let deliveries = self.sessions.take_deliveries().into_iter();
+        let of_it = deliveries.filter(|deliveries| deliveries.entry.sequence == wanted.sequence);
+        of_it.map(|deliveries| (deliveries.clients, deliveries.live)).collect()
     }
 }
 
@@ -102,15 +102,15 @@ fn every_event_of_a_burst_is_told_as_live_once() {
     world.connect(1, "ann", None);
     world.connect(2, "bob", None);
     while world.turn().is_some() {}
-    world.roster.take_swept();
+    world.sessions.take_deliveries();
     let burst: Vec<_> = (1..=500).map(|n| entry(HELD + n, Audience::Everyone)).collect();
     burst.iter().for_each(|entry| world.window.push(entry.clone()));
-    world.roster.advance(&burst);
+    world.sessions.advance(&burst);
     while world.turn().is_some() {}
-    let swept = world.roster.take_swept();
+    let deliveries = world.sessions.take_deliveries();
     for entry in &burst {
-        let of_it: Vec<_> = swept.iter().filter(|swept| swept.entry.sequence == entry.sequence).collect();
-        assert_eq!(of_it.iter().map(|swept| swept.clients).sum::<u32>(), 2);
-        assert_eq!(of_it.iter().filter(|swept| swept.live).count(), 1);
+        let of_it: Vec<_> = deliveries.iter().filter(|deliveries| deliveries.entry.sequence == entry.sequence).collect();
+        assert_eq!(of_it.iter().map(|deliveries| deliveries.clients).sum::<u32>(), 2);
+        assert_eq!(of_it.iter().filter(|deliveries| deliveries.live).count(), 1);
     }
 }

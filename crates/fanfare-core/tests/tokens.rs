@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position, Revocation,
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Denied, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Denied, Settings},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -18,7 +18,7 @@ const UNIX_SECS: u64 = 1_800_000_000;
 /// A hub of one client, and what the client has read.
 struct World {
     window: Window,
-    roster: Roster,
+    sessions: SessionTable,
     now: Now,
     slot: Slot,
     decoder: ws::Decoder,
@@ -53,12 +53,12 @@ impl World {
         let now = Now { mono_ms: 5_000, unix_ms: UNIX_SECS * 1_000 };
         let bounds = Bounds { events: 10, bytes: 10_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 };
         let window = Window::new(Lineage::new(1), 0, bounds);
-        let mut roster = Roster::new(settings, 1, 0);
-        roster.woken(u64::MAX, now);
-        let arrival = Arrival::new(grant, ConnectionId(1), None, ["a", "b"].into_iter(), 10);
-        let slot = roster.connect(arrival, window.start(None, ConnectionId(1)), 0, now);
+        let mut sessions = SessionTable::new(settings, 1, 0);
+        sessions.woken(u64::MAX, now);
+        let request = ConnectRequest::new(grant, ConnectionId(1), None, ["a", "b"].into_iter(), 10);
+        let slot = sessions.connect(request, window.start(None, ConnectionId(1)), 0, now);
         let mut world =
-            Self { window, roster, now, slot, decoder: ws::Decoder::default(), messages: Vec::new(), closed: None };
+            Self { window, sessions, now, slot, decoder: ws::Decoder::default(), messages: Vec::new(), closed: None };
         world.serve();
         world
     }
@@ -66,9 +66,9 @@ impl World {
     /// Lets `secs` pass, doing what is due when it is.
     fn pass(&mut self, secs: u64) {
         let end = self.now.mono_ms + secs * 1_000;
-        while let Some(due) = self.roster.next_due().filter(|due| *due <= end) {
+        while let Some(due) = self.sessions.next_due().filter(|due| *due <= end) {
             self.to(due.max(self.now.mono_ms));
-            self.roster.timeouts(self.now, &mut |_, _| true);
+            self.sessions.timeouts(self.now, &mut |_, _| true);
             self.serve();
         }
         self.to(end);
@@ -77,7 +77,7 @@ impl World {
     /// Sets the wall clock.
     fn step(&mut self, secs: i64) {
         self.now.unix_ms = self.now.unix_ms.checked_add_signed(1_000 * secs).unwrap();
-        self.roster.woken(u64::MAX, self.now);
+        self.sessions.woken(u64::MAX, self.now);
     }
 
     fn to(&mut self, mono_ms: u64) {
@@ -87,8 +87,8 @@ impl World {
 
     fn serve(&mut self) {
         let mut bytes = Vec::new();
-        while let Some(slot) = self.roster.next_ready() {
-            let served = self.roster.serve(slot, &self.window, self.now, &mut |slices| {
+        while let Some(slot) = self.sessions.next_ready() {
+            let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
                 slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
                 slices.iter().map(|slice| slice.len()).sum()
             });
@@ -116,7 +116,7 @@ impl World {
             "good" => Ok(answer.clone()),
             _ => Err(Denied { code: "token_invalid", message: "no".to_owned() }),
         };
-        self.roster.input(self.slot, &mut frame, self.now, &verify);
+        self.sessions.input(self.slot, &mut frame, self.now, &verify);
         self.serve();
     }
 
@@ -156,7 +156,7 @@ fn a_client_is_told_before_its_token_ends_and_closed_when_it_does() {
     let (code, reason) = world.closed.clone().expect("closed");
     assert_eq!(code, CloseCode::Policy.number());
     assert!(reason.starts_with("token_expired: "), "{reason}");
-    let tally = world.roster.take_tally();
+    let tally = world.sessions.take_tally();
     assert_eq!((tally.tokens_expiring, tally.tokens_expired), (1, 1));
 }
 
@@ -262,9 +262,9 @@ fn an_error_names_the_message_that_it_answers_and_the_topic() {
 fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
     for (last_event_id, answered) in [(None, "initial_connect"), (Some("pos-1-0".to_owned()), "pos-1-0")] {
         let mut world = World::new(grant(100));
-        let arrival = Arrival::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
-        let start = world.window.start(arrival.last_event_id.as_deref(), arrival.connection);
-        world.roster.connect(arrival, start, 0, world.now);
+        let request = ConnectRequest::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
+        let start = world.window.start(request.last_event_id.as_deref(), request.connection);
+        world.sessions.connect(request, start, 0, world.now);
         world.messages.clear();
         world.serve();
         let messages = world.messages.iter();
@@ -291,7 +291,7 @@ fn a_newer_token_that_allows_less_takes_topics_away() {
     world.say(r#"{"type":"auth","token":"good"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
     assert_eq!(world.kinds(), ["ack", "ack", "error"]);
     assert_eq!(world.messages[2]["error"], "forbidden");
-    let topics: Vec<_> = world.roster.session(world.slot).unwrap().topics().iter().map(|topic| &**topic).collect();
+    let topics: Vec<_> = world.sessions.session(world.slot).unwrap().topics().iter().map(|topic| &**topic).collect();
     assert_eq!(topics, ["b"]);
     for (n, topic) in (1..).zip(["a", "b"]) {
         let draft = Draft::new("note", &serde_json::json!({ "topic": topic })).unwrap();
@@ -303,7 +303,7 @@ fn a_newer_token_that_allows_less_takes_topics_away() {
             &event,
         ));
         world.window.push(entry.clone());
-        world.roster.advance(&[entry]);
+        world.sessions.advance(&[entry]);
         world.serve();
     }
     let events: Vec<_> = world.messages.iter().filter(|message| message["type"] == "note").collect();
@@ -324,7 +324,7 @@ fn whoever_a_revocation_concerns_is_closed() {
         (Revocation::Everyone { before: UNIX_SECS + 1 }, true),
     ] {
         let mut world = World::new(grant(100));
-        assert_eq!(world.roster.revoke(&revocation, "token_revoked: gone", world.now), usize::from(concerned));
+        assert_eq!(world.sessions.revoke(&revocation, "token_revoked: gone", world.now), usize::from(concerned));
         world.serve();
         let closed = concerned.then(|| (CloseCode::Policy.number(), "token_revoked: gone".to_owned()));
         assert_eq!(world.closed, closed, "{revocation:?}");

@@ -25,7 +25,7 @@ const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    memory::give_back_what_is_large();
+    memory::set_mmap_threshold();
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
         // Help and version are errors to clap, which knows where each is to be printed.

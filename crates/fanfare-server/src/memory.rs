@@ -9,11 +9,11 @@ const LARGE: libc::c_int = 128 << 10;
 /// behind where it was, and a connection costs half as much memory again.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "a setting of the C library, which the standard library does not offer")]
-pub(crate) fn give_back_what_is_large() {
+pub(crate) fn set_mmap_threshold() {
     // SAFETY: it takes two numbers by value, and this is the only thread so far. Where it fails, all stays as it is.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
 }
 
 /// Other C libraries give back what is large.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) const fn give_back_what_is_large() {}
+pub(crate) const fn set_mmap_threshold() {}

@@ -6,7 +6,7 @@ mod acceptor;
 mod banner;
 mod file_budget;
 mod http_connections;
-mod introduction;
+mod proxy_protocol;
 pub(crate) mod jwks;
 mod listener;
 mod otlp;
@@ -49,7 +49,7 @@ use tokio::{
 };
 use utoipa_axum::router::OpenApiRouter;
 use vitals::{CertificateEnd, Vitals};
-use worker::{EVERYTHING_ENDS, Word, Worker};
+use worker::{SHUTDOWN_SIGNAL, WorkerMessage, Worker};
 
 /// How long requests may take to be answered at the end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -188,7 +188,7 @@ async fn serve(
     let address = listener.local_addr().context("the listener has no address")?;
 
     match worker {
-        Some(_) => Worker::say(Word::Ready { patience: settings.drain_timeout.max(LONGEST_REQUESTS) }),
+        Some(_) => Worker::say(WorkerMessage::Ready { drain_timeout: settings.drain_timeout.max(LONGEST_REQUESTS) }),
         None => {
             warn(settings, files, &keyring);
             announce(settings, address, &keyring)?;
@@ -225,7 +225,7 @@ async fn serve(
     let begun = Instant::now();
     match worker {
         Some(Worker { index }) => {
-            Worker::say(Word::Ending);
+            Worker::say(WorkerMessage::Ending);
             tracing::info!(worker = index, "ending: clients are told to come back");
         }
         None => {
@@ -377,8 +377,8 @@ enum Ending {
     Replaced,
 }
 
-/// What a supervisor is told.
-enum Told {
+/// What a signal asks a supervisor to do.
+enum SupervisorSignal {
     Stop,
     Replace,
 }
@@ -390,16 +390,16 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
-            everything_ends: signal(SignalKind::from_raw(EVERYTHING_ENDS.as_raw()))?,
+            everything_ends: signal(SignalKind::from_raw(SHUTDOWN_SIGNAL.as_raw()))?,
         })
     }
 
-    /// What a supervisor is told.
-    async fn next(&mut self) -> Told {
+    /// What a signal asks a supervisor to do.
+    async fn next(&mut self) -> SupervisorSignal {
         tokio::select! {
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Replace,
+            _ = self.interrupt.recv() => SupervisorSignal::Stop,
+            _ = self.terminate.recv() => SupervisorSignal::Stop,
+            _ = self.hangup.recv() => SupervisorSignal::Replace,
         }
     }
 

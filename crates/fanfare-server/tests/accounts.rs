@@ -78,20 +78,20 @@ fn program() -> &'static Path {
 }
 
 /// The status, the head and the body of an answer.
-struct Answer {
+struct BrokerFuture {
     status: u16,
     head: String,
     body: Value,
 }
 
-fn post(hub: &HubProcess, path: &str, token: Option<&str>, body: &Value) -> Answer {
+fn post(hub: &HubProcess, path: &str, token: Option<&str>, body: &Value) -> BrokerFuture {
     block_in_place(|| {
         let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         send(hub, path, &format!("{authorization}Content-Type: application/json\r\n"), &body.to_string())
     })
 }
 
-fn send(hub: &HubProcess, path: &str, head: &str, body: &str) -> Answer {
+fn send(hub: &HubProcess, path: &str, head: &str, body: &str) -> BrokerFuture {
     block_in_place(|| {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -105,28 +105,28 @@ fn send(hub: &HubProcess, path: &str, head: &str, body: &str) -> Answer {
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head: head.to_ascii_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
+        BrokerFuture { status, head: head.to_ascii_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
     })
 }
 
-fn login(hub: &HubProcess, email: &str, password: &str) -> Answer {
+fn login(hub: &HubProcess, email: &str, password: &str) -> BrokerFuture {
     post(hub, "/auth/login", None, &json!({ "email": email, "password": password }))
 }
 
 /// What is answered once the limits on logins and renewals allow it: some tests come often.
-fn when_allowed(mut ask: impl FnMut() -> Answer) -> Answer {
+fn when_allowed(mut ask: impl FnMut() -> BrokerFuture) -> BrokerFuture {
     let mut answer = None;
     block_in_place(|| until("the limits allow it", || answer.insert(ask()).status != 429));
     answer.unwrap()
 }
 
-fn logged_in(hub: &HubProcess, email: &str) -> Answer {
+fn logged_in(hub: &HubProcess, email: &str) -> BrokerFuture {
     let answer = when_allowed(|| login(hub, email, PASSWORD));
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer
 }
 
-fn text(answer: &Answer, field: &str) -> String {
+fn text(answer: &BrokerFuture, field: &str) -> String {
     answer.body[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", answer.body)).to_owned()
 }
 
@@ -287,7 +287,7 @@ async fn until_believed(hub: &HubProcess, password: &str) -> String {
     }
 }
 
-fn renew(hub: &HubProcess, token: &str) -> Answer {
+fn renew(hub: &HubProcess, token: &str) -> BrokerFuture {
     when_allowed(|| post(hub, "/auth/refresh", None, &json!({ "refresh_token": token })))
 }
 
@@ -349,7 +349,7 @@ async fn concurrent_renewals_of_one_token_have_one_successor() {
         let hubs = [database.hub(&arguments), database.hub(&arguments)];
         database.add_user("ann@example.org", "viewer");
         let first = text(&logged_in(&hubs[0], "ann@example.org"), "refresh_token");
-        let answers: Vec<Answer> = block_in_place(|| {
+        let answers: Vec<BrokerFuture> = block_in_place(|| {
             std::thread::scope(|scope| {
                 let (hubs, first) = (&hubs, &first);
                 let threads: Vec<_> = (0..12).map(|n| scope.spawn(move || renew(&hubs[n % 2], first))).collect();

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare::{Minter, auth::Claims};
-use fanfare_client::{Heard, Listener, Options, State};
+use fanfare_client::{Notification, Listener, Options, State};
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -228,12 +228,12 @@ async fn count(mut listener: Listener, last: u64) -> u64 {
     let (mut expected, mut resumes) = (1, 0);
     while expected <= last {
         match timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal") {
-            Heard::Event(event) => {
+            Notification::Event(event) => {
                 assert_eq!(event.data::<Value>().unwrap()["n"], expected);
                 expected += 1;
             }
-            Heard::State(State::Live { resumed: true, .. }) => resumes += 1,
-            Heard::State(_) => {}
+            Notification::State(State::Live { resumed: true, .. }) => resumes += 1,
+            Notification::State(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -251,7 +251,7 @@ async fn listeners_count_every_event_once_through_a_roll() {
     for user in ["ann", "bob", "cleo", "dan"] {
         let mut listener = Options::new(format!("http://{}", hub.address()), token(user)).listen().unwrap();
         let live = timeout(PATIENCE, listener.next()).await.unwrap().unwrap();
-        assert!(matches!(live, Heard::State(State::Live { resumed: false, .. })), "{live:?}");
+        assert!(matches!(live, Notification::State(State::Live { resumed: false, .. })), "{live:?}");
         listeners.spawn(count(listener, LAST));
     }
     hub.signal(Signal::SIGHUP);

@@ -2,11 +2,11 @@
 
 use crate::{
     net::Event,
-    node::{Input, arrival},
+    node::{Input, request},
     world::World,
 };
 use fanfare_client::{
-    Heard, State as Standing,
+    Notification, State as Standing,
     machine::{End, Link},
 };
 use fanfare_core::{ConnectionId, Position, ws};
@@ -135,8 +135,8 @@ impl Client {
             Cursor::Text(text) => Some(text.clone()),
         };
         world.note(|| format!("client {} connects to node {} with {last:?}", self.number, self.node));
-        let arrival = arrival(&self.user, &self.topics, self.connection, last);
-        world.connect(self.node, arrival, self.number, self.attempt);
+        let request = request(&self.user, &self.topics, self.connection, last);
+        world.connect(self.node, request, self.number, self.attempt);
     }
 
     /// The cursor in the URL that the Rust client asks for.
@@ -250,21 +250,21 @@ impl Client {
             world.tell_node(self.node, Input::Bytes(self.attempt, frame));
         }
         match heard {
-            Some(Heard::Event(event)) => {
+            Some(Notification::Event(event)) => {
                 let number = event.event_id().strip_prefix('e').and_then(|number| number.parse().ok());
                 let position = event.log_position().and_then(|text| text.parse().ok());
                 world.delivered(self.number, number.unwrap_or(u32::MAX), position, now);
             }
-            Some(Heard::Gap(gap)) => {
+            Some(Notification::Gap(gap)) => {
                 world.note(|| format!("client {} is told of {gap:?}", self.number));
                 let place = field(payload, b"\"event_id\":\"").unwrap_or_default();
                 let epoch = place.parse::<Position>().map_or(0, |position| position.epoch);
                 world.told_of_gap(self.number, epoch, gap.reason == "reset", now);
             }
-            Some(Heard::State(Standing::Live { connection_id, .. })) => {
+            Some(Notification::State(Standing::Live { connection_id, .. })) => {
                 self.acknowledged(Some(&connection_id), now, world);
             }
-            Some(Heard::Problem(problem)) => world.fail(format!("client: {} has {problem:?}", self.number)),
+            Some(Notification::Problem(problem)) => world.fail(format!("client: {} has {problem:?}", self.number)),
             _ => {}
         }
     }

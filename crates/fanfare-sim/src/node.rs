@@ -8,19 +8,19 @@ use crate::{
 use fanfare::{
     Audience, BrokerError, Event, Revocation,
     broker::{
-        Answer, Broker, Order, Record, SharedWindow, Tail,
+        BrokerFuture, Broker, ControlMessage, Record, SharedWindow, LogFollower,
         redis::{RedisBroker, RedisOptions, RedisUrl},
     },
     environment::{self, Dialing, Environment, Task},
     metrics::Metrics,
-    registry::{Present, Registry},
+    presence::{ConnectionInfo, Presence},
     why::Question,
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage, Position,
     lineage::tag,
-    roster::{Roster, Served, Slot},
-    session::{Arrival, Denied, Settings},
+    session_table::{SessionTable, Served, Slot},
+    session::{ConnectRequest, Denied, Settings},
     time::Now,
     window::Window,
     ws,
@@ -151,7 +151,7 @@ impl Drop for Gated {
 /// What comes to a node from its clients.
 #[derive(Debug)]
 pub(crate) enum Input {
-    Connect(Box<Arrival>, usize, u64),
+    Connect(Box<ConnectRequest>, usize, u64),
     Bytes(u64, Vec<u8>),
     /// The client takes more.
     Writable(u64),
@@ -164,12 +164,12 @@ pub(crate) enum Input {
 pub(crate) struct Follower {
     window: SharedWindow,
     wake: Arc<Notify>,
-    orders: Mutex<VecDeque<Order>>,
+    orders: Mutex<VecDeque<ControlMessage>>,
     open: AtomicUsize,
-    present: Mutex<Vec<Option<Present>>>,
+    present: Mutex<Vec<Option<ConnectionInfo>>>,
 }
 
-impl Tail for Follower {
+impl LogFollower for Follower {
     fn window(&self) -> &SharedWindow {
         &self.window
     }
@@ -178,7 +178,7 @@ impl Tail for Follower {
         self.wake.notify_one();
     }
 
-    fn obey(&self, order: Order) {
+    fn handle_control(&self, order: ControlMessage) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push_back(order);
         self.wake.notify_one();
     }
@@ -191,14 +191,14 @@ impl Tail for Follower {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+    fn clients(&self, of_user: Option<&str>) -> BrokerFuture<'_, Vec<ConnectionInfo>> {
         let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = |client: &&Present| of_user.is_none_or(|user| *client.user == *user);
+        let wanted = |client: &&ConnectionInfo| of_user.is_none_or(|user| *client.user == *user);
         let clients = present.iter().flatten().filter(wanted).cloned().collect();
         Box::pin(std::future::ready(Ok(clients)))
     }
 
-    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+    fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)> {
         let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         let from = usize::try_from(place).unwrap_or(usize::MAX).min(present.len());
         let to = from.saturating_add(count).min(present.len());
@@ -207,7 +207,7 @@ impl Tail for Follower {
         Box::pin(std::future::ready(Ok((clients, next))))
     }
 
-    fn answer(&self, _question: Question) -> Answer<'_, Option<String>> {
+    fn answer(&self, _question: Question) -> BrokerFuture<'_, Option<String>> {
         Box::pin(std::future::ready(Ok(None)))
     }
 }
@@ -302,7 +302,7 @@ impl Node {
             (window.epoch(), window.head())
         };
         let mut shard = Shard {
-            roster: Roster::new(settings(), epoch, head),
+            sessions: SessionTable::new(settings(), epoch, head),
             sockets: Vec::new(),
             slots: BTreeMap::new(),
             node: self.clone(),
@@ -312,8 +312,8 @@ impl Node {
         loop {
             let now = self.process.now();
             shard.turn(wanted_ms, now);
-            wanted_ms = shard.roster.next_due().unwrap_or(u64::MAX);
-            if shard.roster.has_ready() {
+            wanted_ms = shard.sessions.next_due().unwrap_or(u64::MAX);
+            if shard.sessions.has_ready() {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -339,7 +339,7 @@ impl Node {
     pub(crate) fn problem(&self) -> Option<String> {
         match self.broker() {
             None => Some("it has not started".to_owned()),
-            Some(broker) => self.process.enter(|| broker.standing().problem),
+            Some(broker) => self.process.enter(|| broker.status().problem),
         }
     }
 
@@ -383,22 +383,22 @@ impl Node {
     }
 
     /// What the upgrade of a client does before its shard gets it.
-    pub(crate) fn connect(self: &Rc<Self>, mut arrival: Arrival, client: usize, attempt: u64) {
-        if arrival.connection.epoch_tag() == 0 && arrival.last_event_id.is_none() {
-            arrival.connection = connection_of(client, tag(self.follower.window.read().epoch()));
+    pub(crate) fn connect(self: &Rc<Self>, mut request: ConnectRequest, client: usize, attempt: u64) {
+        if request.connection.epoch_tag() == 0 && request.last_event_id.is_none() {
+            request.connection = connection_of(client, tag(self.follower.window.read().epoch()));
         }
         let node = self.clone();
         self.process.run(async move {
             // Its listener opens once it is linked.
             let Some(broker) = node.broker() else { return };
-            if let Some(last) = arrival.last_event_id.as_deref() {
-                let gap = node.follower.window.read().start(Some(last), arrival.connection).gap;
+            if let Some(last) = request.last_event_id.as_deref() {
+                let gap = node.follower.window.read().start(Some(last), request.connection).gap;
                 // If that takes long the client leaves, and tries another node.
                 if gap.is_some_and(|gap| gap.missed.is_none()) && broker.catch_up().await.is_err() {
                     return;
                 }
             }
-            node.input(Input::Connect(Box::new(arrival), client, attempt));
+            node.input(Input::Connect(Box::new(request), client, attempt));
         });
     }
 
@@ -418,7 +418,7 @@ impl Node {
     }
 
     /// Who is connected with a user's token, as this node knows from Redis.
-    pub(crate) async fn of_user(self: &Rc<Self>, user: Arc<str>) -> Option<Vec<Present>> {
+    pub(crate) async fn of_user(self: &Rc<Self>, user: Arc<str>) -> Option<Vec<ConnectionInfo>> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let node = self.clone();
         self.process.run(async move {
@@ -455,7 +455,7 @@ fn settings() -> Settings {
 
 /// The sessions of a node, and how they are served.
 struct Shard {
-    roster: Roster,
+    sessions: SessionTable,
     sockets: Vec<Option<Socket>>,
     slots: BTreeMap<u64, Slot>,
     node: Rc<Node>,
@@ -464,43 +464,43 @@ struct Shard {
 
 impl Shard {
     fn turn(&mut self, wanted_ms: u64, now: Now) {
-        self.roster.woken(wanted_ms, now);
+        self.sessions.woken(wanted_ms, now);
         self.pull(now);
-        self.obey(now);
+        self.handle_control(now);
         self.take_inputs(now);
-        self.roster.timeouts(now, &mut |_, _| true);
+        self.sessions.timeouts(now, &mut |_, _| true);
         for _ in 0..256 {
-            let Some(slot) = self.roster.next_ready() else { break };
+            let Some(slot) = self.sessions.next_ready() else { break };
             self.serve(slot, now);
         }
-        self.node.follower.open.store(self.roster.len(), Ordering::Relaxed);
-        self.roster.take_swept();
-        self.roster.take_acknowledged();
-        let tally = self.roster.take_tally();
+        self.node.follower.open.store(self.sessions.len(), Ordering::Relaxed);
+        self.sessions.take_deliveries();
+        self.sessions.take_acknowledged();
+        let tally = self.sessions.take_tally();
         self.world.count_gaps(tally.gaps_expired, tally.gaps_reset);
     }
 
     /// Takes what is new in the window, as the hub's shards do.
     fn pull(&mut self, now: Now) {
         let mut entries = Vec::new();
-        let news = self.roster.look(&self.node.follower.window.read(), now, &mut entries);
-        self.roster.take_news(news, &entries);
+        let news = self.sessions.look(&self.node.follower.window.read(), now, &mut entries);
+        self.sessions.take_news(news, &entries);
     }
 
-    fn obey(&mut self, now: Now) {
+    fn handle_control(&mut self, now: Now) {
         loop {
             let order = self.node.follower.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             match order {
                 None => return,
-                Some(Order::Replaced { connection, came_ms, sure }) => {
-                    let Some(slot) = self.roster.holder(connection) else { continue };
+                Some(ControlMessage::Replaced { connection, came_ms, sure }) => {
+                    let Some(slot) = self.sessions.holder(connection) else { continue };
                     if self.present(slot).is_some_and(|present| present.came_ms == came_ms) {
                         let (code, reason) = if sure {
                             (CloseCode::Replaced, CloseCode::REPLACED)
                         } else {
                             (CloseCode::Restart, CloseCode::UNDECIDED)
                         };
-                        self.roster.close(slot, code, reason, now);
+                        self.sessions.close(slot, code, reason, now);
                     }
                 }
                 Some(_) => {}
@@ -508,7 +508,7 @@ impl Shard {
         }
     }
 
-    fn present(&self, slot: Slot) -> Option<Present> {
+    fn present(&self, slot: Slot) -> Option<ConnectionInfo> {
         let present = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner);
         present.get(slot as usize).cloned().flatten()
     }
@@ -517,17 +517,17 @@ impl Shard {
         let inputs = self.node.inputs.take();
         for input in inputs {
             match input {
-                Input::Connect(arrival, client, attempt) => self.connect(*arrival, client, attempt, now),
+                Input::Connect(request, client, attempt) => self.connect(*request, client, attempt, now),
                 Input::Bytes(attempt, mut bytes) => {
                     if let Some(&slot) = self.slots.get(&attempt) {
-                        self.roster.input(slot, &mut bytes, now, &|_| {
+                        self.sessions.input(slot, &mut bytes, now, &|_| {
                             Err(Denied { code: "token_invalid", message: String::new() })
                         });
                     }
                 }
                 Input::Writable(attempt) => {
                     if let Some(&slot) = self.slots.get(&attempt) {
-                        self.roster.writable(slot);
+                        self.sessions.writable(slot);
                     }
                 }
                 Input::Gone(attempt) => {
@@ -539,17 +539,17 @@ impl Shard {
         }
     }
 
-    fn connect(&mut self, arrival: Arrival, client: usize, attempt: u64, now: Now) {
-        let (connection, user) = (arrival.connection, arrival.grant.user.clone());
+    fn connect(&mut self, request: ConnectRequest, client: usize, attempt: u64, now: Now) {
+        let (connection, user) = (request.connection, request.grant.user.clone());
         let (start, replayed) = {
             let window = self.node.follower.window.read();
-            if window.epoch() != self.roster.epoch() {
-                self.roster.adopt(&window, now);
+            if window.epoch() != self.sessions.epoch() {
+                self.sessions.adopt(&window, now);
             }
-            let start = window.start(arrival.last_event_id.as_deref(), connection);
-            (start, window.count(start.cursor, arrival.viewer()))
+            let start = window.start(request.last_event_id.as_deref(), connection);
+            (start, window.count(start.cursor, request.viewer()))
         };
-        let slot = self.roster.connect(arrival, start, replayed, now);
+        let slot = self.sessions.connect(request, start, replayed, now);
         let at = slot as usize;
         if self.sockets.len() <= at {
             self.sockets.resize_with(at + 1, || None);
@@ -557,7 +557,7 @@ impl Shard {
         self.sockets[at] = Some(Socket { client, attempt });
         self.slots.insert(attempt, slot);
         let node = format!("{}", self.node.index);
-        let present = Present {
+        let present = ConnectionInfo {
             connection,
             user,
             node: node.into(),
@@ -582,7 +582,7 @@ impl Shard {
         let Some(Some(Socket { client, attempt })) = self.sockets.get(slot as usize) else { return };
         let (client, attempt) = (*client, *attempt);
         let (mut broken, mut clients) = (false, self.world.clients.borrow_mut());
-        let served = self.roster.serve(
+        let served = self.sessions.serve(
             slot,
             &self.node.follower.window,
             now,
@@ -595,21 +595,21 @@ impl Shard {
             },
         );
         drop(clients);
-        let deaf = self.roster.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
+        let deaf = self.sessions.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
         if broken || deaf || served == Served::Finished {
             self.drop_socket(slot);
         }
     }
 
     fn drop_socket(&mut self, slot: Slot) {
-        self.roster.remove(slot);
+        self.sessions.remove(slot);
         let Some(Socket { client, attempt }) = self.sockets.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
         self.slots.remove(&attempt);
         let present = self.node.follower.present.lock().unwrap_or_else(PoisonError::into_inner)[slot as usize].take();
         if let (Some(broker), Some(present)) = (self.node.broker(), present)
-            && self.roster.holder(present.connection).is_none()
+            && self.sessions.holder(present.connection).is_none()
         {
             broker.left(present.connection, &present.user, present.came_ms);
         }
@@ -623,14 +623,14 @@ pub(crate) fn place_text(epoch: u64, sequence: u64) -> String {
 }
 
 /// A client that comes with its token.
-pub(crate) fn arrival(
+pub(crate) fn request(
     user: &Arc<str>,
     topics: &[Arc<str>],
     connection: ConnectionId,
     last_event_id: Option<String>,
-) -> Arrival {
+) -> ConnectRequest {
     let grant = Grant { user: user.clone(), topics: vec!["*".into()], ..Grant::default() };
-    Arrival::new(grant, connection, last_event_id, topics.iter().map(|topic| &**topic), 10)
+    ConnectRequest::new(grant, connection, last_event_id, topics.iter().map(|topic| &**topic), 10)
 }
 
 /// Where a node is.

@@ -11,7 +11,7 @@ use crate::{
     store::{Data, Facts, Reply, text},
 };
 use fanfare::{Audience, Draft, metrics::Counter};
-use fanfare_core::{ConnectionId, Position, session::Arrival};
+use fanfare_core::{ConnectionId, Position, session::ConnectRequest};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
@@ -265,10 +265,10 @@ impl World {
         self.nodes.borrow()[node].is_paused()
     }
 
-    pub(crate) fn connect(&self, node: usize, arrival: Arrival, client: usize, attempt: u64) {
+    pub(crate) fn connect(&self, node: usize, request: ConnectRequest, client: usize, attempt: u64) {
         let node = self.nodes.borrow()[node].clone();
         if node.is_alive() {
-            node.connect(arrival, client, attempt);
+            node.connect(request, client, attempt);
         }
     }
 

@@ -48,7 +48,7 @@ struct Paces<K> {
 
 /// A limit that is reached. The text is a close reason: the setting's name, then what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum ExceededLimit {
     #[error("max_connections: the hub is full; try again later")]
     Connections,
     #[error("max_connections_per_user: close another connection of this user first")]
@@ -61,7 +61,7 @@ pub(crate) enum Refusal {
     UserConnectRate,
 }
 
-impl Refusal {
+impl ExceededLimit {
     pub(crate) const fn counter(self) -> Counter {
         match self {
             Self::Connections => Counter::LimitConnections,
@@ -90,10 +90,10 @@ impl Admission {
     }
 
     /// Whether an address may connect once more at `mono_ms`.
-    pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
+    pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
         let address = address_group(address);
         let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
-        wait.map_or(Ok(()), |_| Err(Refusal::ConnectRate))
+        wait.map_or(Ok(()), |_| Err(ExceededLimit::ConnectRate))
     }
 
     /// Whether somebody who came too fast is told so in a way that costs something.
@@ -103,10 +103,10 @@ impl Admission {
     }
 
     /// Whether a user may connect once more at `mono_ms`.
-    pub(crate) fn user_keeps_pace(&self, user: &str, mono_ms: u64, config: &Config) -> Result<(), Refusal> {
+    pub(crate) fn user_keeps_pace(&self, user: &str, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
         let user = self.hasher.hash_one(user);
         let wait = step(&self.user_paces, user, config.connects_per_second_per_user, 1, mono_ms);
-        wait.map_or(Ok(()), |_| Err(Refusal::UserConnectRate))
+        wait.map_or(Ok(()), |_| Err(ExceededLimit::UserConnectRate))
     }
 
     /// Whether a bearer may publish `events` more at `mono_ms`; if not, in how many milliseconds.
@@ -147,23 +147,23 @@ impl Admission {
         unlimited: bool,
         address: Option<IpAddr>,
         config: &Config,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ExceededLimit> {
         let address = address.map(address_group);
         let full = |limit: usize, count: usize| limit != 0 && count >= limit;
         let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let of_address = address.and_then(|address| addresses.get(&address).copied()).unwrap_or(0);
         drop(addresses);
         if full(config.max_connections_per_address, of_address as usize) {
-            return Err(Refusal::PerAddress);
+            return Err(ExceededLimit::PerAddress);
         }
         let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         let of_user = users.get(&self.hasher.hash_one(user)).copied().unwrap_or(0);
         drop(users);
         if !unlimited && full(config.max_connections_per_user, of_user as usize) {
-            return Err(Refusal::PerUser);
+            return Err(ExceededLimit::PerUser);
         }
         if full(config.max_connections, self.total.load(Ordering::Relaxed)) {
-            return Err(Refusal::Connections);
+            return Err(ExceededLimit::Connections);
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Admission {
         address: IpAddr,
         replaced: Option<IpAddr>,
         config: &Config,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ExceededLimit> {
         let address = address_group(address);
         let replaced = replaced.map(address_group);
         let spare = usize::from(replaced.is_some());
@@ -187,7 +187,7 @@ impl Admission {
             let count = addresses.entry(address).or_insert(0);
             let spare = usize::from(replaced == Some(address));
             if !within(config.max_connections_per_address, *count as usize, spare) {
-                return Err(Refusal::PerAddress);
+                return Err(ExceededLimit::PerAddress);
             }
             *count += 1;
         }
@@ -197,13 +197,13 @@ impl Admission {
             if !unlimited && !within(config.max_connections_per_user, *count as usize, spare) {
                 drop(users);
                 self.leave_address(address);
-                return Err(Refusal::PerUser);
+                return Err(ExceededLimit::PerUser);
             }
             *count += 1;
         }
         if !within(config.max_connections, self.total.fetch_add(1, Ordering::Relaxed), spare) {
             self.release(user, address);
-            return Err(Refusal::Connections);
+            return Err(ExceededLimit::Connections);
         }
         Ok(())
     }
@@ -312,9 +312,9 @@ mod tests {
     fn each_limit_counts_its_own() {
         let (ann, bob) = ("ann", "bob");
         for (config, second, refusal) in [
-            (config(1, 0, 0), (bob, AWAY), Refusal::Connections),
-            (config(0, 1, 0), (ann, AWAY), Refusal::PerUser),
-            (config(0, 0, 1), (bob, HOME), Refusal::PerAddress),
+            (config(1, 0, 0), (bob, AWAY), ExceededLimit::Connections),
+            (config(0, 1, 0), (ann, AWAY), ExceededLimit::PerUser),
+            (config(0, 0, 1), (bob, HOME), ExceededLimit::PerAddress),
         ] {
             let admission = Admission::new();
             assert_eq!(admission.admit(ann, false, HOME, None, &config), Ok(()));
@@ -325,7 +325,7 @@ mod tests {
                 "taking over counts once: {refusal:?}"
             );
             let unlimited = admission.admit(second.0, true, second.1, None, &config);
-            assert_eq!(unlimited.is_ok(), refusal == Refusal::PerUser, "{refusal:?}");
+            assert_eq!(unlimited.is_ok(), refusal == ExceededLimit::PerUser, "{refusal:?}");
             unlimited.into_iter().for_each(|()| admission.release(second.0, second.1));
             admission.release(ann, HOME);
             admission.release(ann, HOME);
@@ -351,7 +351,7 @@ mod tests {
         let (config, admission) = (config(0, 0, 1), Admission::new());
         let of = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(admission.admit("ann", false, of("2001:db8::1"), None, &config), Ok(()));
-        assert_eq!(admission.admit("bob", false, of("2001:db8::2"), None, &config), Err(Refusal::PerAddress));
+        assert_eq!(admission.admit("bob", false, of("2001:db8::2"), None, &config), Err(ExceededLimit::PerAddress));
         assert_eq!(admission.admit("bob", false, of("2001:db8:0:1::2"), None, &config), Ok(()));
         admission.release("ann", of("2001:db8::1"));
         assert_eq!(admission.admit("ann", false, of("2001:db8::3"), None, &config), Ok(()));
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(burst, 20);
         assert_eq!(admission.keeps_pace(AWAY, 1_000, &config), Ok(()));
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Ok(()));
-        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(Refusal::ConnectRate));
+        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
     }
 
     // attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address

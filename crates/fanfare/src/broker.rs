@@ -8,12 +8,12 @@ mod window;
 pub use memory::MemoryBroker;
 pub use window::SharedWindow;
 
-use crate::{registry::Present, why::Question};
+use crate::{presence::ConnectionInfo, why::Question};
 use fanfare_core::{Audience, ConnectionId, Event, Position, Revocation, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 /// A future that a broker answers with.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
+pub type BrokerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
 /// An event and whom it is for, on its way into the log.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub enum BrokerError {
 
 /// What one node has all nodes do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
+pub enum ControlMessage {
     /// End a connection.
     Disconnect {
         /// Which.
@@ -72,7 +72,7 @@ pub enum Order {
     Replaced {
         /// Which.
         connection: ConnectionId,
-        /// When it came, by the clock of the node that has it ([`Present::came_ms`](crate::registry::Present::came_ms)): a later one of
+        /// When it came, by the clock of the node that has it ([`ConnectionInfo::came_ms`](crate::registry::Present::came_ms)): a later one of
         /// the same name stays.
         came_ms: u64,
         /// The other connection is the newer one for certain. If not, the clients of both have to be able to come back: the newer
@@ -80,7 +80,7 @@ pub enum Order {
         sure: bool,
     },
     /// End a connection that is one too many of its user, over all nodes.
-    Surplus {
+    OverUserLimit {
         /// Which.
         connection: ConnectionId,
     },
@@ -107,7 +107,7 @@ pub enum Order {
 
 /// How the log stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct BackendStatus {
     /// What is wrong, as a sentence; `None`: the log takes and gives events.
     pub problem: Option<String>,
     /// Redis answers. Always false for a log in memory, which has none.
@@ -127,7 +127,7 @@ pub struct Standing {
 }
 
 /// Follows a log: a node.
-pub trait Tail: Send + Sync + fmt::Debug {
+pub trait LogFollower: Send + Sync + fmt::Debug {
     /// The node's window, into which the broker writes.
     fn window(&self) -> &SharedWindow;
 
@@ -135,7 +135,7 @@ pub trait Tail: Send + Sync + fmt::Debug {
     fn wake(&self);
 
     /// Carries out what a node ordered. Must not block.
-    fn obey(&self, order: Order);
+    fn handle_control(&self, order: ControlMessage);
 
     /// The tokens that the node believes no longer.
     fn revocations(&self) -> Vec<Revocation>;
@@ -144,14 +144,14 @@ pub trait Tail: Send + Sync + fmt::Debug {
     fn connections(&self) -> usize;
 
     /// The node's clients, or those of one user.
-    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>>;
+    fn clients(&self, of_user: Option<&str>) -> BrokerFuture<'_, Vec<ConnectionInfo>>;
 
     /// About `count` of the node's clients from a place on, and the next place if there are more. A place is 0, or what
     /// the call before gave; clients that come meanwhile may be left out.
-    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)>;
+    fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)>;
 
     /// What the node has to say to a question, as JSON; `None`: nothing.
-    fn answer(&self, question: Question) -> Answer<'_, Option<String>>;
+    fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>>;
 }
 
 /// A log: one order for all events of all publishers.
@@ -160,26 +160,26 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     fn name(&self) -> &'static str;
 
     /// How it stands now.
-    fn standing(&self) -> Standing;
+    fn status(&self) -> BackendStatus;
 
     /// Appends records in their order. A record whose `event_id` the log knows is not appended again: it remembers ids
     /// for longer than events ([`Bounds::ids_ms`](fanfare_core::window::Bounds::ids_ms)).
     ///
     /// An answer means that every record is in the log; an error, that none of them was acknowledged.
-    fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>>;
+    fn append(&self, records: Vec<Record>) -> BrokerFuture<'_, Vec<Appended>>;
 
     /// Returns once every node's window that follows this broker here has all that was in the log at the call, or at
     /// its return to a log that was away: callers limit how long they wait.
-    fn catch_up(&self) -> Answer<'_, ()>;
+    fn catch_up(&self) -> BrokerFuture<'_, ()>;
 
     /// The entries behind a place, oldest first, at most `limit`.
-    fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>>;
+    fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>>;
 
     /// Has every node carry something out, those included that are cut off now and come back within minutes.
-    fn order(&self, order: Order) -> Answer<'_, ()>;
+    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()>;
 
     /// Asks every node, and gives what those said that answered in time, and how many were asked.
-    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)>;
+    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)>;
 
     /// Lets go of what is too old at `unix_ms`.
     fn expire(&self, unix_ms: u64);

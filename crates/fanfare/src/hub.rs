@@ -4,22 +4,22 @@ use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
     broker::{
-        Answer, Appended, Broker, BrokerError, MemoryBroker, Order, Record, SharedWindow, Standing, Tail,
+        BrokerFuture, Appended, Broker, BrokerError, MemoryBroker, ControlMessage, Record, SharedWindow, BackendStatus, LogFollower,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     clock,
     config::Config,
     drain::{Pace, WAVE_MS, share_out},
     foreign_cursors::ForeignCursors,
-    identity::{Names, fresh_event_id, random},
+    identity::{ConnectionIdIssuer, fresh_event_id, random},
     metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
     origin::LoggedOrigins,
     refusals::Refusals,
-    registry::{Present, Registry},
+    presence::{ConnectionInfo, Presence},
     shard::{Command, Shard},
     sys::{self, Named},
-    trace::{Traced, Tracer},
+    trace::{PublishOutcome, Tracer},
     why::{self, ClientDetails, InAudience, Journey, Question},
 };
 use fanfare_core::{
@@ -69,8 +69,8 @@ pub struct Hub {
 pub(crate) struct Inner {
     node: Arc<Node>,
     broker: Arc<dyn Broker>,
-    registry: Arc<dyn Registry>,
-    keeper: Option<Arc<dyn RevocationStore>>,
+    presence: Arc<dyn Presence>,
+    revocation_store: Option<Arc<dyn RevocationStore>>,
     /// Revocations that could not be kept, or not be told to all nodes.
     unfinished: Mutex<HashSet<Revocation>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -85,7 +85,7 @@ pub struct HubBuilder {
     config: Config,
     identity_secret: Option<Vec<u8>>,
     revocations: Revocations,
-    keeper: Option<Arc<dyn RevocationStore>>,
+    revocation_store: Option<Arc<dyn RevocationStore>>,
     figures: Vec<Arc<dyn Figures>>,
     log_switch: Option<Arc<dyn LogSwitch>>,
     tracer: Option<Arc<dyn Tracer>>,
@@ -95,7 +95,7 @@ pub struct HubBuilder {
 /// Keeps revocations where a restart finds them.
 pub trait RevocationStore: Send + Sync + fmt::Debug + 'static {
     /// Writes one down. It takes effect also if that fails, until a restart; `revoke` then returns the error.
-    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()>;
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> BrokerFuture<'a, ()>;
 }
 
 /// Switches what the application logs, while it runs.
@@ -186,12 +186,12 @@ pub struct Stats {
     /// How long each shard was busy since the start.
     pub busy: Vec<Duration>,
     /// How the log stands.
-    pub log: Standing,
+    pub log: BackendStatus,
 }
 
 /// Clients that do not take what there is for them as fast as it comes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lateness {
+pub struct ClientLag {
     /// How many there are.
     pub clients: usize,
     /// How many events of the log the last of them is behind its head.
@@ -226,7 +226,7 @@ impl HubBuilder {
     /// Sets where [`Hub::revoke`] writes down what it does. A log in Redis keeps it too.
     #[must_use]
     pub fn keep_revocations(mut self, store: Arc<dyn RevocationStore>) -> Self {
-        self.keeper = Some(store);
+        self.revocation_store = Some(store);
         self
     }
 
@@ -295,25 +295,25 @@ impl HubBuilder {
             refusals: Arc::new(Refusals::new()),
             logged_origins: LoggedOrigins::default(),
             foreign_cursors: ForeignCursors::default(),
-            names: Names::new(&secret),
+            names: ConnectionIdIssuer::new(&secret),
             name: format!("{:016x}", u64::from_be_bytes(random())).into(),
             // The broker says which log it is.
             window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds(&self.config))),
             shards: OnceLock::new(),
             broker: OnceLock::new(),
-            registry: OnceLock::new(),
+            presence: OnceLock::new(),
             ready: AtomicBool::new(true),
             figures: self.figures.clone(),
             log_switch: self.log_switch.clone(),
             tracer: self.tracer.clone(),
-            departures: Mutex::default(),
+            recently_closed: Mutex::default(),
             drain_wanted: Notify::new(),
             config: self.config.clone(),
         }
     }
 
     /// Starts the shards' threads.
-    fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>, registry: Arc<dyn Registry>) -> Result<Hub, StartError> {
+    fn run(self, node: Arc<Node>, broker: Arc<dyn Broker>, presence: Arc<dyn Presence>) -> Result<Hub, StartError> {
         if self.config.compat {
             tracing::warn!(
                 connects_per_second_per_address = self.config.connects_per_second_per_address,
@@ -326,15 +326,15 @@ impl HubBuilder {
         // Nothing else sets them.
         let _ = node.shards.set(handles);
         let _ = node.broker.set(Arc::downgrade(&broker));
-        let _ = node.registry.set(Arc::downgrade(&registry));
+        let _ = node.presence.set(Arc::downgrade(&presence));
         let threads = Self::spawn(shards, &node, &broker)?;
-        let keeper = self.keeper;
+        let revocation_store = self.revocation_store;
         Ok(Hub {
             inner: Arc::new(Inner {
                 node,
                 broker,
-                registry,
-                keeper,
+                presence,
+                revocation_store,
                 unfinished: Mutex::default(),
                 threads: Mutex::new(threads),
                 told: AtomicBool::new(false),
@@ -360,7 +360,7 @@ impl HubBuilder {
         for (i, mut shard) in shards.into_iter().enumerate() {
             if i == 0 {
                 let (node, broker) = (node.clone(), broker.clone());
-                shard.keep_house(move |unix_ms| {
+                shard.set_housekeeping(move |unix_ms| {
                     node.window.write().expire(unix_ms);
                     broker.expire(unix_ms);
                 });
@@ -419,7 +419,7 @@ impl Hub {
             config: Config::default(),
             identity_secret: None,
             revocations: Revocations::default(),
-            keeper: None,
+            revocation_store: None,
             figures: Vec::new(),
             log_switch: None,
             tracer: None,
@@ -475,7 +475,7 @@ impl Hub {
             let first =
                 |appended: &Vec<Appended>| appended.first().map_or_else(String::new, |a| a.position.to_string());
             let result = appended.as_ref().map(first).map_err(ToString::to_string);
-            span.end(&Traced { event_type, event_id, events: names.len(), publisher: &origin.publisher, result });
+            span.end(&PublishOutcome { event_type, event_id, events: names.len(), publisher: &origin.publisher, result });
         }
         let appended = appended.map_err(|error| BatchError { index: None, error: error.into() })?;
         let published = names.into_iter().zip(appended).map(|((event_id, event_type), appended)| {
@@ -537,7 +537,7 @@ impl Hub {
         let shards = self.inner.node.shards();
         let local = self.open_connections();
         let dead: usize = shards.iter().map(|shard| shard.overdue.load(Ordering::Relaxed)).sum();
-        let log = self.inner.broker.standing();
+        let log = self.inner.broker.status();
         let window = self.inner.node.window.read();
         Stats {
             // What a node says of itself is newer than what all of them have said.
@@ -555,7 +555,7 @@ impl Hub {
     }
 
     /// How far this node's clients are behind the log's head.
-    pub async fn lateness(&self) -> Lateness {
+    pub async fn lateness(&self) -> ClientLag {
         self.inner.node.lateness().await
     }
 
@@ -566,7 +566,7 @@ impl Hub {
 
     /// Whether the hub takes connections and events.
     pub fn is_ready(&self) -> bool {
-        self.inner.node.is_ready() && self.inner.broker.standing().problem.is_none()
+        self.inner.node.is_ready() && self.inner.broker.status().problem.is_none()
     }
 
     /// The hub's counters.
@@ -592,16 +592,16 @@ impl Hub {
     ///
     /// # Errors
     /// If the list can't be reached.
-    pub async fn connections_of(&self, user: &str) -> Result<Vec<Present>, BrokerError> {
-        self.inner.registry.of_user(user).await
+    pub async fn connections_of(&self, user: &str) -> Result<Vec<ConnectionInfo>, BrokerError> {
+        self.inner.presence.of_user(user).await
     }
 
     /// One connection, on whichever node it is.
     ///
     /// # Errors
     /// If the list can't be reached.
-    pub async fn connection(&self, connection: ConnectionId) -> Result<Option<Present>, BrokerError> {
-        self.inner.registry.find(connection).await
+    pub async fn connection(&self, connection: ConnectionId) -> Result<Option<ConnectionInfo>, BrokerError> {
+        self.inner.presence.find(connection).await
     }
 
     /// The journey of an event over all nodes, and with each connection of a user if one is named. `None`: no node holds
@@ -649,7 +649,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes can't be told.
     pub async fn disconnect(&self, connection: ConnectionId, reason: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(Order::Disconnect { connection, reason: reason.to_owned() }).await
+        self.inner.broker.order(ControlMessage::Disconnect { connection, reason: reason.to_owned() }).await
     }
 
     /// Ends every connection of a user with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on all
@@ -658,7 +658,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes can't be told.
     pub async fn disconnect_user(&self, user: &str, reason: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(Order::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
+        self.inner.broker.order(ControlMessage::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
     }
 
     /// What switches the application's log, if there is such.
@@ -671,7 +671,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes can't be told.
     pub async fn set_log_level(&self, filter: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(Order::LogLevel { filter: filter.to_owned() }).await
+        self.inner.broker.order(ControlMessage::LogLevel { filter: filter.to_owned() }).await
     }
 
     /// Asks a node to see its clients off and end, as [`drain_wanted`](Self::drain_wanted) then says there. Returns whether
@@ -687,7 +687,7 @@ impl Hub {
         let (nodes, _) = self.ask::<Named>(Question::Figures).await?;
         let known = nodes.iter().any(|named| named.node == node);
         if known {
-            self.inner.broker.order(Order::Drain { node: node.to_owned() }).await?;
+            self.inner.broker.order(ControlMessage::Drain { node: node.to_owned() }).await?;
         }
         Ok(known)
     }
@@ -724,14 +724,14 @@ impl Hub {
         if self.unfinished().len() < MAX_UNFINISHED {
             self.unfinished().insert(revocation.clone());
         }
-        self.inner.node.obey(Order::Revoke(revocation.clone()));
+        self.inner.node.handle_control(ControlMessage::Revoke(revocation.clone()));
         let keep = async {
-            match &self.inner.keeper {
-                Some(keeper) => keeper.keep(&revocation).await,
+            match &self.inner.revocation_store {
+                Some(revocation_store) => revocation_store.keep(&revocation).await,
                 None => Ok(()),
             }
         };
-        let (kept, told) = tokio::join!(keep, self.inner.broker.order(Order::Revoke(revocation.clone())));
+        let (kept, told) = tokio::join!(keep, self.inner.broker.order(ControlMessage::Revoke(revocation.clone())));
         told.and(kept)?;
         self.unfinished().remove(&revocation);
         Ok(())
@@ -747,8 +747,8 @@ impl Hub {
     }
 
     /// From which time of issue on new tokens of a user are believed, in seconds since 1970-01-01T00:00:00Z; 0: any.
-    pub fn believed_from(&self, user: &str) -> u64 {
-        self.inner.node.revoked().believed_from(user)
+    pub fn tokens_valid_from(&self, user: &str) -> u64 {
+        self.inner.node.revoked().tokens_valid_from(user)
     }
 
     /// Ends the hub: it is no longer ready and takes nobody in, tells its clients to come back, in waves of
@@ -769,7 +769,7 @@ impl Hub {
                     tracing::error!("a shard ended by a panic");
                 }
             }
-            never = self.see_off() => match never {},
+            never = self.drain_wave() => match never {},
         }
         let broker = self.inner.broker.clone();
         // Only a panic would be an error, and that was told.
@@ -777,7 +777,7 @@ impl Hub {
     }
 
     /// Sends the shards their share of each wave.
-    async fn see_off(&self) -> Infallible {
+    async fn drain_wave(&self) -> Infallible {
         let mut pace = Pace::new(self.config().drain_rate);
         let mut waves = tokio::time::interval(Duration::from_millis(WAVE_MS));
         // A wave that is late must not be followed by another at once.
@@ -787,7 +787,7 @@ impl Hub {
             let shards = self.inner.node.shards();
             let waiting = shards.iter().map(|shard| shard.leaving.load(Ordering::Relaxed));
             for (shard, share) in shards.iter().zip(share_out(pace.wave(), waiting)) {
-                shard.send(Command::SeeOff(share));
+                shard.send(Command::DrainWave(share));
             }
         }
     }

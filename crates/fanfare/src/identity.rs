@@ -10,7 +10,7 @@ use std::fmt;
 /// (HMAC-SHA-256, cut to 64 bits). So any node with the same key knows a name and its user again after a reconnect, a
 /// restart or a crash, without keeping a list, and nobody can come back under another user's name. The tag proves that
 /// a client came after a loss of the log, without a clock that all nodes would have to share.
-pub(crate) struct Names {
+pub(crate) struct ConnectionIdIssuer {
     key: hmac::Key,
 }
 
@@ -27,7 +27,7 @@ impl<'a> From<&'a Grant> for Bearer<'a> {
     }
 }
 
-impl Names {
+impl ConnectionIdIssuer {
     pub(crate) fn new(secret: &[u8]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let own = hmac::sign(&root, b"fanfare connection names");
@@ -94,7 +94,7 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for ConnectionIdIssuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Names(..)")
     }
@@ -107,7 +107,7 @@ mod tests {
     // attack: a forged or foreign connection_id => not accepted; the client gets a fresh one
     #[test]
     fn a_name_belongs_to_its_user_alone() {
-        let names = Names::new(b"one");
+        let names = ConnectionIdIssuer::new(b"one");
         let of = |user: &'static str, since| Bearer { user, since };
         let (ann, bob) = (of("ann", None), of("bob", None));
         let id = names.issue(ann, 0xfffff);
@@ -115,7 +115,7 @@ mod tests {
         assert!(names.belongs_to(id, ann));
         assert!(!names.belongs_to(id, bob));
         assert!(!names.belongs_to(ConnectionId(id.0 ^ 1), ann));
-        assert!(!Names::new(b"two").belongs_to(id, ann));
+        assert!(!ConnectionIdIssuer::new(b"two").belongs_to(id, ann));
         assert_ne!(names.issue(ann, 0xfffff), id);
         // An account that was removed and made again is another one.
         let earlier = names.issue(of("ann", Some(7)), 1);

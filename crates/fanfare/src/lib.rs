@@ -23,7 +23,7 @@ pub mod metrics;
 mod node;
 pub mod origin;
 mod refusals;
-pub mod registry;
+pub mod presence;
 mod shard;
 mod socket;
 mod sys;
@@ -43,6 +43,6 @@ pub use fanfare_core::{
 };
 pub use http::{BodyTimeout, limit_body, not_found, problem};
 pub use hub::{
-    BatchError, Hub, HubBuilder, Lateness, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
+    BatchError, Hub, HubBuilder, ClientLag, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
 };
 pub use timed_stream::TimedStream;

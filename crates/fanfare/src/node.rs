@@ -3,30 +3,30 @@
 //! Every lock here is held for the time of a look-up or a push, never across a system call.
 
 use crate::{
-    admission::{Admission, Refusal},
+    admission::{Admission, ExceededLimit},
     auth::{AuthError, Flaw, Verifier},
-    broker::{Answer, Broker, BrokerError, Order, SharedWindow, Tail},
+    broker::{BrokerFuture, Broker, BrokerError, ControlMessage, SharedWindow, LogFollower},
     clock,
     config::Config,
     foreign_cursors::ForeignCursors,
-    hub::{Lateness, LogSwitch},
-    identity::Names,
+    hub::{ClientLag, LogSwitch},
+    identity::ConnectionIdIssuer,
     metrics::{Counter, Figures, Measure, Metrics},
     origin::{ForeignOrigin, LoggedOrigins},
     refusals::Refusals,
-    registry::{Present, Registry},
-    shard::{Command, ShardHandle, Traced},
+    presence::{ConnectionInfo, Presence},
+    shard::{Command, ShardHandle, DeliverySummary},
     sys::{self, NodeFigures, SLOW},
     trace::Tracer,
     upgrade::given,
-    why::{ClientDetails, Departures, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
+    why::{ClientDetails, RecentlyClosed, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
 };
 use axum::http::HeaderMap;
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Position, Revocation, Revocations,
-    session::{Arrival, Denied},
+    session::{ConnectRequest, Denied},
     time::Now,
-    window::{Start, Viewer, Window},
+    window::{ResumePoint, Viewer, Window},
 };
 use std::{
     net::IpAddr,
@@ -49,25 +49,25 @@ pub(crate) struct Node {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) logged_origins: LoggedOrigins,
     pub(crate) foreign_cursors: ForeignCursors,
-    pub(crate) names: Names,
+    pub(crate) names: ConnectionIdIssuer,
     /// What other nodes call this one.
     pub(crate) name: Arc<str>,
     pub(crate) window: SharedWindow,
     pub(crate) shards: OnceLock<Vec<Arc<ShardHandle>>>,
     /// Both held by the hub, whose node this is.
     pub(crate) broker: OnceLock<Weak<dyn Broker>>,
-    pub(crate) registry: OnceLock<Weak<dyn Registry>>,
+    pub(crate) presence: OnceLock<Weak<dyn Presence>>,
     pub(crate) ready: AtomicBool,
     /// The application's.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
     pub(crate) log_switch: Option<Arc<dyn LogSwitch>>,
     pub(crate) tracer: Option<Arc<dyn Tracer>>,
-    pub(crate) departures: Mutex<Departures>,
+    pub(crate) recently_closed: Mutex<RecentlyClosed>,
     /// An administrator wants it to end.
     pub(crate) drain_wanted: Notify,
 }
 
-impl Tail for Node {
+impl LogFollower for Node {
     fn window(&self) -> &SharedWindow {
         &self.window
     }
@@ -78,26 +78,26 @@ impl Tail for Node {
         }
     }
 
-    fn obey(&self, order: Order) {
+    fn handle_control(&self, order: ControlMessage) {
         match order {
-            Order::Disconnect { connection, reason } => {
+            ControlMessage::Disconnect { connection, reason } => {
                 if let Some(shard) = self.shard_of(connection) {
                     shard.send(Command::Close(connection, CloseCode::Disconnected, reason));
                 }
             }
-            Order::Surplus { connection } => {
+            ControlMessage::OverUserLimit { connection } => {
                 if let Some(shard) = self.shard_of(connection) {
                     self.metrics.add(Counter::LimitPerUser, 1);
-                    let reason = Refusal::PerUser.to_string();
+                    let reason = ExceededLimit::PerUser.to_string();
                     shard.send(Command::Close(connection, CloseCode::TryAgainLater, reason));
                 }
             }
-            Order::Replaced { connection, came_ms, sure } => {
+            ControlMessage::Replaced { connection, came_ms, sure } => {
                 if let Some(shard) = self.shard_of(connection) {
-                    shard.send(Command::LetGo { connection, came_ms, sure });
+                    shard.send(Command::CloseIfOlder { connection, came_ms, sure });
                 }
             }
-            Order::Revoke(revocation) => {
+            ControlMessage::Revoke(revocation) => {
                 let news = {
                     let mut revocations = self.revocations.write().unwrap_or_else(PoisonError::into_inner);
                     revocations.drop_expired(clock::now().unix_ms / 1_000);
@@ -108,17 +108,17 @@ impl Tail for Node {
                     shard.send(Command::Revoke(revocation.clone()));
                 }
             }
-            Order::LogLevel { filter } => {
+            ControlMessage::LogLevel { filter } => {
                 if let Some(switch) = &self.log_switch {
                     switch.set(&filter);
                 }
             }
-            Order::Drain { node } => {
+            ControlMessage::Drain { node } => {
                 if *node == *self.name {
                     self.drain_wanted.notify_one();
                 }
             }
-            Order::DisconnectUser { user, reason } => {
+            ControlMessage::DisconnectUser { user, reason } => {
                 for shard in self.shards() {
                     shard.send(Command::CloseUser(user.clone(), CloseCode::Disconnected, reason.clone()));
                 }
@@ -130,7 +130,7 @@ impl Tail for Node {
         self.revoked().iter().collect()
     }
 
-    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+    fn clients(&self, of_user: Option<&str>) -> BrokerFuture<'_, Vec<ConnectionInfo>> {
         let user: Option<Arc<str>> = of_user.map(Arc::from);
         Box::pin(async move {
             let mut all = Vec::new();
@@ -144,7 +144,7 @@ impl Tail for Node {
         })
     }
 
-    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+    fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)> {
         // The number of a shard, and then of a slot.
         let (index, from) = (place >> 32, place & u64::from(u32::MAX));
         Box::pin(async move {
@@ -163,7 +163,7 @@ impl Tail for Node {
         })
     }
 
-    fn answer(&self, question: Question) -> Answer<'_, Option<String>> {
+    fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>> {
         Box::pin(async move {
             let said = match question {
                 Question::Event { event_id, user } => {
@@ -189,8 +189,8 @@ impl Tail for Node {
 
 impl Node {
     /// The clients that have left.
-    pub(crate) fn departures(&self) -> MutexGuard<'_, Departures> {
-        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn recently_closed(&self) -> MutexGuard<'_, RecentlyClosed> {
+        self.recently_closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What became of an event here.
@@ -202,7 +202,7 @@ impl Node {
         let mut node = EventOnNode {
             node: self.name.to_string(),
             held: entry.is_some(),
-            connected: Tail::connections(self),
+            connected: LogFollower::connections(self),
             matched: 0,
             written: 0,
             waiting: 0,
@@ -216,7 +216,7 @@ impl Node {
             let (reply, answer) = oneshot::channel();
             shard.send(Command::Trace(entry.clone(), user.clone(), reply));
             // A shard that has ended has nobody.
-            let Traced { connected, matched, waiting, came_later, of_user } = answer.await.unwrap_or_default();
+            let DeliverySummary { connected, matched, waiting, came_later, of_user } = answer.await.unwrap_or_default();
             node.connected += connected;
             node.matched += matched;
             node.waiting += waiting;
@@ -250,25 +250,25 @@ impl Node {
             let window = self.window.read();
             (window.lineage().clone(), window.head())
         };
-        Some(self.departures().find(connection)?.details(&self.name, &lineage, head))
+        Some(self.recently_closed().find(connection)?.details(&self.name, &lineage, head))
     }
 
     /// How far its clients are behind the log's head.
-    pub(crate) async fn lateness(&self) -> Lateness {
-        let mut all = Lateness::default();
+    pub(crate) async fn lateness(&self) -> ClientLag {
+        let mut all = ClientLag::default();
         for shard in self.shards() {
             let (reply, answer) = oneshot::channel();
             shard.send(Command::Survey(reply));
             // A shard that has ended has nobody.
-            let Lateness { clients, farthest } = answer.await.unwrap_or_default();
-            all = Lateness { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
+            let ClientLag { clients, farthest } = answer.await.unwrap_or_default();
+            all = ClientLag { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
         }
         all
     }
 
     /// How it stands.
     pub(crate) async fn figures(&self) -> NodeFigures {
-        let standing = self.broker.get().and_then(Weak::upgrade).map(|broker| broker.standing()).unwrap_or_default();
+        let status = self.broker.get().and_then(Weak::upgrade).map(|broker| broker.status()).unwrap_or_default();
         let mut slow = Vec::new();
         for shard in self.shards() {
             let (reply, answer) = oneshot::channel();
@@ -289,15 +289,15 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::now().unix_ms,
             ready: self.is_ready(),
-            problem: standing.problem,
+            problem: status.problem,
             connections: sum(|shard| &shard.open),
             overdue: sum(|shard| &shard.overdue),
             behind: self.lateness().await.clients,
-            lag_ms: standing.lag.map(|lag| lag.as_secs_f64() * 1e3),
+            lag_ms: status.lag.map(|lag| lag.as_secs_f64() * 1e3),
             window_events,
             window_bytes,
-            log_events: standing.events,
-            log_bytes: standing.bytes,
+            log_events: status.events,
+            log_bytes: status.bytes,
             busy_us: self.shards().iter().map(|shard| shard.busy_us.load(Ordering::Relaxed)).collect(),
             counters: sys::counters(&self.metrics),
             latency: self.metrics.buckets(Measure::AppendToWrite),
@@ -308,8 +308,8 @@ impl Node {
     }
 
     /// Who keeps the list of who is connected, while there is one.
-    pub(crate) fn registry(&self) -> Option<Arc<dyn Registry>> {
-        self.registry.get().and_then(Weak::upgrade)
+    pub(crate) fn presence(&self) -> Option<Arc<dyn Presence>> {
+        self.presence.get().and_then(Weak::upgrade)
     }
 
     pub(crate) fn shards(&self) -> &[Arc<ShardHandle>] {
@@ -354,14 +354,14 @@ impl Node {
 
     /// Notes a client whose cursor is of no log that this node knows, and says once what that means if such clients come
     /// again and again. With the log in Redis all nodes have the same.
-    pub(crate) fn note_foreign_cursor(&self, arrival: &Arrival, window: &Window) {
-        let Some(cursor) = arrival.last_event_id.as_deref() else { return };
+    pub(crate) fn note_foreign_cursor(&self, connect_request: &ConnectRequest, window: &Window) {
+        let Some(cursor) = connect_request.last_event_id.as_deref() else { return };
         if window.find(cursor).is_some() {
             // It is of this log, and only doubtful after a loss.
             return;
         }
         let in_memory = self.broker.get().and_then(Weak::upgrade).is_some_and(|broker| broker.name() == "memory");
-        if in_memory && self.foreign_cursors.note(arrival.connection, cursor) {
+        if in_memory && self.foreign_cursors.note(connect_request.connection, cursor) {
             tracing::warn!(
                 "clients alternate between this hub and another one: they return with cursors of another log (here it is \
                  epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url (REDIS_URL) \
@@ -376,11 +376,11 @@ impl Node {
     pub(crate) fn start_behind_gap(
         &self,
         window: &Window,
-        start: Start,
+        start: ResumePoint,
         viewer: Viewer<'_>,
         address: IpAddr,
         now: Now,
-    ) -> Start {
+    ) -> ResumePoint {
         if !self.admission.may_be_replayed(viewer.user, address, now.mono_ms, &self.config) {
             self.metrics.add(Counter::LimitGapReplay, 1);
             return window.without_replay(start);

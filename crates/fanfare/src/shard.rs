@@ -3,23 +3,23 @@
 //! What a session does is the core's business; this reads bytes into it and offers sockets to it.
 
 use crate::{
-    admission::Refusal,
+    admission::ExceededLimit,
     clock,
-    hub::Lateness,
+    hub::ClientLag,
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
     refusals::{self, Who},
-    registry::Present,
+    presence::ConnectionInfo,
     socket::Socket,
     sys::{SLOW, SlowClient},
     trace::Written,
-    why::{ClientAndEvent, ClientDetails, ClientFate, Departed, LiveDetails},
+    why::{ClientAndEvent, ClientDetails, ClientFate, ClosedConnection, LiveDetails},
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
-    audience::SYS_TOPIC,
-    roster::{Roster, Served, Slot, Swept},
-    session::{Arrival, Fate, Settings, Tally},
+    audience::SYSTEM_TOPIC,
+    session_table::{SessionTable, Served, Slot, DeliveryCount},
+    session::{ConnectRequest, DeliveryState, Settings, SessionCounters},
     time::{Now, iso_8601},
     window::{Entry, GapReason},
 };
@@ -55,7 +55,7 @@ const HOUSEKEEPING_MS: u64 = 1_000;
 
 /// What became of an event with the clients of a shard.
 #[derive(Debug, Default)]
-pub(crate) struct Traced {
+pub(crate) struct DeliverySummary {
     pub(crate) connected: usize,
     pub(crate) matched: usize,
     pub(crate) waiting: usize,
@@ -87,25 +87,25 @@ pub(crate) struct ShardHandle {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Take a client's socket over.
-    Adopt(Box<Adoption>),
+    Register(Box<NewConnection>),
     /// End a connection.
     Close(ConnectionId, CloseCode, String),
     /// End the connection that came at a time, because it is on another node since, or perhaps was before.
-    LetGo { connection: ConnectionId, came_ms: u64, sure: bool },
+    CloseIfOlder { connection: ConnectionId, came_ms: u64, sure: bool },
     /// Tell how many sessions are behind the head, and how far the last of them is.
-    Survey(oneshot::Sender<Lateness>),
+    Survey(oneshot::Sender<ClientLag>),
     /// Tell who holds `$sys` how all nodes stand.
     Tell(Arc<str>),
     /// Tell who is slowest.
     Slowest(oneshot::Sender<Vec<SlowClient>>),
     /// Tell what became of an event, and with each connection of a user.
-    Trace(Arc<Entry>, Option<Arc<str>>, oneshot::Sender<Traced>),
+    Trace(Arc<Entry>, Option<Arc<str>>, oneshot::Sender<DeliverySummary>),
     /// Tell how a client stands.
     Inspect(ConnectionId, oneshot::Sender<Option<ClientDetails>>),
     /// Tell who is connected, or who of one user is.
-    List(Option<Arc<str>>, oneshot::Sender<Vec<Present>>),
+    List(Option<Arc<str>>, oneshot::Sender<Vec<ConnectionInfo>>),
     /// Tell so many of those who are connected, from a slot on, and the slot where more may be.
-    ListFrom(usize, usize, oneshot::Sender<(Vec<Present>, Option<usize>)>),
+    ListFrom(usize, usize, oneshot::Sender<(Vec<ConnectionInfo>, Option<usize>)>),
     /// End the connections whose tokens are no longer believed.
     Revoke(Revocation),
     /// End every connection of a user.
@@ -113,30 +113,30 @@ pub(crate) enum Command {
     /// Take nobody in any more, and end once all have left or at a time.
     Drain { reason: String, until_ms: u64 },
     /// Tell so many clients to come back elsewhere; what an earlier wave left is void.
-    SeeOff(usize),
+    DrainWave(usize),
 }
 
 /// A client's socket on its way to its shard.
 #[derive(Debug)]
-pub(crate) struct Adoption {
+pub(crate) struct NewConnection {
     pub(crate) socket: Socket,
     /// What was read beyond the handshake.
     pub(crate) leftover: Vec<u8>,
     pub(crate) address: IpAddr,
     /// When its request was read. Of two sockets of one connection the later one stays, whichever took longer since.
     pub(crate) came: Now,
-    pub(crate) client: Result<Arrival, TurnedAway>,
+    pub(crate) client: Result<ConnectRequest, Rejection>,
 }
 
 /// Why a client is turned away after its upgrade, so that a browser can read it.
 #[derive(Debug)]
-pub(crate) struct TurnedAway {
+pub(crate) struct Rejection {
     pub(crate) code: CloseCode,
     pub(crate) reason: String,
 }
 
-impl From<Refusal> for TurnedAway {
-    fn from(refusal: Refusal) -> Self {
+impl From<ExceededLimit> for Rejection {
+    fn from(refusal: ExceededLimit) -> Self {
         Self { code: CloseCode::TryAgainLater, reason: refusal.to_string() }
     }
 }
@@ -160,20 +160,20 @@ impl Conn {
     fn read_before_judging(
         &mut self,
         slot: Slot,
-        roster: &mut Roster,
+        sessions: &mut SessionTable,
         scratch: &mut [u8],
         node: &Node,
         now: Now,
     ) -> bool {
         for _ in 0..READS_IN_A_ROW {
-            let silent = roster.session(slot).is_some_and(|session| session.heard_ms() < now.mono_ms);
-            if !silent || !roster.wants_input(slot) {
+            let silent = sessions.session(slot).is_some_and(|session| session.heard_ms() < now.mono_ms);
+            if !silent || !sessions.wants_input(slot) {
                 break;
             }
             match self.socket.read(scratch) {
                 Ok(0) => return false,
                 Ok(n) => {
-                    roster.input(slot, &mut scratch[..n], now, &|token| node.verify_in_band(token));
+                    sessions.input(slot, &mut scratch[..n], now, &|token| node.verify_in_band(token));
                     self.unread = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -193,7 +193,7 @@ pub(crate) struct Shard {
     node: Arc<Node>,
     handle: Arc<ShardHandle>,
     poll: Poll,
-    roster: Roster,
+    sessions: SessionTable,
     conns: Vec<Option<Conn>>,
     /// Sockets to read on with though nothing new was heard of them.
     unread: Vec<Slot>,
@@ -267,7 +267,7 @@ impl Shard {
             node,
             handle,
             poll,
-            roster: Roster::new(settings, head.epoch, head.sequence),
+            sessions: SessionTable::new(settings, head.epoch, head.sequence),
             conns: Vec::new(),
             unread: Vec::new(),
             closing: VecDeque::new(),
@@ -284,7 +284,7 @@ impl Shard {
     }
 
     /// Makes this the shard that does the node's housekeeping, given the time in Unix milliseconds.
-    pub(crate) fn keep_house(&mut self, act: impl Fn(u64) + Send + 'static) {
+    pub(crate) fn set_housekeeping(&mut self, act: impl Fn(u64) + Send + 'static) {
         self.housekeeping = Some(Box::new(act));
     }
 
@@ -307,15 +307,15 @@ impl Shard {
             self.note_pause(wanted_ms, now);
             self.handle.awake.store(false, Ordering::SeqCst);
             self.pull(now);
-            self.obey(now);
+            self.handle_commands(now);
             for event in &events {
                 self.react(event, now);
             }
             self.read_on(now);
             self.timeouts(now);
-            self.keep_house_now(now);
+            self.run_housekeeping(now);
             self.sweep(now);
-            self.see_off(now);
+            self.drain_wave(now);
             self.report();
             let busy_us = u64::try_from(woken.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.handle.busy_us.fetch_add(busy_us, Ordering::Relaxed);
@@ -325,13 +325,13 @@ impl Shard {
 
     /// Until when to wait for something to happen, on the monotonic clock; `now` is when it was last looked.
     fn wake_ms(&self, now: Now) -> u64 {
-        if self.roster.has_ready() || !self.unread.is_empty() {
+        if self.sessions.has_ready() || !self.unread.is_empty() {
             return now.mono_ms;
         }
-        let due = self.roster.next_due().unwrap_or(u64::MAX);
+        let due = self.sessions.next_due().unwrap_or(u64::MAX);
         let due = if self.housekeeping.is_some() { due.min(self.housekeeping_due) } else { due };
         let end = |draining: &Draining| {
-            let empty = self.roster.seats() == 0;
+            let empty = self.sessions.occupied() == 0;
             if empty { draining.from_ms.min(draining.until_ms) } else { draining.until_ms }
         };
         due.min(self.draining.as_ref().map_or(u64::MAX, end))
@@ -339,7 +339,7 @@ impl Shard {
 
     /// A process that was stopped, or whose machine was, goes on as if no time had passed.
     fn note_pause(&mut self, wanted_ms: u64, now: Now) {
-        let paused_ms = self.roster.woken(wanted_ms, now);
+        let paused_ms = self.sessions.woken(wanted_ms, now);
         if paused_ms > 0 {
             self.node.metrics.add(Counter::Pauses, 1);
             tracing::warn!(
@@ -355,11 +355,11 @@ impl Shard {
 
     /// Does what is due. Of a client that is silent for too long, the socket is read first: many may be waiting to be read.
     fn timeouts(&mut self, now: Now) {
-        let Self { roster, conns, scratch, node, unread, .. } = self;
+        let Self { sessions, conns, scratch, node, unread, .. } = self;
         let mut gone = Vec::new();
-        roster.timeouts(now, &mut |roster, slot| {
+        sessions.timeouts(now, &mut |sessions, slot| {
             let Some(Some(conn)) = conns.get_mut(slot as usize) else { return true };
-            let there = conn.read_before_judging(slot, roster, scratch, node, now);
+            let there = conn.read_before_judging(slot, sessions, scratch, node, now);
             if !there {
                 gone.push(slot);
             } else if conn.unread {
@@ -373,7 +373,7 @@ impl Shard {
     fn is_drained(&self) -> bool {
         let over = |draining: &Draining| {
             let now = clock::now().mono_ms;
-            now >= draining.until_ms || (now >= draining.from_ms && self.roster.seats() == 0)
+            now >= draining.until_ms || (now >= draining.from_ms && self.sessions.occupied() == 0)
         };
         self.draining.as_ref().is_some_and(over)
     }
@@ -381,39 +381,39 @@ impl Shard {
     /// Takes what is new in the window.
     fn pull(&mut self, now: Now) {
         let mut entries = std::mem::take(&mut self.entries);
-        let epoch = self.roster.epoch();
-        let news = self.roster.look(&self.node.window.read(), now, &mut entries);
+        let epoch = self.sessions.epoch();
+        let news = self.sessions.look(&self.node.window.read(), now, &mut entries);
         if let Some(draining) = &mut self.draining
-            && self.roster.epoch() != epoch
+            && self.sessions.epoch() != epoch
         {
             // What the log lost is not waited for.
-            draining.head = draining.head.min(self.roster.head());
+            draining.head = draining.head.min(self.sessions.head());
         }
-        self.roster.take_news(news, &entries);
+        self.sessions.take_news(news, &entries);
         entries.clear();
         self.entries = entries;
     }
 
-    fn obey(&mut self, now: Now) {
+    fn handle_commands(&mut self, now: Now) {
         let inbox = self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take);
         let commands = inbox.unwrap_or_default();
         for command in commands {
             match command {
-                Command::Adopt(adoption) => self.adopt(adoption, now),
+                Command::Register(adoption) => self.register(adoption, now),
                 Command::Close(connection, code, reason) => {
-                    if let Some(slot) = self.roster.holder(connection) {
-                        self.roster.close(slot, code, &reason, now);
+                    if let Some(slot) = self.sessions.holder(connection) {
+                        self.sessions.close(slot, code, &reason, now);
                     }
                 }
-                Command::LetGo { connection, came_ms, sure } => self.let_go(connection, came_ms, sure, now),
+                Command::CloseIfOlder { connection, came_ms, sure } => self.close_if_older(connection, came_ms, sure, now),
                 Command::Survey(reply) => {
-                    let (clients, farthest) = self.roster.behind();
+                    let (clients, farthest) = self.sessions.behind();
                     // Who asked may have gone.
-                    let _ = reply.send(Lateness { clients, farthest });
+                    let _ = reply.send(ClientLag { clients, farthest });
                 }
-                Command::Tell(text) => self.roster.tell_sys(&text, now),
+                Command::Tell(text) => self.sessions.tell_sys(&text, now),
                 Command::Slowest(reply) => {
-                    let slow = self.roster.slowest(SLOW).into_iter().map(|(session, behind_events)| SlowClient {
+                    let slow = self.sessions.slowest(SLOW).into_iter().map(|(session, behind_events)| SlowClient {
                         connection_id: session.connection().to_string(),
                         user_id: session.user().to_string(),
                         behind_events,
@@ -434,14 +434,14 @@ impl Shard {
                     let _ = reply.send(self.list_from(from, count));
                 }
                 Command::Revoke(revocation) => {
-                    let ended = self.roster.revoke(&revocation, REVOKED, now);
+                    let ended = self.sessions.revoke(&revocation, REVOKED, now);
                     self.node.metrics.add(Counter::TokensRevoked, ended as u64);
                 }
                 Command::CloseUser(user, code, reason) => {
-                    self.roster.close_user(&user, code, &reason, now);
+                    self.sessions.close_user(&user, code, &reason, now);
                 }
                 Command::Drain { reason, until_ms } => self.drain(reason, until_ms, now),
-                Command::SeeOff(wave) => {
+                Command::DrainWave(wave) => {
                     if let Some(draining) = &mut self.draining {
                         draining.wave = Some(wave);
                     }
@@ -450,8 +450,8 @@ impl Shard {
         }
     }
 
-    fn let_go(&mut self, connection: ConnectionId, came_ms: u64, sure: bool, now: Now) {
-        let Some(slot) = self.roster.holder(connection) else { return };
+    fn close_if_older(&mut self, connection: ConnectionId, came_ms: u64, sure: bool, now: Now) {
+        let Some(slot) = self.sessions.holder(connection) else { return };
         let came = self.conns.get(slot as usize).and_then(Option::as_ref).map(|conn| conn.came.mono_ms);
         if came == Some(came_ms) {
             self.node.metrics.add(Counter::Takeovers, 1);
@@ -460,43 +460,43 @@ impl Shard {
             } else {
                 (CloseCode::Restart, CloseCode::UNDECIDED)
             };
-            self.roster.close(slot, code, reason, now);
+            self.sessions.close(slot, code, reason, now);
         }
     }
 
-    fn trace(&self, entry: &Entry, user: Option<&str>) -> Traced {
-        let head = self.roster.head();
-        let mut traced = Traced { connected: self.roster.len(), ..Traced::default() };
-        for session in self.roster.concerned(&entry.audience) {
+    fn trace(&self, entry: &Entry, user: Option<&str>) -> DeliverySummary {
+        let head = self.sessions.head();
+        let mut traced = DeliverySummary { connected: self.sessions.len(), ..DeliverySummary::default() };
+        for session in self.sessions.concerned(&entry.audience) {
             traced.matched += 1;
-            match session.fate(entry.sequence, head) {
-                Fate::Before => traced.came_later += 1,
-                Fate::Waiting => traced.waiting += 1,
-                Fate::Passed => {}
+            match session.delivery_state(entry.sequence, head) {
+                DeliveryState::Before => traced.came_later += 1,
+                DeliveryState::Waiting => traced.waiting += 1,
+                DeliveryState::Passed => {}
             }
         }
-        let slots = user.into_iter().flat_map(|user| self.roster.slots_of(user));
-        let sessions = slots.filter_map(|slot| self.roster.session(slot)).filter(|session| session.is_open());
+        let slots = user.into_iter().flat_map(|user| self.sessions.slots_of(user));
+        let sessions = slots.filter_map(|slot| self.sessions.session(slot)).filter(|session| session.is_open());
         let of_user = sessions.map(|session| ClientAndEvent {
             connection_id: session.connection().to_string(),
-            fate: match session.fate(entry.sequence, head) {
+            fate: match session.delivery_state(entry.sequence, head) {
                 _ if !session.viewer().sees(&entry.audience) => ClientFate::NotInAudience,
-                Fate::Before => ClientFate::CameLater,
-                Fate::Waiting => ClientFate::Waiting,
-                Fate::Passed => ClientFate::Written,
+                DeliveryState::Before => ClientFate::CameLater,
+                DeliveryState::Waiting => ClientFate::Waiting,
+                DeliveryState::Passed => ClientFate::Written,
             },
         });
-        Traced { of_user: of_user.collect(), ..traced }
+        DeliverySummary { of_user: of_user.collect(), ..traced }
     }
 
     fn inspect(&self, connection: ConnectionId, now: Now) -> Option<ClientDetails> {
-        let slot = self.roster.holder(connection)?;
-        let (session, present) = (self.roster.session(slot)?, self.present(slot)?);
-        let head = self.roster.head();
-        let cursor = session.position(Position { epoch: self.roster.epoch(), sequence: head });
+        let slot = self.sessions.holder(connection)?;
+        let (session, present) = (self.sessions.session(slot)?, self.present(slot)?);
+        let head = self.sessions.head();
+        let cursor = session.position(Position { epoch: self.sessions.epoch(), sequence: head });
         let window = self.node.window.read();
         let last = window.last_seen(cursor.sequence, session.viewer());
-        let last = last.filter(|entry| session.fate(entry.sequence, head) == Fate::Passed);
+        let last = last.filter(|entry| session.delivery_state(entry.sequence, head) == DeliveryState::Passed);
         let live = LiveDetails {
             admin: session.is_admin(),
             topics: session.topics().iter().map(ToString::to_string).collect(),
@@ -519,22 +519,22 @@ impl Shard {
         })
     }
 
-    fn list(&self, user: Option<&str>) -> Vec<Present> {
-        let of_user = user.map(|user| self.roster.slots_of(user).collect::<Vec<_>>());
-        let slots = of_user.unwrap_or_else(|| self.roster.slots().collect());
+    fn list(&self, user: Option<&str>) -> Vec<ConnectionInfo> {
+        let of_user = user.map(|user| self.sessions.slots_of(user).collect::<Vec<_>>());
+        let slots = of_user.unwrap_or_else(|| self.sessions.slots().collect());
         slots.into_iter().filter_map(|slot| self.present(slot)).collect()
     }
 
-    fn list_from(&self, from: usize, count: usize) -> (Vec<Present>, Option<usize>) {
+    fn list_from(&self, from: usize, count: usize) -> (Vec<ConnectionInfo>, Option<usize>) {
         let slots = from..self.conns.len().min(from.saturating_add(count));
         let next = Some(slots.end).filter(|next| *next < self.conns.len());
         (slots.filter_map(|slot| self.present(Slot::try_from(slot).ok()?)).collect(), next)
     }
 
-    fn present(&self, slot: Slot) -> Option<Present> {
-        let session = self.roster.session(slot).filter(|session| session.is_open())?;
+    fn present(&self, slot: Slot) -> Option<ConnectionInfo> {
+        let session = self.sessions.session(slot).filter(|session| session.is_open())?;
         let conn = self.conns.get(slot as usize)?.as_ref()?;
-        Some(Present {
+        Some(ConnectionInfo {
             connection: session.connection(),
             user: session.user().clone(),
             node: self.node.name.clone(),
@@ -545,15 +545,15 @@ impl Shard {
         })
     }
 
-    fn adopt(&mut self, adoption: Box<Adoption>, now: Now) {
-        let Adoption { socket, mut leftover, address, came, client } = *adoption;
-        let (slot, counted) = match client.and_then(|arrival| self.admit(arrival, address, came, now)) {
-            Ok((arrival, older)) => {
-                let slot = self.connect(arrival, address, now);
+    fn register(&mut self, adoption: Box<NewConnection>, now: Now) {
+        let NewConnection { socket, mut leftover, address, came, client } = *adoption;
+        let (slot, counted) = match client.and_then(|request| self.admit(request, address, came, now)) {
+            Ok((request, older)) => {
+                let slot = self.connect(request, address, now);
                 older.into_iter().for_each(|older| self.note_closing(older, now));
                 (slot, Some(address))
             }
-            Err(TurnedAway { code, reason }) => (self.roster.refuse(code, &reason, now), None),
+            Err(Rejection { code, reason }) => (self.sessions.refuse(code, &reason, now), None),
         };
         let at = slot as usize;
         if self.conns.len() <= at {
@@ -572,11 +572,11 @@ impl Shard {
         if counted.is_none() {
             self.note_closing(slot, now);
         }
-        if let (Some(registry), Some(client)) = (self.node.registry(), self.present(slot)) {
-            registry.arrived(client);
+        if let (Some(presence), Some(client)) = (self.node.presence(), self.present(slot)) {
+            presence.arrived(client);
         }
         if !leftover.is_empty() {
-            self.roster.input(slot, &mut leftover, now, &|token| self.node.verify_in_band(token));
+            self.sessions.input(slot, &mut leftover, now, &|token| self.node.verify_in_band(token));
         }
     }
 
@@ -601,32 +601,32 @@ impl Shard {
     /// no longer.
     fn admit(
         &mut self,
-        arrival: Arrival,
+        request: ConnectRequest,
         address: IpAddr,
         came: Now,
         now: Now,
-    ) -> Result<(Arrival, Option<Slot>), TurnedAway> {
+    ) -> Result<(ConnectRequest, Option<Slot>), Rejection> {
         if self.draining.is_some() {
-            return Err(TurnedAway { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
+            return Err(Rejection { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
         }
-        if self.node.is_revoked(&arrival.grant) {
+        if self.node.is_revoked(&request.grant) {
             // It was, since the handshake.
-            return Err(TurnedAway { code: CloseCode::Policy, reason: REVOKED.to_owned() });
+            return Err(Rejection { code: CloseCode::Policy, reason: REVOKED.to_owned() });
         }
-        let holder = self.roster.holder(arrival.connection);
+        let holder = self.sessions.holder(request.connection);
         let older = holder.and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
         if older.as_ref().is_some_and(|held| held.came.mono_ms > came.mono_ms) {
             // It waited for the log, and its client has connected again meanwhile.
-            return Err(TurnedAway { code: CloseCode::Replaced, reason: CloseCode::REPLACED.to_owned() });
+            return Err(Rejection { code: CloseCode::Replaced, reason: CloseCode::REPLACED.to_owned() });
         }
         let replaced = older.as_ref().and_then(|conn| conn.counted);
-        let user = &arrival.grant.user;
-        let may_have_any = arrival.grant.admin;
-        let (node, who) = (&self.node, Who::Connection(arrival.connection));
+        let user = &request.grant.user;
+        let may_have_any = request.grant.admin;
+        let (node, who) = (&self.node, Who::Connection(request.connection));
         node.admission.admit(user, may_have_any, address, replaced, &node.config).map_err(|refusal| {
             node.metrics.add(refusal.counter(), 1);
             node.refusals.note(who, now.mono_ms, node.config.refusal_delay);
-            TurnedAway::from(refusal)
+            Rejection::from(refusal)
         })?;
         node.refusals.forget(who);
         if let Some(older) = older
@@ -635,21 +635,21 @@ impl Shard {
             self.node.admission.release(user, address);
             self.node.metrics.add(Counter::Takeovers, 1);
         }
-        Ok((arrival, holder))
+        Ok((request, holder))
     }
 
-    fn connect(&mut self, arrival: Arrival, address: IpAddr, now: Now) -> Slot {
-        let viewer = arrival.viewer();
+    fn connect(&mut self, request: ConnectRequest, address: IpAddr, now: Now) -> Slot {
+        let viewer = request.viewer();
         let (start, replayed) = {
             let window = self.node.window.read();
-            if window.epoch() != self.roster.epoch() {
-                self.roster.adopt(&window, now);
+            if window.epoch() != self.sessions.epoch() {
+                self.sessions.adopt(&window, now);
             }
-            let start = window.start(arrival.last_event_id.as_deref(), arrival.connection);
+            let start = window.start(request.last_event_id.as_deref(), request.connection);
             if start.gap.is_some_and(|gap| gap.reason == GapReason::Reset) {
-                self.node.note_foreign_cursor(&arrival, &window);
+                self.node.note_foreign_cursor(&request, &window);
             }
-            let start = match arrival.grant.replay_from {
+            let start = match request.grant.replay_from {
                 Some(secs) => window.not_before(start, secs.saturating_mul(1_000)),
                 None => start,
             };
@@ -661,23 +661,23 @@ impl Shard {
         };
         self.node.metrics.add(Counter::Connects, 1);
         self.node.metrics.add(Counter::Resumes, u64::from(start.asked && start.gap.is_none()));
-        self.roster.connect(arrival, start, replayed, now)
+        self.sessions.connect(request, start, replayed, now)
     }
 
     fn drain(&mut self, reason: String, until_ms: u64, now: Now) {
-        let leaving: Vec<_> = self.roster.slots().collect();
+        let leaving: Vec<_> = self.sessions.slots().collect();
         self.handle.leaving.store(leaving.len(), Ordering::Relaxed);
         let from_ms = now.mono_ms + LINGER_MS;
-        self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.roster.head(), wave: None });
+        self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.sessions.head(), wave: None });
     }
 
     /// Tells those of this wave to go who have what was published before the end, and counts who else could be told.
-    fn see_off(&mut self, now: Now) {
+    fn drain_wave(&mut self, now: Now) {
         let Some(Draining { wave, leaving, head, reason, .. }) = &mut self.draining else { return };
         let Some(mut left) = *wave else { return };
-        let (roster, mut waiting) = (&mut self.roster, 0);
+        let (sessions, mut waiting) = (&mut self.sessions, 0);
         leaving.retain(|&slot| {
-            let Some(session) = roster.session(slot).filter(|session| session.is_open()) else { return false };
+            let Some(session) = sessions.session(slot).filter(|session| session.is_open()) else { return false };
             if session.behind().is_some_and(|cursor| cursor < *head) {
                 return true;
             }
@@ -688,7 +688,7 @@ impl Shard {
             left -= 1;
             // Spread over two seconds, so that who comes next is not met by all at once.
             let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
-            roster.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
+            sessions.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
             false
         });
         *wave = (left > 0).then_some(left);
@@ -702,7 +702,7 @@ impl Shard {
         }
         let Ok(slot) = Slot::try_from(event.token().0) else { return };
         if event.is_writable() && self.flush(slot) {
-            self.roster.writable(slot);
+            self.sessions.writable(slot);
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(slot, event.is_read_closed(), now);
@@ -719,7 +719,7 @@ impl Shard {
     fn read(&mut self, slot: Slot, to_the_end: bool, now: Now) {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
         for _ in 0..READS_IN_A_ROW {
-            if !self.roster.wants_input(slot) {
+            if !self.sessions.wants_input(slot) {
                 // Read on once the client has taken its answers.
                 conn.unread = true;
                 return;
@@ -727,7 +727,7 @@ impl Shard {
             match conn.socket.read(&mut self.scratch) {
                 Ok(0) => return self.drop_conn(slot),
                 Ok(n) => {
-                    self.roster.input(slot, &mut self.scratch[..n], now, &|token| self.node.verify_in_band(token));
+                    self.sessions.input(slot, &mut self.scratch[..n], now, &|token| self.node.verify_in_band(token));
                     if n < READ_BYTES && !to_the_end {
                         conn.unread = false;
                         return;
@@ -757,7 +757,7 @@ impl Shard {
     fn sweep(&mut self, now: Now) {
         let start = Instant::now();
         let mut turns = 0;
-        while let Some(slot) = self.roster.next_ready() {
+        while let Some(slot) = self.sessions.next_ready() {
             self.serve(slot, now);
             turns += 1;
             if turns % TURNS_PER_LOOK == 0 && start.elapsed() >= SWEEP {
@@ -770,7 +770,7 @@ impl Shard {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
         let mut broken = false;
         let socket = &mut conn.socket;
-        let served = self.roster.serve(slot, &self.node.window, now, &mut |slices| {
+        let served = self.sessions.serve(slot, &self.node.window, now, &mut |slices| {
             socket.send(slices).unwrap_or_else(|error| {
                 broken = error.kind() != io::ErrorKind::WouldBlock;
                 0
@@ -782,7 +782,7 @@ impl Shard {
         if served != Served::Blocked && conn.unread {
             self.unread.push(slot);
         }
-        let deaf = self.roster.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
+        let deaf = self.sessions.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
         if deaf && !std::mem::replace(&mut conn.shut, true) {
             // The client reads its close frame and then the end; a reset could take the frame from it.
             let _ = conn.socket.shut();
@@ -791,12 +791,12 @@ impl Shard {
 
     fn drop_conn(&mut self, slot: Slot) {
         self.closing.retain(|closing| *closing != slot);
-        let head = Position { epoch: self.roster.epoch(), sequence: self.roster.head() };
-        let who = self.roster.session(slot).map(|session| {
+        let head = Position { epoch: self.sessions.epoch(), sequence: self.sessions.head() };
+        let who = self.sessions.session(slot).map(|session| {
             let cursor = session.position(head);
             (session.user().clone(), session.connection(), cursor, session.round_trip_ms())
         });
-        let code = self.roster.remove(slot);
+        let code = self.sessions.remove(slot);
         self.node.metrics.add(close_counter(code), 1);
         if let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::take)
             && let Some((user, connection, cursor, round_trip_ms)) = who
@@ -804,15 +804,15 @@ impl Shard {
             if let Some(address) = conn.counted {
                 let (since_ms, until_ms) = (conn.came.unix_ms, clock::now().unix_ms);
                 let user = user.clone();
-                let departed = Departed { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
-                self.node.departures().add(departed);
+                let closed_connection = ClosedConnection { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
+                self.node.recently_closed().add(closed_connection);
             }
-            if let Some(registry) = self.node.registry()
+            if let Some(presence) = self.node.presence()
                 && connection != ConnectionId(0)
                 // A newer socket of the connection came here, perhaps within the same millisecond.
-                && self.roster.holder(connection).is_none()
+                && self.sessions.holder(connection).is_none()
             {
-                registry.left(connection, &user, conn.came.mono_ms);
+                presence.left(connection, &user, conn.came.mono_ms);
             }
             if let Some(address) = conn.counted {
                 self.node.admission.release(&user, address);
@@ -820,7 +820,7 @@ impl Shard {
         }
     }
 
-    fn keep_house_now(&mut self, now: Now) {
+    fn run_housekeeping(&mut self, now: Now) {
         if let Some(act) = &self.housekeeping
             && now.mono_ms >= self.housekeeping_due
         {
@@ -831,7 +831,7 @@ impl Shard {
 
     /// Counts what clients said they have handled.
     fn note_acknowledged(&mut self) {
-        let acknowledged = self.roster.take_acknowledged();
+        let acknowledged = self.sessions.take_acknowledged();
         if acknowledged.is_empty() {
             return;
         }
@@ -844,24 +844,24 @@ impl Shard {
     /// Tells the node what changed.
     fn report(&mut self) {
         self.note_acknowledged();
-        self.handle.open.store(self.roster.len(), Ordering::Relaxed);
-        self.handle.watchers.store(self.roster.holders_of_topic(SYS_TOPIC), Ordering::Relaxed);
-        self.handle.overdue.store(self.roster.overdue(), Ordering::Relaxed);
-        let tally = self.roster.take_tally();
-        if tally != Tally::default() {
+        self.handle.open.store(self.sessions.len(), Ordering::Relaxed);
+        self.handle.watchers.store(self.sessions.holders_of_topic(SYSTEM_TOPIC), Ordering::Relaxed);
+        self.handle.overdue.store(self.sessions.overdue(), Ordering::Relaxed);
+        let tally = self.sessions.take_tally();
+        if tally != SessionCounters::default() {
             add_tally(&self.node.metrics, &tally);
         }
-        self.report_swept();
+        self.report_deliveries();
     }
 
-    fn report_swept(&mut self) {
+    fn report_deliveries(&mut self) {
         let metrics = &self.node.metrics;
-        let swept = self.roster.take_swept();
-        let now_ms = if swept.is_empty() { 0 } else { clock::now().unix_ms };
-        let deliveries = swept.iter().map(|swept| (&*swept.entry.event_type, u64::from(swept.clients)));
-        metrics.add_all_of_type(ByType::Deliveries, deliveries);
+        let deliveries = self.sessions.take_deliveries();
+        let now_ms = if deliveries.is_empty() { 0 } else { clock::now().unix_ms };
+        let by_type = deliveries.iter().map(|count| (&*count.entry.event_type, u64::from(count.clients)));
+        metrics.add_all_of_type(ByType::Deliveries, by_type);
         // What is replayed says nothing of how long news takes.
-        for Swept { entry, clients, .. } in swept.iter().filter(|swept| swept.live) {
+        for DeliveryCount { entry, clients, .. } in deliveries.iter().filter(|count| count.live) {
             metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
             if let (Some(tracer), Some(context)) = (&self.node.tracer, &entry.trace) {
                 tracer.written(&Written {
@@ -878,7 +878,7 @@ impl Shard {
     }
 }
 
-fn add_tally(metrics: &Metrics, tally: &Tally) {
+fn add_tally(metrics: &Metrics, tally: &SessionCounters) {
     let round_trips = &tally.round_trips;
     let mut sum_us = 1_000 * round_trips.sum_ms;
     for (bucket, &count) in round_trips.counts.iter().enumerate().filter(|(_, count)| **count > 0) {

@@ -69,7 +69,7 @@ pub(crate) struct SlowClient {
 
 /// An event that was published since it was last told.
 #[derive(Debug, Serialize)]
-struct Told {
+struct EventSummary {
     event_id: String,
     event_type: String,
     audience: String,
@@ -89,7 +89,7 @@ struct Sys<'a> {
     /// The upper bounds of the buckets of `latency` and `round_trip`, in microseconds.
     latency_bounds_us: &'a [u64],
     round_trip_bounds_us: &'a [u64],
-    events: Vec<Told>,
+    events: Vec<EventSummary>,
     /// Events since the last time that are not among them.
     more_events: u64,
 }
@@ -148,7 +148,7 @@ async fn describe(hub: &Hub, cursor: &mut Option<Position>) -> Option<String> {
     serde_json::to_string(&sys).ok()
 }
 
-fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<Told>, u64) {
+fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<EventSummary>, u64) {
     let (entries, head) = {
         let window = hub.node().window.read();
         let head = Position { epoch: window.epoch(), sequence: window.head() };
@@ -160,7 +160,7 @@ fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<Told>, u64) {
     };
     let (head, more) = head;
     *cursor = Some(head);
-    let told = entries.iter().map(|entry| Told {
+    let told = entries.iter().map(|entry| EventSummary {
         event_id: entry.event_id.to_string(),
         event_type: entry.event_type.to_string(),
         audience: entry.audience.to_string(),

@@ -19,12 +19,12 @@ pub trait Publishing: Send {
     fn context(&self) -> String;
 
     /// Ends it.
-    fn end(self: Box<Self>, published: &Traced<'_>);
+    fn end(self: Box<Self>, published: &PublishOutcome<'_>);
 }
 
 /// What became of a publish.
 #[derive(Debug)]
-pub struct Traced<'a> {
+pub struct PublishOutcome<'a> {
     /// The type of its first event.
     pub event_type: &'a str,
     /// The id of its first event.

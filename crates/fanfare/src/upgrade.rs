@@ -4,14 +4,14 @@
 
 use crate::{
     TimedStream,
-    admission::Refusal,
+    admission::ExceededLimit,
     auth::AuthError,
     clock,
     http::problem,
     metrics::Counter,
     node::{Node, auth_counter},
     refusals::{Full, Hold, Who},
-    shard::{Adoption, Command, TurnedAway},
+    shard::{NewConnection, Command, Rejection},
     socket::{Socket, Tls},
 };
 use aws_lc_rs::digest;
@@ -29,7 +29,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use fanfare_core::{
-    CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::Arrival, time::Now,
+    CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::ConnectRequest, time::Now,
 };
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -81,7 +81,7 @@ enum BadUpgrade {
     #[error("the connection can't be upgraded: it needs HTTP/1.1")]
     Transport,
     #[error(transparent)]
-    Flood(Refusal),
+    Flood(ExceededLimit),
     #[error("refusal_delay: too many clients {of} wait for their refusal already; connect again after the time in Retry-After", of = match .full {
         Full::Network => "from this address",
         Full::All => "",
@@ -98,7 +98,7 @@ const LOG_AWAY: &str =
 
 /// A client that is turned away, and whose genuine token it showed.
 struct Refused {
-    why: TurnedAway,
+    why: Rejection,
     user: Option<Arc<str>>,
 }
 
@@ -165,10 +165,10 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
         None => identify(node, token.as_deref(), &parameters, address).await,
     };
     let hold = match &client {
-        Ok(arrival) => {
-            node.refusals.forget(Who::User(&arrival.grant.user));
+        Ok(connect_request) => {
+            node.refusals.forget(Who::User(&connect_request.grant.user));
             // Its shard may have refused it for a limit, which is known there alone.
-            let who = Who::Connection(arrival.connection);
+            let who = Who::Connection(connect_request.connection);
             hold(node, node.refusals.owed(who, clock::now().mono_ms, node.config.refusal_delay), address)?
         }
         Err(refused) => hold_back(node, refused, address)?,
@@ -212,7 +212,7 @@ fn turned_away_at_once(
     address: Option<IpAddr>,
     peer: Option<IpAddr>,
     headers: &HeaderMap,
-) -> Result<Option<TurnedAway>, BadUpgrade> {
+) -> Result<Option<Rejection>, BadUpgrade> {
     let mono_ms = clock::now().mono_ms;
     if let Some(address) = address
         && let Err(refusal) = node.admission.keeps_pace(address, mono_ms, &node.config)
@@ -222,7 +222,7 @@ fn turned_away_at_once(
         return if told { Ok(Some(refusal.into())) } else { Err(BadUpgrade::Flood(refusal)) };
     }
     let foreign = node.check_origin(headers, peer).err();
-    Ok(foreign.map(|error| TurnedAway { code: CloseCode::Policy, reason: error.reason() }))
+    Ok(foreign.map(|error| Rejection { code: CloseCode::Policy, reason: error.reason() }))
 }
 
 /// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
@@ -284,7 +284,7 @@ async fn identify(
     token: Option<&str>,
     parameters: &Parameters,
     address: Option<IpAddr>,
-) -> Result<Arrival, Refused> {
+) -> Result<ConnectRequest, Refused> {
     let grant = node.authenticate(token).await.map_err(|error| {
         node.metrics.add(auth_counter(&error), 1);
         let genuine = matches!(error, AuthError::Expired { .. } | AuthError::NotYetValid { .. } | AuthError::Revoked);
@@ -304,7 +304,7 @@ async fn identify(
     });
     let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
-    Ok(Arrival::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
+    Ok(ConnectRequest::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
 }
 
 /// A value that a client has. A script that has none writes the name of its language's absent value into the URL.
@@ -314,7 +314,7 @@ pub(crate) fn given(value: &str) -> Option<&str> {
 
 /// The limits that are known before there is a session. One who comes back may take the place of an older socket, which its
 /// shard knows.
-fn may_come(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), Refusal> {
+fn may_come(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), ExceededLimit> {
     let (user, config) = (&grant.user, &node.config);
     if !grant.admin {
         node.admission.user_keeps_pace(user, clock::now().mono_ms, config)?;
@@ -328,12 +328,12 @@ fn returning(node: &Node, parameters: &Parameters, grant: &Grant) -> Option<Conn
     node.names.belongs_to(id, grant.into()).then_some(id)
 }
 
-fn turned_away(error: &AuthError) -> TurnedAway {
+fn turned_away(error: &AuthError) -> Rejection {
     let code = match error {
         AuthError::KeysUnavailable => CloseCode::TryAgainLater,
         _ => CloseCode::Policy,
     };
-    TurnedAway { code, reason: format!("{}: {error}", error.code()) }
+    Rejection { code, reason: format!("{}: {error}", error.code()) }
 }
 
 /// Waits for the socket to leave the HTTP server, and gives it to its shard.
@@ -343,7 +343,7 @@ async fn hand_over(
     address: Option<IpAddr>,
     came: Now,
     hold: Option<Hold>,
-    mut client: Result<Arrival, TurnedAway>,
+    mut client: Result<ConnectRequest, Rejection>,
 ) {
     let timeout = node.config.handshake_timeout.max(Duration::from_millis(1));
     let upgraded = match tokio::time::timeout(timeout, on_upgrade).await {
@@ -357,8 +357,8 @@ async fn hand_over(
         },
         None => upgraded,
     };
-    if let Ok(arrival) = &client
-        && let Err(later) = level_with(&node, arrival).await
+    if let Ok(connect_request) = &client
+        && let Err(later) = catch_up_to(&node, connect_request).await
     {
         client = Err(later);
     }
@@ -366,7 +366,7 @@ async fn hand_over(
         Ok((socket, leftover, peer)) => {
             let paced = address.is_some();
             let address = address.or(peer).unwrap_or(NOWHERE);
-            assign(&node, Adoption { socket, leftover, address, came, client }, paced);
+            assign(&node, NewConnection { socket, leftover, address, came, client }, paced);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
     }
@@ -375,27 +375,27 @@ async fn hand_over(
 /// Lets the window catch up with the log for a client whose place it does not know: another node may have served it
 /// further than this one has read. All who wait cost one question to the log. While that is away nobody can tell whether
 /// the client has missed anything, so it is to come back later.
-async fn level_with(node: &Node, arrival: &Arrival) -> Result<(), TurnedAway> {
-    let Some(last) = arrival.last_event_id.as_deref() else { return Ok(()) };
-    let known = node.window.read().start(Some(last), arrival.connection).gap.is_none_or(|gap| gap.missed.is_some());
+async fn catch_up_to(node: &Node, connect_request: &ConnectRequest) -> Result<(), Rejection> {
+    let Some(last) = connect_request.last_event_id.as_deref() else { return Ok(()) };
+    let known = node.window.read().start(Some(last), connect_request.connection).gap.is_none_or(|gap| gap.missed.is_some());
     let Some(broker) = node.broker.get().and_then(Weak::upgrade).filter(|_| !known) else { return Ok(()) };
     match tokio::time::timeout(node.config.handshake_timeout, broker.catch_up()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(TurnedAway { code: CloseCode::TryAgainLater, reason: LOG_AWAY.to_owned() }),
+        Ok(Err(_)) | Err(_) => Err(Rejection { code: CloseCode::TryAgainLater, reason: LOG_AWAY.to_owned() }),
     }
 }
 
 /// Gives a socket to the shard of its connection, or anywhere to be turned away. `paced`: its address was looked at.
-fn assign(node: &Node, mut adoption: Adoption, paced: bool) {
+fn assign(node: &Node, mut adoption: NewConnection, paced: bool) {
     let mono_ms = clock::now().mono_ms;
     if !paced && let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
         node.metrics.add(refusal.counter(), 1);
         adoption.client = Err(refusal.into());
     }
     let connection =
-        adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |arrival| arrival.connection);
+        adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |connect_request| connect_request.connection);
     if let Some(shard) = node.shard_of(connection) {
-        shard.send(Command::Adopt(Box::new(adoption)));
+        shard.send(Command::Register(Box::new(adoption)));
     }
 }
 

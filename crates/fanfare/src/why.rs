@@ -215,7 +215,7 @@ pub struct ClosedDetails {
 
 /// A client that has left.
 #[derive(Debug)]
-pub(crate) struct Departed {
+pub(crate) struct ClosedConnection {
     pub(crate) connection: ConnectionId,
     pub(crate) user: Arc<str>,
     pub(crate) since_ms: u64,
@@ -229,23 +229,23 @@ pub(crate) struct Departed {
 
 /// The clients that have left a node, the newest last.
 #[derive(Debug, Default)]
-pub(crate) struct Departures(VecDeque<Departed>);
+pub(crate) struct RecentlyClosed(VecDeque<ClosedConnection>);
 
-impl Departures {
-    pub(crate) fn add(&mut self, departed: Departed) {
+impl RecentlyClosed {
+    pub(crate) fn add(&mut self, closed_connection: ClosedConnection) {
         if self.0.len() == MAX_DEPARTED {
             self.0.pop_front();
         }
-        self.0.push_back(departed);
+        self.0.push_back(closed_connection);
     }
 
     /// How a connection ended the last time.
-    pub(crate) fn find(&self, connection: ConnectionId) -> Option<&Departed> {
-        self.0.iter().rev().find(|departed| departed.connection == connection)
+    pub(crate) fn find(&self, connection: ConnectionId) -> Option<&ClosedConnection> {
+        self.0.iter().rev().find(|closed_connection| closed_connection.connection == connection)
     }
 }
 
-impl Departed {
+impl ClosedConnection {
     /// How it ended on `node`, which serves this log up to `head`.
     pub(crate) fn details(&self, node: &str, lineage: &Lineage, head: u64) -> ClientDetails {
         let served = match lineage.place(self.cursor, head) {
@@ -338,8 +338,8 @@ impl fmt::Display for ClientFate {
 mod tests {
     use super::*;
 
-    fn departed(n: u128) -> Departed {
-        Departed {
+    fn closed_connection(n: u128) -> ClosedConnection {
+        ClosedConnection {
             connection: ConnectionId(n),
             user: "ann".into(),
             since_ms: 0,
@@ -353,12 +353,12 @@ mod tests {
 
     #[test]
     fn only_the_newest_of_those_who_left_are_remembered() {
-        let mut departures = Departures::default();
+        let mut recently_closed = RecentlyClosed::default();
         for n in 0..MAX_DEPARTED as u128 + 5 {
-            departures.add(departed(n));
+            recently_closed.add(closed_connection(n));
         }
-        assert!(departures.find(ConnectionId(4)).is_none() && departures.find(ConnectionId(5)).is_some());
-        assert_eq!(departures.0.len(), MAX_DEPARTED);
+        assert!(recently_closed.find(ConnectionId(4)).is_none() && recently_closed.find(ConnectionId(5)).is_some());
+        assert_eq!(recently_closed.0.len(), MAX_DEPARTED);
     }
 
     #[test]
@@ -366,14 +366,14 @@ mod tests {
         let mut shortened = Lineage::new(1);
         shortened.begin(2, 2, fanfare_core::lineage::Loss::Nothing);
         for (lineage, behind) in [(Lineage::new(1), 6), (shortened, 7), (Lineage::new(2), 9)] {
-            let gone = departed(7).details("a", &lineage, 9);
+            let gone = closed_connection(7).details("a", &lineage, 9);
             assert_eq!((&*gone.cursor, gone.behind_events), ("pos-1-3", behind), "{lineage}");
         }
     }
 
     #[test]
     fn who_is_there_counts_more_than_who_was() {
-        let gone = departed(7).details("a", &Lineage::new(1), 9);
+        let gone = closed_connection(7).details("a", &Lineage::new(1), 9);
         assert_eq!((gone.behind_events, gone.closed.as_ref().unwrap().code), (6, 1006));
         let live = LiveDetails {
             admin: false,

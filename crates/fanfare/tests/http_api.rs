@@ -49,13 +49,13 @@ fn token(who: &str) -> String {
     jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 
-struct Answer {
+struct BrokerFuture {
     status: u16,
     headers: HeaderMap,
     text: String,
 }
 
-impl Answer {
+impl BrokerFuture {
     fn json(&self) -> Value {
         assert_eq!(self.header("content-type"), JSON, "{}", self.text);
         serde_json::from_str(&self.text).unwrap()
@@ -77,23 +77,23 @@ fn request(method: &str, path: &str, who: &str, media_type: &str, body: impl Int
     request.body(body.into()).unwrap()
 }
 
-async fn send(app: &Router, request: Request<Body>) -> Answer {
+async fn send(app: &Router, request: Request<Body>) -> BrokerFuture {
     let response = app.clone().oneshot(request).await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    Answer { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
+    BrokerFuture { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
 }
 
-async fn get(app: &Router, path: &str) -> Answer {
+async fn get(app: &Router, path: &str) -> BrokerFuture {
     call(app, request("GET", path, NOBODY, "", "")).await
 }
 
-async fn post(app: &Router, path: &str, body: &str) -> Answer {
+async fn post(app: &Router, path: &str, body: &str) -> BrokerFuture {
     call(app, request("POST", path, PUBLISHER, JSON, body.to_owned())).await
 }
 
 /// Sends a request, and holds the answer against the documentation.
-async fn call(app: &Router, request: Request<Body>) -> Answer {
+async fn call(app: &Router, request: Request<Body>) -> BrokerFuture {
     let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.uri().path().to_owned());
     let answer = send(app, request).await;
     if let Some(operation) = operation(&spec(app).await, &method, &path) {
@@ -431,7 +431,7 @@ async fn the_library_refuses_what_is_reserved_for_the_hub() {
 }
 
 /// Method, path, who asks, media type and body; then the status, the code and a part of the sentence in the answer.
-type Refusal<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u16, &'a str, &'a str);
+type ExceededLimit<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u16, &'a str, &'a str);
 
 #[tokio::test]
 async fn what_is_refused_is_named_and_counted() {
@@ -446,7 +446,7 @@ async fn what_is_refused_is_named_and_counted() {
     let long_audience = format!(r#"{{"type":"a","audience":{{"user":"{user}"}}}}"#);
 
     #[rustfmt::skip]
-    let refusals: &[Refusal<'_>] = &[
+    let refusals: &[ExceededLimit<'_>] = &[
         ("POST", "/events", NOBODY, JSON, "{}", 401, "token_missing", ""),
         ("POST", "/events", STRANGER, JSON, "{}", 401, "token_invalid", ""),
         ("POST", "/events", EXPIRED, JSON, "{}", 401, "token_expired", ""),

@@ -5,7 +5,7 @@
 use fanfare::{
     Audience, AuthError, BrokerError, CloseCode, Config, Draft, Hub, Minter, Revocation, RevocationStore, Verifier,
     auth::Claims,
-    broker::{Answer, redis::RedisOptions},
+    broker::{BrokerFuture, redis::RedisOptions},
     metrics::Counter,
     why::{ClientFate, EventOnNode, InAudience},
 };
@@ -613,7 +613,7 @@ struct Disk {
 }
 
 impl RevocationStore for Disk {
-    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> BrokerFuture<'a, ()> {
         Box::pin(async move {
             if self.full.load(Ordering::Relaxed) {
                 return Err(BrokerError::NotKept("the disk is full".to_owned()));

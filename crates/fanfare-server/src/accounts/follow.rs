@@ -4,7 +4,7 @@ use super::Store;
 use fanfare::{
     BrokerError, Hub, Revocation, RevocationStore,
     auth::{AccessKey, AccessKeySource, AccessKeys},
-    broker::Answer,
+    broker::BrokerFuture,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -98,7 +98,7 @@ impl Follower {
 
 /// Revocations that a hub receives are also stored in the accounts' database.
 impl RevocationStore for Store {
-    fn keep<'a>(&'a self, revocation: &'a Revocation) -> Answer<'a, ()> {
+    fn keep<'a>(&'a self, revocation: &'a Revocation) -> BrokerFuture<'a, ()> {
         Box::pin(async move {
             let kept = self.revoke(revocation).await;
             kept.map_err(|error| BrokerError::NotKept(error.to_string()))

@@ -160,7 +160,7 @@ impl Logins {
         let claims = Claims {
             sub: user.email.clone(),
             // A token of the second in which older ones were revoked would count as one of them.
-            iat: Some(now.max(valid_from).max(self.hub.believed_from(&user.email))),
+            iat: Some(now.max(valid_from).max(self.hub.tokens_valid_from(&user.email))),
             exp: Some(expires_at),
             jti: Some(random_id()?),
             sid: Some(family),

@@ -21,7 +21,7 @@ pub(crate) use plan::PRESETS;
 
 use crate::{
     commands::{
-        Usage as WrongUse,
+        Usage as UsageError,
         access::{Access, Maker},
         http::Server as Http,
         print, say,
@@ -153,7 +153,7 @@ fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Re
         plan.rate = 0.0;
         say("the token may not publish (`publish` or `admin`), so connections are held and nothing is published");
     } else if plan.mix == [0; 3] {
-        return Err(WrongUse("the token allows none of the audiences that --mix names".to_owned()).into());
+        return Err(UsageError("the token allows none of the audiences that --mix names".to_owned()).into());
     }
     let user = user.or_else(|| Some(String::new()));
     Ok(Who { user, publisher: Access::Given(token.clone()), first: token.clone(), token: Some(token) })

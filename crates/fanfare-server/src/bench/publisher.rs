@@ -9,7 +9,7 @@ use super::{
 use crate::commands::{
     Usage,
     access::Access,
-    http::{Answer, Server},
+    http::{HubResponse, Server},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -165,7 +165,7 @@ impl Publisher {
     }
 }
 
-fn refusal(answer: &Answer) -> String {
+fn refusal(answer: &HubResponse) -> String {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let detail = body["detail"].as_str().unwrap_or("it does not say why");
     format!("HTTP status {}: {detail}", answer.status.as_u16())

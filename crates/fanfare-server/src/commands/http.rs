@@ -23,7 +23,7 @@ pub(crate) struct Server {
 }
 
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HubResponse {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
 }
@@ -74,13 +74,13 @@ impl Server {
     }
 
     /// Posts JSON. An error means that it isn't known whether the request arrived.
-    pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<Answer> {
+    pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<HubResponse> {
         let request = self.client.post(self.url(path)).bearer_auth(checked(token)?);
         self.ask(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
 
     /// Gets something, with a token if it is not open to everybody.
-    pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<Answer> {
+    pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<HubResponse> {
         let request = self.client.get(self.url(path));
         self.ask(match token {
             Some(token) => request.bearer_auth(checked(token)?),
@@ -89,7 +89,7 @@ impl Server {
         .await
     }
 
-    async fn ask(&self, request: RequestBuilder) -> anyhow::Result<Answer> {
+    async fn ask(&self, request: RequestBuilder) -> anyhow::Result<HubResponse> {
         match request.send().await {
             Ok(answer) => read(answer).await,
             Err(error) => Err(self.explain(error).await),
@@ -114,13 +114,13 @@ impl Server {
     }
 }
 
-async fn read(mut answer: Response) -> anyhow::Result<Answer> {
+async fn read(mut answer: Response) -> anyhow::Result<HubResponse> {
     let (status, mut body) = (answer.status(), Vec::new());
     while let Some(part) = answer.chunk().await.map_err(plainly)? {
         body.extend_from_slice(&part);
         anyhow::ensure!(body.len() <= MAX_ANSWER_BYTES, "the answer is too large");
     }
-    Ok(Answer { status, body: body.into() })
+    Ok(HubResponse { status, body: body.into() })
 }
 
 /// What is at the bottom of an error, which says more to people than the layers above it.

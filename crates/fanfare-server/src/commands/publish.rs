@@ -4,7 +4,7 @@ use super::{
     Usage,
     access::{Access, random_id},
     backoff::Backoff,
-    http::{Answer, Server},
+    http::{HubResponse, Server},
     print_json, random, say,
 };
 use crate::{settings::Settings, terminal};
@@ -43,7 +43,7 @@ struct Batch {
 
 /// The hub's answer to what it refuses.
 #[derive(Deserialize)]
-struct Refusal {
+struct ExceededLimit {
     detail: String,
     code: String,
     index: Option<usize>,
@@ -154,7 +154,7 @@ impl Publisher {
     }
 
     /// Posts until there is an answer. The events have their ids, so none is published twice.
-    async fn post(&self, path: &str, json: &str) -> anyhow::Result<Answer> {
+    async fn post(&self, path: &str, json: &str) -> anyhow::Result<HubResponse> {
         let mut backoff = Backoff::default();
         loop {
             let error = match self.server.post(path, &self.access.token()?, json.to_owned()).await {
@@ -179,9 +179,9 @@ fn is_passing(status: StatusCode) -> bool {
 }
 
 /// What the hub says against it, and about which event of a batch.
-fn refusal(answer: &Answer) -> (String, Option<usize>) {
-    match serde_json::from_slice::<Refusal>(&answer.body) {
-        Ok(Refusal { detail, code, index }) => {
+fn refusal(answer: &HubResponse) -> (String, Option<usize>) {
+    match serde_json::from_slice::<ExceededLimit>(&answer.body) {
+        Ok(ExceededLimit { detail, code, index }) => {
             // The line says better which event it is.
             let place = index.map(|index| format!("events[{index}]: ")).unwrap_or_default();
             let detail = detail.strip_prefix(&place).unwrap_or(&detail);

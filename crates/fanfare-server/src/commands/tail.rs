@@ -5,7 +5,7 @@ use crate::{settings::Settings, terminal};
 use anyhow::Context;
 use clap::ArgMatches;
 use fanfare::auth::Claims;
-use fanfare_client::{Cursor, Event, Gap, Heard, Listener, Options, Problem, Refused, State, Token};
+use fanfare_client::{Cursor, Event, Gap, Notification, Listener, Options, Problem, Refused, State, Token};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, future::ready};
 
@@ -56,10 +56,10 @@ impl Tail {
     async fn follow(&mut self) -> anyhow::Result<()> {
         while self.remaining != Some(0) {
             match self.listener.next().await.map_err(|refused| self.refused(refused))? {
-                Heard::Event(event) => self.event(&event)?,
-                Heard::Gap(missing) => say(&gap(&missing)),
-                Heard::Problem(Problem { error, message, .. }) => say(&format!("{error}: {message}")),
-                Heard::State(state) => say(&standing(&state)),
+                Notification::Event(event) => self.event(&event)?,
+                Notification::Gap(missing) => say(&gap(&missing)),
+                Notification::Problem(Problem { error, message, .. }) => say(&format!("{error}: {message}")),
+                Notification::State(state) => say(&standing(&state)),
                 _ => {}
             }
         }

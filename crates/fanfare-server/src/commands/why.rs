@@ -2,7 +2,7 @@
 
 use super::{
     access::Access,
-    http::{Answer, Server},
+    http::{HubResponse, Server},
     print, print_json,
 };
 use crate::{settings::Settings, terminal};
@@ -44,7 +44,7 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     }
 }
 
-fn refusal(answer: &Answer) -> String {
+fn refusal(answer: &HubResponse) -> String {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let detail = body["detail"].as_str().map(|detail| terminal::line(detail).into_owned());
     detail.unwrap_or_else(|| format!("the hub answered {}", answer.status))

@@ -4,7 +4,7 @@
 use super::{
     LAST_MOMENT, MAX_HTTP_BUFFER,
     http_connections::{HttpConnections, Limits, Slot},
-    introduction, listener,
+    proxy_protocol, listener,
 };
 use axum::{
     Router,
@@ -159,7 +159,7 @@ async fn open(
     slot: &Slot,
 ) -> Result<(Opened, SocketAddr), (Counter, io::Error)> {
     if introduced {
-        let whose = introduction::read(&mut stream).await.map_err(|error| (Counter::BadIntroductions, error))?;
+        let whose = proxy_protocol::read(&mut stream).await.map_err(|error| (Counter::BadIntroductions, error))?;
         if let Some(whose) = whose {
             peer = whose;
             slot.comes_from(peer.ip().to_canonical());

@@ -2,7 +2,7 @@
 //! finds no room there is left out.
 
 use crate::settings::{Settings, SettingsError};
-use fanfare::trace::{Publishing, Traced, Tracer, Written};
+use fanfare::trace::{Publishing, PublishOutcome, Tracer, Written};
 use opentelemetry::{
     Context, KeyValue,
     propagation::TextMapPropagator,
@@ -113,7 +113,7 @@ impl Publishing for Publish {
         carrier.remove(TRACEPARENT).unwrap_or_default()
     }
 
-    fn end(self: Box<Self>, published: &Traced<'_>) {
+    fn end(self: Box<Self>, published: &PublishOutcome<'_>) {
         let span = self.0.span();
         span.set_attribute(KeyValue::new("fanfare.event.type", published.event_type.to_owned()));
         span.set_attribute(KeyValue::new("fanfare.event.id", published.event_id.to_owned()));

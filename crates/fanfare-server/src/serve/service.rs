@@ -41,26 +41,26 @@ pub(super) fn ending() {
 
 /// Says that this process is alive for as long as its event loop goes round, where a watchdog asks for it.
 pub(super) fn keep_alive() {
-    let Some(patience) = sd_notify::watchdog_enabled() else { return };
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
         loop {
             if !ALIVE.swap(true, Ordering::Relaxed) {
                 tell(NotifyState::Watchdog, Duration::ZERO);
             }
             // sd_watchdog_enabled(3) recommends half of what is allowed.
-            sleep(patience / 2).await;
+            sleep(period / 2).await;
         }
     });
 }
 
-fn tell(state: NotifyState<'static>, patience: Duration) {
+fn tell(state: NotifyState<'static>, period: Duration) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let (done, told) = sync_channel(1);
-    if TELLER.as_ref().is_some_and(|teller| teller.send((state, done)).is_ok()) && !patience.is_zero() {
+    if TELLER.as_ref().is_some_and(|teller| teller.send((state, done)).is_ok()) && !period.is_zero() {
         // Where nobody reads, it is told once somebody does.
-        let _ = told.recv_timeout(patience);
+        let _ = told.recv_timeout(period);
     }
 }
 

@@ -5,8 +5,8 @@
 //! closed until it is ready again, so that the kernel gives its share of the clients to the others meanwhile.
 
 use super::{
-    LONGEST_REQUESTS, Signals, Told, listener,
-    worker::{EVERYTHING_ENDS, WORKER, Word},
+    LONGEST_REQUESTS, Signals, SupervisorSignal, listener,
+    worker::{SHUTDOWN_SIGNAL, WORKER, WorkerMessage},
 };
 use crate::settings::Settings;
 use anyhow::{Context, bail, ensure};
@@ -54,7 +54,7 @@ pub(super) struct Supervisor<'a> {
     program: PathBuf,
     /// The secret of this run, if one was made for it.
     secret: Option<String>,
-    seats: Vec<Seat>,
+    slots: Vec<SlotState>,
     processes: Vec<Process>,
     /// Processes started so far: the name of the next one.
     started: u64,
@@ -63,12 +63,12 @@ pub(super) struct Supervisor<'a> {
     again: bool,
     /// All workers have been ready once.
     complete: bool,
-    tell: UnboundedSender<(u64, Word)>,
-    words: UnboundedReceiver<(u64, Word)>,
+    tell: UnboundedSender<(u64, WorkerMessage)>,
+    words: UnboundedReceiver<(u64, WorkerMessage)>,
 }
 
 /// The place of one worker, which stays while its processes come and go.
-struct Seat {
+struct SlotState {
     socket: Option<Socket>,
     failures: u32,
     /// When a process is to be started for it.
@@ -78,7 +78,7 @@ struct Seat {
 /// A worker's process.
 struct Process {
     id: u64,
-    seat: usize,
+    slot: usize,
     child: Child,
     pid: Pid,
     state: State,
@@ -86,7 +86,7 @@ struct Process {
     /// When it is killed, if nothing changes before.
     limit: Option<Instant>,
     /// How long it takes at most to end by itself.
-    patience: Duration,
+    drain_timeout: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -98,7 +98,7 @@ enum State {
 
 /// The replacement of all workers, one at a time.
 struct Roll {
-    seat: usize,
+    slot: usize,
     /// The seat's new process. Those before it have to go once it is ready.
     id: u64,
     ready: bool,
@@ -109,10 +109,10 @@ enum Event {
     /// A process, by its place in the list.
     Ended(usize, ExitStatus),
     Overdue(usize),
-    Said(u64, Word),
+    Said(u64, WorkerMessage),
     /// A seat.
     Due(usize),
-    Told(Told),
+    Signal(SupervisorSignal),
 }
 
 impl<'a> Supervisor<'a> {
@@ -124,10 +124,10 @@ impl<'a> Supervisor<'a> {
     ) -> anyhow::Result<Self> {
         let first = socket_of_worker(given.as_ref(), settings.listen)?;
         let address = first.local_addr()?.as_socket().context("the listener has no address")?;
-        let mut seats = vec![Seat::new(first)];
+        let mut slots = vec![SlotState::new(first)];
         for _ in 1..workers {
             // With port 0 the others share the one that the first was given.
-            seats.push(Seat::new(socket_of_worker(given.as_ref(), address)?));
+            slots.push(SlotState::new(socket_of_worker(given.as_ref(), address)?));
         }
         // Asked later, the system would name the file that this process was started from, even if it is gone.
         let program = env::current_exe().context("the program does not find itself")?;
@@ -138,7 +138,7 @@ impl<'a> Supervisor<'a> {
             address,
             program,
             secret,
-            seats,
+            slots,
             processes: Vec::new(),
             started: 0,
             roll: None,
@@ -165,40 +165,40 @@ impl<'a> Supervisor<'a> {
                     self.processes.remove(place);
                     bail!("worker 0 {} before it was ready; it said why", describe(status));
                 }
-                Event::Said(id, Word::Ready { patience }) => {
-                    self.note_ready(id, patience);
+                Event::Said(id, WorkerMessage::Ready { drain_timeout }) => {
+                    self.note_ready(id, drain_timeout);
                     return Ok(true);
                 }
                 Event::Overdue(place) => self.processes[place].kill_overdue(),
-                Event::Told(Told::Stop) => return Ok(false),
-                Event::Said(_, Word::Ending) | Event::Due(_) | Event::Told(Told::Replace) => {}
+                Event::Signal(SupervisorSignal::Stop) => return Ok(false),
+                Event::Said(_, WorkerMessage::Ending) | Event::Due(_) | Event::Signal(SupervisorSignal::Replace) => {}
             }
         }
     }
 
     /// Starts the other workers, and keeps all alive until a signal.
     pub(super) async fn run(&mut self, signals: &mut Signals) {
-        for seat in 1..self.seats.len() {
-            self.launch_or_retry(seat);
+        for slot in 1..self.slots.len() {
+            self.launch_or_retry(slot);
         }
         loop {
             match self.next(signals).await {
                 Event::Ended(place, status) => self.note_end(place, status),
                 Event::Overdue(place) => self.processes[place].kill_overdue(),
-                Event::Said(id, Word::Ready { patience }) => self.note_ready(id, patience),
-                Event::Said(id, Word::Ending) => self.note_ending(id),
-                Event::Due(seat) => self.launch_or_retry(seat),
-                Event::Told(Told::Replace) => self.replace_all(),
-                Event::Told(Told::Stop) => return,
+                Event::Said(id, WorkerMessage::Ready { drain_timeout }) => self.note_ready(id, drain_timeout),
+                Event::Said(id, WorkerMessage::Ending) => self.note_ending(id),
+                Event::Due(slot) => self.launch_or_retry(slot),
+                Event::Signal(SupervisorSignal::Replace) => self.replace_all(),
+                Event::Signal(SupervisorSignal::Stop) => return,
             }
         }
     }
 
     async fn next(&mut self, signals: &mut Signals) -> Event {
-        let seats = self.seats.iter().enumerate().filter_map(|(i, seat)| Some((seat.due?, Event::Due(i))));
+        let slots = self.slots.iter().enumerate().filter_map(|(i, slot)| Some((slot.due?, Event::Due(i))));
         let limits = self.processes.iter().enumerate();
         let limits = limits.filter_map(|(i, process)| Some((process.limit?, Event::Overdue(i))));
-        let first = seats.chain(limits).min_by_key(|&(at, _)| at);
+        let first = slots.chain(limits).min_by_key(|&(at, _)| at);
         let timer = async {
             match first {
                 Some((at, event)) => {
@@ -213,17 +213,17 @@ impl<'a> Supervisor<'a> {
             event = timer => event,
             // There is always a sender: our own.
             Some((id, word)) = self.words.recv() => Event::Said(id, word),
-            told = signals.next() => Event::Told(told),
+            told = signals.next() => Event::Signal(told),
         }
     }
 
     /// Starts a seat's process. What it says is heard by [`Self::next`].
     fn launch(&mut self, index: usize) -> anyhow::Result<u64> {
         let address = self.address;
-        let seat = &mut self.seats[index];
-        let socket = match &seat.socket {
+        let slot = &mut self.slots[index];
+        let socket = match &slot.socket {
             Some(socket) => socket.try_clone()?,
-            None => seat.socket.insert(socket_of_worker(self.given.as_ref(), address)?).try_clone()?,
+            None => slot.socket.insert(socket_of_worker(self.given.as_ref(), address)?).try_clone()?,
         };
         let mut command = Command::new(&self.program);
         command.args(env::args_os().skip(1));
@@ -241,19 +241,19 @@ impl<'a> Supervisor<'a> {
         self.started += 1;
         self.processes.push(Process {
             id,
-            seat: index,
+            slot: index,
             child,
             pid,
             state: State::Starting,
             since: now,
             limit: Some(now + READINESS),
-            patience: self.settings.drain_timeout.max(LONGEST_REQUESTS),
+            drain_timeout: self.settings.drain_timeout.max(LONGEST_REQUESTS),
         });
         let tell = self.tell.clone();
         tokio::spawn(async move {
             let mut lines = BufReader::new(said).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                if let Some(word) = Word::read(&line) {
+                if let Some(word) = WorkerMessage::read(&line) {
                     // A supervisor that ends does not listen any more.
                     let _ = tell.send((id, word));
                 }
@@ -263,29 +263,29 @@ impl<'a> Supervisor<'a> {
     }
 
     fn launch_or_retry(&mut self, index: usize) {
-        self.seats[index].due = None;
+        self.slots[index].due = None;
         if let Err(error) = self.launch(index) {
             tracing::error!(worker = index, "it can't be started: {error:#}");
-            self.seats[index].fail();
+            self.slots[index].fail();
         }
     }
 
-    fn note_ready(&mut self, id: u64, patience: Duration) {
+    fn note_ready(&mut self, id: u64, drain_timeout: Duration) {
         let Some(process) = self.processes.iter_mut().find(|process| process.id == id) else { return };
         if process.state != State::Starting {
             return;
         }
-        (process.state, process.limit, process.patience) = (State::Ready, None, patience);
-        tracing::info!(worker = process.seat, pid = process.pid.as_raw_pid(), "ready");
+        (process.state, process.limit, process.drain_timeout) = (State::Ready, None, drain_timeout);
+        tracing::info!(worker = process.slot, pid = process.pid.as_raw_pid(), "ready");
         let ready = self.processes.iter().filter(|process| process.state == State::Ready).count();
-        if ready == self.seats.len() && !std::mem::replace(&mut self.complete, true) {
+        if ready == self.slots.len() && !std::mem::replace(&mut self.complete, true) {
             tracing::info!(workers = ready, "all workers are ready");
         }
         if let Some(roll) = self.roll.as_mut().filter(|roll| roll.id == id) {
             roll.ready = true;
-            let seat = roll.seat;
-            self.seats[seat].failures = 0;
-            for old in self.processes.iter_mut().filter(|process| process.seat == seat && process.id < id) {
+            let slot = roll.slot;
+            self.slots[slot].failures = 0;
+            for old in self.processes.iter_mut().filter(|process| process.slot == slot && process.id < id) {
                 old.leave(Signal::TERM);
             }
             self.go_on_with_roll();
@@ -298,19 +298,19 @@ impl<'a> Supervisor<'a> {
         if process.state == State::Leaving {
             return;
         }
-        (process.state, process.limit) = (State::Leaving, Some(Instant::now() + process.patience + MARGIN));
-        let (seat, pid) = (process.seat, process.pid.as_raw_pid());
-        if !self.is_taken(seat) {
-            tracing::info!(worker = seat, pid, "it was told to end; starting another");
-            self.seats[seat].due = Some(Instant::now() + SOON);
+        (process.state, process.limit) = (State::Leaving, Some(Instant::now() + process.drain_timeout + MARGIN));
+        let (slot, pid) = (process.slot, process.pid.as_raw_pid());
+        if !self.is_taken(slot) {
+            tracing::info!(worker = slot, pid, "it was told to end; starting another");
+            self.slots[slot].due = Some(Instant::now() + SOON);
         }
     }
 
     fn note_end(&mut self, place: usize, status: ExitStatus) {
         let process = self.processes.remove(place);
-        let (index, pid, how) = (process.seat, process.pid.as_raw_pid(), describe(status));
+        let (index, pid, how) = (process.slot, process.pid.as_raw_pid(), describe(status));
         let taken = self.is_taken(index);
-        let seat = &mut self.seats[index];
+        let slot = &mut self.slots[index];
         if self.roll.as_ref().is_some_and(|roll| roll.id == process.id && !roll.ready) {
             tracing::error!(worker = index, pid, "its replacement {how}; the workers stay as they are");
             self.stop_roll();
@@ -320,9 +320,9 @@ impl<'a> Supervisor<'a> {
             tracing::error!(worker = index, pid, "it {how}; its replacement takes its place");
         } else {
             if process.since.elapsed() >= PROVEN {
-                seat.failures = 0;
+                slot.failures = 0;
             }
-            let pause = seat.fail();
+            let pause = slot.fail();
             tracing::error!(worker = index, pid, "it {how}; starting it again in {} ms", pause.as_millis());
         }
         self.go_on_with_roll();
@@ -339,16 +339,16 @@ impl<'a> Supervisor<'a> {
         self.replace(0);
     }
 
-    fn replace(&mut self, seat: usize) {
-        self.seats[seat].due = None;
-        match self.launch(seat) {
-            Ok(id) => self.roll = Some(Roll { seat, id, ready: false }),
+    fn replace(&mut self, slot: usize) {
+        self.slots[slot].due = None;
+        match self.launch(slot) {
+            Ok(id) => self.roll = Some(Roll { slot, id, ready: false }),
             Err(error) => {
                 tracing::error!(
-                    worker = seat,
+                    worker = slot,
                     "its replacement can't be started: {error:#}; the workers stay as they are"
                 );
-                self.roll = Some(Roll { seat, id: self.started, ready: false });
+                self.roll = Some(Roll { slot, id: self.started, ready: false });
                 self.stop_roll();
             }
         }
@@ -356,22 +356,22 @@ impl<'a> Supervisor<'a> {
 
     fn stop_roll(&mut self) {
         self.again = false;
-        if let Some(Roll { seat, .. }) = self.roll.take()
-            && !self.is_taken(seat)
+        if let Some(Roll { slot, .. }) = self.roll.take()
+            && !self.is_taken(slot)
         {
-            self.seats[seat].fail();
+            self.slots[slot].fail();
         }
     }
 
     /// Turns to the next worker once the last one's clients have gone.
     fn go_on_with_roll(&mut self) {
-        let Some(Roll { seat, id, ready }) = self.roll else { return };
-        if !ready || self.processes.iter().any(|process| process.seat == seat && process.id < id) {
+        let Some(Roll { slot, id, ready }) = self.roll else { return };
+        if !ready || self.processes.iter().any(|process| process.slot == slot && process.id < id) {
             return;
         }
         self.roll = None;
-        if seat + 1 < self.seats.len() {
-            return self.replace(seat + 1);
+        if slot + 1 < self.slots.len() {
+            return self.replace(slot + 1);
         }
         tracing::info!("all workers are replaced");
         if std::mem::take(&mut self.again) {
@@ -380,30 +380,30 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Whether a process has the seat, and stays.
-    fn is_taken(&self, seat: usize) -> bool {
-        self.processes.iter().any(|process| process.seat == seat && process.state != State::Leaving)
+    fn is_taken(&self, slot: usize) -> bool {
+        self.processes.iter().any(|process| process.slot == slot && process.state != State::Leaving)
     }
 
     /// Ends all workers. A second signal ends them at once, which is an error.
     pub(super) async fn end(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
         // Whoever comes now is refused at once, once the workers have closed theirs too.
-        self.seats.clear();
+        self.slots.clear();
         for process in &mut self.processes {
-            process.leave(EVERYTHING_ENDS);
+            process.leave(SHUTDOWN_SIGNAL);
         }
         let mut forced = false;
         while !self.processes.is_empty() {
             match self.next(signals).await {
                 Event::Ended(place, status) => {
                     let process = self.processes.remove(place);
-                    tracing::info!(worker = process.seat, pid = process.pid.as_raw_pid(), "it {}", describe(status));
+                    tracing::info!(worker = process.slot, pid = process.pid.as_raw_pid(), "it {}", describe(status));
                 }
                 Event::Overdue(place) => self.processes[place].kill_overdue(),
-                Event::Told(Told::Stop) => {
+                Event::Signal(SupervisorSignal::Stop) => {
                     forced = true;
                     self.processes.iter().for_each(|process| process.tell(Signal::KILL));
                 }
-                Event::Said(..) | Event::Due(_) | Event::Told(Told::Replace) => {}
+                Event::Said(..) | Event::Due(_) | Event::Signal(SupervisorSignal::Replace) => {}
             }
         }
         ensure!(!forced, "ended at once, as a second signal asked");
@@ -416,7 +416,7 @@ fn socket_of_worker(given: Option<&Socket>, address: SocketAddr) -> anyhow::Resu
     given.map_or_else(|| listener::open_shared(address), |given| Ok(given.try_clone()?))
 }
 
-impl Seat {
+impl SlotState {
     fn new(socket: Socket) -> Self {
         Self { socket: Some(socket), failures: 0, due: None }
     }
@@ -443,7 +443,7 @@ impl Process {
     fn leave(&mut self, signal: Signal) {
         self.tell(signal);
         if self.state != State::Leaving {
-            (self.state, self.limit) = (State::Leaving, Some(Instant::now() + self.patience + MARGIN));
+            (self.state, self.limit) = (State::Leaving, Some(Instant::now() + self.drain_timeout + MARGIN));
         }
     }
 
@@ -452,7 +452,7 @@ impl Process {
             State::Starting => format!("was not ready within {} s", READINESS.as_secs()),
             State::Ready | State::Leaving => "did not end in time".to_owned(),
         };
-        tracing::error!(worker = self.seat, pid = self.pid.as_raw_pid(), "it {late}, and is killed");
+        tracing::error!(worker = self.slot, pid = self.pid.as_raw_pid(), "it {late}, and is killed");
         self.limit = None;
         self.tell(Signal::KILL);
     }
@@ -466,7 +466,7 @@ async fn any_end(processes: &mut [Process]) -> (usize, ExitStatus) {
                 match process.child.wait().await {
                     Ok(status) => return (place, status),
                     Err(error) => {
-                        tracing::error!(worker = process.seat, %error, "its end can't be waited for");
+                        tracing::error!(worker = process.slot, %error, "its end can't be waited for");
                         sleep(LATER).await;
                     }
                 }

@@ -20,13 +20,13 @@ pub(super) const WORKER: &str = "_FANFARE_WORKER";
 
 /// Tells a worker to end when no other takes the clients that wait at its socket: all end, or the supervisor has. SIGTERM
 /// tells one that is replaced.
-pub(super) const EVERYTHING_ENDS: Signal = Signal::USR1;
+pub(super) const SHUTDOWN_SIGNAL: Signal = Signal::USR1;
 
 /// What a worker says to its supervisor: lines of its standard output.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Word {
+pub(super) enum WorkerMessage {
     /// It serves. Told to end, it takes no longer than this.
-    Ready { patience: Duration },
+    Ready { drain_timeout: Duration },
     /// It takes nobody in any more.
     Ending,
 }
@@ -43,7 +43,7 @@ impl Worker {
         let Some(text) = env::var(WORKER).ok() else { return Ok(None) };
         let parsed = text.split_once('/').and_then(|(index, parent)| Some((index.parse().ok()?, parent.parse().ok()?)));
         let (index, parent) = parsed.with_context(|| format!("{WORKER} is for the program's own use"))?;
-        set_parent_process_death_signal(Some(EVERYTHING_ENDS)).context("the supervisor's end can't be watched")?;
+        set_parent_process_death_signal(Some(SHUTDOWN_SIGNAL)).context("the supervisor's end can't be watched")?;
         // It may have ended before that was in place.
         anyhow::ensure!(getppid() == Pid::from_raw(parent), "the supervisor has ended");
         Ok(Some(Self { index }))
@@ -59,23 +59,23 @@ impl Worker {
     }
 
     /// A supervisor that is gone needs no word; its end is noticed otherwise.
-    pub(super) fn say(word: Word) {
+    pub(super) fn say(word: WorkerMessage) {
         let mut out = io::stdout();
         let _ = writeln!(out, "{}", word.line()).and_then(|()| out.flush());
     }
 }
 
-impl Word {
+impl WorkerMessage {
     fn line(self) -> String {
         match self {
-            Self::Ready { patience } => format!("ready {}", patience.as_millis()),
+            Self::Ready { drain_timeout } => format!("ready {}", drain_timeout.as_millis()),
             Self::Ending => "ending".to_owned(),
         }
     }
 
     pub(super) fn read(line: &str) -> Option<Self> {
         match line.split_once(' ') {
-            Some(("ready", ms)) => Some(Self::Ready { patience: Duration::from_millis(ms.parse().ok()?) }),
+            Some(("ready", ms)) => Some(Self::Ready { drain_timeout: Duration::from_millis(ms.parse().ok()?) }),
             None if line == "ending" => Some(Self::Ending),
             _ => None,
         }
@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn what_a_worker_says_is_understood() {
-        for word in [Word::Ready { patience: Duration::from_millis(60_000) }, Word::Ending] {
-            assert_eq!(Word::read(&word.line()), Some(word));
+        for word in [WorkerMessage::Ready { drain_timeout: Duration::from_millis(60_000) }, WorkerMessage::Ending] {
+            assert_eq!(WorkerMessage::read(&word.line()), Some(word));
         }
         for line in ["", "ready", "ready soon", "ready -1", "ending soon", "hello"] {
-            assert_eq!(Word::read(line), None, "{line}");
+            assert_eq!(WorkerMessage::read(line), None, "{line}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The log of a single process, in its memory.
 
-use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail, ids::Ids};
+use super::{BrokerFuture, Appended, Broker, BrokerError, ControlMessage, Record, BackendStatus, LogFollower, ids::Ids};
 use crate::{
     clock,
-    registry::{Present, Registry},
+    presence::{ConnectionInfo, Presence},
     why::Question,
 };
 use fanfare_core::{
@@ -28,7 +28,7 @@ struct Log {
     /// A log that is bounded like a window is one.
     entries: Window,
     ids: Ids,
-    tails: Vec<Arc<dyn Tail>>,
+    tails: Vec<Arc<dyn LogFollower>>,
 }
 
 impl MemoryBroker {
@@ -41,7 +41,7 @@ impl MemoryBroker {
     }
 
     /// Has `tail` follow the log from its head on. Its window must be empty.
-    pub fn follow(&self, tail: Arc<dyn Tail>) {
+    pub fn follow(&self, tail: Arc<dyn LogFollower>) {
         let mut log = self.log();
         {
             let mut window = tail.window().write();
@@ -94,7 +94,7 @@ impl Log {
 }
 
 impl MemoryBroker {
-    async fn clients(&self, of_user: Option<&str>) -> Result<Vec<Present>, BrokerError> {
+    async fn clients(&self, of_user: Option<&str>) -> Result<Vec<ConnectionInfo>, BrokerError> {
         let tails = self.log().tails.clone();
         let mut clients = Vec::new();
         for tail in tails {
@@ -106,17 +106,17 @@ impl MemoryBroker {
 }
 
 /// The nodes themselves know who is connected.
-impl Registry for MemoryBroker {
-    fn arrived(&self, _client: Present) {}
+impl Presence for MemoryBroker {
+    fn arrived(&self, _client: ConnectionInfo) {}
 
     fn left(&self, _connection: ConnectionId, _user: &Arc<str>, _came_ms: u64) {}
 
-    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {
+    fn of_user(&self, user: &str) -> BrokerFuture<'_, Vec<ConnectionInfo>> {
         let user = user.to_owned();
         Box::pin(async move { self.clients(Some(&user)).await })
     }
 
-    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>> {
+    fn find(&self, connection: ConnectionId) -> BrokerFuture<'_, Option<ConnectionInfo>> {
         Box::pin(async move {
             let clients = self.clients(None).await?;
             Ok(clients.into_iter().find(|client| client.connection == connection))
@@ -129,27 +129,27 @@ impl Broker for MemoryBroker {
         "memory"
     }
 
-    fn standing(&self) -> Standing {
+    fn status(&self) -> BackendStatus {
         let log = self.log();
         let horizon = Duration::from_millis(log.ids.covered_ms(clock::now().unix_ms));
-        Standing { events: log.entries.len(), bytes: log.entries.bytes(), horizon, ..Standing::default() }
+        BackendStatus { events: log.entries.len(), bytes: log.entries.bytes(), horizon, ..BackendStatus::default() }
     }
 
-    fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {
+    fn append(&self, records: Vec<Record>) -> BrokerFuture<'_, Vec<Appended>> {
         Box::pin(ready(Ok(self.append_now(records))))
     }
 
     /// The windows never lag behind.
-    fn catch_up(&self) -> Answer<'_, ()> {
+    fn catch_up(&self) -> BrokerFuture<'_, ()> {
         Box::pin(ready(Ok(())))
     }
 
-    fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>> {
+    fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>> {
         let entries = self.log().entries.since(after).take(limit).cloned().collect();
         Box::pin(ready(Ok(entries)))
     }
 
-    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)> {
+    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
         let tails = self.log().tails.clone();
         Box::pin(async move {
             let mut answers = Vec::new();
@@ -160,10 +160,10 @@ impl Broker for MemoryBroker {
         })
     }
 
-    fn order(&self, order: Order) -> Answer<'_, ()> {
+    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
         let tails = self.log().tails.clone();
         for tail in tails {
-            tail.obey(order.clone());
+            tail.handle_control(order.clone());
         }
         Box::pin(ready(Ok::<_, BrokerError>(())))
     }

@@ -3,19 +3,19 @@
 mod appender;
 mod bus;
 mod connection;
-mod ears;
+mod pubsub;
 mod inspect;
 mod keys;
 mod link;
 mod members;
 mod parameters;
 mod piece;
-mod pulse;
+mod heartbeat;
 mod questions;
 mod record;
 mod recovery;
 mod refused;
-mod registry;
+mod presence;
 mod revoked;
 mod scripts;
 mod shared;
@@ -29,10 +29,10 @@ pub use link::LinkError;
 pub use tls::{BadRedisTls, RedisTls};
 pub use url::{BadRedisUrl, RedisUrl};
 
-use super::{Answer, Appended, Broker, BrokerError, Order, Record, Standing, Tail};
+use super::{BrokerFuture, Appended, Broker, BrokerError, ControlMessage, Record, BackendStatus, LogFollower};
 use crate::{
     metrics::Metrics,
-    registry::{Present, Registry},
+    presence::{ConnectionInfo, Presence},
     why::Question,
 };
 use bus::{Bus, Waiter};
@@ -43,7 +43,7 @@ use fanfare_core::{
 use keys::CONTROL_ENTRIES;
 use piece::Piece;
 use redis::cmd;
-use registry::Change;
+use presence::Change;
 use revoked::Ordered;
 use shared::{Job, Shared};
 use std::{
@@ -129,7 +129,7 @@ impl RedisBroker {
         options: RedisOptions,
         bounds: Bounds,
         node: String,
-        tail: Arc<dyn Tail>,
+        tail: Arc<dyn LogFollower>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, LinkError> {
         // The first who needs TLS says how; an application may have done so already.
@@ -138,11 +138,11 @@ impl RedisBroker {
         let (jobs, jobs_in) = mpsc::channel(MAX_JOBS);
         let (waiters, waiters_in) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
-        let (heard, heard_in) = ears::queue();
+        let (heard, heard_in) = pubsub::queue();
         let (started, warm) = oneshot::channel();
         let bus = Bus::new(shared.clone(), jobs_in, waiters_in, heard, stopped);
         let thread = bus
-            .spawn(ears::forward(shared.clone(), heard_in, jobs.clone()), started)
+            .spawn(pubsub::forward(shared.clone(), heard_in, jobs.clone()), started)
             .map_err(|error| LinkError::Unreachable(format!("the system gives no thread: {error}")))?;
         match warm.await {
             Ok(result) => result?,
@@ -167,9 +167,9 @@ impl RedisBroker {
         }
     }
 
-    async fn order_now(&self, order: Order) -> Result<(), BrokerError> {
+    async fn order_now(&self, order: ControlMessage) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
-        if let Order::Revoke(revocation) = &order {
+        if let ControlMessage::Revoke(revocation) = &order {
             let one = std::slice::from_ref(revocation);
             return Ok(revoked::keep(&link, &self.shared.keys, one, Ordered::All).await?);
         }
@@ -222,27 +222,27 @@ impl Broker for RedisBroker {
         "redis"
     }
 
-    fn standing(&self) -> Standing {
-        self.shared.standing()
+    fn status(&self) -> BackendStatus {
+        self.shared.status()
     }
 
-    fn append(&self, records: Vec<Record>) -> Answer<'_, Vec<Appended>> {
+    fn append(&self, records: Vec<Record>) -> BrokerFuture<'_, Vec<Appended>> {
         Box::pin(self.append_now(records))
     }
 
-    fn catch_up(&self) -> Answer<'_, ()> {
+    fn catch_up(&self) -> BrokerFuture<'_, ()> {
         Box::pin(self.catch_up_now())
     }
 
-    fn range(&self, after: u64, limit: usize) -> Answer<'_, Vec<Arc<Entry>>> {
+    fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>> {
         Box::pin(self.range_now(after, limit))
     }
 
-    fn order(&self, order: Order) -> Answer<'_, ()> {
+    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
         Box::pin(self.order_now(order))
     }
 
-    fn ask(&self, question: Question) -> Answer<'_, (Vec<String>, usize)> {
+    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
         Box::pin(async move {
             let link = self.shared.link()?;
             let (answers, nodes) = questions::ask(&self.shared, &link, &question).await?;
@@ -264,8 +264,8 @@ impl Broker for RedisBroker {
     }
 }
 
-impl Registry for RedisBroker {
-    fn arrived(&self, client: Present) {
+impl Presence for RedisBroker {
+    fn arrived(&self, client: ConnectionInfo) {
         self.shared.pending().note(client.connection, Change::Arrived(client));
     }
 
@@ -273,13 +273,13 @@ impl Registry for RedisBroker {
         self.shared.pending().note(connection, Change::Left { user: user.clone(), came_ms });
     }
 
-    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>> {
+    fn of_user(&self, user: &str) -> BrokerFuture<'_, Vec<ConnectionInfo>> {
         let user = user.to_owned();
-        Box::pin(async move { registry::of_user(&self.shared, &user).await })
+        Box::pin(async move { presence::of_user(&self.shared, &user).await })
     }
 
-    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>> {
-        Box::pin(registry::find(&self.shared, connection))
+    fn find(&self, connection: ConnectionId) -> BrokerFuture<'_, Option<ConnectionInfo>> {
+        Box::pin(presence::find(&self.shared, connection))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use fanfare_core::{
     Position,
-    roster::Past,
-    window::{Entry, Start, Viewer, Window},
+    session_table::History,
+    window::{Entry, ResumePoint, Viewer, Window},
 };
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -28,8 +28,8 @@ impl SharedWindow {
     }
 }
 
-impl Past for SharedWindow {
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
-        Past::read(&*self.read(), cursor, until, viewer, out)
+impl History for SharedWindow {
+    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint> {
+        History::read(&*self.read(), cursor, until, viewer, out)
     }
 }

@@ -6,7 +6,7 @@ use super::{
     reference::{Params, PathId},
     responses::{ConnectionErrors, RegistryErrors},
 };
-use crate::{ConnectionId, Hub, registry::Present};
+use crate::{ConnectionId, Hub, presence::ConnectionInfo};
 use axum::{Json, extract::State, http::StatusCode};
 use fanfare_core::time::iso_8601;
 use serde::{Deserialize, Serialize};
@@ -54,8 +54,8 @@ pub(super) struct ReasonParams {
     reason: Option<String>,
 }
 
-impl From<Present> for ConnectionBody {
-    fn from(client: Present) -> Self {
+impl From<ConnectionInfo> for ConnectionBody {
+    fn from(client: ConnectionInfo) -> Self {
         Self {
             connection_id: client.connection.to_string(),
             user_id: client.user.to_string(),

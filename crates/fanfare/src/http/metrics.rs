@@ -2,7 +2,7 @@
 
 use super::{access::Admin, error::ApiError, responses::AdminErrors};
 use crate::{
-    Hub, Lateness, Stats,
+    Hub, ClientLag, Stats,
     metrics::{CONTENT_TYPE, Counters, Figure},
 };
 use axum::{
@@ -54,7 +54,7 @@ const BEHIND: (&str, &str) = (
     "Clients of this node that don't take events as fast as they come, and wait behind the log's head.",
 );
 const FARTHEST: (&str, &str) =
-    ("fanfare_farthest_behind_events", "How many events of the log the last of the clients behind is behind its head.");
+    ("fanfare_client_lag_events_max", "How many events of the log the last of the clients behind is behind its head.");
 const BUSY: (&str, &str) =
     ("fanfare_shard_busy_seconds", "How long a shard's thread was busy, by shard: its rate is the busy share.");
 const BUILD: (&str, &str) = ("fanfare_build", "The version that runs.");
@@ -62,7 +62,7 @@ const BUILD: (&str, &str) = ("fanfare_build", "The version that runs.");
 #[derive(Debug)]
 struct Gauges {
     stats: Stats,
-    late: Lateness,
+    late: ClientLag,
     of_application: Vec<Figure>,
 }
 

@@ -63,7 +63,7 @@ pub(super) struct JwksBody {
 impl RevokeInput {
     /// Tokens tell their time of issue in whole seconds: those of the running second are among them, and those that were
     /// issued since an earlier revocation of this second, which count as later than it.
-    fn read(self, unix_secs: u64, believed_from: impl Fn(&str) -> u64) -> Result<Revocation, ApiError> {
+    fn read(self, unix_secs: u64, tokens_valid_from: impl Fn(&str) -> u64) -> Result<Revocation, ApiError> {
         // A time that is far ahead would revoke every token until then, and no later revocation takes it back.
         let latest = unix_secs + AHEAD_SECS;
         if self.issued_before.is_some_and(|before| before > latest) {
@@ -74,7 +74,7 @@ impl RevokeInput {
         }
         match (self.user, self.jti, self.sid, self.issued_before) {
             (Some(user), None, None, before) if (1..=MAX_USER_BYTES).contains(&user.len()) => {
-                let before = before.unwrap_or_else(|| unix_secs.max(believed_from(&user)) + 1);
+                let before = before.unwrap_or_else(|| unix_secs.max(tokens_valid_from(&user)) + 1);
                 Ok(Revocation::User { user: user.into(), before })
             }
             (Some(_), None, None, _) => Err(invalid("the field `user` must be a user's id, 1 to 256 bytes")),
@@ -113,7 +113,7 @@ pub(super) async fn revoke(
 ) -> Result<Json<RevokedBody>, ApiError> {
     let input: RevokeInput =
         serde_json::from_str(&text).map_err(|error| ApiError::of_text(&text, invalid(error.to_string())))?;
-    let revocation = input.read(clock::now().unix_ms / 1_000, |user| hub.believed_from(user))?;
+    let revocation = input.read(clock::now().unix_ms / 1_000, |user| hub.tokens_valid_from(user))?;
     hub.revoke(revocation).await?;
     Ok(Json(RevokedBody { status: "revoked" }))
 }

@@ -3,11 +3,11 @@
 use fanfare::{
     Audience, Draft,
     broker::{
-        Answer, Broker, Order, Record, SharedWindow, Tail,
+        BrokerFuture, Broker, ControlMessage, Record, SharedWindow, LogFollower,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     metrics::Metrics,
-    registry::Present,
+    presence::ConnectionInfo,
     why::Question,
 };
 use fanfare_core::{
@@ -30,31 +30,31 @@ pub(crate) const BOUNDS: Bounds =
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) window: SharedWindow,
-    pub(crate) orders: Mutex<Vec<Order>>,
-    pub(crate) clients: Mutex<Vec<Present>>,
+    pub(crate) orders: Mutex<Vec<ControlMessage>>,
+    pub(crate) clients: Mutex<Vec<ConnectionInfo>>,
 }
 
-impl Tail for Node {
+impl LogFollower for Node {
     fn window(&self) -> &SharedWindow {
         &self.window
     }
 
     fn wake(&self) {}
 
-    fn obey(&self, order: Order) {
+    fn handle_control(&self, order: ControlMessage) {
         self.orders.lock().unwrap().push(order);
     }
 
     fn revocations(&self) -> Vec<Revocation> {
         let orders = self.orders.lock().unwrap();
         let revocations = orders.iter().filter_map(|order| match order {
-            Order::Revoke(revocation) => Some(revocation.clone()),
+            ControlMessage::Revoke(revocation) => Some(revocation.clone()),
             _ => None,
         });
         revocations.collect()
     }
 
-    fn answer(&self, question: Question) -> Answer<'_, Option<String>> {
+    fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>> {
         Box::pin(ready(Ok(Some(format!("{} heard {question:?}", self.name)))))
     }
 
@@ -62,13 +62,13 @@ impl Tail for Node {
         self.clients.lock().unwrap().len()
     }
 
-    fn clients(&self, of_user: Option<&str>) -> Answer<'_, Vec<Present>> {
+    fn clients(&self, of_user: Option<&str>) -> BrokerFuture<'_, Vec<ConnectionInfo>> {
         let mut clients = self.clients.lock().unwrap().clone();
         clients.retain(|client| of_user.is_none_or(|user| user == &*client.user));
         Box::pin(ready(Ok(clients)))
     }
 
-    fn clients_from(&self, place: u64, count: usize) -> Answer<'_, (Vec<Present>, Option<u64>)> {
+    fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)> {
         let (clients, place) = (self.clients.lock().unwrap(), usize::try_from(place).unwrap());
         let piece: Vec<_> = clients.iter().skip(place).take(count).cloned().collect();
         let next = place + piece.len();

@@ -7,11 +7,11 @@ use crate::{
 use fanfare::{
     Audience, ConnectionId,
     broker::{
-        Broker, BrokerError, Order, Tail,
+        Broker, BrokerError, ControlMessage, LogFollower,
         redis::{Durability, LinkError, RedisBroker, RedisOptions},
     },
     metrics::{Counter, Metrics},
-    registry::{Present, Registry},
+    presence::{ConnectionInfo, Presence},
     why::Question,
 };
 use fanfare_core::{
@@ -57,8 +57,8 @@ async fn ids_are_remembered_in_generations() {
     assert!(!again[0].duplicate, "beyond the bound an id is forgotten");
     broker.catch_up().await.unwrap();
     assert_eq!(node.head(), 252);
-    until("the horizon that is left is told", || broker.standing().horizon > Duration::ZERO).await;
-    assert!(broker.standing().horizon < Duration::from_secs(7_200));
+    until("the horizon that is left is told", || broker.status().horizon > Duration::ZERO).await;
+    assert!(broker.status().horizon < Duration::from_secs(7_200));
 }
 
 /// A Redis that lost everything is given back what the node holds, and not the ids of what came before that.
@@ -128,7 +128,7 @@ async fn every_node_is_asked_and_one_that_is_gone_is_missed() {
     let server = RedisServer::start();
     let (first, one) = linked(&server.url()).await;
     let (second, other) = linked(&server.url()).await;
-    until("both are known", || first.standing().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
+    until("both are known", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
     let question = Question::Client { connection: "c1".to_owned() };
     let (answers, asked) = first.ask(question.clone()).await.unwrap();
     let expected = [&one, &other].map(|node| format!("{} heard {question:?}", node.name));
@@ -136,7 +136,7 @@ async fn every_node_is_asked_and_one_that_is_gone_is_missed() {
     // Gone without a word, as by a crash: it is asked until its beat is old.
     server.cli(&["HSET", "ws:node:ghost", "connections", "0"]);
     server.cli(&["ZADD", "ws:nodes", "9999999999999", "ghost"]);
-    until("the ghost is known", || first.standing().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
+    until("the ghost is known", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
     let (answers, asked) = first.ask(question).await.unwrap();
     assert_eq!((answers.len(), asked), (2, 3));
     drop(second);
@@ -171,7 +171,7 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
     for forget in [false, true] {
         let (epoch, head) = (node.window.read().epoch(), node.head());
         server.kill();
-        until("the node knows", || broker.standing().problem.is_some()).await;
+        until("the node knows", || broker.status().problem.is_some()).await;
         let refused = broker.append(vec![record("refused", Audience::Everyone)]).now_or_never();
         let refused = refused.expect("refused at once").unwrap_err();
         assert!(matches!(refused, BrokerError::Unavailable(_)), "{refused}");
@@ -180,7 +180,7 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
         }
         server.restart();
         until("both nodes are linked again", || {
-            [&broker, &other].iter().all(|broker| broker.standing().problem.is_none())
+            [&broker, &other].iter().all(|broker| broker.status().problem.is_none())
         })
         .await;
         {
@@ -227,7 +227,7 @@ async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
     server.restart();
     for (broker, node) in &nodes {
         until("the node is linked again", || node.window.read().epoch() != epoch).await;
-        until("all is well", || broker.standing().problem.is_none()).await;
+        until("all is well", || broker.status().problem.is_none()).await;
         let window = node.window.read();
         assert_eq!((window.head(), window.len() as u64), (EVENTS, EVENTS));
         let place = window.lineage().place(fanfare::Position { epoch, sequence: EVENTS }, EVENTS);
@@ -287,7 +287,7 @@ async fn a_node_that_is_not_heard_of_makes_a_restart_doubtful() {
     let epoch = node.window.read().epoch();
     server.restart();
     until("the node is linked again", || node.window.read().epoch() != epoch).await;
-    until("all is well", || broker.standing().problem.is_none()).await;
+    until("all is well", || broker.status().problem.is_none()).await;
     let window = node.window.read();
     assert_eq!(window.head(), 10);
     let start = window.start(Some(&format!("pos-{epoch:x}-10")), NAMELESS);
@@ -302,11 +302,11 @@ async fn a_redis_that_hangs_is_noticed_and_comes_back() {
     let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
     append(&*broker, ids("e", 1..=3)).await;
     server.stop();
-    until("the node notices", || broker.standing().problem.is_some()).await;
-    assert!(!broker.standing().connected);
+    until("the node notices", || broker.status().problem.is_some()).await;
+    assert!(!broker.status().connected);
     assert!(broker.append(vec![record("x", Audience::Everyone)]).await.is_err());
     server.cont();
-    until("the node recovers", || broker.standing().problem.is_none()).await;
+    until("the node recovers", || broker.status().problem.is_none()).await;
     append_patiently(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
@@ -329,7 +329,7 @@ async fn a_bus_that_is_silently_dead_is_found_and_mended() {
     for node in [&node, &second] {
         until("all events are there", || node.ids() == ids("e", 1..=5)).await;
     }
-    until("all is well", || broker.standing().problem.is_none()).await;
+    until("all is well", || broker.status().problem.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,7 +363,7 @@ async fn what_the_references_publishers_publish_is_kept_once() {
     let kept: serde_json::Value = serde_json::from_slice(&window.since(0).next().unwrap().json()).unwrap();
     assert_eq!((&kept["timestamp"], &kept["data"]["n"]), (&"2026-01-01T00:00:00".into(), &1.into()));
     drop(window);
-    assert_eq!(broker.standing().problem, None);
+    assert_eq!(broker.status().problem, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -469,7 +469,7 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
         published.push(format!("b{n}"));
         let own = |node: &Node| node.ids().into_iter().filter(|id| !id.starts_with("0-")).collect::<Vec<_>>();
         until("both nodes have what was published", || own(&node) == published && own(&counting) == published).await;
-        until("healthy", || broker.standing().problem.is_none()).await;
+        until("healthy", || broker.status().problem.is_none()).await;
         assert_eq!(node.window.read().floor(), 0, "no hole: nobody is told of a gap");
     }
 
@@ -506,7 +506,7 @@ async fn foreign_entries_in_the_control_stream_stop_nothing() {
             let newest = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
             newest.contains("probe") && newest != before
         });
-        until("healthy", || broker.standing().problem.is_none()).await;
+        until("healthy", || broker.status().problem.is_none()).await;
     }
     assert_eq!(node.ids(), ids("e", 0..=2));
 }
@@ -592,10 +592,10 @@ async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_
         Revocation::Everyone { before: 100 },
     ];
     for revocation in &revocations {
-        broker.order(Order::Revoke(revocation.clone())).await.unwrap();
+        broker.order(ControlMessage::Revoke(revocation.clone())).await.unwrap();
     }
     // An earlier time takes nothing back.
-    broker.order(Order::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
+    broker.order(ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
     until("the orders arrive", || node.revocations().len() == 4).await;
     let known = |node: &Node| {
         let mut all = Revocations::default();
@@ -625,7 +625,7 @@ async fn what_a_node_knows_as_it_links_is_ordered_to_all_others() {
         ((1..=2_000).map(session).collect(), 2_002),
     ] {
         let second = Node::new(BOUNDS);
-        second.orders.lock().unwrap().extend(known.iter().cloned().map(Order::Revoke));
+        second.orders.lock().unwrap().extend(known.iter().cloned().map(ControlMessage::Revoke));
         let (_second, _) = linked_as(RedisOptions::new(server.url().parse().unwrap()), second, BOUNDS).await.unwrap();
         until("the other node hears of all", || {
             let heard = node.revocations();
@@ -682,7 +682,7 @@ async fn a_master_that_sentinel_no_longer_names_is_left() {
 async fn a_dead_node_leaves_no_ghosts() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
-    let client = Present {
+    let client = ConnectionInfo {
         connection: ConnectionId(1),
         user: "ann".into(),
         node: node.name.as_str().into(),
@@ -697,7 +697,7 @@ async fn a_dead_node_leaves_no_ghosts() {
     let ttl: i64 = server.cli(&["TTL", &format!("ws:connection:{}", ConnectionId(1))]).parse().unwrap();
     assert!((3_500..=3_600).contains(&ttl), "{ttl}");
     let (other, _node) = linked(&server.url()).await;
-    until("the other knows of both", || other.standing().cluster == Some((1, 2))).await;
+    until("the other knows of both", || other.status().cluster == Some((1, 2))).await;
     broker.stop();
     // As after a crash: nothing was taken back.
     server.cli(&["ZADD", "ws:nodes", "1000", &node.name]);
@@ -712,7 +712,7 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
     let server = RedisServer::start();
     let (before, node_before) = linked(&server.url()).await;
     let (after, node_after) = linked(&server.url()).await;
-    let client = |node: &Node, came_ms: u64, since_ms: u64| Present {
+    let client = |node: &Node, came_ms: u64, since_ms: u64| ConnectionInfo {
         connection: ConnectionId(1),
         user: "ann".into(),
         node: node.name.as_str().into(),
@@ -728,7 +728,7 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
     list(&*before, "ann", std::slice::from_ref(&left)).await;
     after.arrived(came.clone());
     list(&*before, "ann", std::slice::from_ref(&came)).await;
-    let replaced = Order::Replaced { connection: ConnectionId(1), came_ms: 400, sure: true };
+    let replaced = ControlMessage::Replaced { connection: ConnectionId(1), came_ms: 400, sure: true };
     until("the node that it left lets it go", || node_before.orders.lock().unwrap().contains(&replaced)).await;
     // What is written last is not what came last.
     before.arrived(left);
@@ -736,11 +736,11 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
     until("the older claim is refused", || again() == 2).await;
     list(&*before, "ann", &[came]).await;
     let orders = node_after.orders.lock().unwrap().clone();
-    assert!(!orders.iter().any(|order| matches!(order, Order::Replaced { .. })), "{orders:?}");
+    assert!(!orders.iter().any(|order| matches!(order, ControlMessage::Replaced { .. })), "{orders:?}");
     // The server's clock is known to a millisecond at best, so one that came a millisecond later may be the older one.
     before.arrived(client(&node_before, 501, 1_790_000_000_000));
     let undecided = |node: &Node, came_ms| {
-        let order = Order::Replaced { connection: ConnectionId(1), came_ms, sure: false };
+        let order = ControlMessage::Replaced { connection: ConnectionId(1), came_ms, sure: false };
         node.orders.lock().unwrap().contains(&order)
     };
     until("one of them may come back", || undecided(&node_after, 500) || undecided(&node_before, 501)).await;
@@ -751,7 +751,7 @@ async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left(
     const CLIENTS: u128 = 700;
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
-    let client = |n: u128, user: &str| Present {
+    let client = |n: u128, user: &str| ConnectionInfo {
         connection: ConnectionId(n),
         user: user.into(),
         node: node.name.as_str().into(),
@@ -785,14 +785,14 @@ async fn a_full_redis_refuses_events_and_nothing_else() {
     server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
     let refused = broker.append(vec![record("e4", Audience::Everyone)]).await.unwrap_err();
     assert!(refused.to_string().contains("takes no writes"), "{refused}");
-    let problem = broker.standing().problem.unwrap();
+    let problem = broker.status().problem.unwrap();
     assert!(problem.contains("maxmemory"), "{problem}");
-    assert!(broker.standing().connected);
+    assert!(broker.status().connected);
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     append_patiently(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
-    assert_eq!(broker.standing().problem, None);
+    assert_eq!(broker.status().problem, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -804,8 +804,8 @@ async fn a_node_whose_link_breaks_while_redis_is_full_reads_on_and_joins_when_th
     server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("it is linked, and says why it takes no events", || {
-        let standing = broker.standing();
-        standing.connected && standing.problem.is_some_and(|problem| problem.contains("maxmemory"))
+        let status = broker.status();
+        status.connected && status.problem.is_some_and(|problem| problem.contains("maxmemory"))
     })
     .await;
     let refused = broker.append(vec![record("e4", Audience::Everyone)]).now_or_never().expect("refused at once");
@@ -825,7 +825,7 @@ async fn a_node_whose_link_breaks_while_redis_is_full_reads_on_and_joins_when_th
     append_patiently(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
-    assert_eq!(broker.standing().problem, None);
+    assert_eq!(broker.status().problem, None);
 }
 
 async fn refused(url: &str) -> LinkError {
@@ -862,9 +862,9 @@ async fn a_log_of_another_version_is_left_to_its_nodes_or_taken_over() {
     let says = "newer version of fanfare, format 4";
     assert!(matches!(&error, LinkError::NotOurs(why) if why.contains(says)), "{error:?}");
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    until("it takes no events any more", || broker.standing().problem.is_some_and(|why| why.contains(says))).await;
+    until("it takes no events any more", || broker.status().problem.is_some_and(|why| why.contains(says))).await;
     server.cli(&["HDEL", "ws:epoch", "format"]);
-    until("it takes events again", || broker.standing().problem.is_none()).await;
+    until("it takes events again", || broker.status().problem.is_none()).await;
     assert_eq!(server.cli(&["HGET", "ws:epoch", "format"]).trim(), "3");
     append(&*broker, ids("e", 4..=4)).await;
     broker.catch_up().await.unwrap();

@@ -3,8 +3,8 @@
 use crate::node::{BOUNDS, Node, append, ids, linked, linked_with, record, until};
 use fanfare::{
     Audience, ConnectionId,
-    broker::{Broker, MemoryBroker, Order, redis::RedisOptions},
-    registry::{Present, Registry},
+    broker::{Broker, MemoryBroker, ControlMessage, redis::RedisOptions},
+    presence::{ConnectionInfo, Presence},
     why::Question,
 };
 use fanfare_core::{
@@ -14,7 +14,7 @@ use fanfare_core::{
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use testbed::{Cluster, RedisServer, Sentinels, redis_programs};
 
-pub(crate) async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>) {
+pub(crate) async fn suite<B: Broker + Presence>(broker: Arc<B>, node: Arc<Node>) {
     appends_in_order_and_each_id_once(&*broker, &node).await;
     keeps_audiences(&*broker, &node).await;
     gives_ranges(&*broker).await;
@@ -22,7 +22,7 @@ pub(crate) async fn suite<B: Broker + Registry>(broker: Arc<B>, node: Arc<Node>)
     asks_the_node(&*broker, &node).await;
     takes_many_publishers_at_once(&broker, &node).await;
     knows_who_is_connected(&*broker, &node).await;
-    assert_eq!(broker.standing().problem, None);
+    assert_eq!(broker.status().problem, None);
 }
 
 async fn appends_in_order_and_each_id_once(broker: &dyn Broker, node: &Node) {
@@ -65,11 +65,11 @@ async fn gives_ranges(broker: &dyn Broker) {
 
 async fn hands_orders_on(broker: &dyn Broker, node: &Node) {
     let orders = [
-        Order::Revoke(Revocation::User { user: "ann".into(), before: 1_800_000_000 }),
-        Order::Revoke(Revocation::Token { token: 7 }),
-        Order::Revoke(Revocation::Everyone { before: 1_700_000_000 }),
-        Order::Disconnect { connection: ConnectionId(9), reason: "bye".to_owned() },
-        Order::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
+        ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 1_800_000_000 }),
+        ControlMessage::Revoke(Revocation::Token { token: 7 }),
+        ControlMessage::Revoke(Revocation::Everyone { before: 1_700_000_000 }),
+        ControlMessage::Disconnect { connection: ConnectionId(9), reason: "bye".to_owned() },
+        ControlMessage::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
     ];
     for order in &orders {
         broker.order(order.clone()).await.unwrap();
@@ -108,8 +108,8 @@ async fn takes_many_publishers_at_once<B: Broker>(broker: &Arc<B>, node: &Node) 
     assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len());
 }
 
-async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
-    let client = |n: u128, user: &str| Present {
+async fn knows_who_is_connected<B: Presence>(broker: &B, node: &Node) {
+    let client = |n: u128, user: &str| ConnectionInfo {
         connection: ConnectionId(n),
         user: user.into(),
         node: node.name.as_str().into(),
@@ -133,7 +133,7 @@ async fn knows_who_is_connected<B: Registry>(broker: &B, node: &Node) {
 }
 
 /// Waits until the list is as it should be.
-pub(crate) async fn list<B: Registry>(broker: &B, user: &str, expected: &[Present]) {
+pub(crate) async fn list<B: Presence>(broker: &B, user: &str, expected: &[ConnectionInfo]) {
     let deadline = std::time::Instant::now() + Duration::from_secs(120);
     loop {
         let found = broker.of_user(user).await.unwrap();

@@ -2,10 +2,10 @@
 //! that ends. A thread of its own, so that no storm of connects delays the log.
 
 use super::{
-    appender, ears,
+    appender, pubsub,
     link::{ANSWER, BLOCK, Facts, Link, LinkError},
     members::Joining,
-    pulse, recovery, registry, revoked,
+    heartbeat, presence, recovery, revoked,
     scripts::Script,
     shared::{Job, Shared},
     tail,
@@ -159,8 +159,8 @@ impl Bus {
         }
         check_key(&link, &keys.log, "stream").await?;
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
-        let mut ears = link.ears(url).await?;
-        ears::listen(&shared, &mut ears).await?;
+        let mut pubsub = link.pubsub(url).await?;
+        pubsub::listen(&shared, &mut pubsub).await?;
         let since = link.clock_ms().await?;
         let fresh = self.fresh.then_some(facts.uptime);
         let head = tokio::select! {
@@ -189,9 +189,9 @@ impl Bus {
         let result = tokio::try_join!(
             appender::run(&shared, &link, &mut self.jobs),
             tail::run(&shared, &link, tail_connection, &mut orders),
-            ears::run(&shared, &link, ears, &self.heard),
-            pulse::run(&shared, &link, since, &mut self.beats),
-            registry::run(&shared, &link),
+            pubsub::run(&shared, &link, pubsub, &self.heard),
+            heartbeat::run(&shared, &link, since, &mut self.beats),
+            presence::run(&shared, &link),
             watch_master(&shared, &link),
             joining.run(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters, &mut self.waiting),
@@ -222,7 +222,7 @@ impl Bus {
         let leave = async {
             let (link, _) = Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?;
             let own = format!("{}{}", keys.node, self.shared.node);
-            let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.ears, &own];
+            let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.pubsub, &own];
             let mut command = link.script(Script::Leave, &names);
             let epoch = self.shared.epoch();
             command.arg(&link.server).arg(format!("{epoch:x}")).arg(&self.shared.node);

@@ -25,7 +25,7 @@ pub(super) struct Connection {
     commands: MultiplexedConnection,
     progress: Arc<Progress>,
     /// How long the server may be silent.
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// When bytes were last sent or received.
@@ -40,27 +40,27 @@ impl Connection {
     pub(super) async fn over(
         stream: impl Stream + 'static,
         info: &RedisConnectionInfo,
-        patience: Duration,
+        timeout: Duration,
     ) -> RedisResult<Self> {
         let progress = Arc::new(Progress { opened: Instant::now(), last_ms: AtomicU64::new(0) });
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let stream = Watched { stream, progress: progress.clone() };
         let (commands, driver) = MultiplexedConnection::new_with_config(info, stream, config).await?;
         environment::spawn(driver);
-        Ok(Self { commands, progress, patience })
+        Ok(Self { commands, progress, timeout })
     }
 
     /// Sends a command and waits for its answer.
     pub(super) async fn call(&mut self, command: &Cmd) -> Result<Value, LinkError> {
-        let (progress, patience) = (self.progress.clone(), self.patience);
-        let answer = progress.within(patience, self.commands.send_packed_command(command)).await?;
+        let (progress, timeout) = (self.progress.clone(), self.timeout);
+        let answer = progress.within(timeout, self.commands.send_packed_command(command)).await?;
         Ok(answer?.extract_error()?)
     }
 
     /// Sends commands at once and waits for all their answers.
     pub(super) async fn call_all(&mut self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
-        let (progress, patience) = (self.progress.clone(), self.patience);
-        Ok(progress.within(patience, commands.query_async(&mut self.commands)).await??)
+        let (progress, timeout) = (self.progress.clone(), self.timeout);
+        Ok(progress.within(timeout, commands.query_async(&mut self.commands)).await??)
     }
 }
 
@@ -74,12 +74,12 @@ impl Progress {
         self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
-    /// Waits for something for as long as the other side goes on, or is silent for no longer than `patience`.
-    async fn within<T>(&self, patience: Duration, answer: impl Future<Output = T>) -> Result<T, LinkError> {
+    /// Waits for something for as long as the other side goes on, or is silent for no longer than `timeout`.
+    async fn within<T>(&self, timeout: Duration, answer: impl Future<Output = T>) -> Result<T, LinkError> {
         let (asked, mut answer) = (Instant::now(), pin!(answer));
         loop {
             let since = asked.max(self.last());
-            match timeout_at(since + patience, &mut answer).await {
+            match timeout_at(since + timeout, &mut answer).await {
                 Ok(answer) => return Ok(answer),
                 Err(_) if self.last() > since => {}
                 Err(_) => return Err(LinkError::Silent(format!("Redis gave no answer within {} s", ANSWER.as_secs()))),

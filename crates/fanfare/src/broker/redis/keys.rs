@@ -24,7 +24,7 @@ pub(super) struct Keys {
     pub(super) members: String,
     /// What nodes report during a recovery.
     pub(super) reports: String,
-    pub(super) ears: String,
+    pub(super) pubsub: String,
     pub(super) control: String,
     /// Users and tokens, by the time before which tokens were issued.
     pub(super) revoked: String,
@@ -59,7 +59,7 @@ impl Keys {
             nodes: key("nodes"),
             members: key("members"),
             reports: key("reports"),
-            ears: key("ears"),
+            pubsub: key("pubsub"),
             control: key("control"),
             revoked: key("revoked"),
             revoked_sessions: key("revoked-sessions"),

@@ -277,14 +277,14 @@ impl Link {
     }
 
     /// Another connection to the same process, for a command that waits.
-    pub(super) async fn another(&self, url: &RedisUrl, patience: Duration) -> Result<Connection, LinkError> {
-        let mut connection = url.connect(&self.located.address, url.credentials(), patience).await?;
+    pub(super) async fn another(&self, url: &RedisUrl, timeout: Duration) -> Result<Connection, LinkError> {
+        let mut connection = url.connect(&self.located.address, url.credentials(), timeout).await?;
         self.same_process(&mut connection).await?;
         Ok(connection)
     }
 
     /// A connection that hears channels.
-    pub(super) async fn ears(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
+    pub(super) async fn pubsub(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
         url.pubsub(&self.located.address, url.credentials(), ANSWER).await
     }
 

@@ -298,7 +298,7 @@ async fn confirm(
     lossy: bool,
 ) -> Result<Confirmed, LinkError> {
     let keys = &shared.keys;
-    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.reports, &keys.ears, &keys.members];
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.reports, &keys.pubsub, &keys.members];
     let mut command = link.script(Script::Confirm, &names);
     let epoch = format!("{:x}", u64::from_be_bytes(random()));
     let settle = fresh.map_or(SETTLE_MS, |secs| settle_of_fresh(&shared.options.url, secs, empty));

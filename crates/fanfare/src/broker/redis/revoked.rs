@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::Order, clock, metrics::Counter};
+use crate::{broker::ControlMessage, clock, metrics::Counter};
 use fanfare_core::Revocation;
 use redis::cmd;
 
@@ -90,7 +90,7 @@ pub(super) async fn take_over(shared: &Shared, link: &Link) -> Result<(), LinkEr
         let all: Vec<(Vec<u8>, f64)> = read_answer(link.call(&all).await?)?;
         for (member, score) in all {
             match str::from_utf8(&member).ok().and_then(|member| read(member, whole(score))) {
-                Some(revocation) => shared.tail.obey(Order::Revoke(revocation)),
+                Some(revocation) => shared.tail.handle_control(ControlMessage::Revoke(revocation)),
                 None => {
                     shared.metrics.add(Counter::BadLogEntries, 1);
                     let member = member.escape_ascii();

@@ -5,11 +5,11 @@ use super::{
     keys::Keys,
     link::{Link, LinkError},
     members::Members,
-    pulse::BeatAnswer,
-    registry::Pending,
+    heartbeat::BeatAnswer,
+    presence::Pending,
 };
 use crate::{
-    broker::{Appended, BrokerError, Record, Standing, Tail},
+    broker::{Appended, BrokerError, Record, BackendStatus, LogFollower},
     clock,
     metrics::Metrics,
 };
@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     /// This node's name, made anew at each start.
     pub(super) node: String,
-    pub(super) tail: Arc<dyn Tail>,
+    pub(super) tail: Arc<dyn LogFollower>,
     pub(super) metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// Acknowledged entries that have not come back by the tail yet.
@@ -63,7 +63,7 @@ pub(super) struct Shared {
     /// When the last beat was answered, on the monotonic clock.
     last_beat_ms: AtomicU64,
     /// This node has heard the channels for longest, and puts what it hears into the log at once.
-    pub(super) foremost: AtomicBool,
+    pub(super) is_channel_leader: AtomicBool,
     /// Others took this node for dead, perhaps because the server's clock was set, and what it had registered was swept away.
     pub(super) unlisted: AtomicBool,
     /// It was said that ids are forgotten before their time.
@@ -107,7 +107,7 @@ impl Shared {
         options: RedisOptions,
         bounds: Bounds,
         node: String,
-        tail: Arc<dyn Tail>,
+        tail: Arc<dyn LogFollower>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let keys = Keys::new(&options.namespace, options.url.is_cluster());
@@ -131,7 +131,7 @@ impl Shared {
             beat_now: Notify::new(),
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
-            foremost: AtomicBool::new(false),
+            is_channel_leader: AtomicBool::new(false),
             unlisted: AtomicBool::new(false),
             told_horizon: AtomicBool::new(false),
             head: watch::channel(0).0,
@@ -232,7 +232,7 @@ impl Shared {
 
     /// Returns whether that is news.
     pub(super) fn down(&self, why: &str) -> bool {
-        self.foremost.store(false, Ordering::Relaxed);
+        self.is_channel_leader.store(false, Ordering::Relaxed);
         self.pending().set_idle(true);
         let mut state = self.state();
         let news = state.link.is_some() || state.down.as_deref() != Some(why);
@@ -323,7 +323,7 @@ impl Shared {
         (age(&state.probes), age(&state.echoes))
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn status(&self) -> BackendStatus {
         let (overdue, _) = self.overdue();
         let lease = self.check_lease().err().map(|error| error.to_string());
         let joining = (!*self.joined.borrow()).then(|| JOINING.to_owned());
@@ -332,7 +332,7 @@ impl Shared {
         let late = lag
             .filter(|lag| *lag > self.options.lag_limit)
             .map(|lag| format!("news takes {} ms through the log, more than bus_lag_limit allows", lag.as_millis()));
-        Standing {
+        BackendStatus {
             problem: state.down.clone().or(lease).or_else(|| state.full.clone()).or(joining).or(late),
             connected: state.link.is_some(),
             listening: state.link.is_some() && state.listening,

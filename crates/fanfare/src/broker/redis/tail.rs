@@ -10,7 +10,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::Order, clock, metrics::Counter};
+use crate::{broker::ControlMessage, clock, metrics::Counter};
 use fanfare_core::{Lineage, Position, window::Entry};
 use redis::{Value, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
@@ -159,7 +159,7 @@ pub(super) async fn run(
             for item in &items {
                 match foreign_order(item) {
                     Some(id) => remove_order(shared, link, id).await?,
-                    None => obey(shared, item, orders, all)?,
+                    None => handle_control(shared, item, orders, all)?,
                 }
             }
             if items.iter().any(orders_all_revocations) {
@@ -242,7 +242,7 @@ async fn remove_order(shared: &Shared, link: &Link, id: &str) -> Result<(), Link
 }
 
 /// Reads one message of the control stream. `all`: the window has all that the log had at the time of the answer.
-fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
+fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
     let Value::Array(parts) = item else { return Ok(()) };
     let [id, Value::Array(fields)] = &parts[..] else { return Ok(()) };
     let fields: HashMap<&str, &str> =
@@ -266,52 +266,52 @@ fn obey(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> R
         "joined" => shared.beat_now.notify_one(),
         "disconnect" => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.obey(Order::Disconnect { connection, reason });
+                shared.tail.handle_control(ControlMessage::Disconnect { connection, reason });
             }
         }
         "replaced" if field("n") == shared.node => {
             if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.obey(Order::Replaced { connection, came_ms, sure: field("d").is_empty() });
+                shared.tail.handle_control(ControlMessage::Replaced { connection, came_ms, sure: field("d").is_empty() });
             }
         }
         "revoke" => {
             if let Some(revocation) = revoked::read(field("w"), field("s").parse().unwrap_or(0)) {
-                shared.tail.obey(Order::Revoke(revocation));
+                shared.tail.handle_control(ControlMessage::Revoke(revocation));
             }
         }
         "surplus" if field("n") == shared.node => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.obey(Order::Surplus { connection });
+                shared.tail.handle_control(ControlMessage::OverUserLimit { connection });
             }
         }
-        "log_level" => shared.tail.obey(Order::LogLevel { filter: field("f").to_owned() }),
-        "drain" => shared.tail.obey(Order::Drain { node: field("n").to_owned() }),
+        "log_level" => shared.tail.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
+        "drain" => shared.tail.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
-        "disconnect_user" => shared.tail.obey(Order::DisconnectUser { user: field("u").into(), reason }),
+        "disconnect_user" => shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason }),
         _ => {}
     }
     Ok(())
 }
 
 /// An order as the control stream holds it.
-pub(super) fn order_fields(order: &Order) -> Vec<(&'static str, String)> {
+pub(super) fn order_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
     match order {
-        Order::Disconnect { connection, reason } => {
+        ControlMessage::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
         }
-        Order::Replaced { connection, came_ms, sure } => {
+        ControlMessage::Replaced { connection, came_ms, sure } => {
             let doubt = if *sure { "" } else { "1" };
             let (connection, came) = (connection.to_string(), came_ms.to_string());
             vec![("k", "replaced".to_owned()), ("c", connection), ("s", came), ("d", doubt.to_owned())]
         }
-        Order::Revoke(revocation) => {
+        ControlMessage::Revoke(revocation) => {
             let (which, before) = revoked::text(revocation);
             vec![("k", "revoke".to_owned()), ("w", which), ("s", before.to_string())]
         }
-        Order::LogLevel { filter } => vec![("k", "log_level".to_owned()), ("f", filter.clone())],
-        Order::Drain { node } => vec![("k", "drain".to_owned()), ("n", node.clone())],
-        Order::Surplus { connection } => vec![("k", "surplus".to_owned()), ("c", connection.to_string())],
-        Order::DisconnectUser { user, reason } => {
+        ControlMessage::LogLevel { filter } => vec![("k", "log_level".to_owned()), ("f", filter.clone())],
+        ControlMessage::Drain { node } => vec![("k", "drain".to_owned()), ("n", node.clone())],
+        ControlMessage::OverUserLimit { connection } => vec![("k", "surplus".to_owned()), ("c", connection.to_string())],
+        ControlMessage::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]
         }
     }

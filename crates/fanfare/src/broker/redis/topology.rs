@@ -204,16 +204,16 @@ impl RedisUrl {
         Ok(Box::new(stream))
     }
 
-    /// Opens a connection whose answers must come within `patience`, or go on coming.
+    /// Opens a connection whose answers must come within `limit`, or go on coming.
     pub(super) async fn connect(
         &self,
         at: &Address,
         info: RedisConnectionInfo,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Connection, LinkError> {
         let connecting = async {
             let stream = self.dial(at).await?;
-            Connection::over(stream, &info, patience).await.map_err(|error| LinkError::connecting(at, error))
+            Connection::over(stream, &info, limit).await.map_err(|error| LinkError::connecting(at, error))
         };
         in_time(at, CONNECT, connecting).await
     }
@@ -223,13 +223,13 @@ impl RedisUrl {
         &self,
         at: &Address,
         info: RedisConnectionInfo,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<PubSub, LinkError> {
         let connecting = async {
             let stream = self.dial(at).await?;
             PubSub::new(&info, stream).await.map_err(|error| LinkError::connecting(at, error))
         };
-        in_time(at, patience, connecting).await
+        in_time(at, limit, connecting).await
     }
 
     async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<Connection, LinkError> {
@@ -240,11 +240,11 @@ impl RedisUrl {
 /// Waits for a connection, because the settings' own times don't cover the whole of a handshake.
 async fn in_time<T>(
     at: &Address,
-    patience: Duration,
+    limit: Duration,
     connecting: impl Future<Output = Result<T, LinkError>>,
 ) -> Result<T, LinkError> {
-    let silent = || LinkError::Silent(format!("{at} took no connection within {} s", patience.as_secs()));
-    timeout(patience, connecting).await.unwrap_or_else(|_| Err(silent()))
+    let silent = || LinkError::Silent(format!("{at} took no connection within {} s", limit.as_secs()));
+    timeout(limit, connecting).await.unwrap_or_else(|_| Err(silent()))
 }
 
 fn owner(master: &[Value], asked: &Address) -> Option<Address> {

@@ -1,5 +1,5 @@
 -- A node's beat: says that it lives and what it has, and sends a probe through both ways that news takes.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 ears (sorted set), 8 members (hash)
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 pubsub (sorted set), 8 members (hash)
 -- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
 --       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms,
 --       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms,

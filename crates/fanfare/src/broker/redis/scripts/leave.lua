@@ -1,5 +1,5 @@
 -- Takes a node that ends off all lists. It has acknowledged everything that it will, and all of that stands before this.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 nodes (sorted set), 6 ears (sorted set), 7 this node (hash)
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 nodes (sorted set), 6 pubsub (sorted set), 7 this node (hash)
 -- ARGV: 1 server, 2 epoch, 3 node, then the names under which it acknowledged
 
 redis.call('ZREM', KEYS[5], ARGV[3])

@@ -46,9 +46,9 @@ pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u
                 next = Instant::now();
             }
         }
-        let (tail, ears) = shared.overdue();
+        let (tail, pubsub) = shared.overdue();
         let limit = shared.options.lag_limit;
-        for (overdue, what) in [(tail, "the log"), (ears, "the channels")] {
+        for (overdue, what) in [(tail, "the log"), (pubsub, "the channels")] {
             if overdue > limit {
                 let ms = overdue.as_millis();
                 return Err(LinkError::Silent(format!(
@@ -74,7 +74,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u
 async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<bool, LinkError> {
     let keys = &shared.keys;
     let own = format!("{}{}", keys.node, shared.node);
-    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own, &keys.ears, &keys.members];
+    let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.nodes, &keys.control, &own, &keys.pubsub, &keys.members];
     let mut command = link.script(Script::Beat, &names);
     command.arg(&link.server).arg(&shared.node).arg(number).arg(shared.tail.connections()).arg(ALIVE_MS);
     command.arg(&keys.node).arg(keys.probe_channel(&shared.node)).arg(shared.bounds.age_ms).arg(since);
@@ -92,7 +92,7 @@ async fn beat(shared: &Shared, link: &Link, since: u64, number: u64) -> Result<b
                 shared.unlisted.store(true, Ordering::Relaxed);
             }
             shared.note_horizon(ids_ms, forgotten);
-            shared.foremost.store(answer.first, Ordering::Relaxed);
+            shared.is_channel_leader.store(answer.first, Ordering::Relaxed);
             shared.note_beat();
             shared.note_beat_answer(&answer);
             if answer.head < before {

@@ -43,33 +43,33 @@ const HOLD: Duration = Duration::from_millis(700);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Listens on the channels of a new link.
-pub(super) async fn listen(shared: &Shared, ears: &mut PubSub) -> Result<(), LinkError> {
-    ears.subscribe(&[shared.keys.broadcast_channel(), shared.keys.probe_channel(&shared.node)]).await?;
+pub(super) async fn listen(shared: &Shared, pubsub: &mut PubSub) -> Result<(), LinkError> {
+    pubsub.subscribe(&[shared.keys.broadcast_channel(), shared.keys.probe_channel(&shared.node)]).await?;
     if !shared.options.channels.is_empty() {
-        ears.subscribe(&shared.options.channels).await?;
+        pubsub.subscribe(&shared.options.channels).await?;
     }
-    Ok(ears.psubscribe(&shared.keys.addressed_channels()).await?)
+    Ok(pubsub.psubscribe(&shared.keys.addressed_channels()).await?)
 }
 
 /// Hears messages until the link ends, and puts them where [`forward`] finds them. The publishers of what is no event are told why.
 pub(super) async fn run(
     shared: &Shared,
     link: &Link,
-    ears: PubSub,
+    pubsub: PubSub,
     heard: &mpsc::Sender<Record>,
 ) -> Result<Infallible, LinkError> {
     let (reasons, waiting) = refused::queue();
-    tokio::try_join!(hear(shared, ears, heard, &reasons), refused::write(shared, link, waiting)).map(|(never, _)| never)
+    tokio::try_join!(hear(shared, pubsub, heard, &reasons), refused::write(shared, link, waiting)).map(|(never, _)| never)
 }
 
 async fn hear(
     shared: &Shared,
-    mut ears: PubSub,
+    mut pubsub: PubSub,
     heard: &mpsc::Sender<Record>,
     reasons: &mpsc::Sender<Refused>,
 ) -> Result<Infallible, LinkError> {
     let probe = shared.keys.probe_channel(&shared.node);
-    let mut messages = ears.on_message();
+    let mut messages = pubsub.on_message();
     while let Some(message) = messages.next().await {
         if message.get_channel_name() == probe {
             let number = str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.parse().ok());
@@ -149,7 +149,7 @@ fn forget_known(shared: &Shared, waiting: &mut VecDeque<(Instant, Record)>) {
 /// How many of those that wait are to be appended now.
 fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
     let Some(up) = shared.up_since() else { return 0 };
-    if shared.foremost.load(Ordering::Relaxed) {
+    if shared.is_channel_leader.load(Ordering::Relaxed) {
         return waiting.len().min(BATCH);
     }
     let held = waiting.iter().take_while(|(heard, _)| up.max(*heard).elapsed() >= HOLD);

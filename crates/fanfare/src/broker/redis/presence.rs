@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::BrokerError, clock, registry::Present};
+use crate::{broker::BrokerError, clock, presence::ConnectionInfo};
 use fanfare_core::ConnectionId;
 use redis::{Cmd, cmd};
 use std::{
@@ -46,7 +46,7 @@ const BACKLOG_MS: u64 = 2_000;
 /// What became of a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
-    Arrived(Present),
+    Arrived(ConnectionInfo),
     Left { user: Arc<str>, came_ms: u64 },
 }
 
@@ -277,7 +277,7 @@ async fn write(
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {
-                Change::Arrived(Present { user, since_ms, came_ms, address, unlimited, .. }) => {
+                Change::Arrived(ConnectionInfo { user, since_ms, came_ms, address, unlimited, .. }) => {
                     let (mark, Moment { at, spread }) = (if unlimited { "*" } else { "+" }, clock.of(came_ms));
                     command.arg(mark).arg(id).arg(&*user).arg(came_ms).arg(at).arg(spread);
                     command.arg(since_ms).arg(address.to_string())
@@ -321,7 +321,7 @@ async fn sweep_some(shared: &Shared, link: &Link, node: &str, from: &str, but: &
 }
 
 /// A user's clients on all nodes.
-pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<Present>, BrokerError> {
+pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<ConnectionInfo>, BrokerError> {
     let set = shared.keys.connections_of_user(user);
     let mut clients = present(shared, &set, None).await?;
     clients.sort_by_key(|client| (client.since_ms, client.connection));
@@ -329,19 +329,19 @@ pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<Present>,
 }
 
 /// One client, on whichever node it is.
-pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Option<Present>, BrokerError> {
+pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Option<ConnectionInfo>, BrokerError> {
     let nothing = format!("{}nobody", shared.keys.node);
     Ok(present(shared, &nothing, Some(connection)).await?.pop())
 }
 
-async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Result<Vec<Present>, BrokerError> {
+async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Result<Vec<ConnectionInfo>, BrokerError> {
     let (link, keys) = (shared.link()?, &shared.keys);
-    let mut command = link.script(Script::Present, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
+    let mut command = link.script(Script::ConnectionInfo, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
     command.arg(&keys.connection).arg(ALIVE_MS).arg(one.map(|id| id.to_string()));
     let found: Vec<(String, String, String, u64, u64, String)> = read(link.call(&command).await?)?;
     let client = |(id, user, node, since_ms, came_ms, address): (String, String, String, u64, u64, String)| {
         let address = address.parse::<IpAddr>().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        Some(Present {
+        Some(ConnectionInfo {
             connection: id.parse().ok()?,
             user: user.into(),
             node: node.into(),

@@ -1,12 +1,12 @@
 //! Who is connected, here and on other nodes. Knows names and places, and not what anyone is sent.
 
-use crate::broker::Answer;
+use crate::broker::BrokerFuture;
 use fanfare_core::ConnectionId;
 use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A client that is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Present {
+pub struct ConnectionInfo {
     /// Its name.
     pub connection: ConnectionId,
     /// The user of its token.
@@ -25,16 +25,16 @@ pub struct Present {
 }
 
 /// The list of who is connected.
-pub trait Registry: Send + Sync + fmt::Debug {
+pub trait Presence: Send + Sync + fmt::Debug {
     /// Notes a client that came to this node. Must not block.
-    fn arrived(&self, client: Present);
+    fn arrived(&self, client: ConnectionInfo);
 
     /// Notes that a client left this node that came at `came_ms`. Must not block.
     fn left(&self, connection: ConnectionId, user: &Arc<str>, came_ms: u64);
 
     /// A user's clients on all nodes, the longest connected first.
-    fn of_user(&self, user: &str) -> Answer<'_, Vec<Present>>;
+    fn of_user(&self, user: &str) -> BrokerFuture<'_, Vec<ConnectionInfo>>;
 
     /// One client, on whichever node it is.
-    fn find(&self, connection: ConnectionId) -> Answer<'_, Option<Present>>;
+    fn find(&self, connection: ConnectionId) -> BrokerFuture<'_, Option<ConnectionInfo>>;
 }

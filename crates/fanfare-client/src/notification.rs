@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Something that a listener heard.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum Heard {
+pub enum Notification {
     /// An event, in order and once.
     Event(Event),
     /// History was lost between what came before and what comes next: fetch the state anew, and then ask for more. The

@@ -5,10 +5,10 @@
 
 use crate::{
     Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
-    audience::SYS_TOPIC,
-    session::{Arrival, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, Tally},
+    audience::SYSTEM_TOPIC,
+    session::{ConnectRequest, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, SessionCounters},
     time::{ClockWatch, Now},
-    window::{Entry, Start, Viewer, Window},
+    window::{Entry, ResumePoint, Viewer, Window},
     wire::Outgoing,
 };
 use hashbrown::{HashMap, HashSet, HashTable};
@@ -41,18 +41,18 @@ type Hasher = foldhash::fast::RandomState;
 type SlotHasher = foldhash::fast::FixedState;
 
 /// What lies behind a roster's own tail: the node's window.
-pub trait Past {
+pub trait History {
     /// Adds to `out` what `viewer` may see behind `cursor`, a place of its `epoch`, and not beyond `until`, at most as
     /// many entries as one turn can send, and returns the place that was reached. That is the cursor itself while the
     /// past is of another epoch, which the roster is about to [adopt](Roster::adopt).
     ///
     /// # Errors
     /// If history behind the cursor is gone: where the client goes on, and what it is to be told.
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start>;
+    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint>;
 }
 
-impl Past for Window {
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, Start> {
+impl History for Window {
+    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint> {
         let Position { epoch, sequence: cursor } = cursor;
         if epoch != self.epoch() {
             return Ok(cursor);
@@ -77,15 +77,15 @@ impl Past for Window {
 pub enum Served {
     /// It has all there is for it.
     Idle,
-    /// It takes no more for now: call [`Roster::writable`] when it does.
+    /// It takes no more for now: call [`SessionTable::writable`] when it does.
     Blocked,
     /// There is more; it is ready again.
     More,
-    /// It has left, or its socket can be dropped: call [`Roster::remove`].
+    /// It has left, or its socket can be dropped: call [`SessionTable::remove`].
     Finished,
 }
 
-/// What [`Roster::look`] found in the window.
+/// What [`SessionTable::look`] found in the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
     /// The entries that it gave, if any.
@@ -96,7 +96,7 @@ pub enum News {
 
 /// All sessions of one shard.
 #[derive(Debug)]
-pub struct Roster {
+pub struct SessionTable {
     settings: Settings,
     epoch: u64,
     head: u64,
@@ -109,10 +109,10 @@ pub struct Roster {
     /// The newest entry that all who were ready then come to in this pass.
     pass_head: u64,
     /// Entries that are no longer in the tail, or were read from the window, and what became of them here.
-    swept: Vec<Swept>,
+    deliveries: Vec<DeliveryCount>,
     /// Events that clients said they have handled.
     acknowledged: Vec<Box<str>>,
-    seats: Slab<Seat>,
+    states: Slab<SlotState>,
     users: HashMap<Arc<str>, Members, Hasher>,
     topics: HashMap<Arc<str>, Members, Hasher>,
     /// The open session of each connection. The table holds slots alone; the session itself knows its connection.
@@ -123,7 +123,7 @@ pub struct Roster {
     scratch: Vec<Arc<Entry>>,
     open: usize,
     overdue: usize,
-    tally: Tally,
+    tally: SessionCounters,
     clocks: ClockWatch,
     /// The last pause of the driver: how long it was, and until when it counts, in milliseconds.
     paused_ms: u64,
@@ -139,7 +139,7 @@ struct Written {
 
 /// An entry that was written to clients.
 #[derive(Debug, Clone)]
-pub struct Swept {
+pub struct DeliveryCount {
     /// Which.
     pub entry: Arc<Entry>,
     /// How many clients it was written to.
@@ -149,7 +149,7 @@ pub struct Swept {
 }
 
 #[derive(Debug)]
-struct Seat {
+struct SlotState {
     session: Session,
     /// The one of this session's timers that counts; others in the queue are stale.
     due_ms: u64,
@@ -161,7 +161,7 @@ struct Seat {
     overdue: bool,
 }
 
-impl Seat {
+impl SlotState {
     /// Lets the session know that there is more for it behind `head`. Returns whether it now waits for its turn.
     fn mark(&mut self, head: u64) -> bool {
         self.session.mark(head) && !self.blocked && !std::mem::replace(&mut self.queued, true)
@@ -175,7 +175,7 @@ enum Members {
     Many(Box<HashSet<Slot, SlotHasher>>),
 }
 
-impl Roster {
+impl SessionTable {
     /// No session yet, at the head of a log.
     pub fn new(settings: Settings, epoch: u64, head: u64) -> Self {
         Self {
@@ -186,9 +186,9 @@ impl Roster {
             written: VecDeque::new(),
             in_pass: 0,
             pass_head: head,
-            swept: Vec::new(),
+            deliveries: Vec::new(),
             acknowledged: Vec::new(),
-            seats: Slab::new(),
+            states: Slab::new(),
             users: HashMap::default(),
             topics: HashMap::default(),
             connections: HashTable::new(),
@@ -198,7 +198,7 @@ impl Roster {
             scratch: Vec::new(),
             open: 0,
             overdue: 0,
-            tally: Tally::default(),
+            tally: SessionCounters::default(),
             clocks: ClockWatch::default(),
             paused_ms: 0,
             paused_until_ms: 0,
@@ -260,36 +260,36 @@ impl Roster {
     }
 
     /// How many sockets are held, those that are ending included.
-    pub fn seats(&self) -> usize {
-        self.seats.len()
+    pub fn occupied(&self) -> usize {
+        self.states.len()
     }
 
     /// What was counted since the last call.
-    pub fn take_tally(&mut self) -> Tally {
+    pub fn take_tally(&mut self) -> SessionCounters {
         std::mem::take(&mut self.tally)
     }
 
     /// A session, if the slot is taken.
     pub fn session(&self, slot: Slot) -> Option<&Session> {
-        self.seats.get(slot as usize).map(|seat| &seat.session)
+        self.states.get(slot as usize).map(|state| &state.session)
     }
 
     /// The open session of a connection.
     pub fn holder(&self, connection: ConnectionId) -> Option<Slot> {
         let hash = self.hasher.hash_one(connection);
-        self.connections.find(hash, |&slot| connection_at(&self.seats, slot) == Some(connection)).copied()
+        self.connections.find(hash, |&slot| connection_at(&self.states, slot) == Some(connection)).copied()
     }
 
     /// Makes a session the one that its connection's events go to.
     fn hold(&mut self, connection: ConnectionId, slot: Slot) {
-        let (seats, hasher) = (&self.seats, &self.hasher);
-        let hash_of = |&slot: &Slot| hasher.hash_one(connection_at(seats, slot).unwrap_or(ConnectionId(0)));
+        let (states, hasher) = (&self.states, &self.hasher);
+        let hash_of = |&slot: &Slot| hasher.hash_one(connection_at(states, slot).unwrap_or(ConnectionId(0)));
         self.connections.insert_unique(hasher.hash_one(connection), slot, hash_of);
     }
 
     /// Lets a session's connection go, if it still holds it.
     fn let_go(&mut self, slot: Slot) {
-        let Some(connection) = connection_at(&self.seats, slot) else { return };
+        let Some(connection) = connection_at(&self.states, slot) else { return };
         if let Ok(held) = self.connections.find_entry(self.hasher.hash_one(connection), |&holder| holder == slot) {
             held.remove();
         }
@@ -298,13 +298,13 @@ impl Roster {
     /// Lets a client in. An older socket of the same connection is closed.
     ///
     /// `start` and `replayed` are what the window found for it at this roster's head.
-    pub fn connect(&mut self, arrival: Arrival, start: Start, replayed: usize, now: Now) -> Slot {
-        if let Some(old) = self.holder(arrival.connection) {
+    pub fn connect(&mut self, request: ConnectRequest, start: ResumePoint, replayed: usize, now: Now) -> Slot {
+        if let Some(old) = self.holder(request.connection) {
             self.close(old, CloseCode::Replaced, CloseCode::REPLACED, now);
         }
-        let session = self.with_context(now, |ctx| Session::open(arrival, start, replayed, ctx));
+        let session = self.with_context(now, |ctx| Session::open(request, start, replayed, ctx));
         let (user, connection, topics) = (session.user().clone(), session.connection(), session.topics().to_vec());
-        let slot = self.seat(session);
+        let slot = self.state(session);
         Members::join(&mut self.users, user, slot);
         for topic in topics {
             Members::join(&mut self.topics, topic, slot);
@@ -317,15 +317,15 @@ impl Roster {
     /// Turns a client away with a close code that it can read.
     pub fn refuse(&mut self, code: CloseCode, reason: &str, now: Now) -> Slot {
         let session = self.with_context(now, |ctx| Session::refused(code, reason, ctx));
-        let slot = self.seat(session);
+        let slot = self.state(session);
         self.settle_first(slot);
         slot
     }
 
-    fn seat(&mut self, session: Session) -> Slot {
-        let seat = Seat { session, due_ms: 0, queued: false, blocked: false, counted: false, overdue: false };
+    fn state(&mut self, session: Session) -> Slot {
+        let state = SlotState { session, due_ms: 0, queued: false, blocked: false, counted: false, overdue: false };
         // More than 2^32 sockets do not fit a process.
-        Slot::try_from(self.seats.insert(seat)).unwrap_or(Slot::MAX)
+        Slot::try_from(self.states.insert(state)).unwrap_or(Slot::MAX)
     }
 
     /// Who is new gets its first frame before those who are being swept, however many they are.
@@ -340,11 +340,11 @@ impl Roster {
     /// Handles bytes from a client.
     pub fn input(&mut self, slot: Slot, bytes: &mut [u8], now: Now, verify: &dyn Fn(&str) -> Result<Grant, Denied>) {
         let paused_ms = self.paused_ms(now);
-        let Some(seat) = self.seats.get_mut(slot as usize) else { return };
+        let Some(state) = self.states.get_mut(slot as usize) else { return };
         let mut effects = SmallVec::new();
         let head = Position { epoch: self.epoch, sequence: self.head };
         let ctx = &mut Context { now, settings: &self.settings, head, paused_ms, verify, tally: &mut self.tally };
-        seat.session.input(bytes, ctx, &mut effects);
+        state.session.input(bytes, ctx, &mut effects);
         for effect in effects {
             match effect {
                 Effect::Subscribed(topic) => Members::join(&mut self.topics, topic, slot),
@@ -395,7 +395,7 @@ impl Roster {
     pub fn go_away(&mut self, slot: Slot, reconnect_after_ms: u64, code: CloseCode, reason: &str, now: Now) {
         self.with_session(slot, now, |session, ctx| {
             if session.is_open() {
-                session.say(Outgoing::Goaway { reconnect_after_ms, reason }, ctx);
+                session.enqueue(Outgoing::Goaway { reconnect_after_ms, reason }, ctx);
                 session.close(code, reason, ctx);
             }
         });
@@ -408,7 +408,7 @@ impl Roster {
 
     /// Every slot that is taken.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        self.seats.iter().map(|(slot, _)| Slot::try_from(slot).unwrap_or(Slot::MAX))
+        self.states.iter().map(|(slot, _)| Slot::try_from(slot).unwrap_or(Slot::MAX))
     }
 
     /// Takes the next entries of the log; those whom they concern become ready.
@@ -483,12 +483,12 @@ impl Roster {
     /// (`gap: reset`); the others don't notice.
     pub fn adopt(&mut self, window: &Window, now: Now) {
         let before = Position { epoch: self.epoch, sequence: self.head };
-        let starts: Vec<(Slot, Start)> = self
-            .seats
+        let starts: Vec<(Slot, ResumePoint)> = self
+            .states
             .iter()
-            .filter(|(_, seat)| seat.session.is_open())
-            .filter_map(|(slot, seat)| {
-                let start = window.restart(seat.session.position(before))?;
+            .filter(|(_, state)| state.session.is_open())
+            .filter_map(|(slot, state)| {
+                let start = window.restart(state.session.position(before))?;
                 Some((Slot::try_from(slot).unwrap_or(Slot::MAX), start))
             })
             .collect();
@@ -501,8 +501,8 @@ impl Roster {
     }
 
     fn mark_everyone(&mut self, head: u64) {
-        for (slot, seat) in &mut self.seats {
-            if seat.mark(head) {
+        for (slot, state) in &mut self.states {
+            if state.mark(head) {
                 self.ready.push_back(Slot::try_from(slot).unwrap_or(Slot::MAX));
             }
         }
@@ -519,7 +519,7 @@ impl Roster {
     }
 
     fn mark(&mut self, slot: Slot, head: u64) {
-        if self.seats.get_mut(slot as usize).is_some_and(|seat| seat.mark(head)) {
+        if self.states.get_mut(slot as usize).is_some_and(|state| state.mark(head)) {
             self.ready.push_back(slot);
         }
     }
@@ -532,8 +532,8 @@ impl Roster {
         }
         while let Some(slot) = self.ready.pop_front() {
             self.in_pass = self.in_pass.saturating_sub(1);
-            if let Some(seat) = self.seats.get_mut(slot as usize)
-                && std::mem::take(&mut seat.queued)
+            if let Some(state) = self.states.get_mut(slot as usize)
+                && std::mem::take(&mut state.queued)
             {
                 return Some(slot);
             }
@@ -554,20 +554,20 @@ impl Roster {
             if entry.sequence > self.pass_head {
                 return;
             }
-            self.swept.extend(written.take(entry));
+            self.deliveries.extend(written.take(entry));
         }
     }
 
     /// Nobody is served from the oldest of the tail any more.
     fn let_go_of_tail(&mut self, count: usize) {
         for (entry, mut written) in self.tail.drain(..count).zip(self.written.drain(..count)) {
-            self.swept.extend(written.take(&entry));
+            self.deliveries.extend(written.take(&entry));
         }
     }
 
     /// What was written since the last call, entry by entry.
-    pub fn take_swept(&mut self) -> Vec<Swept> {
-        std::mem::take(&mut self.swept)
+    pub fn take_deliveries(&mut self) -> Vec<DeliveryCount> {
+        std::mem::take(&mut self.deliveries)
     }
 
     /// The events that clients said they have handled since the last call.
@@ -577,7 +577,7 @@ impl Roster {
 
     /// The open sessions that may see what is for `audience`.
     pub fn concerned<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = &'a Session> {
-        let everyone = matches!(audience, Audience::Everyone).then(|| self.seats.iter().map(|(_, seat)| &seat.session));
+        let everyone = matches!(audience, Audience::Everyone).then(|| self.states.iter().map(|(_, state)| &state.session));
         let (members, one) = match audience {
             Audience::Everyone => (None, None),
             Audience::User(user) => (self.users.get(user), None),
@@ -596,11 +596,11 @@ impl Roster {
 
     /// Tells who holds `$sys` how all nodes stand; who does not take it as fast is told the next time.
     pub fn tell_sys(&mut self, data: &str, now: Now) {
-        let slots: Vec<Slot> = self.topics.get(SYS_TOPIC).map_or_else(Vec::new, |members| members.iter().collect());
+        let slots: Vec<Slot> = self.topics.get(SYSTEM_TOPIC).map_or_else(Vec::new, |members| members.iter().collect());
         for slot in slots {
             self.with_session(slot, now, |session, ctx| {
                 if session.is_open() && !session.has_output() {
-                    session.say(Outgoing::Sys { data }, ctx);
+                    session.enqueue(Outgoing::Sys { data }, ctx);
                 }
             });
         }
@@ -608,9 +608,9 @@ impl Roster {
 
     /// The sessions that are farthest behind the head and wait for their sockets, at most `count`, with how far they are.
     pub fn slowest(&self, count: usize) -> Vec<(&Session, u64)> {
-        let blocked = self.seats.iter().filter(|(_, seat)| seat.blocked);
+        let blocked = self.states.iter().filter(|(_, state)| state.blocked);
         let mut slow: Vec<_> = blocked
-            .filter_map(|(_, seat)| Some((&seat.session, self.head.saturating_sub(seat.session.behind()?))))
+            .filter_map(|(_, state)| Some((&state.session, self.head.saturating_sub(state.session.behind()?))))
             .collect();
         slow.sort_by_key(|(_, distance)| Reverse(*distance));
         slow.truncate(count);
@@ -619,9 +619,9 @@ impl Roster {
 
     /// How many sessions wait for their sockets to take more, and how many entries the last of them is behind the head.
     pub fn behind(&self) -> (usize, u64) {
-        let blocked = self.seats.iter().filter(|(_, seat)| seat.blocked);
+        let blocked = self.states.iter().filter(|(_, state)| state.blocked);
         let distances =
-            blocked.map(|(_, seat)| seat.session.behind().map_or(0, |cursor| self.head.saturating_sub(cursor)));
+            blocked.map(|(_, state)| state.session.behind().map_or(0, |cursor| self.head.saturating_sub(cursor)));
         distances.fold((0, 0), |(count, farthest), distance| (count + 1, farthest.max(distance)))
     }
 
@@ -634,11 +634,11 @@ impl Roster {
     pub fn serve(
         &mut self,
         slot: Slot,
-        past: &impl Past,
+        past: &impl History,
         now: Now,
         sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
     ) -> Served {
-        let Some(cursor) = self.seats.get(slot as usize).map(|seat| seat.session.behind()) else {
+        let Some(cursor) = self.states.get(slot as usize).map(|state| state.session.behind()) else {
             return Served::Finished;
         };
         let all = match cursor {
@@ -654,11 +654,11 @@ impl Roster {
     }
 
     fn flush_output(&mut self, slot: Slot, sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize) -> bool {
-        self.seats[slot as usize].session.flush(&[], 0, &mut self.tally, sink)
+        self.states[slot as usize].session.flush(&[], 0, &mut self.tally, sink)
     }
 
     fn serve_from_tail(&mut self, slot: Slot, cursor: u64, sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize) -> bool {
-        let session = &mut self.seats[slot as usize].session;
+        let session = &mut self.states[slot as usize].session;
         let served = self.tail.front().map_or(0, |first| cursor + 1 - first.sequence);
         let (mut chosen, mut bytes, mut reached) = (SmallVec::<[&Entry; 64]>::new(), 0, self.head);
         for entry in self.tail.range(usize::try_from(served).unwrap_or(usize::MAX)..) {
@@ -685,24 +685,24 @@ impl Roster {
         &mut self,
         slot: Slot,
         cursor: u64,
-        past: &impl Past,
+        past: &impl History,
         now: Now,
         sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
     ) -> bool {
         let mut entries = std::mem::take(&mut self.scratch);
-        let viewer = self.seats[slot as usize].session.viewer();
+        let viewer = self.states[slot as usize].session.viewer();
         let place = Position { epoch: self.epoch, sequence: cursor };
         let read = past.read(place, self.head, viewer, &mut entries);
         let all = match read {
             Ok(reached) => {
                 let chosen: SmallVec<[&Entry; 64]> = entries.iter().map(|entry| &**entry).collect();
                 let before = self.tally.deliveries;
-                let all = self.seats[slot as usize].session.flush(&chosen, reached, &mut self.tally, sink);
+                let all = self.states[slot as usize].session.flush(&chosen, reached, &mut self.tally, sink);
                 let delivered = usize::try_from(self.tally.deliveries - before).unwrap_or(0);
                 drop(chosen);
                 for entry in entries.drain(..delivered) {
                     entry.written.fetch_add(1, Ordering::Relaxed);
-                    self.swept.push(Swept { entry, clients: 1, live: false });
+                    self.deliveries.push(DeliveryCount { entry, clients: 1, live: false });
                 }
                 all
             }
@@ -718,23 +718,23 @@ impl Roster {
 
     fn after_turn(&mut self, slot: Slot, all: bool) -> Served {
         let head = self.head;
-        let seat = &mut self.seats[slot as usize];
-        seat.blocked = !all;
-        if seat.session.is_finished() {
+        let state = &mut self.states[slot as usize];
+        state.blocked = !all;
+        if state.session.is_finished() {
             return Served::Finished;
         }
         if !all {
             return Served::Blocked;
         }
-        match seat.session.behind() {
+        match state.session.behind() {
             Some(cursor) if cursor < head => {
-                if !std::mem::replace(&mut seat.queued, true) {
+                if !std::mem::replace(&mut state.queued, true) {
                     self.ready.push_back(slot);
                 }
                 Served::More
             }
             _ => {
-                seat.session.caught_up();
+                state.session.caught_up();
                 Served::Idle
             }
         }
@@ -742,8 +742,8 @@ impl Roster {
 
     /// Lets a session that was blocked have its turn again.
     pub fn writable(&mut self, slot: Slot) {
-        if let Some(seat) = self.seats.get_mut(slot as usize)
-            && std::mem::take(&mut seat.blocked)
+        if let Some(state) = self.states.get_mut(slot as usize)
+            && std::mem::take(&mut state.blocked)
         {
             self.settle(slot);
         }
@@ -751,22 +751,22 @@ impl Roster {
 
     /// Brings queue, timer and counts in line with what a session has become.
     fn settle(&mut self, slot: Slot) {
-        let Some(seat) = self.seats.get_mut(slot as usize) else { return };
-        let session = &seat.session;
+        let Some(state) = self.states.get_mut(slot as usize) else { return };
+        let session = &state.session;
         // A finished session has nothing left that could be blocked.
-        seat.blocked &= !session.is_finished();
+        state.blocked &= !session.is_finished();
         let has_turn = session.has_output() || session.behind().is_some() || session.is_finished();
-        if has_turn && !seat.blocked && !std::mem::replace(&mut seat.queued, true) {
+        if has_turn && !state.blocked && !std::mem::replace(&mut state.queued, true) {
             self.ready.push_back(slot);
         }
         // A timer that fires early finds nothing due and is set anew; one that would fire late is replaced.
         let due = session.due_ms(&self.settings);
-        if due < u64::MAX && (seat.due_ms == 0 || due < seat.due_ms) {
-            seat.due_ms = due;
+        if due < u64::MAX && (state.due_ms == 0 || due < state.due_ms) {
+            state.due_ms = due;
             self.timers.push(Reverse((due, slot)));
         }
-        count(&mut self.open, &mut seat.counted, session.is_open());
-        count(&mut self.overdue, &mut seat.overdue, session.is_open() && session.is_overdue());
+        count(&mut self.open, &mut state.counted, session.is_open());
+        count(&mut self.overdue, &mut state.overdue, session.is_open() && session.is_overdue());
         if !session.is_open() {
             self.let_go(slot);
         }
@@ -786,9 +786,9 @@ impl Roster {
             && due <= now.mono_ms
         {
             self.timers.pop();
-            let Some(seat) = self.seats.get_mut(slot as usize).filter(|seat| seat.due_ms == due) else { continue };
-            seat.due_ms = 0;
-            if !seat.session.is_silent(&self.settings, now) || read(self, slot) {
+            let Some(state) = self.states.get_mut(slot as usize).filter(|state| state.due_ms == due) else { continue };
+            state.due_ms = 0;
+            if !state.session.is_silent(&self.settings, now) || read(self, slot) {
                 self.with_session(slot, now, Session::timeout);
             }
         }
@@ -797,15 +797,15 @@ impl Roster {
     /// Takes a session out whose socket is gone or can go. Returns why it ended; `None` if the socket just broke.
     pub fn remove(&mut self, slot: Slot) -> Option<CloseCode> {
         self.let_go(slot);
-        let mut seat = self.seats.try_remove(slot as usize)?;
-        let session = &seat.session;
+        let mut state = self.states.try_remove(slot as usize)?;
+        let session = &state.session;
         Members::leave(&mut self.users, session.user(), slot);
         for topic in session.topics() {
             Members::leave(&mut self.topics, topic, slot);
         }
-        count(&mut self.open, &mut seat.counted, false);
-        count(&mut self.overdue, &mut seat.overdue, false);
-        seat.session.ended()
+        count(&mut self.open, &mut state.counted, false);
+        count(&mut self.overdue, &mut state.overdue, false);
+        state.session.ended()
     }
 
     fn with_context<T>(&mut self, now: Now, act: impl FnOnce(&mut Context<'_>) -> T) -> T {
@@ -817,17 +817,17 @@ impl Roster {
     fn with_session(&mut self, slot: Slot, now: Now, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
         let head = Position { epoch: self.epoch, sequence: self.head };
         let paused_ms = self.paused_ms(now);
-        if let Some(seat) = self.seats.get_mut(slot as usize) {
+        if let Some(state) = self.states.get_mut(slot as usize) {
             let (settings, tally) = (&self.settings, &mut self.tally);
             let mut ctx = Context { now, settings, head, paused_ms, verify: &no_token, tally };
-            act(&mut seat.session, &mut ctx);
+            act(&mut state.session, &mut ctx);
             self.settle(slot);
         }
     }
 }
 
-fn connection_at(seats: &Slab<Seat>, slot: Slot) -> Option<ConnectionId> {
-    seats.get(slot as usize).map(|seat| seat.session.connection())
+fn connection_at(states: &Slab<SlotState>, slot: Slot) -> Option<ConnectionId> {
+    states.get(slot as usize).map(|state| state.session.connection())
 }
 
 /// Only input brings tokens.
@@ -845,13 +845,13 @@ fn count(total: &mut usize, counted: &mut bool, now: bool) {
 }
 
 impl Written {
-    fn take(&mut self, entry: &Arc<Entry>) -> Option<Swept> {
+    fn take(&mut self, entry: &Arc<Entry>) -> Option<DeliveryCount> {
         let clients = std::mem::take(&mut self.clients);
         if clients == 0 {
             return None;
         }
         entry.written.fetch_add(clients, Ordering::Relaxed);
-        Some(Swept { entry: entry.clone(), clients, live: !std::mem::replace(&mut self.told, true) })
+        Some(DeliveryCount { entry: entry.clone(), clients, live: !std::mem::replace(&mut self.told, true) })
     }
 }
 
