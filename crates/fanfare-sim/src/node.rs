@@ -366,11 +366,13 @@ impl Node {
         self.process.clock_offset.get()
     }
 
-    /// Has the backend take leave, as at the end of a graceful shutdown.
-    pub(crate) fn shut_down(&self) {
-        if let Some(broker) = self.broker() {
+    /// Has the backend take leave, as at the end of a graceful shutdown. Returns whether it has started.
+    pub(crate) fn shut_down(&self) -> bool {
+        let broker = self.broker();
+        if let Some(broker) = &broker {
             self.process.enter(|| broker.stop());
         }
+        broker.is_some()
     }
 
     /// Ends the process at once.

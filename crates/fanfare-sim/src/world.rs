@@ -756,7 +756,10 @@ impl World {
                 if !node.is_alive() {
                     return;
                 }
-                node.shut_down();
+                if !node.shut_down() {
+                    // It ends before it is linked, after it may have become a member.
+                    self.gave_up.set(true);
+                }
                 lasts = SHUTDOWN;
                 Undo::ShutDown(node)
             }
