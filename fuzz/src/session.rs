@@ -9,8 +9,8 @@ use std::{
 
 use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position,
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Denied, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::{Bounds, Entry, Window},
     wire, ws,
@@ -96,7 +96,8 @@ impl World {
             echo: false,
         };
         let now = Now { mono_ms: 1_000, unix_ms: 1_000_000 };
-        let (window, mut sessions) = (Window::new(Lineage::new(EPOCH), 0, BOUNDS), SessionTable::new(settings, EPOCH, 0));
+        let (window, mut sessions) =
+            (Window::new(Lineage::new(EPOCH), 0, BOUNDS), SessionTable::new(settings, EPOCH, 0));
         let request = ConnectRequest::new(grant(USER), ConnectionId(1), None, std::iter::empty(), 2);
         let slot = Some(sessions.connect(request, window.start(None, ConnectionId(0)), 0, now));
         Self { sessions, window, now, slot, room: 0, sent: Vec::new(), received: Vec::new(), visible: 0 }

@@ -25,10 +25,10 @@
 #![forbid(unsafe_code)]
 
 mod closes;
-mod notification;
 mod link;
 mod listener;
 mod mismatch;
+mod notification;
 mod token;
 
 /// A client without I/O. It is no part of the library: the project's simulator drives it against simulated hubs.
@@ -37,8 +37,8 @@ pub mod machine {
     pub use crate::link::{End, Link};
 }
 
-pub use notification::{Event, Gap, Notification, Problem, Refused, State};
 pub use link::Cursor;
 pub use listener::{Listener, Options};
 pub use mismatch::scheme_mismatch;
+pub use notification::{Event, Gap, Notification, Problem, Refused, State};
 pub use token::{Token, TokenReason};

@@ -1,9 +1,9 @@
 //! The socket around a [`Link`]: connects, reads, writes and waits for it. Every wait can be given up and taken up again.
 
 use crate::{
-    notification::{Notification, Refused},
     link::{Cursor, End, FIRST, Link},
     mismatch,
+    notification::{Notification, Refused},
     token::{Token, TokenFuture, TokenReason},
 };
 use futures_util::{SinkExt, Stream, StreamExt, stream};

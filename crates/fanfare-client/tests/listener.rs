@@ -4,7 +4,7 @@
 
 use axum::Router;
 use fanfare::{Audience, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
-use fanfare_client::{Cursor, Gap, Notification, Listener, Options, State, Token, TokenReason};
+use fanfare_client::{Cursor, Gap, Listener, Notification, Options, State, Token, TokenReason};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::{
@@ -291,7 +291,10 @@ async fn a_cursor_saved_while_a_gap_is_dealt_with_leads_to_the_gap_again() {
     }
     let mut listener = server.options().cursor(cursor).listen().unwrap();
     live(&mut listener).await;
-    assert!(matches!(next(&mut listener).await, Notification::Gap(_)), "it is told until the application asks for more");
+    assert!(
+        matches!(next(&mut listener).await, Notification::Gap(_)),
+        "it is told until the application asks for more"
+    );
     assert_eq!(number(&mut listener).await, 21);
 }
 

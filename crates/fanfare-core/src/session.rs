@@ -682,7 +682,10 @@ impl Session {
             Err(denied) => denied,
         };
         let (error, message) = (denied.code, &*denied.message);
-        self.enqueue(Outgoing::Error(ErrorFrame { error, message, ack_event_id: Some(ack_event_id), topic: None }), ctx);
+        self.enqueue(
+            Outgoing::Error(ErrorFrame { error, message, ack_event_id: Some(ack_event_id), topic: None }),
+            ctx,
+        );
         Vec::new()
     }
 

@@ -6,7 +6,9 @@
 use crate::{
     Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
     audience::SYSTEM_TOPIC,
-    session::{ConnectRequest, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, Settings, SessionCounters},
+    session::{
+        ConnectRequest, Context, Denied, Effect, MAX_SLICES, MAX_TURN_BYTES, Session, SessionCounters, Settings,
+    },
     time::{ClockWatch, Now},
     window::{Entry, ResumePoint, Viewer, Window},
     wire::Outgoing,
@@ -48,11 +50,23 @@ pub trait History {
     ///
     /// # Errors
     /// If history behind the cursor is gone: where the client goes on, and what it is to be told.
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint>;
+    fn read(
+        &self,
+        cursor: Position,
+        until: u64,
+        viewer: Viewer<'_>,
+        out: &mut Vec<Arc<Entry>>,
+    ) -> Result<u64, ResumePoint>;
 }
 
 impl History for Window {
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint> {
+    fn read(
+        &self,
+        cursor: Position,
+        until: u64,
+        viewer: Viewer<'_>,
+        out: &mut Vec<Arc<Entry>>,
+    ) -> Result<u64, ResumePoint> {
         let Position { epoch, sequence: cursor } = cursor;
         if epoch != self.epoch() {
             return Ok(cursor);
@@ -577,7 +591,8 @@ impl SessionTable {
 
     /// The open sessions that may see what is for `audience`.
     pub fn concerned<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = &'a Session> {
-        let everyone = matches!(audience, Audience::Everyone).then(|| self.states.iter().map(|(_, state)| &state.session));
+        let everyone =
+            matches!(audience, Audience::Everyone).then(|| self.states.iter().map(|(_, state)| &state.session));
         let (members, one) = match audience {
             Audience::Everyone => (None, None),
             Audience::User(user) => (self.users.get(user), None),

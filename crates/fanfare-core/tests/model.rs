@@ -11,8 +11,8 @@ use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
     audience::TAG_BITS,
     lineage::{Loss, tag},
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Denied, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -304,7 +304,8 @@ impl World {
         client.bytes.clear();
         let grant = Grant { user: client.user.clone(), topics: vec!["*".into()], ..Grant::default() };
         let wanted = client.wanted.clone();
-        let request = ConnectRequest::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
+        let request =
+            ConnectRequest::new(grant, client.connection, last.clone(), wanted.iter().map(|t| &**t), TOPICS.len());
         let start = self.window.start(last.as_deref(), request.connection);
         if let (Some(truth), None) = (truth, start.gap) {
             let (end, _) = self.end_of(truth.epoch).unwrap();
@@ -404,7 +405,9 @@ impl World {
     fn turn(&mut self, slot: Slot) -> Served {
         let who = self.clients.iter().position(|client| client.slot == Some(slot));
         let Some(who) = who else {
-            return self.sessions.serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
+            return self
+                .sessions
+                .serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
         };
         let client = &mut self.clients[who];
         let (room, bytes) = (&mut client.room, &mut client.bytes);

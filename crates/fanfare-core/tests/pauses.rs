@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage,
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Denied, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::{Bounds, Window},
     ws,

@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -109,7 +109,8 @@ fn every_event_of_a_burst_is_told_as_live_once() {
     while world.turn().is_some() {}
     let deliveries = world.sessions.take_deliveries();
     for entry in &burst {
-        let of_it: Vec<_> = deliveries.iter().filter(|deliveries| deliveries.entry.sequence == entry.sequence).collect();
+        let of_it: Vec<_> =
+            deliveries.iter().filter(|deliveries| deliveries.entry.sequence == entry.sequence).collect();
         assert_eq!(of_it.iter().map(|deliveries| deliveries.clients).sum::<u32>(), 2);
         assert_eq!(of_it.iter().filter(|deliveries| deliveries.live).count(), 1);
     }

@@ -4,8 +4,8 @@
 
 use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position, Revocation,
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Denied, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::{Bounds, Entry, Window},
     ws,
@@ -262,7 +262,8 @@ fn an_error_names_the_message_that_it_answers_and_the_topic() {
 fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
     for (last_event_id, answered) in [(None, "initial_connect"), (Some("pos-1-0".to_owned()), "pos-1-0")] {
         let mut world = World::new(grant(100));
-        let request = ConnectRequest::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
+        let request =
+            ConnectRequest::new(grant(100), ConnectionId(2), last_event_id, ["a", "secret", "a*"].into_iter(), 10);
         let start = world.window.start(request.last_event_id.as_deref(), request.connection);
         world.sessions.connect(request, start, 0, world.now);
         world.messages.clear();

@@ -6,11 +6,11 @@ mod acceptor;
 mod banner;
 mod file_budget;
 mod http_connections;
-mod proxy_protocol;
 pub(crate) mod jwks;
 mod listener;
 mod otlp;
 mod page;
+mod proxy_protocol;
 mod scrape;
 mod service;
 mod supervisor;
@@ -49,7 +49,7 @@ use tokio::{
 };
 use utoipa_axum::router::OpenApiRouter;
 use vitals::{CertificateEnd, Vitals};
-use worker::{SHUTDOWN_SIGNAL, WorkerMessage, Worker};
+use worker::{SHUTDOWN_SIGNAL, Worker, WorkerMessage};
 
 /// How long requests may take to be answered at the end.
 const GRACE: Duration = Duration::from_secs(10);

@@ -52,7 +52,7 @@ fn figure(text: &str, name: &str) -> f64 {
 fn documentation(text: &str) -> String {
     let mut page = "# Figures\n\n\
         What `/metrics` gives, in the text form that Prometheus reads. It needs an administrator's token on the hub's own address; at `metrics_listen` it needs none \
-        ([operations.md](operations.md#figures)). Names ending in `_seconds` are in seconds, those in `_bytes` in bytes. Each process tells its own; the sum over all of them is \
+        ([operations.md](operations.md#metrics)). Names ending in `_seconds` are in seconds, those in `_bytes` in bytes. Each process tells its own; the sum over all of them is \
         the fleet's, except for what says \"on all nodes\" or is the log's.\n\n\
         | name | kind | labels | what |\n|---|---|---|---|\n"
         .to_owned();

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
 use fanfare::{Minter, auth::Claims};
-use fanfare_client::{Notification, Listener, Options, State};
+use fanfare_client::{Listener, Notification, Options, State};
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

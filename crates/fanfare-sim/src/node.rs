@@ -8,7 +8,7 @@ use crate::{
 use fanfare::{
     Audience, BrokerError, Event, Revocation,
     broker::{
-        BrokerFuture, Broker, ControlMessage, Record, SharedWindow, LogFollower,
+        Broker, BrokerFuture, ControlMessage, LogFollower, Record, SharedWindow,
         redis::{RedisBroker, RedisOptions, RedisUrl},
     },
     environment::{self, Dialing, Environment, Task},
@@ -19,8 +19,8 @@ use fanfare::{
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage, Position,
     lineage::tag,
-    session_table::{SessionTable, Served, Slot},
     session::{ConnectRequest, Denied, Settings},
+    session_table::{Served, SessionTable, Slot},
     time::Now,
     window::Window,
     ws,
@@ -366,11 +366,13 @@ impl Node {
         self.process.clock_offset.get()
     }
 
-    /// Has the backend take leave, as at the end of a graceful shutdown.
-    pub(crate) fn shut_down(&self) {
-        if let Some(broker) = self.broker() {
+    /// Has the backend take leave, as at the end of a graceful shutdown. Returns whether it has started.
+    pub(crate) fn shut_down(&self) -> bool {
+        let broker = self.broker();
+        if let Some(broker) = &broker {
             self.process.enter(|| broker.stop());
         }
+        broker.is_some()
     }
 
     /// Ends the process at once.
@@ -582,18 +584,15 @@ impl Shard {
         let Some(Some(Socket { client, attempt })) = self.sockets.get(slot as usize) else { return };
         let (client, attempt) = (*client, *attempt);
         let (mut broken, mut clients) = (false, self.world.clients.borrow_mut());
-        let served = self.sessions.serve(
-            slot,
-            &self.node.follower.window,
-            now,
-            &mut |slices| match clients[client].take(attempt, slices, &self.world) {
-                Some(taken) => taken,
-                None => {
-                    broken = true;
-                    0
-                }
-            },
-        );
+        let served = self.sessions.serve(slot, &self.node.follower.window, now, &mut |slices| match clients[client]
+            .take(attempt, slices, &self.world)
+        {
+            Some(taken) => taken,
+            None => {
+                broken = true;
+                0
+            }
+        });
         drop(clients);
         let deaf = self.sessions.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
         if broken || deaf || served == Served::Finished {

@@ -31,6 +31,10 @@ const TICK: u64 = 100;
 /// take what it knew for complete up to 12 s after its last sign of life.
 const GIVEN_UP: u64 = 8_000;
 
+/// In less than this between two faults a node may have had no answer to a beat, in milliseconds: it has to find the server, and the
+/// server has to be confirmed.
+const BREATH: u64 = 4_000;
+
 /// How long nodes may take until they are ready again, behind the last fault, in milliseconds.
 const READY_WITHIN: u64 = 30_000;
 
@@ -756,7 +760,10 @@ impl World {
                 if !node.is_alive() {
                     return;
                 }
-                node.shut_down();
+                if !node.shut_down() {
+                    // It ends before it is linked, after it may have become a member.
+                    self.gave_up.set(true);
+                }
                 lasts = SHUTDOWN;
                 Undo::ShutDown(node)
             }
@@ -1115,15 +1122,14 @@ impl World {
         // Nobody knows what a node that is gone was told by a server that is gone. A node that is kept away for long is given up, and one
         // that the server does not answer for long knows no longer who else writes.
         let faults = || self.plan.faults.iter().map(|(_, fault)| fault);
-        let away = faults().any(|fault| fault.hinders_nodes() && fault.lasts() >= GIVEN_UP);
         // A node that could not start within its time has ended too, after it may have become a member.
         let killed = self.gave_up.get() || faults().any(|fault| matches!(fault, Fault::KillNode { .. }));
-        let silent = faults().filter(|fault| fault.silences_servers()).map(Fault::lasts).sum::<u64>();
+        let silent = longest_hindrance(&self.plan.faults);
         // The one replica that took over takes no writes until the server before it is its replica.
         let alone = self.plan.min_replicas && self.plan.servers == 2 && outcome.failovers > 0;
         let silent = alone || silent + outcome.failovers * self.plan.down_after >= GIVEN_UP;
         let replaced = outcome.failovers > 0 || faults().any(Fault::ends_servers);
-        if resets > 0 && !self.lossy.get() && !(replaced && (killed || away || silent)) {
+        if resets > 0 && !self.lossy.get() && !(replaced && (killed || silent)) {
             self.fail(format!("budget: {resets} resets, though Redis lost nothing"));
         } else if resets > 0 && !hindered && !killed && !silent {
             self.fail(format!("budget: {resets} resets, though a node lived that could put everything back"));
@@ -1188,6 +1194,20 @@ impl World {
 }
 
 /// Publishes what one publisher has, each event until it is acknowledged.
+/// For how long, in milliseconds, a node was at most without answers or kept from its work, with no more than [`BREATH`] in between.
+fn longest_hindrance(faults: &[(u64, Fault)]) -> u64 {
+    let hinders = |fault: &Fault| fault.silences_servers() || fault.hinders_nodes();
+    let (mut longest, mut stretch) = (0, (0, 0));
+    // They are sorted by when they begin.
+    for (begin, fault) in faults.iter().filter(|(_, fault)| hinders(fault)) {
+        let end = begin + fault.lasts();
+        stretch =
+            if longest > 0 && *begin <= stretch.1 + BREATH { (stretch.0, stretch.1.max(end)) } else { (*begin, end) };
+        longest = longest.max(stretch.1 - stretch.0);
+    }
+    longest
+}
+
 async fn publish_all(world: Rc<World>, publisher: usize) {
     let own: Vec<Publish> =
         world.plan.publishes.iter().filter(|publish| publish.publisher == publisher).cloned().collect();

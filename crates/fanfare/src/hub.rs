@@ -4,7 +4,8 @@ use crate::{
     admission::Admission,
     auth::{AuthError, Verifier},
     broker::{
-        BrokerFuture, Appended, Broker, BrokerError, MemoryBroker, ControlMessage, Record, SharedWindow, BackendStatus, LogFollower,
+        Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, MemoryBroker, Record,
+        SharedWindow,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     clock,
@@ -15,8 +16,8 @@ use crate::{
     metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
     origin::LoggedOrigins,
-    refusals::Refusals,
     presence::{ConnectionInfo, Presence},
+    refusals::Refusals,
     shard::{Command, Shard},
     sys::{self, Named},
     trace::{PublishOutcome, Tracer},
@@ -475,7 +476,13 @@ impl Hub {
             let first =
                 |appended: &Vec<Appended>| appended.first().map_or_else(String::new, |a| a.position.to_string());
             let result = appended.as_ref().map(first).map_err(ToString::to_string);
-            span.end(&PublishOutcome { event_type, event_id, events: names.len(), publisher: &origin.publisher, result });
+            span.end(&PublishOutcome {
+                event_type,
+                event_id,
+                events: names.len(),
+                publisher: &origin.publisher,
+                result,
+            });
         }
         let appended = appended.map_err(|error| BatchError { index: None, error: error.into() })?;
         let published = names.into_iter().zip(appended).map(|((event_id, event_type), appended)| {

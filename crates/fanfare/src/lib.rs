@@ -22,8 +22,8 @@ mod identity;
 pub mod metrics;
 mod node;
 pub mod origin;
-mod refusals;
 pub mod presence;
+mod refusals;
 mod shard;
 mod socket;
 mod sys;
@@ -43,6 +43,6 @@ pub use fanfare_core::{
 };
 pub use http::{BodyTimeout, limit_body, not_found, problem};
 pub use hub::{
-    BatchError, Hub, HubBuilder, ClientLag, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
+    BatchError, ClientLag, Hub, HubBuilder, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
 };
 pub use timed_stream::TimedStream;

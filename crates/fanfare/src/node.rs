@@ -5,7 +5,7 @@
 use crate::{
     admission::{Admission, ExceededLimit},
     auth::{AuthError, Flaw, Verifier},
-    broker::{BrokerFuture, Broker, BrokerError, ControlMessage, SharedWindow, LogFollower},
+    broker::{Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, SharedWindow},
     clock,
     config::Config,
     foreign_cursors::ForeignCursors,
@@ -13,13 +13,13 @@ use crate::{
     identity::ConnectionIdIssuer,
     metrics::{Counter, Figures, Measure, Metrics},
     origin::{ForeignOrigin, LoggedOrigins},
-    refusals::Refusals,
     presence::{ConnectionInfo, Presence},
-    shard::{Command, ShardHandle, DeliverySummary},
+    refusals::Refusals,
+    shard::{Command, DeliverySummary, ShardHandle},
     sys::{self, NodeFigures, SLOW},
     trace::Tracer,
     upgrade::given,
-    why::{ClientDetails, RecentlyClosed, EventAnswer, EventFacts, EventOnNode, Question, Skipped},
+    why::{ClientDetails, EventAnswer, EventFacts, EventOnNode, Question, RecentlyClosed, Skipped},
 };
 use axum::http::HeaderMap;
 use fanfare_core::{

@@ -8,8 +8,8 @@ use crate::{
     hub::ClientLag,
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
-    refusals::{self, Who},
     presence::ConnectionInfo,
+    refusals::{self, Who},
     socket::Socket,
     sys::{SLOW, SlowClient},
     trace::Written,
@@ -18,8 +18,8 @@ use crate::{
 use fanfare_core::{
     CloseCode, ConnectionId, Position, Revocation,
     audience::SYSTEM_TOPIC,
-    session_table::{SessionTable, Served, Slot, DeliveryCount},
-    session::{ConnectRequest, DeliveryState, Settings, SessionCounters},
+    session::{ConnectRequest, DeliveryState, SessionCounters, Settings},
+    session_table::{DeliveryCount, Served, SessionTable, Slot},
     time::{Now, iso_8601},
     window::{Entry, GapReason},
 };
@@ -405,7 +405,9 @@ impl Shard {
                         self.sessions.close(slot, code, &reason, now);
                     }
                 }
-                Command::CloseIfOlder { connection, came_ms, sure } => self.close_if_older(connection, came_ms, sure, now),
+                Command::CloseIfOlder { connection, came_ms, sure } => {
+                    self.close_if_older(connection, came_ms, sure, now)
+                }
                 Command::Survey(reply) => {
                     let (clients, farthest) = self.sessions.behind();
                     // Who asked may have gone.
@@ -804,7 +806,8 @@ impl Shard {
             if let Some(address) = conn.counted {
                 let (since_ms, until_ms) = (conn.came.unix_ms, clock::now().unix_ms);
                 let user = user.clone();
-                let closed_connection = ClosedConnection { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
+                let closed_connection =
+                    ClosedConnection { connection, user, since_ms, until_ms, address, cursor, round_trip_ms, code };
                 self.node.recently_closed().add(closed_connection);
             }
             if let Some(presence) = self.node.presence()

@@ -11,7 +11,7 @@ use crate::{
     metrics::Counter,
     node::{Node, auth_counter},
     refusals::{Full, Hold, Who},
-    shard::{NewConnection, Command, Rejection},
+    shard::{Command, NewConnection, Rejection},
     socket::{Socket, Tls},
 };
 use aws_lc_rs::digest;
@@ -377,7 +377,8 @@ async fn hand_over(
 /// the client has missed anything, so it is to come back later.
 async fn catch_up_to(node: &Node, connect_request: &ConnectRequest) -> Result<(), Rejection> {
     let Some(last) = connect_request.last_event_id.as_deref() else { return Ok(()) };
-    let known = node.window.read().start(Some(last), connect_request.connection).gap.is_none_or(|gap| gap.missed.is_some());
+    let known =
+        node.window.read().start(Some(last), connect_request.connection).gap.is_none_or(|gap| gap.missed.is_some());
     let Some(broker) = node.broker.get().and_then(Weak::upgrade).filter(|_| !known) else { return Ok(()) };
     match tokio::time::timeout(node.config.handshake_timeout, broker.catch_up()).await {
         Ok(Ok(())) => Ok(()),
@@ -392,8 +393,10 @@ fn assign(node: &Node, mut adoption: NewConnection, paced: bool) {
         node.metrics.add(refusal.counter(), 1);
         adoption.client = Err(refusal.into());
     }
-    let connection =
-        adoption.client.as_ref().map_or(ConnectionId(u128::from(mono_ms) << 64), |connect_request| connect_request.connection);
+    let connection = adoption
+        .client
+        .as_ref()
+        .map_or(ConnectionId(u128::from(mono_ms) << 64), |connect_request| connect_request.connection);
     if let Some(shard) = node.shard_of(connection) {
         shard.send(Command::Register(Box::new(adoption)));
     }

@@ -5,7 +5,7 @@ use crate::{settings::Settings, terminal};
 use anyhow::Context;
 use clap::ArgMatches;
 use fanfare::auth::Claims;
-use fanfare_client::{Cursor, Event, Gap, Notification, Listener, Options, Problem, Refused, State, Token};
+use fanfare_client::{Cursor, Event, Gap, Listener, Notification, Options, Problem, Refused, State, Token};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, future::ready};
 

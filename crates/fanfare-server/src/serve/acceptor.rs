@@ -4,7 +4,7 @@
 use super::{
     LAST_MOMENT, MAX_HTTP_BUFFER,
     http_connections::{HttpConnections, Limits, Slot},
-    proxy_protocol, listener,
+    listener, proxy_protocol,
 };
 use axum::{
     Router,

@@ -2,7 +2,7 @@
 //! finds no room there is left out.
 
 use crate::settings::{Settings, SettingsError};
-use fanfare::trace::{Publishing, PublishOutcome, Tracer, Written};
+use fanfare::trace::{PublishOutcome, Publishing, Tracer, Written};
 use opentelemetry::{
     Context, KeyValue,
     propagation::TextMapPropagator,

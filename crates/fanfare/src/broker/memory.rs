@@ -1,6 +1,8 @@
 //! The log of a single process, in its memory.
 
-use super::{BrokerFuture, Appended, Broker, BrokerError, ControlMessage, Record, BackendStatus, LogFollower, ids::Ids};
+use super::{
+    Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, Record, ids::Ids,
+};
 use crate::{
     clock,
     presence::{ConnectionInfo, Presence},

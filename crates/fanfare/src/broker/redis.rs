@@ -3,19 +3,19 @@
 mod appender;
 mod bus;
 mod connection;
-mod pubsub;
+mod heartbeat;
 mod inspect;
 mod keys;
 mod link;
 mod members;
 mod parameters;
 mod piece;
-mod heartbeat;
+mod presence;
+mod pubsub;
 mod questions;
 mod record;
 mod recovery;
 mod refused;
-mod presence;
 mod revoked;
 mod scripts;
 mod shared;
@@ -29,7 +29,7 @@ pub use link::LinkError;
 pub use tls::{BadRedisTls, RedisTls};
 pub use url::{BadRedisUrl, RedisUrl};
 
-use super::{BrokerFuture, Appended, Broker, BrokerError, ControlMessage, Record, BackendStatus, LogFollower};
+use super::{Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, Record};
 use crate::{
     metrics::Metrics,
     presence::{ConnectionInfo, Presence},
@@ -42,8 +42,8 @@ use fanfare_core::{
 };
 use keys::CONTROL_ENTRIES;
 use piece::Piece;
-use redis::cmd;
 use presence::Change;
+use redis::cmd;
 use revoked::Ordered;
 use shared::{Job, Shared};
 use std::{

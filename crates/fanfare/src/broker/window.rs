@@ -29,7 +29,13 @@ impl SharedWindow {
 }
 
 impl History for SharedWindow {
-    fn read(&self, cursor: Position, until: u64, viewer: Viewer<'_>, out: &mut Vec<Arc<Entry>>) -> Result<u64, ResumePoint> {
+    fn read(
+        &self,
+        cursor: Position,
+        until: u64,
+        viewer: Viewer<'_>,
+        out: &mut Vec<Arc<Entry>>,
+    ) -> Result<u64, ResumePoint> {
         History::read(&*self.read(), cursor, until, viewer, out)
     }
 }

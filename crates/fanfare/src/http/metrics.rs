@@ -2,7 +2,7 @@
 
 use super::{access::Admin, error::ApiError, responses::AdminErrors};
 use crate::{
-    Hub, ClientLag, Stats,
+    ClientLag, Hub, Stats,
     metrics::{CONTENT_TYPE, Counters, Figure},
 };
 use axum::{

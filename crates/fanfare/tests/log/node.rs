@@ -3,7 +3,7 @@
 use fanfare::{
     Audience, Draft,
     broker::{
-        BrokerFuture, Broker, ControlMessage, Record, SharedWindow, LogFollower,
+        Broker, BrokerFuture, ControlMessage, LogFollower, Record, SharedWindow,
         redis::{LinkError, RedisBroker, RedisOptions},
     },
     metrics::Metrics,

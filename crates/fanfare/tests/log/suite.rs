@@ -3,7 +3,7 @@
 use crate::node::{BOUNDS, Node, append, ids, linked, linked_with, record, until};
 use fanfare::{
     Audience, ConnectionId,
-    broker::{Broker, MemoryBroker, ControlMessage, redis::RedisOptions},
+    broker::{Broker, ControlMessage, MemoryBroker, redis::RedisOptions},
     presence::{ConnectionInfo, Presence},
     why::Question,
 };

@@ -2,10 +2,10 @@
 //! that ends. A thread of its own, so that no storm of connects delays the log.
 
 use super::{
-    appender, pubsub,
+    appender, heartbeat,
     link::{ANSWER, BLOCK, Facts, Link, LinkError},
     members::Joining,
-    heartbeat, presence, recovery, revoked,
+    presence, pubsub, recovery, revoked,
     scripts::Script,
     shared::{Job, Shared},
     tail,
@@ -217,10 +217,15 @@ impl Bus {
 
     /// Takes this node off the list, so that nobody waits for it.
     async fn leave(&mut self) {
+        let held = self.shared.link();
         self.note_down(&LinkError::Unreachable("the hub ends".to_owned()));
         let keys = &self.shared.keys;
         let leave = async {
-            let (link, _) = Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?;
+            // Another one takes many round trips, and so does the majority of the sentinels.
+            let link = match held {
+                Ok(link) => link,
+                Err(_) => Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?.0,
+            };
             let own = format!("{}{}", keys.node, self.shared.node);
             let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.members, &keys.nodes, &keys.pubsub, &own];
             let mut command = link.script(Script::Leave, &names);

@@ -274,6 +274,7 @@ async fn write(
         let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.control, &own];
         let mut command = link.script(Script::Register, &names);
         names_of(command.arg(&shared.node), keys).arg(TTL_SECS).arg(shared.options.max_connections_per_user);
+        command.arg(clock::now().mono_ms);
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {

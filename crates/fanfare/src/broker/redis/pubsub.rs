@@ -59,7 +59,8 @@ pub(super) async fn run(
     heard: &mpsc::Sender<Record>,
 ) -> Result<Infallible, LinkError> {
     let (reasons, waiting) = refused::queue();
-    tokio::try_join!(hear(shared, pubsub, heard, &reasons), refused::write(shared, link, waiting)).map(|(never, _)| never)
+    tokio::try_join!(hear(shared, pubsub, heard, &reasons), refused::write(shared, link, waiting))
+        .map(|(never, _)| never)
 }
 
 async fn hear(

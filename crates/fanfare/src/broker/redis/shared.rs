@@ -2,14 +2,14 @@
 
 use super::{
     RedisOptions,
+    heartbeat::BeatAnswer,
     keys::Keys,
     link::{Link, LinkError},
     members::Members,
-    heartbeat::BeatAnswer,
     presence::Pending,
 };
 use crate::{
-    broker::{Appended, BrokerError, Record, BackendStatus, LogFollower},
+    broker::{Appended, BackendStatus, BrokerError, LogFollower, Record},
     clock,
     metrics::Metrics,
 };

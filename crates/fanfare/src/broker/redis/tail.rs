@@ -271,7 +271,11 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
         }
         "replaced" if field("n") == shared.node => {
             if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.handle_control(ControlMessage::Replaced { connection, came_ms, sure: field("d").is_empty() });
+                shared.tail.handle_control(ControlMessage::Replaced {
+                    connection,
+                    came_ms,
+                    sure: field("d").is_empty(),
+                });
             }
         }
         "revoke" => {
@@ -287,7 +291,9 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
         "log_level" => shared.tail.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
         "drain" => shared.tail.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
-        "disconnect_user" => shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason }),
+        "disconnect_user" => {
+            shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason })
+        }
         _ => {}
     }
     Ok(())
@@ -310,7 +316,9 @@ pub(super) fn order_fields(order: &ControlMessage) -> Vec<(&'static str, String)
         }
         ControlMessage::LogLevel { filter } => vec![("k", "log_level".to_owned()), ("f", filter.clone())],
         ControlMessage::Drain { node } => vec![("k", "drain".to_owned()), ("n", node.clone())],
-        ControlMessage::OverUserLimit { connection } => vec![("k", "surplus".to_owned()), ("c", connection.to_string())],
+        ControlMessage::OverUserLimit { connection } => {
+            vec![("k", "surplus".to_owned()), ("c", connection.to_string())]
+        }
         ControlMessage::DisconnectUser { user, reason } => {
             vec![("k", "disconnect_user".to_owned()), ("u", user.to_string()), ("r", reason.clone())]
         }

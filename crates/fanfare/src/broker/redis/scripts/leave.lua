@@ -2,7 +2,9 @@
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 nodes (sorted set), 6 pubsub (sorted set), 7 this node (hash)
 -- ARGV: 1 server, 2 epoch, 3 node, then the names under which it acknowledged
 
-redis.call('ZREM', KEYS[5], ARGV[3])
+-- It counts as one that has been silent for long, so that another node sweeps up the connections that it did not take off the list.
+-- Redis may be full, which must not keep it from taking leave.
+redis.pcall('ZADD', KEYS[5], 0, ARGV[3])
 redis.call('ZREM', KEYS[6], ARGV[3])
 redis.call('DEL', KEYS[7])
 -- A server that is not confirmed may lack what the node acknowledged.
