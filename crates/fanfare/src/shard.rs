@@ -406,7 +406,7 @@ impl Shard {
                     }
                 }
                 Command::CloseIfOlder { connection, came_ms, sure } => {
-                    self.close_if_older(connection, came_ms, sure, now)
+                    self.close_if_older(connection, came_ms, sure, now);
                 }
                 Command::Survey(reply) => {
                     let (clients, farthest) = self.sessions.behind();

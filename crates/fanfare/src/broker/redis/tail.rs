@@ -292,7 +292,7 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
         "drain" => shared.tail.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
         "disconnect_user" => {
-            shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason })
+            shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason });
         }
         _ => {}
     }
