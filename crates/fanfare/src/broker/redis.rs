@@ -19,6 +19,7 @@ mod registry;
 mod revoked;
 mod scripts;
 mod shared;
+mod stops;
 mod tail;
 mod tls;
 mod topology;
