@@ -447,7 +447,7 @@ fn plain_text(raw: &RawValue) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod notificationtests {
     use super::*;
     use fanfare_core::wire::{self, Incoming};
     use serde_json::Value;
@@ -468,7 +468,7 @@ mod tests {
         fn live(token: Option<&str>) -> Self {
             let mut subject = Self::new(token);
             let heard = subject.hears(FIRST_ACK);
-            assert!(matches!(heard, Some(Notification::State(State::Live { .. }))), "{heard:?}");
+            assert!(matches!(heard, Some(Notification::State(State::Live { .. }))), "{notification:?}");
             subject
         }
 

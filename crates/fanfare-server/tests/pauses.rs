@@ -15,7 +15,7 @@ use std::{
     thread,
     time::Duration,
 };
-use testbed::HubProcess;
+use testbed::{HubProcess, RedisServer};
 use tokio::{
     sync::watch,
     task::block_in_place,
@@ -121,4 +121,52 @@ fn a_client_that_was_stopped_reads_what_came_meanwhile_before_it_takes_the_hub_f
     let rest: Vec<_> = said.collect();
     assert!(rest.is_empty(), "{rest:?}");
     assert!(tail.0.wait().unwrap().success());
+}
+
+/// The close code that ends a connection; `None`: it ended without one.
+async fn close_code(mut socket: Socket) -> Option<u16> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code.into()),
+            Some(Ok(Message::Text(text))) if text.contains(r#""type":"ping""#) => {
+                let _ = socket.send(Message::text(r#"{"type":"pong"}"#)).await;
+            }
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return None,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_waited_at_a_stopped_hub_does_not_end_the_clients_newer_connection_for_good() {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    let redis = block_in_place(RedisServer::start);
+    let start = || HubProcess::start(program, &["--redis-url", &redis.url()], &[("SECRET_KEY", SECRET)]);
+    let (stopped, other) = block_in_place(|| (start(), start()));
+    // The first does not end the hub's link to Redis, the second does.
+    for secs in [1, 4] {
+        let token = Minter::from_secret(SECRET).unwrap().mint(&Claims { sub: "ann".to_owned(), ..Claims::default() });
+        let (mut first, _) = connect_async(format!("ws://{}/ws?token={token}", other.address())).await.unwrap();
+        let ack = timeout(PATIENCE, first.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
+        let ack: serde_json::Value = serde_json::from_str(&ack).unwrap();
+        let id = ack["connection_id"].as_str().unwrap().to_owned();
+        drop(first);
+        stopped.signal(Signal::SIGSTOP);
+        let url = |hub: &HubProcess| format!("ws://{}/ws?token={token}&connection_id={id}", hub.address());
+        let early = tokio::spawn(connect_async(url(&stopped)));
+        sleep(Duration::from_millis(300)).await;
+        let (late, _) = connect_async(url(&other)).await.unwrap();
+        // For how long it is stopped is what this is about.
+        sleep(Duration::from_secs(secs)).await;
+        stopped.signal(Signal::SIGCONT);
+        let (early, _) = timeout(PATIENCE, early).await.unwrap().unwrap().unwrap();
+        let ended = timeout(PATIENCE, async {
+            tokio::select! {
+                code = close_code(early) => ("early", code),
+                code = close_code(late) => ("late", code),
+            }
+        });
+        let (which, code) = ended.await.expect("one of two connections of one name ends");
+        assert!(which == "early" || code == Some(1012), "{secs} s: {which} {code:?}\n{}", stopped.log());
+    }
 }

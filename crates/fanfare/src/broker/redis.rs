@@ -19,6 +19,7 @@ mod refused;
 mod revoked;
 mod scripts;
 mod shared;
+mod stops;
 mod tail;
 mod tls;
 mod topology;

@@ -743,6 +743,13 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
         node.orders.lock().unwrap().contains(&order)
     };
     until("one of them may come back", || undecided(&node_after, 500) || undecided(&node_before, 501)).await;
+    // Another server's clock was ahead: what it said can't be compared.
+    let key = format!("ws:connection:{}", ConnectionId(1));
+    let claim = ["node", "gone", "came", "1", "at", "9999999999999", "spread", "2", "server", "another"];
+    server.cli(&[&["HSET", &key][..], &claim].concat());
+    let back = client(&node_after, 900, 1_790_000_000_000);
+    after.arrived(back.clone());
+    list(&*before, "ann", &[back]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use super::{
     presence, pubsub, recovery, revoked,
     scripts::Script,
     shared::{Job, Shared},
-    tail,
+    stops, tail,
 };
 use crate::{broker::BrokerError, clock, environment, metrics::Counter};
 use redis::{Value, cmd};
@@ -77,8 +77,15 @@ impl Bus {
         forward: impl Future<Output = ()> + Send + 'static,
         started: oneshot::Sender<Result<(), LinkError>>,
     ) -> std::io::Result<Option<thread::JoinHandle<()>>> {
+        let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
         let live = async move || {
             environment::spawn(forward);
+            // Whether or not there is a link: a stop may end it.
+            environment::spawn(async move {
+                while timeout(stops::TICK, stopped(&mut stop)).await.is_err() {
+                    shared.tick();
+                }
+            });
             self.run(started).await;
         };
         if let Some(environment) = environment::current() {
@@ -257,6 +264,7 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
     if !url.is_sentinel() {
         return std::future::pending().await;
     }
+    let mut expired = false;
     loop {
         sleep(ASK_SENTINEL).await;
         let asked = clock::now().mono_ms;
@@ -269,9 +277,22 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
                     format!("Sentinel names {now}, and not {before} any more")
                 }));
             }
-            Ok(_) => shared.set_lease(asked, LEASE),
-            // The link goes on, and takes no events once the last word of a majority is too old.
-            Err(_) => {}
+            Ok(_) => {
+                shared.set_lease(asked, LEASE);
+                shared.note_word(None);
+                if std::mem::take(&mut expired) {
+                    tracing::info!("a majority of the sentinels confirms the master again; events are accepted");
+                }
+            }
+            // The link stays, and rejects events once the last word of a majority is too old.
+            Err(error) => {
+                shared.note_word(Some(error.to_string()));
+                if let Err(error) = shared.check_lease()
+                    && !std::mem::replace(&mut expired, true)
+                {
+                    tracing::warn!("{error}");
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use super::{
     recovery::ALIVE_MS,
     scripts::Script,
     shared::Shared,
+    stops::Stops,
 };
 use crate::{broker::BrokerError, clock, presence::ConnectionInfo};
 use fanfare_core::ConnectionId;
@@ -36,12 +37,6 @@ const SWEEP: Duration = Duration::from_secs(3);
 
 /// A clock that differs by more than this from what is expected was set, in milliseconds. Less is drift and measurement error.
 const SET_MS: i64 = 500;
-
-/// A process that does for so long, in milliseconds, nothing of what it does every [`FLUSH`] was stopped, or had no processor.
-const STOPPED_MS: u64 = 1_000;
-
-/// For how long after that, in milliseconds, a client may be one that waited meanwhile.
-const BACKLOG_MS: u64 = 2_000;
 
 /// What became of a connection.
 #[derive(Debug, Clone)]
@@ -102,8 +97,6 @@ pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, Link
 
 /// What is written when.
 struct Listing {
-    /// Since when this turn and the pause before it last, on the monotonic clock.
-    turn_ms: u64,
     refresh: Instant,
     sweep: Instant,
     beat: u64,
@@ -117,20 +110,10 @@ impl Listing {
     fn new(shared: &Shared) -> Self {
         let now = Instant::now();
         let (beat, clock) = (shared.last_beat(), ServerClock::default());
-        Self {
-            turn_ms: clock::now().mono_ms,
-            refresh: now + REFRESH,
-            sweep: now + SWEEP,
-            beat,
-            walk: None,
-            clock,
-            whole: true,
-        }
+        Self { refresh: now + REFRESH, sweep: now + SWEEP, beat, walk: None, clock, whole: true }
     }
 
     async fn turn(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
-        let now_ms = clock::now().mono_ms;
-        self.clock.ran(std::mem::replace(&mut self.turn_ms, now_ms), now_ms);
         // A node that was silent for long was taken for dead, and what it had written was swept away.
         let beat = shared.last_beat();
         self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
@@ -162,9 +145,6 @@ impl Listing {
 struct ServerClock {
     /// Its offset from this node's monotonic clock in milliseconds: at least, and at most.
     ahead: Option<(i64, i64)>,
-    /// From when to when this process did not run, the last time that it did not. A client that is found waiting afterwards may have come
-    /// at any time since.
-    stopped_ms: Option<(u64, u64)>,
 }
 
 /// When something was, by the server's clock.
@@ -194,20 +174,10 @@ impl ServerClock {
         low - high > SET_MS
     }
 
-    /// What is done every [`FLUSH`] was done at two times of this node's monotonic clock, and not in between.
-    fn ran(&mut self, before_ms: u64, now_ms: u64) {
-        if now_ms.saturating_sub(before_ms) > STOPPED_MS {
-            // One that follows soon belongs to it: not all that waited was seen in between.
-            let same = self.stopped_ms.filter(|(_, until)| before_ms < until + BACKLOG_MS);
-            self.stopped_ms = Some((same.map_or(before_ms, |(from, _)| from), now_ms));
-        }
-    }
-
     /// When a client came that this node saw at a moment of its monotonic clock.
-    fn of(self, mono_ms: u64) -> Moment {
-        let waited = self.stopped_ms.filter(|(from, until)| *from < mono_ms && mono_ms < until + BACKLOG_MS);
+    fn of(self, mono_ms: u64, stops: &Stops) -> Moment {
         let (low, high) = self.ahead.unwrap_or_default();
-        let earliest = waited.map_or(mono_ms, |(from, _)| from).saturating_add_signed(low);
+        let earliest = stops.waiting_since(mono_ms).saturating_add_signed(low);
         let latest = mono_ms.saturating_add_signed(high);
         // Each of the readings is of a whole millisecond.
         Moment { at: earliest.midpoint(latest), spread: latest.saturating_sub(earliest) / 2 + 2 }
@@ -270,16 +240,17 @@ async fn write(
 ) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let own = keys.connections_of_node(&shared.node);
+    let stops = shared.tick();
     while changes.len() > 0 {
         let names = [&*keys.log, &keys.epoch, &keys.ids, &keys.control, &own];
         let mut command = link.script(Script::Register, &names);
         names_of(command.arg(&shared.node), keys).arg(TTL_SECS).arg(shared.options.max_connections_per_user);
-        command.arg(clock::now().mono_ms);
+        command.arg(clock::now().mono_ms).arg(&link.server);
         for (connection, change) in changes.by_ref().take(BATCH) {
             let id = connection.to_string();
             match change {
                 Change::Arrived(ConnectionInfo { user, since_ms, came_ms, address, unlimited, .. }) => {
-                    let (mark, Moment { at, spread }) = (if unlimited { "*" } else { "+" }, clock.of(came_ms));
+                    let (mark, Moment { at, spread }) = (if unlimited { "*" } else { "+" }, clock.of(came_ms, &stops));
                     command.arg(mark).arg(id).arg(&*user).arg(came_ms).arg(at).arg(spread);
                     command.arg(since_ms).arg(address.to_string())
                 }
@@ -368,23 +339,8 @@ mod tests {
         clock.note(1_000, THERE + 1_000, 5_000);
         clock.note(7_098, THERE + 7_000, 7_102);
         clock.note(9_000, THERE + 9_000, 9_900);
-        assert_eq!(clock.of(500), Moment { at: THERE + 400, spread: 4 });
-        assert_eq!(clock.of(10_000).at, THERE + 9_900);
-    }
-
-    #[test]
-    fn a_client_that_waited_while_its_node_was_stopped_may_have_come_at_any_time_since() {
-        let mut clock = ServerClock { ahead: Some((0, 0)), ..ServerClock::default() };
-        for turn in 1..=10 {
-            clock.ran(200 * (turn - 1), 200 * turn);
-        }
-        clock.ran(2_000, 8_000);
-        assert_eq!(clock.of(1_900), Moment { at: 1_900, spread: 2 }, "it came before");
-        assert_eq!(clock.of(8_001), Moment { at: 5_000, spread: 3_002 });
-        assert_eq!(clock.of(10_100), Moment { at: 10_100, spread: 2 });
-        clock.ran(8_000, 8_200);
-        clock.ran(8_200, 10_000);
-        assert_eq!(clock.of(10_000), Moment { at: 6_000, spread: 4_002 }, "it may wait since the first time");
+        assert_eq!(clock.of(500, &Stops::default()), Moment { at: THERE + 400, spread: 4 });
+        assert_eq!(clock.of(10_000, &Stops::default()).at, THERE + 9_900);
     }
 
     #[test]
@@ -393,10 +349,10 @@ mod tests {
             let mut clock = ServerClock::default();
             assert!(!clock.note(1_000, THERE, 1_002));
             assert!(clock.note(3_000, set, 3_002));
-            assert_eq!(clock.of(3_001).at, set);
+            assert_eq!(clock.of(3_001, &Stops::default()).at, set);
             assert!(!clock.note(5_000, set + 2_001, 5_002));
             assert!(!clock.note(7_000, set + 4_005, 7_000), "drift");
-            assert_eq!(clock.of(7_000).at, set + 4_005);
+            assert_eq!(clock.of(7_000, &Stops::default()).at, set + 4_005);
         }
     }
 }

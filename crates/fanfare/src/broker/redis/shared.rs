@@ -2,14 +2,15 @@
 
 use super::{
     RedisOptions,
-    heartbeat::BeatAnswer,
     keys::Keys,
     link::{Link, LinkError},
     members::Members,
+    heartbeat::BeatAnswer,
     presence::Pending,
+    stops::Stops,
 };
 use crate::{
-    broker::{Appended, BackendStatus, BrokerError, LogFollower, Record},
+    broker::{Appended, BrokerError, Record, BackendStatus, LogFollower},
     clock,
     metrics::Metrics,
 };
@@ -58,6 +59,10 @@ pub(super) struct Shared {
     word_ms: AtomicU64,
     /// Something waits for this node's next beat.
     pub(super) beat_now: Notify,
+    /// When this process did not run.
+    stops: Mutex<Stops>,
+    /// Why no majority of the sentinels confirmed the master when that was last asked.
+    no_word: Mutex<Option<String>>,
     /// Who came and left since that was last written.
     pending: Mutex<Pending>,
     /// When the last beat was answered, on the monotonic clock.
@@ -72,8 +77,9 @@ pub(super) struct Shared {
     pub(super) head: watch::Sender<u64>,
 }
 
-const NO_MAJORITY: &str = "no majority of the sentinels confirms the master, so another may have taken its place: no events \
-                          are taken; check that this host reaches the sentinels";
+const NO_MAJORITY: &str = "events are rejected, because no majority of the sentinels confirms the master and another may have taken its place";
+
+const SENTINELS_AWAY: &str = "check that this host reaches the sentinels";
 
 const JOINING: &str =
     "this node waits for other nodes of the log that are silent and may still live, and takes no events yet";
@@ -129,6 +135,8 @@ impl Shared {
             lease_ms: AtomicU64::new(u64::MAX),
             word_ms: AtomicU64::new(u64::MAX),
             beat_now: Notify::new(),
+            stops: Mutex::default(),
+            no_word: Mutex::default(),
             pending: Mutex::default(),
             last_beat_ms: AtomicU64::new(0),
             is_channel_leader: AtomicBool::new(false),
@@ -183,8 +191,21 @@ impl Shared {
         if clock::now().mono_ms < self.lease_ms.load(Ordering::Relaxed) {
             Ok(())
         } else {
-            Err(LinkError::NoMaster(NO_MAJORITY.to_owned()))
+            let why = self.no_word.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Err(LinkError::NoMaster(format!("{NO_MAJORITY}: {}", why.as_deref().unwrap_or(SENTINELS_AWAY))))
         }
+    }
+
+    /// Why no majority of the sentinels confirms the master; `None`: one does.
+    pub(super) fn note_word(&self, why: Option<String>) {
+        *self.no_word.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Notes that this process runs. Returns when it did not.
+    pub(super) fn tick(&self) -> Stops {
+        let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        stops.tick(clock::now().mono_ms);
+        *stops
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, Pending> {

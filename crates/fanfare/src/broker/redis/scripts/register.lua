@@ -1,7 +1,7 @@
 -- Notes who came to a node and who left it.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 control (stream), 5 the node's connections (set)
 -- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, 6 connections that a user may
---       have on all nodes (0: any number), 7 the time by the node's own clock in ms, then '+', '*' (whose user may have any number) or
+--       have on all nodes (0: any number), 7 the time by the node's own clock in ms, 8 server, then '+', '*' (whose user may have any number) or
 --       '-', connection, user, when it came by the
 --       node's own clock (what tells it from others of the same name there), the same by this server's clock, by how many ms
 --       that may be wrong either way, since (ms), address for each
@@ -12,10 +12,10 @@
 local ANSWER_MS = 2000
 local node, ttl, limit = ARGV[1], ARGV[5], tonumber(ARGV[6])
 local now = whole(clock())
-for i = 8, #ARGV, 8 do
+for i = 9, #ARGV, 8 do
   local id, user, came, at, spread = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local key, users = ARGV[2] .. id, ARGV[3] .. user .. ARGV[4]
-  local held = redis.call('HMGET', key, 'node', 'came', 'at', 'last_seen', 'spread')
+  local held = redis.call('HMGET', key, 'node', 'came', 'at', 'last_seen', 'spread', 'server')
   local other = held[1] and held[1] ~= node
   if ARGV[i] ~= '-' then
     -- By this server's clock: it was sent at most as long ago as a node waits for an answer. If that clock was set since the node read it, the
@@ -26,12 +26,12 @@ for i = 8, #ARGV, 8 do
       at, spread = latest - ANSWER_MS / 2, ANSWER_MS / 2
     end
     local before = tonumber(held[3] or 0)
-    -- What was written later than now was written before this clock was set back, and says nothing.
-    local void = tonumber(held[4] or 0) > tonumber(now)
+    -- What another server's clock says can't be compared, and what was written later than now was written before this clock was set back.
+    local void = held[6] ~= ARGV[8] or tonumber(held[4] or 0) > tonumber(now)
     local sure = not void and math.abs(at - before) > spread + tonumber(held[5] or 0)
     local doubt = sure and '' or '1'
     if not other or before <= at or void then
-      redis.call('HSET', key, 'user_id', user, 'node', node, 'came', came, 'at', whole(at), 'spread', whole(spread),
+      redis.call('HSET', key, 'user_id', user, 'node', node, 'came', came, 'at', whole(at), 'spread', whole(spread), 'server', ARGV[8],
         'since', ARGV[i + 6], 'last_seen', now, 'address', ARGV[i + 7])
       redis.call('EXPIRE', key, ttl)
       local new = redis.call('SADD', users, id) == 1
