@@ -455,7 +455,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         metrics.add(Counter::Connects, 3);
         metrics.add(Counter::GapsReset, 2);
-        let mut registry = prometheus_client::registry::Presence::default();
+        let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(Counters(metrics)));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -472,7 +472,7 @@ mod tests {
         }
         metrics.add_of_type(ByType::Events, "note", 2);
         metrics.add_of_type(ByType::Deliveries, "a \"b\"", 3);
-        let mut registry = prometheus_client::registry::Presence::default();
+        let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(Counters(metrics)));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -481,7 +481,7 @@ impl Shard {
         let sessions = slots.filter_map(|slot| self.sessions.session(slot)).filter(|session| session.is_open());
         let of_user = sessions.map(|session| ClientAndEvent {
             connection_id: session.connection().to_string(),
-            delivery_state: match session.delivery_state(entry.sequence, head) {
+            fate: match session.delivery_state(entry.sequence, head) {
                 _ if !session.viewer().sees(&entry.audience) => ClientFate::NotInAudience,
                 DeliveryState::Before => ClientFate::CameLater,
                 DeliveryState::Waiting => ClientFate::Waiting,
@@ -645,7 +645,7 @@ impl Shard {
         let (start, replayed) = {
             let window = self.node.window.read();
             if window.epoch() != self.sessions.epoch() {
-                self.sessions.register(&window, now);
+                self.sessions.adopt(&window, now);
             }
             let start = window.start(request.last_event_id.as_deref(), request.connection);
             if start.gap.is_some_and(|gap| gap.reason == GapReason::Reset) {
