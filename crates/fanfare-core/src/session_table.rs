@@ -1,7 +1,7 @@
-//! All sessions of one shard: the indexes of users, topics and connections, the queue of ready sessions, and the timers.
+//! All sessions of one shard: the indexes of users, topics and connections, the queue of ready sessions, and timers.
 //!
-//! The table knows no socket, thread or clock. A driver owns the sockets, passes input and time to the table, and serves
-//! the sessions that are ready. Live, lagging and resuming sessions are all served by the same path.
+//! The table knows no socket, thread or clock. A driver owns the sockets, passes input and time to the table, and
+//! serves the sessions that are ready. Live, lagging and resuming sessions are all served by the same path.
 //!
 //! # Order of calls
 //!
@@ -485,7 +485,7 @@ impl SessionTable {
     /// Moves to a head that is not contiguous with the tail. All sessions then read the window.
     pub fn jump(&mut self, head: u64) {
         self.mark_everyone(self.head);
-        self.let_go_of_tail(self.tail.len());
+        self.drop_from_tail(self.tail.len());
         self.head = head;
     }
 
@@ -509,7 +509,7 @@ impl SessionTable {
         News::Entries
     }
 
-    /// Takes the result of [`look`](Self::look). It must follow `look` before any other method is called.
+    /// Takes the result of [`look`](Self::look). It must follow `look` before the table changes in any other way.
     pub fn take_news(&mut self, news: News, entries: &[Arc<Entry>]) {
         match news {
             // Each session reads the retained entries, and receives a `gap` if some of its own were evicted.
@@ -841,8 +841,8 @@ impl SessionTable {
         }
     }
 
-    /// Removes a session whose socket is closed or can be closed. Returns the close code; `None` if the connection broke
-    /// without a close.
+    /// Removes a session whose socket is closed or can be closed. Returns the close code; `None` if the connection
+    /// broke without a close.
     pub fn remove(&mut self, slot: Slot) -> Option<CloseCode> {
         self.release_connection(slot);
         let mut state = self.states.try_remove(slot as usize)?;
@@ -883,7 +883,7 @@ fn no_token(_: &str) -> Result<Grant, Denied> {
     Err(Denied { code: "token_invalid", message: "no token is expected here".to_owned() })
 }
 
-/// Adds an item to a count or removes it. `counted` is whether the item is counted, `now` whether it should be.
+/// Adds an item to a count, or removes it. `counted` is whether it is counted, and `now` whether it should be.
 fn count(total: &mut usize, counted: &mut bool, now: bool) {
     match (std::mem::replace(counted, now), now) {
         (false, true) => *total += 1,
