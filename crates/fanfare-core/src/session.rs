@@ -341,7 +341,7 @@ struct Outbox {
 }
 
 impl Session {
-    /// Opens a session that resumes at `start`. Enqueues the first `ack`, a `gap` if `start` has one, and an `error` for
+    /// Opens a session that resumes at `start`. Enqueues the first `ack`, a `gap` if there is one, and an `error` for
     /// each rejected topic. `replayed` is the number of retained events that follow.
     pub fn open(mut request: ConnectRequest, start: ResumePoint, replayed: usize, ctx: &mut Context<'_>) -> Self {
         let mut session = Self::new(&request.grant, request.connection, ctx);
