@@ -130,7 +130,7 @@ impl Proxy {
     }
 }
 
-/// Reads the events with the `expected` numbers. Calls of `next` are cancelled after a few microseconds, as in a select.
+/// Reads the events with the `expected` numbers. Calls of `next` are cancelled after some microseconds, as in a select.
 /// Returns the number of cancelled calls.
 async fn read_events(listener: &mut Listener, expected: std::ops::RangeInclusive<u64>) -> usize {
     let mut cancelled = 0;
