@@ -319,7 +319,10 @@ mod tests {
 
     #[test]
     fn all_fields_keep_their_order_and_text() {
-        let text = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n1","timestamp":"2026-01-01T00:00:00","data":{"b":1,"a":12345678901234567890},"a":null}"#;
+        let text = concat!(
+            r#"{"z":[1.0, 2e5],"type":"note","event_id":"n1","timestamp":"2026-01-01T00:00:00","#,
+            r#""data":{"b":1,"a":12345678901234567890},"a":null}"#
+        );
         let event = finish(text).expect("valid");
         assert_eq!(event.json(), text);
         assert_eq!((event.event_type(), event.event_id()), ("note", "n1"));
@@ -418,7 +421,10 @@ mod tests {
         let event = Draft::try_from(&update).and_then(|draft| draft.finish(0, || "e".to_owned())).expect("valid");
         assert_eq!(
             event.json(),
-            r#"{"type":"task_status_update","event_id":"e","timestamp":"1970-01-01T00:00:00.000Z","data":{"task_id":"t1","status":"in_progress","progress":50.0}}"#
+            concat!(
+                r#"{"type":"task_status_update","event_id":"e","timestamp":"1970-01-01T00:00:00.000Z","#,
+                r#""data":{"task_id":"t1","status":"in_progress","progress":50.0}}"#
+            )
         );
         update.progress = Some(100.5);
         assert!(Draft::try_from(&update).is_err());

@@ -356,7 +356,10 @@ mod tests {
             (
                 Outgoing::Ack(ack),
                 "ack",
-                r#","ack_event_id":"initial_connect","connection_id":"00000000-0000-0000-0000-000000000001","resumed":false,"replayed":2,"heartbeat":30}"#,
+                concat!(
+                    r#","ack_event_id":"initial_connect","connection_id":"00000000-0000-0000-0000-000000000001","#,
+                    r#""resumed":false,"replayed":2,"heartbeat":30}"#
+                ),
             ),
             (
                 Outgoing::Error(ErrorFrame {

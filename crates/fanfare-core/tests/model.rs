@@ -82,7 +82,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => prop::collection::vec(any::<u8>(), 60..110).prop_map(Op::Publish),
         2 => (any::<u8>(), 0usize..150).prop_map(|(kind, back)| Op::Repeat(kind, back)),
         4 => Just(Op::Pull),
-        3 => (client.clone(), resume, 0u8..8).prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
+        3 => (client.clone(), resume, 0u8..8)
+            .prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
         1 => client.clone().prop_map(Op::Cut),
         4 => (client.clone(), prop_oneof![0usize..200, 0usize..20_000]).prop_map(|(c, n)| Op::Drain(c, n)),
         4 => (1usize..6).prop_map(Op::Serve),
@@ -276,8 +277,8 @@ impl World {
         if matches!(resume, Resume::No) {
             // A client without a cursor is a new client: its connection ID is issued in this epoch.
             self.cut(who);
-            let tag = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
-            self.clients[who].connection = ConnectionId(tag | who as u128);
+            let issued_in = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
+            self.clients[who].connection = ConnectionId(issued_in | who as u128);
             self.clients[who].seen.clear();
         }
         let client = &mut self.clients[who];
@@ -621,7 +622,12 @@ fn masked(text: &str) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1_000,
+        max_shrink_iters: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_client_receives_its_events_in_order_once_or_a_gap(ops in ops()) {
