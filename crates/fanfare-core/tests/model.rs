@@ -269,19 +269,19 @@ impl World {
         self.sessions.take_news(news, &entries);
     }
 
-    fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
+    fn connect(&mut self, index: usize, resume: &Resume, topics: u8) {
         // A shard adopts a new epoch before it accepts a connection.
         if self.sessions.epoch() != self.window.epoch() {
             self.pull();
         }
         if matches!(resume, Resume::No) {
             // A client without a cursor is a new client: its connection ID is issued in this epoch.
-            self.cut(who);
+            self.cut(index);
             let issued_in = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
-            self.clients[who].connection = ConnectionId(issued_in | who as u128);
-            self.clients[who].seen.clear();
+            self.clients[index].connection = ConnectionId(issued_in | index as u128);
+            self.clients[index].seen.clear();
         }
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         let old = client.slot.take();
         let mut truth = None;
         let last = match resume {
@@ -296,9 +296,9 @@ impl World {
             Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
         };
         let head = self.window.head();
-        let issued_in = self.clients[who].connection.epoch_tag();
+        let issued_in = self.clients[index].connection.epoch_tag();
         let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id, issued_in));
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         client.sent = truth.zip(last.clone());
         client.expected = Some(expected);
         client.due_reset = false;
@@ -320,9 +320,9 @@ impl World {
             );
         }
         let replayed = self.window.count(start.cursor, request.viewer());
-        let visible = (start.cursor + 1..=head).filter(|s| self.sees(who, *s)).count();
+        let visible = (start.cursor + 1..=head).filter(|s| self.sees(index, *s)).count();
         assert_eq!(replayed, visible, "the ack has the number of retained events for the client");
-        self.clients[who].slot = Some(self.sessions.connect(request, start, replayed, self.now));
+        self.clients[index].slot = Some(self.sessions.connect(request, start, replayed, self.now));
         // The older session of the same connection is closed. Its client no longer uses it.
         if let Some(old) = old {
             assert!(!self.sessions.session(old).unwrap().is_open());
@@ -363,8 +363,8 @@ impl World {
         place.sequence > self.end_of(place.epoch).expect("only positions of this log are sent").0
     }
 
-    fn sees(&self, who: usize, sequence: u64) -> bool {
-        let client = &self.clients[who];
+    fn sees(&self, index: usize, sequence: u64) -> bool {
+        let client = &self.clients[index];
         match &self.history[usize::try_from(sequence).unwrap() - 1].1 {
             Audience::Everyone => true,
             Audience::User(user) => *user == client.user,
@@ -373,21 +373,21 @@ impl World {
         }
     }
 
-    fn cut(&mut self, who: usize) {
-        if let Some(slot) = self.clients[who].slot.take() {
+    fn cut(&mut self, index: usize) {
+        if let Some(slot) = self.clients[index].slot.take() {
             self.sessions.remove(slot);
         }
     }
 
-    fn drain(&mut self, who: usize, n: usize) {
-        self.clients[who].room += n;
-        if let Some(slot) = self.clients[who].slot {
+    fn drain(&mut self, index: usize, n: usize) {
+        self.clients[index].room += n;
+        if let Some(slot) = self.clients[index].slot {
             self.sessions.writable(slot);
         }
     }
 
-    fn send(&mut self, who: usize, text: &str) {
-        let Some(slot) = self.clients[who].slot else { return };
+    fn send(&mut self, index: usize, text: &str) {
+        let Some(slot) = self.clients[index].slot else { return };
         let mut frame = masked(text);
         self.sessions.input(slot, &mut frame, self.now, &|_| Err(Denied { code: "no", message: String::new() }));
     }
@@ -407,13 +407,13 @@ impl World {
     }
 
     fn turn(&mut self, slot: Slot) -> Served {
-        let who = self.clients.iter().position(|client| client.slot == Some(slot));
-        let Some(who) = who else {
+        let index = self.clients.iter().position(|client| client.slot == Some(slot));
+        let Some(index) = index else {
             return self
                 .sessions
                 .serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
         };
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         let (room, bytes) = (&mut client.room, &mut client.bytes);
         let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
             let mut taken = 0;
@@ -425,16 +425,16 @@ impl World {
             }
             taken
         });
-        self.read(who);
+        self.read(index);
         if served == Served::Finished {
-            self.cut(who);
+            self.cut(index);
         }
         served
     }
 
     /// Decodes all complete frames that the client has received, and checks each.
-    fn read(&mut self, who: usize) {
-        while let Some((opcode, payload)) = next_frame(&mut self.clients[who].bytes) {
+    fn read(&mut self, index: usize) {
+        while let Some((opcode, payload)) = next_frame(&mut self.clients[index].bytes) {
             if opcode != 1 {
                 continue;
             }
@@ -443,7 +443,7 @@ impl World {
             let kind = message["type"].as_str().unwrap();
             let position = message["log_position"].as_str().unwrap_or(&id).parse::<Position>();
             assert_eq!(kind == "note", message.get("log_position").is_some(), "{message}");
-            let (place, old, lost) = match self.clients[who].expected {
+            let (place, old, lost) = match self.clients[index].expected {
                 // A client that stores this cursor and is disconnected before the gap receives the gap again.
                 Some((place, true)) if kind == "ack" => {
                     assert_eq!(
@@ -460,31 +460,31 @@ impl World {
                     (position.sequence, old, self.is_lost(position))
                 }
             };
-            if self.clients[who].due_reset && kind != "gap" {
+            if self.clients[index].due_reset && kind != "gap" {
                 assert!(old, "{message} before the required gap");
             }
             match kind {
-                "ack" if self.clients[who].expected.is_some() => self.check_connected(who, &message, place),
-                "gap" => self.check_gap(who, place, &message),
+                "ack" if self.clients[index].expected.is_some() => self.check_connected(index, &message, place),
+                "gap" => self.check_gap(index, place, &message),
                 "note" => {
-                    assert!(place > self.clients[who].place, "{id} duplicated or out of order");
+                    assert!(place > self.clients[index].place, "{id} duplicated or out of order");
                     if lost {
-                        self.clients[who].due_reset = true;
-                    } else if !self.clients[who].due_reset {
-                        assert!(self.sees(who, place), "{id} is not for this client");
-                        self.check_nothing_missed(who, place - 1);
+                        self.clients[index].due_reset = true;
+                    } else if !self.clients[index].due_reset {
+                        assert!(self.sees(index, place), "{id} is not for this client");
+                        self.check_nothing_missed(index, place - 1);
                     }
                 }
                 kind => {
                     let survived = self.epochs.last().map_or(0, |(_, after, _)| *after);
-                    self.clients[who].due_reset |= old && place > survived;
-                    if !self.clients[who].due_reset {
-                        self.check_nothing_missed(who, place);
+                    self.clients[index].due_reset |= old && place > survived;
+                    if !self.clients[index].due_reset {
+                        self.check_nothing_missed(index, place);
                     }
-                    self.follow_topics(who, kind, &message);
+                    self.follow_topics(index, kind, &message);
                 }
             }
-            let client = &mut self.clients[who];
+            let client = &mut self.clients[index];
             assert!(!client.owed_gap || message["type"] == "ack", "a gap is required before {message}");
             client.place = place;
             match position {
@@ -495,8 +495,8 @@ impl World {
         }
     }
 
-    fn check_connected(&mut self, who: usize, ack: &Value, place: u64) {
-        let client = &mut self.clients[who];
+    fn check_connected(&mut self, index: usize, ack: &Value, place: u64) {
+        let client = &mut self.clients[index];
         let (expected, gap) = client.expected.take().unwrap();
         assert_eq!(place, expected, "{ack}");
         let resumed = ack["ack_event_id"] != "initial_connect" && !gap;
@@ -504,12 +504,12 @@ impl World {
         client.owed_gap = gap;
     }
 
-    fn check_gap(&mut self, who: usize, place: u64, gap: &Value) {
+    fn check_gap(&mut self, index: usize, place: u64, gap: &Value) {
         let floor = self.window.floor();
         let position: Position = gap["event_id"].as_str().unwrap().parse().unwrap();
         let known_epochs = self.epochs.iter().position(|(id, ..)| *id == position.epoch).unwrap() + 1;
         let (end, whole) = self.end_of(position.epoch).unwrap();
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         client.gaps += 1;
         let owed = std::mem::take(&mut client.owed_gap);
         match gap["reason"].as_str().unwrap() {
@@ -528,16 +528,16 @@ impl World {
     }
 
     /// Checks that no event for the client lies between its position and `until`.
-    fn check_nothing_missed(&self, who: usize, until: u64) {
-        let place = self.clients[who].place;
+    fn check_nothing_missed(&self, index: usize, until: u64) {
+        let place = self.clients[index].place;
         assert!(until >= place, "the position went back from {place} to {until}");
-        let missed = (place + 1..=until).find(|sequence| self.sees(who, *sequence));
-        assert_eq!(missed, None, "client {who} at {place} did not receive an event before {until}");
+        let missed = (place + 1..=until).find(|sequence| self.sees(index, *sequence));
+        assert_eq!(missed, None, "client {index} at {place} did not receive an event before {until}");
     }
 
     /// Updates the client's topics: a subscription begins and ends at the position of its `ack`.
-    fn follow_topics(&mut self, who: usize, kind: &str, message: &Value) {
-        let topics = &mut self.clients[who].topics;
+    fn follow_topics(&mut self, index: usize, kind: &str, message: &Value) {
+        let topics = &mut self.clients[index].topics;
         if let ("ack", Some(topic)) = (kind, message["topic"].as_str()) {
             match message["ack_event_id"].as_str().unwrap() {
                 "subscribe" => drop(topics.insert(topic.to_owned())),
@@ -549,8 +549,8 @@ impl World {
     /// Delivers everything, and checks that every client has received all its events.
     fn settle(&mut self) {
         self.pull();
-        for who in 0..CLIENTS {
-            self.drain(who, 1 << 30);
+        for index in 0..CLIENTS {
+            self.drain(index, 1 << 30);
         }
         let mut turns = 0;
         while let Some(slot) = self.sessions.next_ready() {
@@ -559,19 +559,19 @@ impl World {
             assert!(turns < 10_000, "serving does not end");
         }
         let head = self.window.head();
-        for who in 0..CLIENTS {
-            if self.clients[who].slot.is_some_and(|slot| self.sessions.session(slot).unwrap().is_open()) {
-                assert!(self.clients[who].expected.is_none(), "client {who} did not receive its first ack");
-                self.check_nothing_missed(who, head);
-                assert_eq!(self.sessions.session(self.clients[who].slot.unwrap()).unwrap().behind(), None);
+        for index in 0..CLIENTS {
+            if self.clients[index].slot.is_some_and(|slot| self.sessions.session(slot).unwrap().is_open()) {
+                assert!(self.clients[index].expected.is_none(), "client {index} did not receive its first ack");
+                self.check_nothing_missed(index, head);
+                assert_eq!(self.sessions.session(self.clients[index].slot.unwrap()).unwrap().behind(), None);
             }
         }
     }
 
     /// Disconnects all clients, and checks that the session table is empty.
     fn leave(&mut self) {
-        for who in 0..CLIENTS {
-            self.cut(who);
+        for index in 0..CLIENTS {
+            self.cut(index);
         }
         assert_eq!((self.sessions.len(), self.sessions.overdue(), self.sessions.occupied()), (0, 0, 0));
     }
