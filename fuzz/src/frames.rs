@@ -1,13 +1,14 @@
-//! The frame decoder against tungstenite in the server's role: on any bytes, cut anywhere, both hear the same
-//! messages in the same order, and both refuse the same frame for the same kind of reason.
+//! The frame decoder against tungstenite in the server role. For any bytes, split in any way, both decode the same
+//! messages in the same order, and both reject the same frame for the same kind of reason.
 //!
-//! Where they differ on purpose:
-//! - We refuse a frame as soon as its bytes tell, tungstenite once it is complete. So it is given the refused frame to
-//!   its end, filled up with zeros.
-//! - We demand the shortest form of a length (RFC 6455 section 5.2), tungstenite takes any.
-//! - A frame over the limit that has another fault too is `TooBig` for tungstenite, and for us often the other fault.
-//! - A close code that must not be sent is an error to us. tungstenite reports a close with 1002 in its place.
-//! - We accept close code 1014, which IANA has registered since the RFC; tungstenite does not.
+//! Intentional differences:
+//! - Our decoder rejects a frame at its first invalid byte, tungstenite once the frame is complete. tungstenite is
+//!   therefore given the rejected frame up to its end, padded with zeros.
+//! - Our decoder requires the shortest form of a length (RFC 6455 section 5.2), tungstenite accepts any form.
+//! - A frame over the limit that has another fault too is `TooBig` for tungstenite, and often the other fault for our
+//!   decoder.
+//! - A close code that must not be sent is an error of our decoder. tungstenite reports a close with 1002 instead.
+//! - Our decoder accepts close code 1014, which was registered with IANA after the RFC. tungstenite does not.
 
 use std::{
     io::{self, Cursor, Read, Write},
@@ -23,11 +24,11 @@ use tungstenite::{
 const SMALL: Limits = Limits { max_frame_bytes: 300, max_message_bytes: 400 };
 const LARGE: Limits = Limits { max_frame_bytes: 1 << 17, max_message_bytes: 1 << 17 };
 
-/// Most memory that a decoder holds beside a message's own bytes.
+/// Maximum memory of a decoder beside the bytes of the message, in bytes.
 const OVERHEAD: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum WsMessage {
     Text(String),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -35,7 +36,7 @@ pub(crate) enum Said {
     Close(Option<(u16, String)>),
 }
 
-/// How a decoder came to the end of its bytes.
+/// The state of a decoder at the end of its input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End<E> {
     Open,
@@ -43,7 +44,7 @@ pub(crate) enum End<E> {
     Failed(E),
 }
 
-/// Why tungstenite refused a frame.
+/// Why tungstenite rejected a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fault {
     Protocol,
@@ -53,42 +54,45 @@ enum Fault {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ours {
-    pub(crate) said: Vec<Said>,
-    /// Complete frames, fragments among them; the frame that was refused is not.
+    pub(crate) messages: Vec<WsMessage>,
+    /// Number of complete frames, including fragments and excluding a rejected frame.
     frames: usize,
     pub(crate) end: End<DecodeError>,
 }
 
-/// Panics if the two disagree on `input`: a byte whose lowest bit chooses the limits and whose others say how many
-/// sizes of reads follow, those sizes, and what the client sends.
+/// Panics if the two decoders disagree on `input`.
+///
+/// The lowest bit of the first byte of `input` selects the limits, and the other bits are a number n. n sizes of reads
+/// follow, then the bytes from the client.
 #[allow(unreachable_pub, reason = "a test includes this file as a private module")]
 pub fn check(input: &[u8]) {
     let Some((&first, rest)) = input.split_first() else { return };
     let limits = if first & 1 == 0 { LARGE } else { SMALL };
     let (sizes, bytes) = rest.split_at(rest.len().min(usize::from(first >> 1)));
-    let ours = hear(bytes, sizes, &limits);
-    assert_eq!(ours, hear(bytes, &[], &limits), "cut into reads of {sizes:?}");
+    let ours = decode(bytes, sizes, &limits);
+    assert_eq!(ours, decode(bytes, &[], &limits), "split into reads of {sizes:?}");
     compare(&ours, bytes, &limits);
 }
 
 fn compare(ours: &Ours, bytes: &[u8], limits: &Limits) {
     if is_long_length_form(ours, bytes) {
         let (before, _) = frame(bytes, ours.frames);
-        assert_eq!(hear_theirs(before.to_vec(), limits), (ours.said.clone(), End::Open));
+        assert_eq!(decode_with_tungstenite(before.to_vec(), limits), (ours.messages.clone(), End::Open));
         return;
     }
-    let (said, end) = match ours.end {
-        End::Failed(_) => hear_theirs(up_to_refused(bytes, ours.frames, limits), limits),
-        End::Open | End::Closed => hear_theirs(bytes.to_vec(), limits),
+    let (messages, end) = match ours.end {
+        End::Failed(_) => decode_with_tungstenite(up_to_rejected(bytes, ours.frames, limits), limits),
+        End::Open | End::Closed => decode_with_tungstenite(bytes.to_vec(), limits),
     };
-    let (expected, expected_end) = as_they_say(ours);
-    assert_eq!(said, expected);
-    if !is_too_big_for_them(&end, bytes, ours, limits) {
+    let (expected, expected_end) = as_tungstenite(ours);
+    assert_eq!(messages, expected);
+    if !is_too_big_for_tungstenite(&end, bytes, ours, limits) {
         assert_eq!(end, expected_end, "{:?}", ours.end);
     }
 }
 
-/// Whether we refused a frame for the form of its length. A control frame in a longer form counts as too long.
+/// Returns whether our decoder rejected a frame because of the form of its length. A control frame with a longer form
+/// is rejected as too long.
 fn is_long_length_form(ours: &Ours, bytes: &[u8]) -> bool {
     match ours.end {
         End::Failed(DecodeError::LongLengthForm { .. }) => true,
@@ -97,18 +101,18 @@ fn is_long_length_form(ours: &Ours, bytes: &[u8]) -> bool {
     }
 }
 
-/// What we heard, put as tungstenite puts it.
-fn as_they_say(ours: &Ours) -> (Vec<Said>, End<Fault>) {
-    let mut said = ours.said.clone();
-    let not_allowed = || Said::Close(Some((1002, "Protocol violation".to_owned())));
-    if let Some(close @ Said::Close(Some((1014, _)))) = said.last_mut() {
+/// Converts the result of our decoder to the result that tungstenite must have.
+fn as_tungstenite(ours: &Ours) -> (Vec<WsMessage>, End<Fault>) {
+    let mut messages = ours.messages.clone();
+    let not_allowed = || WsMessage::Close(Some((1002, "Protocol violation".to_owned())));
+    if let Some(close @ WsMessage::Close(Some((1014, _)))) = messages.last_mut() {
         *close = not_allowed();
     }
     let end = match &ours.end {
         End::Open => End::Open,
         End::Closed => End::Closed,
         End::Failed(DecodeError::InvalidCloseCode { .. }) => {
-            said.push(not_allowed());
+            messages.push(not_allowed());
             End::Closed
         }
         End::Failed(error) => End::Failed(match error.close_code().number() {
@@ -118,18 +122,18 @@ fn as_they_say(ours: &Ours) -> (Vec<Said>, End<Fault>) {
             other => panic!("{error:?} closes with {other}"),
         }),
     };
-    (said, end)
+    (messages, end)
 }
 
-/// Whether tungstenite looked no further than the length of the frame that we refused for another reason.
-fn is_too_big_for_them(end: &End<Fault>, bytes: &[u8], ours: &Ours, limits: &Limits) -> bool {
+/// Returns whether tungstenite rejected a frame for its length that our decoder rejected for another reason.
+fn is_too_big_for_tungstenite(end: &End<Fault>, bytes: &[u8], ours: &Ours, limits: &Limits) -> bool {
     let (_, header) = frame(bytes, ours.frames);
-    let refused = matches!(ours.end, End::Failed(_));
-    refused && *end == End::Failed(Fault::TooBig) && header.len > limits.max_frame_bytes as u64
+    let rejected = matches!(ours.end, End::Failed(_));
+    rejected && *end == End::Failed(Fault::TooBig) && header.len > limits.max_frame_bytes as u64
 }
 
-pub(crate) fn hear(bytes: &[u8], sizes: &[u8], limits: &Limits) -> Ours {
-    let mut ours = Ours { said: Vec::new(), frames: 0, end: End::Open };
+pub(crate) fn decode(bytes: &[u8], sizes: &[u8], limits: &Limits) -> Ours {
+    let mut ours = Ours { messages: Vec::new(), frames: 0, end: End::Open };
     let mut decoder = Decoder::default();
     let mut bytes = bytes.to_vec();
     let mut rest = &mut bytes[..];
@@ -152,13 +156,13 @@ impl Ours {
     fn take(&mut self, incoming: Incoming<'_>) -> ControlFlow<()> {
         assert_eq!(self.end, End::Open, "called after a break");
         self.frames += 1;
-        self.said.push(match incoming {
-            Incoming::Text(text) => Said::Text(text.to_owned()),
-            Incoming::Binary(bytes) => Said::Binary(bytes.to_vec()),
-            Incoming::Ping(bytes) => Said::Ping(bytes.to_vec()),
-            Incoming::Pong(bytes) => Said::Pong(bytes.to_vec()),
+        self.messages.push(match incoming {
+            Incoming::Text(text) => WsMessage::Text(text.to_owned()),
+            Incoming::Binary(bytes) => WsMessage::Binary(bytes.to_vec()),
+            Incoming::Ping(bytes) => WsMessage::Ping(bytes.to_vec()),
+            Incoming::Pong(bytes) => WsMessage::Pong(bytes.to_vec()),
             Incoming::Close(close) => {
-                self.said.push(Said::Close(close.map(|(code, reason)| (code, reason.to_owned()))));
+                self.messages.push(WsMessage::Close(close.map(|(code, reason)| (code, reason.to_owned()))));
                 self.end = End::Closed;
                 return ControlFlow::Break(());
             }
@@ -168,35 +172,35 @@ impl Ours {
     }
 }
 
-fn hear_theirs(bytes: Vec<u8>, limits: &Limits) -> (Vec<Said>, End<Fault>) {
+fn decode_with_tungstenite(bytes: Vec<u8>, limits: &Limits) -> (Vec<WsMessage>, End<Fault>) {
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)
         .max_frame_size(Some(limits.max_frame_bytes))
         .max_message_size(Some(limits.max_message_bytes));
     let mut socket = WebSocket::from_raw_socket(Wire(Cursor::new(bytes)), Role::Server, Some(config));
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     loop {
-        said.push(match socket.read() {
-            Ok(Message::Text(text)) => Said::Text(text.as_str().to_owned()),
-            Ok(Message::Binary(bytes)) => Said::Binary(bytes.into()),
-            Ok(Message::Ping(bytes)) => Said::Ping(bytes.into()),
-            Ok(Message::Pong(bytes)) => Said::Pong(bytes.into()),
+        messages.push(match socket.read() {
+            Ok(Message::Text(text)) => WsMessage::Text(text.as_str().to_owned()),
+            Ok(Message::Binary(bytes)) => WsMessage::Binary(bytes.into()),
+            Ok(Message::Ping(bytes)) => WsMessage::Ping(bytes.into()),
+            Ok(Message::Pong(bytes)) => WsMessage::Pong(bytes.into()),
             Ok(Message::Close(close)) => {
                 let close = close.map(|close| (close.code.into(), close.reason.as_str().to_owned()));
-                said.push(Said::Close(close));
-                return (said, End::Closed);
+                messages.push(WsMessage::Close(close));
+                return (messages, End::Closed);
             }
             Ok(Message::Frame(frame)) => panic!("tungstenite read a raw frame: {frame}"),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return (said, End::Open),
-            Err(Error::Protocol(_)) => return (said, End::Failed(Fault::Protocol)),
-            Err(Error::Utf8(_)) => return (said, End::Failed(Fault::Text)),
-            Err(Error::Capacity(_)) => return (said, End::Failed(Fault::TooBig)),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return (messages, End::Open),
+            Err(Error::Protocol(_)) => return (messages, End::Failed(Fault::Protocol)),
+            Err(Error::Utf8(_)) => return (messages, End::Failed(Fault::Text)),
+            Err(Error::Capacity(_)) => return (messages, End::Failed(Fault::TooBig)),
             Err(other) => panic!("tungstenite failed: {other}"),
         });
     }
 }
 
-/// A socket that delivers the bytes, then has no more for now, and takes whatever is written.
+/// A socket that delivers the given bytes, then blocks, and accepts all writes.
 #[derive(Debug)]
 pub(crate) struct Wire(pub(crate) Cursor<Vec<u8>>);
 
@@ -219,15 +223,15 @@ impl Write for Wire {
     }
 }
 
-/// What the harness itself reads of a frame: how long its header and its payload are.
+/// The lengths of a frame's header and payload, as parsed by the harness itself.
 struct Shape {
     header_len: usize,
     len: u64,
 }
 
-/// The bytes up to and with frame number `refused`, which is completed so that it has no more faults than it has now.
-fn up_to_refused(bytes: &[u8], refused: usize, limits: &Limits) -> Vec<u8> {
-    let (before, shape) = frame(bytes, refused);
+/// Returns the bytes up to the end of frame number `rejected`, which is completed without adding faults.
+fn up_to_rejected(bytes: &[u8], rejected: usize, limits: &Limits) -> Vec<u8> {
+    let (before, shape) = frame(bytes, rejected);
     let mut all = bytes.to_vec();
     if all.len() == before.len() + 1 {
         all.push(0x80);
@@ -237,7 +241,7 @@ fn up_to_refused(bytes: &[u8], refused: usize, limits: &Limits) -> Vec<u8> {
     all
 }
 
-/// The bytes before frame number `wanted`, and the shape of that frame; bytes that are missing count as zeros.
+/// Returns the bytes before frame number `wanted`, and the shape of that frame. Missing bytes count as zeros.
 fn frame(bytes: &[u8], wanted: usize) -> (&[u8], Shape) {
     let mut start = 0;
     for _ in 0..wanted {

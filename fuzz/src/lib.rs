@@ -1,5 +1,5 @@
-//! What the fuzz targets demand, apart from the fuzzer, so that ordinary tests run it too: the tests of fanfare-core
-//! include these files by path.
+//! The checks of the fuzz targets, without the fuzzer. The tests of fanfare-core include these files by path, so that
+//! ordinary tests run the checks too.
 
 pub mod frames;
 pub mod session;

@@ -1,6 +1,6 @@
-//! A session against the protocol: whatever a client sends, however it is cut, while events come, time passes and the
-//! socket takes little at a time, the client is answered with valid frames (as tungstenite in the client's role reads
-//! them) and valid JSON; each of its frames gets its answer, in order; and nothing follows a close.
+//! A session against the protocol. A client sends any bytes, split in any way, while events are published, time passes
+//! and the socket accepts only a few bytes at a time. The session must send valid frames (as decoded by tungstenite in
+//! the client role) with valid JSON, must answer each client frame in order, and must send nothing after a close.
 
 use std::{
     io::{self, Cursor},
@@ -18,14 +18,14 @@ use fanfare_core::{
 use serde_json::Value;
 use tungstenite::{Error, Message, WebSocket, protocol::Role};
 
-use crate::frames::{End, Said, Wire, hear};
+use crate::frames::{End, Wire, WsMessage, decode};
 
 const LIMITS: ws::Limits = ws::Limits { max_frame_bytes: 300, max_message_bytes: 400 };
 const BOUNDS: Bounds = Bounds { events: 10_000, bytes: 1 << 24, age_ms: u64::MAX, ids: 1_000, ids_ms: 0 };
 const EPOCH: u64 = 0xfa;
 const USER: &str = "ann";
 
-/// What the session owes a client for one frame.
+/// The answer of a session to one client frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Pong(Vec<u8>),
@@ -38,27 +38,29 @@ enum Kind {
     Ack,
     Error,
     Pong,
-    /// An ack or an error, as rights and room for topics have it.
-    Verdict,
+    /// An `ack` or an `error`, depending on the permissions and the number of topics.
+    AckOrError,
 }
 
-/// One client's session, and what went in and came out.
+/// The session of one client, with its input and its output.
 struct World {
     sessions: SessionTable,
     window: Window,
     now: Now,
-    /// None once the session has ended.
+    /// `None` once the session has ended.
     slot: Option<Slot>,
-    /// How many bytes the socket still takes.
+    /// Number of bytes that the socket still accepts.
     room: usize,
     sent: Vec<u8>,
     received: Vec<u8>,
-    /// Events that the client may see.
+    /// Number of events whose audience includes the client.
     visible: u64,
 }
 
-/// Panics if a session does not keep the protocol. The lowest bit of `input`'s first byte says whether the client's
-/// rate is limited; the others make up a script, each step a byte and what it takes from those behind it.
+/// Panics if a session violates the protocol.
+///
+/// The lowest bit of the first byte of `input` determines whether the client's rate is limited. The other bytes are a
+/// script: each step is a byte, followed by the bytes that the step takes.
 #[allow(unreachable_pub, reason = "a test includes this file as a private module")]
 pub fn check(input: &[u8]) {
     let Some((&first, mut script)) = input.split_first() else { return };
@@ -80,7 +82,7 @@ pub fn check(input: &[u8]) {
         }
     }
     world.drain(usize::MAX >> 1);
-    world.judge();
+    world.check_output();
 }
 
 impl World {
@@ -104,7 +106,7 @@ impl World {
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        // As a shard does: who does not take the answers is not read from.
+        // As in a shard, a client that does not read the answers is not read from.
         if self.slot.is_some_and(|slot| !self.sessions.wants_input(slot)) {
             self.drain(1 << 20);
         }
@@ -169,31 +171,32 @@ impl World {
         }
     }
 
-    fn judge(self) {
-        let owed = owed(&self.sent);
+    fn check_output(self) {
+        let expected = expected_answers(&self.sent);
         let (answers, events) = read(self.received);
         let unasked = [CloseCode::HeartbeatTimeout, CloseCode::TooManyMessages].map(|code| Some(code.number()));
         match answers.split_last() {
             Some((Answer::Close(code), before)) if unasked.contains(code) => {
-                assert_answers(before, &owed[..before.len()]);
+                assert_answers(before, &expected[..before.len()]);
             }
-            Some((Answer::Close(_), _)) => assert_answers(&answers, &owed),
-            // Who does not take its close in time is dropped without it.
-            _ if self.slot.is_none() => assert_answers(&answers, &owed[..answers.len()]),
+            Some((Answer::Close(_), _)) => assert_answers(&answers, &expected),
+            // A client that does not read its close frame in time is disconnected without it.
+            _ if self.slot.is_none() => assert_answers(&answers, &expected[..answers.len()]),
             _ => {
-                assert_answers(&answers, &owed);
+                assert_answers(&answers, &expected);
                 assert_eq!(events, self.visible, "events lost");
             }
         }
     }
 }
 
-fn assert_answers(given: &[Answer], owed: &[Answer]) {
-    let alike = |(given, owed): (&Answer, &Answer)| match (given, owed) {
-        (Answer::Message(Kind::Ack | Kind::Error), Answer::Message(Kind::Verdict)) => true,
-        _ => given == owed,
+fn assert_answers(given: &[Answer], expected: &[Answer]) {
+    let matches = |(given, expected): (&Answer, &Answer)| match (given, expected) {
+        (Answer::Message(Kind::Ack | Kind::Error), Answer::Message(Kind::AckOrError)) => true,
+        _ => given == expected,
     };
-    assert!(given.len() == owed.len() && given.iter().zip(owed).all(alike), "given {given:?}, owed {owed:?}");
+    let equal = given.len() == expected.len() && given.iter().zip(expected).all(matches);
+    assert!(equal, "given {given:?}, expected {expected:?}");
 }
 
 fn grant(user: &str) -> Grant {
@@ -208,29 +211,29 @@ fn verify(token: &str) -> Result<Grant, Denied> {
     }
 }
 
-/// What a client is owed that sent these bytes, the ack of its connection first.
-fn owed(sent: &[u8]) -> Vec<Answer> {
-    let heard = hear(sent, &[], &LIMITS);
-    let mut owed = vec![Answer::Message(Kind::Ack)];
-    for said in heard.said {
-        match said {
-            Said::Text(text) => owed.extend(answer(&text).map(Answer::Message)),
-            Said::Ping(payload) => owed.push(Answer::Pong(payload)),
-            Said::Pong(_) => {}
-            Said::Binary(_) => {
-                owed.push(Answer::Close(Some(CloseCode::Unsupported.number())));
-                return owed;
+/// Returns the expected answers to a client that sent these bytes, beginning with the `ack` of its connect.
+fn expected_answers(sent: &[u8]) -> Vec<Answer> {
+    let decoded = decode(sent, &[], &LIMITS);
+    let mut expected = vec![Answer::Message(Kind::Ack)];
+    for message in decoded.messages {
+        match message {
+            WsMessage::Text(text) => expected.extend(answer(&text).map(Answer::Message)),
+            WsMessage::Ping(payload) => expected.push(Answer::Pong(payload)),
+            WsMessage::Pong(_) => {}
+            WsMessage::Binary(_) => {
+                expected.push(Answer::Close(Some(CloseCode::Unsupported.number())));
+                return expected;
             }
-            Said::Close(close) => owed.push(Answer::Close(close.map(|(code, _)| as_read(code)))),
+            WsMessage::Close(close) => expected.push(Answer::Close(close.map(|(code, _)| as_read(code)))),
         }
     }
-    if let End::Failed(error) = heard.end {
-        owed.push(Answer::Close(Some(error.close_code().number())));
+    if let End::Failed(error) = decoded.end {
+        expected.push(Answer::Close(Some(error.close_code().number())));
     }
-    owed
+    expected
 }
 
-/// A close code as tungstenite tells it: 1014 may not be sent for all it knows (see `frames`).
+/// Returns a close code as reported by tungstenite, which does not accept 1014 (see `frames`).
 fn as_read(code: u16) -> u16 {
     if code == 1014 { 1002 } else { code }
 }
@@ -240,12 +243,12 @@ fn answer(text: &str) -> Option<Kind> {
         Ok((wire::Incoming::Pong | wire::Incoming::Ack { .. }, _)) => None,
         Ok((wire::Incoming::Ping, _)) => Some(Kind::Pong),
         Ok((wire::Incoming::Unsubscribe { .. }, _)) => Some(Kind::Ack),
-        Ok((wire::Incoming::Subscribe { .. } | wire::Incoming::Auth { .. }, _)) => Some(Kind::Verdict),
+        Ok((wire::Incoming::Subscribe { .. } | wire::Incoming::Auth { .. }, _)) => Some(Kind::AckOrError),
         Err(_) => Some(Kind::Error),
     }
 }
 
-/// The answers that a client reads, and how many events came between them.
+/// Returns the answers that a client receives, and the number of events among them.
 fn read(received: Vec<u8>) -> (Vec<Answer>, u64) {
     let mut client = WebSocket::from_raw_socket(Wire(Cursor::new(received)), Role::Client, None);
     let (mut answers, mut events) = (Vec::new(), 0);
@@ -254,10 +257,10 @@ fn read(received: Vec<u8>) -> (Vec<Answer>, u64) {
             Ok(Message::Text(text)) => answers.extend(read_message(&text, &mut events).map(Answer::Message)),
             Ok(Message::Pong(payload)) => answers.push(Answer::Pong(payload.into())),
             Ok(Message::Close(close)) => answers.push(Answer::Close(close.map(|close| close.code.into()))),
-            Ok(other) => panic!("a session does not send {other:?}"),
-            // Also after a close: anything behind it would be a protocol error.
+            Ok(other) => panic!("unexpected message {other:?}"),
+            // This holds after a close too: any data after it would be a protocol error.
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return (answers, events),
-            Err(error) => panic!("a client can't read this: {error}"),
+            Err(error) => panic!("the client failed to decode the output: {error}"),
         }
     }
 }
@@ -273,9 +276,9 @@ fn read_message(text: &str, events: &mut u64) -> Option<Kind> {
         "ping" => None,
         "note" => {
             *events += 1;
-            assert_eq!(message["data"]["n"], *events, "events in order, once");
+            assert_eq!(message["data"]["n"], *events, "events in order, each once");
             None
         }
-        other => panic!("nobody asked for {other:?}: {text}"),
+        other => panic!("unexpected type {other:?}: {text}"),
     }
 }

@@ -1,25 +1,27 @@
-//! What a close asks of a client, and how long it waits. The table itself is the core's.
+//! The reconnect policy after a close, and the pauses between attempts. The table of close codes is in `fanfare-core`.
 
 use fanfare_core::{CloseCode, close::Reconnect};
 use std::time::Duration;
 
-/// Reasons of 1008 that no token of the same user mends.
+/// Reasons of 1008 that no other token of the same user can fix.
 const FINAL: [&str; 2] = ["forbidden", "origin_not_allowed"];
 
-/// What a close asks for; `None` for a code that no hub sends, as where a connection broke off.
-pub(crate) fn verdict(code: u16, reason: &str) -> Option<Reconnect> {
+/// Returns the reconnect policy after a close; `None` for a code that no hub sends, such as 1006.
+pub(crate) fn reconnect_policy(code: u16, reason: &str) -> Option<Reconnect> {
     let known = find(code)?;
-    let word = reason.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
-    if known == CloseCode::Policy && FINAL.contains(&word) {
+    let reason_code = reason.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+    if known == CloseCode::Policy && FINAL.contains(&reason_code) {
         return Some(Reconnect::Never);
     }
     Some(known.reconnect())
 }
 
-/// How long to wait before attempt number `attempts` of those that failed in a row: full jitter, so that those who broke
-/// off together come back apart. `random` is any number from 0 to 1.
-pub(crate) fn pause(verdict: Option<Reconnect>, attempts: u32, longest: Duration, random: f64) -> Duration {
-    let (least, spread) = match verdict {
+/// Returns the pause before the next attempt, after `attempts` failures in a row.
+///
+/// The pause has full jitter, so that clients that were disconnected together reconnect at different times. `random` is
+/// a number from 0 to 1.
+pub(crate) fn pause(policy: Option<Reconnect>, attempts: u32, longest: Duration, random: f64) -> Duration {
+    let (least, spread) = match policy {
         None => (0, 1_000),
         Some(Reconnect::Never) => (0, 0),
         Some(Reconnect::Now | Reconnect::WithNewToken) => (0, 250),
@@ -29,8 +31,8 @@ pub(crate) fn pause(verdict: Option<Reconnect>, attempts: u32, longest: Duration
     (Duration::from_millis(least) + spread.mul_f64(random.clamp(0.0, 1.0))).min(longest)
 }
 
-/// Why the connection was closed, in words.
-pub(crate) fn words(code: u16, reason: &str) -> String {
+/// Returns a human-readable description of a close.
+pub(crate) fn describe(code: u16, reason: &str) -> String {
     let meaning = find(code).map_or("", CloseCode::meaning);
     match if reason.is_empty() { meaning } else { reason } {
         "" => format!("the hub closed the connection ({code})"),
@@ -48,13 +50,13 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn closes_ask_what_the_vectors_say() {
+    fn close_codes_have_the_reconnect_policy_of_the_vectors() {
         let file: Value = serde_json::from_str(include_str!("../../../tests/wire/closes.json")).unwrap();
         let cases = file["cases"].as_array().unwrap();
         assert!(cases.len() > 20, "{file}");
         for case in cases {
             let code = u16::try_from(case["code"].as_u64().unwrap()).unwrap();
-            let then = match verdict(code, case["reason"].as_str().unwrap()) {
+            let then = match reconnect_policy(code, case["reason"].as_str().unwrap()) {
                 None => "lost",
                 Some(Reconnect::Never) => "never",
                 Some(Reconnect::Now) => "now",
@@ -66,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_up_to_the_longest() {
+    fn pauses_grow_up_to_the_maximum() {
         let longest = Duration::from_secs(30);
         let pauses = |random| (0..7).map(move |n| pause(Some(Reconnect::Later), n, longest, random).as_millis());
         assert_eq!(pauses(1.0).collect::<Vec<_>>(), [5_000, 9_000, 17_000, 30_000, 30_000, 30_000, 30_000]);
@@ -75,9 +77,9 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_said_in_words() {
-        assert!(words(4001, "").contains("A newer socket took this"));
-        assert!(words(1008, "token_expired: x").ends_with("(1008): token_expired: x"));
-        assert_eq!(words(4999, ""), "the hub closed the connection (4999)");
+    fn a_close_is_described_by_its_reason_or_its_code() {
+        assert!(describe(4001, "").contains("A newer socket took over"));
+        assert!(describe(1008, "token_expired: x").ends_with("(1008): token_expired: x"));
+        assert_eq!(describe(4999, ""), "the hub closed the connection (4999)");
     }
 }

@@ -1,26 +1,28 @@
-//! Listens to a fanfare hub: events in order, each once, across reconnects.
+//! Client of a fanfare hub: receives events in order, each once, across reconnects.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use fanfare_client::{Heard, Options};
+//! use fanfare_client::{Notification, Options};
 //!
 //! let mut listener = Options::new("wss://hub.example/ws", "a token").topics(["project:7"]).listen()?;
 //! loop {
 //!     match listener.next().await? {
-//!         Heard::Event(event) => println!("{}: {}", event.event_type(), event.json()),
-//!         Heard::Gap(gap) => println!("history was lost ({}): fetch the state anew", gap.reason),
+//!         Notification::Event(event) => println!("{}: {}", event.event_type(), event.json()),
+//!         Notification::Gap(gap) => println!("events were lost ({}): reload your data", gap.reason),
 //!         _ => {}
 //!     }
 //! }
 //! # }
 //! ```
 //!
-//! A [`Listener`] is a cursor, as the hub's own clients are: what has not been taken with [`Listener::next`] waits at the
-//! hub, so that a slow reader needs no queue, and events after a gap wait until the next call. It comes back by itself,
-//! with full jitter and without an upper count, resumes where it was, and drops what it saw already. Where another
-//! attempt would end as the last one did, it gives [`Refused`].
+//! A [`Listener`] holds a cursor. Events that have not been taken with [`Listener::next`] wait at the hub, so a slow
+//! reader needs no queue. Events after a gap wait until the next call.
 //!
-//! Behaviour, pauses and states are those of the TypeScript client; the hub's `docs/protocol.md` says what is on the wire.
+//! The listener reconnects automatically, with full jitter and no limit on the number of attempts. It resumes from its
+//! cursor and drops duplicate events. A failure that another attempt cannot fix is returned as [`Refused`].
+//!
+//! Behaviour, pauses and states are the same as in the TypeScript client. `docs/protocol.md` of the hub specifies the
+//! wire protocol.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +33,7 @@ mod mismatch;
 mod notification;
 mod token;
 
-/// A client without I/O. It is no part of the library: the project's simulator drives it against simulated hubs.
+/// The client state machine without I/O, for the project's simulator. It is not part of the public API.
 #[doc(hidden)]
 pub mod machine {
     pub use crate::link::{End, Link};

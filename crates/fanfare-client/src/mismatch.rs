@@ -1,4 +1,4 @@
-//! A URL that says TLS for a server without it, or the other way round: another attempt can't help, another URL does.
+//! Detection of a scheme mismatch: a URL with TLS for a server without TLS, or the reverse. Retrying cannot fix it.
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 use std::{error::Error, io, sync::Arc, time::Duration};
@@ -10,10 +10,11 @@ use tokio::{
 use url::Url;
 
 /// How long a server may take to answer the start of a TLS handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is wrong with the scheme of a URL, if that is why a connect to a server that is there failed. A server that was
-/// spoken to without TLS is asked whether it speaks TLS.
+/// Returns a message if a connect failed with `error` because the scheme of `url` does not match the server.
+///
+/// For a URL without TLS, the server is probed with the start of a TLS handshake.
 pub async fn scheme_mismatch(url: &Url, error: &(dyn Error + Send + Sync + 'static)) -> Option<String> {
     let (host, port) = (url.host_str()?, url.port_or_known_default()?);
     if matches!(url.scheme(), "wss" | "https") {
@@ -24,33 +25,34 @@ pub async fn scheme_mismatch(url: &Url, error: &(dyn Error + Send + Sync + 'stat
     speaks_tls.then(|| format!("the server at {host}:{port} speaks TLS: use wss:// or https:// in its URL"))
 }
 
-/// Whether a failed TLS handshake, or what is at its root, says that the server's answer was no TLS.
+/// Returns whether an error, or one of its sources, means that the server's response was not TLS.
 fn speaks_no_tls(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(rustls::Error::InvalidMessage(_)) = error.downcast_ref() {
             return true;
         }
-        // What an I/O error holds is not its source.
-        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = held.map_or_else(|| error.source(), |held| Some(held));
+        // `source` of an I/O error skips the inner error.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = inner.map_or_else(|| error.source(), |inner| Some(inner));
     }
     false
 }
 
-/// Whether a server answers the start of a TLS handshake as TLS does (RFC 8446 section 5.1). Its certificate is of no concern.
+/// Returns whether a server answers the start of a TLS handshake with a TLS record (RFC 8446 section 5.1). Its
+/// certificate is not verified.
 async fn speaks_tls(host: &str, port: u16) -> bool {
     let host = host.trim_matches(['[', ']']);
     let Some(hello) = client_hello(host) else { return false };
-    let asking = async {
+    let probe = async {
         let mut stream = TcpStream::connect((host, port)).await?;
         stream.write_all(&hello).await?;
         let mut head = [0; 2];
         stream.read_exact(&mut head).await?;
-        // A record with the server's part of the handshake, or with an alert.
+        // A handshake or alert record.
         Ok::<_, io::Error>(matches!(head, [0x15 | 0x16, 3]))
     };
-    matches!(timeout(PATIENCE, asking).await, Ok(Ok(true)))
+    matches!(timeout(HANDSHAKE_TIMEOUT, probe).await, Ok(Ok(true)))
 }
 
 fn client_hello(host: &str) -> Option<Vec<u8>> {

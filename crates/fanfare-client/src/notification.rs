@@ -1,32 +1,34 @@
-//! What a listener hears.
+//! The values that a listener returns: events, gaps, changes of state and problems.
 
 use crate::closes;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-/// Something that a listener heard.
+/// A result of [`Listener::next`](crate::Listener::next).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Notification {
-    /// An event, in order and once.
+    /// An event. Events are returned in order, each once.
     Event(Event),
-    /// History was lost between what came before and what comes next: fetch the state anew, and then ask for more. The
-    /// cursor stays before the gap until then, so that one saved meanwhile leads to the same gap again.
+    /// Events between the previous and the next event are missing. Reload your data, then call
+    /// [`next`](crate::Listener::next) again. The cursor stays before the gap until that call, so a cursor that is
+    /// saved in the meantime leads to the same gap again.
     Gap(Gap),
-    /// How the connection stands has changed.
+    /// The state of the connection has changed.
     State(State),
-    /// The hub has taken a [`subscribe`](crate::Listener::subscribe): events of the topic follow from here on. Topics
-    /// that were asked for before the connection was live are subscribed to with it, unless a [`Problem`] names them.
+    /// The hub acknowledged a [`subscribe`](crate::Listener::subscribe). Events of the topic follow from here on.
+    /// Topics that were requested before the connection was live are part of the connect; they are subscribed to unless
+    /// a [`Problem`] names them.
     Subscribed {
         /// The topic.
         topic: String,
     },
-    /// Something went wrong that didn't end the connection.
+    /// An error that did not end the connection.
     Problem(Problem),
 }
 
-/// An event as the hub delivered it.
+/// An event as it was received from the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub(crate) event_type: Box<str>,
@@ -36,99 +38,99 @@ pub struct Event {
     pub(crate) json: Box<str>,
 }
 
-/// History was lost.
+/// Events after the cursor are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// `expired`: it is older than what the hub holds. `reset`: the hub's log is a new one.
+    /// `expired`: the events were evicted from the window. `reset`: the hub's log is a new one, or lost events.
     pub reason: String,
-    /// How many events are missing, where the hub knows.
+    /// The number of skipped events of the log, regardless of their audience, if it is known.
     pub missed: Option<u64>,
 }
 
-/// How a connection stands.
+/// The state of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// There was no connection yet, and the next attempt follows.
+    /// No connection has been established yet. Another attempt follows.
     Connecting {
         /// Why the last attempt failed.
         reason: String,
-        /// When the next one begins.
+        /// Time until the next attempt.
         retry_in: Duration,
     },
-    /// The connection is lost; the next one goes on where this one was.
+    /// The connection was lost. The next connection resumes from the cursor.
     Resuming {
-        /// Why it ended.
+        /// Why the connection or the last attempt failed.
         reason: String,
-        /// When the next attempt begins.
+        /// Time until the next attempt.
         retry_in: Duration,
     },
-    /// Events arrive as they are published.
+    /// The connection is established, and events arrive as they are published.
     Live {
-        /// What the hub calls this client.
+        /// The connection ID.
         connection_id: String,
-        /// Whether it goes on where the last connection was.
+        /// Whether the connection resumed from the cursor without a gap.
         resumed: bool,
-        /// How many held events follow.
+        /// The number of retained events that follow before live events.
         replayed: u64,
     },
 }
 
-/// Something that the hub refused, or that went wrong without ending the connection.
+/// A rejection by the hub, or another error that did not end the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What a program can tell apart: the hub's own word, or `malformed`, `token`, `token_expiring`.
+    /// The error code: a code of the hub, or `malformed`, `token` or `token_expiring`.
     pub error: String,
-    /// What a person can read.
+    /// A human-readable message.
     pub message: String,
-    /// What the hub rejected: the message's type (`subscribe`, `auth`), or what the connect's `ack` answered.
+    /// The rejected message: its type (`subscribe`, `auth`), or the `ack_event_id` of the connect's `ack`.
     pub ack_event_id: Option<String>,
-    /// The topic that was rejected.
+    /// The rejected topic.
     pub topic: Option<String>,
 }
 
-/// Another attempt would end as the last one did.
+/// A failure that another attempt cannot fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refused {
     /// The close code, if the hub closed the connection (RFC 6455 section 7.4).
     pub code: Option<u16>,
-    /// Why, in words.
+    /// The cause, as a sentence.
     pub reason: String,
 }
 
 impl Event {
-    /// The value of `type`.
+    /// Returns the value of `type`.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// The value of `event_id`.
+    /// Returns the value of `event_id`.
     pub fn event_id(&self) -> &str {
         &self.event_id
     }
 
-    /// Where the event stands in the log, to go on from with [`Cursor`](crate::Cursor); `None` from a hub of an older
-    /// version.
+    /// Returns the position of the event in the log, for [`Cursor::last_event_id`](crate::Cursor::last_event_id);
+    /// `None` if a hub of an older version sent the event.
     pub fn log_position(&self) -> Option<&str> {
         self.log_position.as_deref()
     }
 
-    /// The value of `timestamp`: ISO 8601 if the hub wrote it, otherwise whatever the publisher sent, a number as its
-    /// digits.
+    /// Returns the value of `timestamp`: ISO 8601 if the hub set it, otherwise the publisher's value. A number is
+    /// returned as its digits.
     pub fn timestamp(&self) -> &str {
         &self.timestamp
     }
 
-    /// The whole event as it came: a JSON object, with its place in the log as `log_position`.
+    /// Returns the whole event as it was received: a JSON object, with the position in the log as `log_position`.
     pub fn json(&self) -> &str {
         &self.json
     }
 
-    /// The value of `data`, or of `payload` in an event that has no `data`.
+    /// Deserialises the value of `data`, or of `payload` if the event has no `data`.
     ///
     /// # Errors
-    /// If it is of another shape.
+    /// If the value does not match `T`.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         #[derive(Deserialize)]
         struct Whole<'a> {
@@ -143,7 +145,7 @@ impl Event {
 }
 
 impl State {
-    /// When the next attempt begins, unless the connection is live.
+    /// Returns the time until the next attempt; `None` if the connection is live.
     pub fn retry_in(&self) -> Option<Duration> {
         match self {
             Self::Connecting { retry_in, .. } | Self::Resuming { retry_in, .. } => Some(*retry_in),
@@ -154,7 +156,7 @@ impl State {
 
 impl Refused {
     pub(crate) fn closed(code: u16, reason: &str) -> Self {
-        Self { code: Some(code), reason: closes::words(code, reason) }
+        Self { code: Some(code), reason: closes::describe(code, reason) }
     }
 
     pub(crate) fn because(reason: impl Into<String>) -> Self {

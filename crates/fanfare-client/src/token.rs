@@ -1,16 +1,16 @@
-//! Where the token comes from: given once, or asked for when one is needed.
+//! Tokens: a fixed token, or a token source that is called when a token is needed.
 
 use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
-/// Why a token is asked for.
+/// Why a token is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenReason {
-    /// To connect, with any token that is still valid.
+    /// A token is needed to connect. Any valid token suffices.
     Connect,
-    /// To connect: the hub rejected the last one, so the same again is of no use.
+    /// A token is needed to connect, and the hub rejected the last one. A different token is needed.
     Rejected,
-    /// The one in use ends soon; the new one is shown over the same connection.
+    /// The current token expires soon. The new token is sent over the open connection.
     Expiring,
 }
 
@@ -27,11 +27,11 @@ pub(crate) enum Source {
 }
 
 impl Token {
-    /// A token that is asked for when one is needed: before the first connect, after the hub rejected the last one, and
-    /// shortly before the one in use ends.
+    /// A token source that is called when a token is needed: before the first connect, after the hub rejected the last
+    /// token, and shortly before the current token expires.
     ///
-    /// An error, no answer within [`token_timeout`](crate::Options::token_timeout), or an answer that is neither a JWT nor
-    /// an access key is reported without showing it, and tried again later.
+    /// An error, a timeout ([`token_timeout`](crate::Options::token_timeout)), and a result that is neither a JWT nor
+    /// an access key are reported and retried. The result itself is not part of the report.
     pub fn asked<F, R>(ask: F) -> Self
     where
         F: Fn(TokenReason) -> R + Send + Sync + 'static,
@@ -40,13 +40,13 @@ impl Token {
         Self(Source::Asked(Arc::new(move |reason| Box::pin(ask(reason)))))
     }
 
-    /// Asks for one, if there is somebody to ask.
-    pub(crate) fn ask(&self, reason: TokenReason, patience: Duration) -> Option<TokenFuture> {
+    /// Requests a token from the token source, if there is one.
+    pub(crate) fn ask(&self, reason: TokenReason, limit: Duration) -> Option<TokenFuture> {
         let Source::Asked(ask) = &self.0 else { return None };
         let answer = ask(reason);
         Some(Box::pin(async move {
-            let token = timeout(patience, answer).await.map_err(|_| NoToken::Silent(patience))??;
-            if is_token(&token) { Ok(token) } else { Err(NoToken::Other.into()) }
+            let token = timeout(limit, answer).await.map_err(|_| NoToken::TimedOut(limit))??;
+            if is_token(&token) { Ok(token) } else { Err(NoToken::NotAToken.into()) }
         }))
     }
 
@@ -58,16 +58,16 @@ impl Token {
     }
 }
 
-/// Why what was asked gave no token.
+/// Why a token source returned no token.
 #[derive(Debug, thiserror::Error)]
 enum NoToken {
     #[error("the token source did not answer within {} s", .0.as_secs_f64())]
-    Silent(Duration),
+    TimedOut(Duration),
     #[error("the token source returned neither a JWT nor an access key")]
-    Other,
+    NotAToken,
 }
 
-/// Whether a text has the form of a JWT (RFC 7519 section 3) or of an access key. The hub looks closer.
+/// Returns whether a text has the form of a JWT (RFC 7519 section 3) or of an access key. The hub verifies it.
 fn is_token(text: &str) -> bool {
     let is_word = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if let Some(key) = text.strip_prefix("ffk_") {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_token_is_told_apart() {
+    fn only_jwts_and_access_keys_are_tokens() {
         for token in ["aa.bb-_.cc", "ffk_aZ09-_"] {
             assert!(is_token(token), "{token}");
         }

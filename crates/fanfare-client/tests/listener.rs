@@ -1,6 +1,6 @@
-//! The listener against a hub, over real sockets that break.
+//! Tests of the listener against a hub, over real sockets that break.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use axum::Router;
 use fanfare::{Audience, Config, Draft, Hub, Minter, Verifier, auth::Claims, metrics::Counter};
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Server {
     hub: Hub,
@@ -41,7 +41,7 @@ async fn serve(config: Config) -> Server {
     Server { hub, address }
 }
 
-/// A token of a user that ends in so many seconds.
+/// Mints a token of a user that expires after the given number of seconds.
 fn token(user: &str, seconds: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let topics = vec!["*".to_owned()];
@@ -63,9 +63,9 @@ fn options(address: SocketAddr, token: impl Into<Token>) -> Options {
     Options::new(format!("http://{address}/hub"), token)
 }
 
-/// What comes next, which must be soon.
+/// Returns the next notification. Fails after [`TIMEOUT`].
 async fn next(listener: &mut Listener) -> Notification {
-    timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal")
+    timeout(TIMEOUT, listener.next()).await.expect("a notification in time").expect("no rejection")
 }
 
 async fn live(listener: &mut Listener) -> (bool, u64) {
@@ -73,12 +73,12 @@ async fn live(listener: &mut Listener) -> (bool, u64) {
         match next(listener).await {
             Notification::State(State::Live { resumed, replayed, .. }) => return (resumed, replayed),
             Notification::State(_) => {}
-            other => panic!("expected it to connect, got {other:?}"),
+            other => panic!("expected a live connection, got {other:?}"),
         }
     }
 }
 
-/// The number in the next event, past changes of state.
+/// Returns the number in the next event. Changes of state are skipped.
 async fn number(listener: &mut Listener) -> u64 {
     loop {
         match next(listener).await {
@@ -90,20 +90,20 @@ async fn number(listener: &mut Listener) -> u64 {
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A way to the hub that can be cut.
-struct Way {
+/// A TCP proxy to the hub whose connections can be cut.
+struct Proxy {
     address: SocketAddr,
     cut: watch::Sender<u64>,
 }
 
-impl Way {
+impl Proxy {
     async fn to(hub: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -130,13 +130,14 @@ impl Way {
     }
 }
 
-/// Reads on from `expected` up to `last`. Waits that are given up, as in a select, lose nothing; gives how many were.
-async fn count(listener: &mut Listener, expected: std::ops::RangeInclusive<u64>) -> usize {
-    let mut given_up = 0;
+/// Reads the events with the `expected` numbers. Calls of `next` are cancelled after some microseconds, as in a select.
+/// Returns the number of cancelled calls.
+async fn read_events(listener: &mut Listener, expected: std::ops::RangeInclusive<u64>) -> usize {
+    let mut cancelled = 0;
     for n in expected {
         loop {
             match timeout(Duration::from_micros(20), listener.next()).await {
-                Err(_) => given_up += 1,
+                Err(_) => cancelled += 1,
                 Ok(Ok(Notification::Event(event))) => {
                     assert_eq!(event.data::<Value>().unwrap()["n"], n);
                     break;
@@ -146,18 +147,18 @@ async fn count(listener: &mut Listener, expected: std::ops::RangeInclusive<u64>)
             }
         }
     }
-    given_up
+    cancelled
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_event_comes_once_and_in_order_over_a_way_that_breaks() {
+async fn every_event_arrives_in_order_once_over_connections_that_break() {
     const ROUNDS: u64 = 12;
     let server = serve(config()).await;
-    let way = Way::to(server.address).await;
-    let options = options(way.address, token("ann", 3_600)).longest_pause(Duration::from_millis(50));
+    let proxy = Proxy::to(server.address).await;
+    let options = options(proxy.address, token("ann", 3_600)).longest_pause(Duration::from_millis(50));
     let mut listener = options.listen().unwrap();
     live(&mut listener).await;
-    let mut given_up = 0;
+    let mut cancelled = 0;
     for round in 0..ROUNDS {
         let (first, last) = (round * 250 + 1, round * 250 + 250);
         let hub = server.hub.clone();
@@ -168,19 +169,19 @@ async fn every_event_comes_once_and_in_order_over_a_way_that_breaks() {
                 tokio::task::yield_now().await;
             }
         });
-        given_up += count(&mut listener, first..=first + 99).await;
-        way.cut();
-        until("the hub has noticed", || server.hub.stats().local == 0).await;
+        cancelled += read_events(&mut listener, first..=first + 99).await;
+        proxy.cut();
+        until("the hub has closed the connection", || server.hub.stats().local == 0).await;
         publisher.await.unwrap();
         server.publish(last, Audience::Everyone).await;
-        given_up += count(&mut listener, first + 100..=last).await;
+        cancelled += read_events(&mut listener, first + 100..=last).await;
     }
     assert_eq!(server.hub.metrics().get(Counter::Resumes), ROUNDS);
-    assert!(given_up > 0);
+    assert!(cancelled > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_taken_waits_at_the_hub() {
+async fn events_that_are_not_taken_wait_at_the_hub() {
     let server = serve(config()).await;
     let mut listener = server.options().listen().unwrap();
     live(&mut listener).await;
@@ -193,7 +194,7 @@ async fn what_is_not_taken_waits_at_the_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_come_and_go() {
+async fn topics_can_be_subscribed_to_and_unsubscribed_from() {
     let server = serve(config()).await;
     let mut listener = server.options().topics(["a"]).listen().unwrap();
     live(&mut listener).await;
@@ -203,8 +204,8 @@ async fn topics_come_and_go() {
     listener.unsubscribe("a");
     assert!(matches!(next(&mut listener).await, Notification::Subscribed { topic } if topic == "b"));
     tokio::select! {
-        heard = listener.next() => panic!("{heard:?}"),
-        () = until("the hub has taken both", || server.hub.metrics().get(Counter::Messages) == 2) => {}
+        notification = listener.next() => panic!("{notification:?}"),
+        () = until("the hub has processed both messages", || server.hub.metrics().get(Counter::Messages) == 2) => {}
     }
     server.publish(2, Audience::Topic("a".into())).await;
     server.publish(3, Audience::Topic("b".into())).await;
@@ -212,8 +213,8 @@ async fn topics_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_token_is_shown_before_the_last_one_ends() {
-    // The first token must last until it is shown, also on a busy machine.
+async fn a_newer_token_is_sent_before_the_current_one_expires() {
+    // The first token must not expire before the connect, even on a busy machine.
     const FIRST: Duration = Duration::from_secs(8);
     let server = serve(Config { token_warning: FIRST - Duration::from_secs(1), ..config() }).await;
     let reasons = Arc::new(Mutex::new(Vec::new()));
@@ -226,35 +227,35 @@ async fn a_newer_token_is_shown_before_the_last_one_ends() {
     let mut listener = options(server.address, source).listen().unwrap();
     live(&mut listener).await;
     tokio::select! {
-        heard = listener.next() => panic!("the connection stays as it is: {heard:?}"),
-        () = until("it was asked for another", || reasons.lock().unwrap().len() == 2) => {}
+        notification = listener.next() => panic!("the connection must stay open: {notification:?}"),
+        () = until("a newer token was requested", || reasons.lock().unwrap().len() == 2) => {}
     }
     assert_eq!(*reasons.lock().unwrap(), [TokenReason::Connect, TokenReason::Expiring]);
     let end = SystemTime::now() + FIRST;
     tokio::select! {
-        heard = listener.next() => panic!("the connection stays as it is: {heard:?}"),
-        () = until("the first one has ended", || SystemTime::now() > end) => {}
+        notification = listener.next() => panic!("the connection must stay open: {notification:?}"),
+        () = until("the first token has expired", || SystemTime::now() > end) => {}
     }
     server.publish(1, Audience::User("ann".into())).await;
     assert_eq!(number(&mut listener).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_final_until_it_is_tried_with_another_token() {
+async fn a_rejection_is_final_until_a_retry_with_another_token() {
     let server = serve(config()).await;
     let mut listener = options(server.address, "no token at all").listen().unwrap();
     for _ in 0..2 {
-        let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
+        let refused = timeout(TIMEOUT, listener.next()).await.unwrap().unwrap_err();
         assert_eq!(refused.code, Some(1008));
         assert!(refused.reason.contains("token_invalid"), "{refused}");
     }
-    assert_eq!(server.hub.metrics().get(Counter::AuthInvalid), 1, "it was tried once");
+    assert_eq!(server.hub.metrics().get(Counter::AuthInvalid), 1, "one attempt");
     listener.retry(Some(token("ann", 3_600).into()));
     assert_eq!(live(&mut listener).await, (false, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gap_comes_before_what_follows_it() {
+async fn a_gap_is_returned_before_the_events_that_follow_it() {
     let server = serve(Config { window_events: 10, ..config() }).await;
     for n in 1..=30 {
         server.publish(n, Audience::Everyone).await;
@@ -274,7 +275,7 @@ async fn a_gap_comes_before_what_follows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_saved_while_a_gap_is_dealt_with_leads_to_the_gap_again() {
+async fn a_cursor_saved_while_a_gap_is_handled_leads_to_the_gap_again() {
     let server = serve(Config { window_events: 10, ..config() }).await;
     for n in 1..=30 {
         server.publish(n, Audience::Everyone).await;
@@ -293,33 +294,33 @@ async fn a_cursor_saved_while_a_gap_is_dealt_with_leads_to_the_gap_again() {
     live(&mut listener).await;
     assert!(
         matches!(next(&mut listener).await, Notification::Gap(_)),
-        "it is told until the application asks for more"
+        "the gap is returned until the application calls next again"
     );
     assert_eq!(number(&mut listener).await, 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_is_answered() {
+async fn a_subscription_is_acknowledged_or_rejected() {
     let server = serve(config()).await;
     let claims = Claims { sub: "ann".to_owned(), topics: vec!["a".to_owned(), "b".to_owned()], ..Claims::default() };
     let token = Minter::from_secret(SECRET).unwrap().mint(&claims);
     let mut listener = options(server.address, token).topics(["a", "forbidden-before"]).listen().unwrap();
     live(&mut listener).await;
-    let refused = async |listener: &mut Listener| match next(listener).await {
+    let rejected = async |listener: &mut Listener| match next(listener).await {
         Notification::Problem(problem) => (problem.error, problem.topic.unwrap()),
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden-before".to_owned()));
+    assert_eq!(rejected(&mut listener).await, ("forbidden".to_owned(), "forbidden-before".to_owned()));
     listener.subscribe("b").unwrap();
     assert!(matches!(next(&mut listener).await, Notification::Subscribed { topic } if topic == "b"));
     listener.subscribe("forbidden").unwrap();
-    assert_eq!(refused(&mut listener).await, ("forbidden".to_owned(), "forbidden".to_owned()));
+    assert_eq!(rejected(&mut listener).await, ("forbidden".to_owned(), "forbidden".to_owned()));
     server.publish(1, Audience::Topic("b".into())).await;
     assert_eq!(number(&mut listener).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
+async fn a_token_source_that_fails_times_out_or_returns_no_token_is_called_again() {
     let server = serve(config()).await;
     let asked = Arc::new(Mutex::new(Vec::new()));
     let reasons = asked.clone();
@@ -329,7 +330,7 @@ async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
         let turn = reasons.len();
         async move {
             match turn {
-                1 => Err("the login is away".into()),
+                1 => Err("the login service is unavailable".into()),
                 2 => std::future::pending().await,
                 3 => Ok("<html>a page with a secret</html>".to_owned()),
                 4 => Ok(token("ann", 0)),
@@ -339,12 +340,15 @@ async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
     });
     let options = options(server.address, source).token_timeout(Duration::from_millis(50));
     let mut listener = options.longest_pause(Duration::from_millis(10)).listen().unwrap();
-    for says in
-        ["the login is away", "did not answer within 0.05 s", "neither a JWT nor an access key", "token_expired"]
-    {
+    for expected in [
+        "the login service is unavailable",
+        "did not answer within 0.05 s",
+        "neither a JWT nor an access key",
+        "token_expired",
+    ] {
         match next(&mut listener).await {
             Notification::State(State::Connecting { reason, .. }) => {
-                assert!(reason.contains(says) && !reason.contains("secret"), "{says}: {reason}");
+                assert!(reason.contains(expected) && !reason.contains("secret"), "{expected}: {reason}");
             }
             other => panic!("{other:?}"),
         }
@@ -354,7 +358,7 @@ async fn a_token_source_that_fails_hangs_or_gives_no_token_is_asked_again() {
     assert_eq!(*asked.lock().unwrap(), [connect, connect, connect, connect, TokenReason::Rejected]);
 }
 
-/// A server that answers as rustls does.
+/// A TLS server (rustls).
 async fn tls_server() -> SocketAddr {
     let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -374,16 +378,16 @@ async fn tls_server() -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_without_tls_for_a_server_with_it_is_final_and_the_reverse() {
+async fn a_scheme_mismatch_is_final() {
     let (tls, plain) = (tls_server().await, serve(config()).await.address);
-    for (url, says) in [
+    for (url, expected) in [
         (format!("ws://{tls}/ws"), "speaks TLS: use wss:// or https:// in its URL"),
         (format!("http://{tls}"), "speaks TLS: use wss:// or https:// in its URL"),
         (format!("wss://{plain}/hub/ws"), "does not speak TLS: use ws:// or http:// in its URL"),
     ] {
         let mut listener = Options::new(&url, token("ann", 3_600)).listen().unwrap();
-        let refused = timeout(PATIENCE, listener.next()).await.unwrap().expect_err(&url);
-        assert!(refused.reason.contains(says), "{url}: {refused}");
+        let refused = timeout(TIMEOUT, listener.next()).await.unwrap().expect_err(&url);
+        assert!(refused.reason.contains(expected), "{url}: {refused}");
     }
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = other.local_addr().unwrap();
@@ -394,12 +398,12 @@ async fn a_url_without_tls_for_a_server_with_it_is_final_and_the_reverse() {
         }
     });
     let mut listener = options(address, token("ann", 3_600)).listen().unwrap();
-    let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
-    assert!(refused.reason.contains("is no hub: its answer is not HTTP"), "{refused}");
+    let refused = timeout(TIMEOUT, listener.next()).await.unwrap().unwrap_err();
+    assert!(refused.reason.contains("is not a fanfare hub: the response is not HTTP"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_listener_goes_on_where_one_was() {
+async fn another_listener_resumes_from_a_saved_cursor() {
     let server = serve(config()).await;
     let mut listener = server.options().listen().unwrap();
     live(&mut listener).await;
@@ -407,35 +411,36 @@ async fn another_listener_goes_on_where_one_was() {
     assert_eq!(number(&mut listener).await, 1);
     let cursor = listener.cursor().clone();
     listener.close().await;
-    until("the hub has noticed", || server.hub.stats().local == 0).await;
+    until("the hub has closed the connection", || server.hub.stats().local == 0).await;
     for n in 2..=4 {
         server.publish(n, Audience::User("ann".into())).await;
     }
     let mut listener = server.options().cursor(cursor.clone()).listen().unwrap();
     assert_eq!(live(&mut listener).await, (true, 3));
     assert_eq!(listener.cursor().connection_id, cursor.connection_id);
-    let events = listener.into_stream().take(3).map(|heard| match heard {
+    let events = listener.into_stream().take(3).map(|notification| match notification {
         Ok(Notification::Event(event)) => event.data::<Value>().unwrap()["n"].as_u64().unwrap(),
         other => panic!("{other:?}"),
     });
-    assert_eq!(timeout(PATIENCE, events.collect::<Vec<_>>()).await.unwrap(), [2, 3, 4]);
+    assert_eq!(timeout(TIMEOUT, events.collect::<Vec<_>>()).await.unwrap(), [2, 3, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_is_not_there_is_tried_again_and_what_is_no_hub_is_not() {
+async fn an_unreachable_hub_is_retried_and_another_server_is_not() {
     let closed = SocketAddr::from(([127, 0, 0, 1], testbed::free_port()));
     let mut listener = options(closed, "t").listen().unwrap();
     for _ in 0..2 {
         match next(&mut listener).await {
             Notification::State(State::Connecting { reason, .. }) => {
-                assert!(reason.starts_with(&format!("there is no hub at {closed}: Connection refused")), "{reason}");
+                let expected = format!("failed to connect to the hub at {closed}: Connection refused");
+                assert!(reason.starts_with(&expected), "{reason}");
             }
             other => panic!("{other:?}"),
         }
     }
     let server = serve(config()).await;
     let mut listener = Options::new(format!("ws://{}/elsewhere", server.address), "t").listen().unwrap();
-    let refused = timeout(PATIENCE, listener.next()).await.unwrap().unwrap_err();
+    let refused = timeout(TIMEOUT, listener.next()).await.unwrap().unwrap_err();
     assert_eq!(refused.code, None);
-    assert!(refused.reason.contains("/elsewhere/ws is no hub: HTTP status 404"), "{refused}");
+    assert!(refused.reason.contains("/elsewhere/ws is not a fanfare hub: HTTP status 404"), "{refused}");
 }

@@ -1,82 +1,87 @@
-//! Who an event is for. Knows names, and not who is connected.
+//! Audiences of events, connection IDs and topic names. This module does not know which clients are connected.
 
 use crate::json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// Who an event is for.
+/// The audience of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Audience {
     /// Every connection.
     Everyone,
-    /// Every connection of one user, by the `sub` of its token.
+    /// Every connection of one user, identified by the claim `sub`.
     User(Arc<str>),
     /// One connection.
     Connection(ConnectionId),
-    /// Every connection that subscribed to the topic.
+    /// Every connection that is subscribed to the topic.
     Topic(Arc<str>),
 }
 
-/// The name of one client, kept across reconnects. Written as a UUID (RFC 9562).
+/// Identifies a client across reconnects. The text form is a UUID (RFC 9562).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u128);
 
-/// How many bits of a name say in which epoch it was given.
+/// Number of leading bits of a connection ID that hold the tag of the epoch in which the ID was issued.
 pub const TAG_BITS: u32 = 20;
 
-/// The text is not a connection id.
+/// The text is not a connection ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a connection id: expected 32 hexadecimal digits in the form of a UUID")]
+#[error("not a connection ID: expected a UUID of 32 hexadecimal digits")]
 pub struct NotAConnectionId;
 
-/// The longest topic, in bytes.
+/// Maximum length of a topic, in bytes.
 pub const MAX_TOPIC_BYTES: usize = 128;
 
-/// The longest user id, in bytes.
+/// Maximum length of a user ID, in bytes.
 pub const MAX_USER_BYTES: usize = 256;
 
-/// Why a name can't be a topic.
+/// Why a name is not a valid topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
-    /// No name at all.
+    /// The name is empty.
     #[error("a topic must not be empty")]
     Empty,
-    /// Longer than [`MAX_TOPIC_BYTES`].
+    /// The name is longer than [`MAX_TOPIC_BYTES`].
     #[error("a topic has at most {MAX_TOPIC_BYTES} bytes")]
     TooLong,
-    /// A character that a list of topics or a pattern gives a meaning to, or that can't be seen.
-    #[error("a topic has no comma, asterisk, white space or control character")]
+    /// The name contains a separator of lists, a wildcard of patterns, white space or a control character.
+    #[error("a topic must not contain a comma, asterisk, white space or control character")]
     Character,
 }
 
-/// Why nothing can be published to an audience.
+/// Why an audience is not valid for publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AudienceError {
     /// Not one of the four forms.
     #[error("must be \"everyone\", {{\"user\": ID}}, {{\"connection\": UUID}} or {{\"topic\": NAME}}")]
     Form,
-    /// A user's id that is empty or longer than [`MAX_USER_BYTES`].
-    #[error("can't be used: a user's id must have 1 to {MAX_USER_BYTES} bytes")]
+    /// The user ID is empty or longer than [`MAX_USER_BYTES`].
+    #[error("is not valid: a user ID must have 1 to {MAX_USER_BYTES} bytes")]
     User,
-    /// Not a connection id.
-    #[error("can't be used: {0}")]
+    /// The connection ID is not valid.
+    #[error("is not valid: {0}")]
     Connection(#[from] NotAConnectionId),
-    /// Not the name of a topic.
-    #[error("can't be used: {0}")]
+    /// The topic is not valid.
+    #[error("is not valid: {0}")]
     Topic(#[from] TopicError),
-    /// A topic that is reserved for the hub.
-    #[error("can't be used: topics that begin with $ are reserved for the hub")]
+    /// The topic is reserved for the hub.
+    #[error("is not valid: topics that begin with $ are reserved for the hub")]
     ReservedTopic,
 }
 
-/// What the names of the hub's own topics begin with. Only administrators hold them, and nobody publishes to them.
+/// First character of topics that are reserved for the hub. Only administrators can subscribe to them, and no event can
+/// be published to them.
 pub const OWN_TOPICS: char = '$';
 
-/// The hub's own topic: how all nodes stand, every few seconds.
+/// The topic of the periodic status messages (`$sys`) of all nodes.
 pub const SYSTEM_TOPIC: &str = "$sys";
 
-/// Whether `name` can be a topic.
+/// Checks whether `name` is a valid topic: 1 to [`MAX_TOPIC_BYTES`] bytes without comma, asterisk, white space or
+/// control character.
+///
+/// # Errors
+/// The first rule that `name` violates.
 pub fn check_topic(name: &str) -> Result<(), TopicError> {
     if name.is_empty() {
         Err(TopicError::Empty)
@@ -90,11 +95,12 @@ pub fn check_topic(name: &str) -> Result<(), TopicError> {
 }
 
 impl Audience {
-    /// Reads an audience from JSON: `"everyone"`, `{"user": ID}`, `{"connection": UUID}` or `{"topic": NAME}`. The id
-    /// of a user may be a number.
+    /// Parses an audience from JSON: `"everyone"`, `{"user": ID}`, `{"connection": UUID}` or `{"topic": NAME}`.
+    ///
+    /// A user ID may be an integer.
     ///
     /// # Errors
-    /// If it is anything else, null included: a publisher that lost a user's id must not reach everyone.
+    /// If the value has any other form, including null: a publisher without a user ID must not reach every client.
     pub fn from_json(raw: &RawValue) -> Result<Self, AudienceError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "lowercase")]
@@ -114,10 +120,10 @@ impl Audience {
         audience.check().map(|()| audience)
     }
 
-    /// Whether events can be published to it.
+    /// Checks whether events can be published to this audience.
     ///
     /// # Errors
-    /// If a name in it is not valid, or reserved for the hub.
+    /// If the user ID or topic is not valid, or the topic is reserved for the hub.
     pub fn check(&self) -> Result<(), AudienceError> {
         match self {
             Self::Everyone | Self::Connection(_) => Ok(()),
@@ -129,7 +135,7 @@ impl Audience {
     }
 }
 
-/// A user's id: a string, or the digits of a whole number, as in a token's `sub`.
+/// Parses a user ID: a string, or an integer, which is converted to its digits as in the claim `sub`.
 fn user_id(raw: &RawValue) -> Option<Arc<str>> {
     match json::number(raw) {
         Some(digits) => digits.parse::<i64>().ok().map(|number| number.to_string().into()),
@@ -138,19 +144,19 @@ fn user_id(raw: &RawValue) -> Option<Arc<str>> {
 }
 
 impl ConnectionId {
-    /// The upper and the lower half.
+    /// Returns the upper and the lower half of the ID.
     #[expect(clippy::cast_possible_truncation, reason = "each half is one of 64 bits")]
     pub const fn halves(self) -> [u64; 2] {
         [(self.0 >> 64) as u64, self.0 as u64]
     }
 
-    /// In which epoch a hub gave this name, as [`tag`](crate::lineage::tag) shortens it: the first [`TAG_BITS`]. 0:
-    /// that is not known. What others made up says nothing here.
+    /// Returns the tag ([`tag`](crate::lineage::tag)) of the epoch in which a hub issued this ID: its first
+    /// [`TAG_BITS`] bits. 0 means unknown. The tag of an ID that no hub issued has no meaning.
     pub const fn epoch_tag(self) -> u32 {
         (self.0 >> (u128::BITS - TAG_BITS)) as u32
     }
 
-    /// The id of an upper and a lower half.
+    /// Builds an ID from its upper and lower half.
     pub const fn from_halves([upper, lower]: [u64; 2]) -> Self {
         Self((upper as u128) << 64 | lower as u128)
     }
@@ -197,7 +203,7 @@ impl FromStr for ConnectionId {
     }
 }
 
-/// For people: `everyone`, `user:ID`, `connection:ID` or `topic:NAME`, as `fanfare publish --audience` reads it.
+/// `everyone`, `user:ID`, `connection:ID` or `topic:NAME`, the form that `fanfare publish --audience` accepts.
 impl fmt::Display for Audience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -214,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connection_id_is_written_as_a_uuid() {
+    fn a_connection_id_is_formatted_as_a_uuid() {
         let id = ConnectionId(0x0123_4567_89ab_8def_8123_4567_89ab_cdef);
         assert_eq!(id.to_string(), "01234567-89ab-8def-8123-456789abcdef");
         assert_eq!(id.to_string().parse(), Ok(id));
@@ -223,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_no_connection_id() {
+    fn other_text_is_not_a_connection_id() {
         for text in ["", "0123", "0123456789ab8def81234567 9abcdef", "01234567-89ab-8def-8123-456789abcdeg"] {
             assert_eq!(text.parse::<ConnectionId>(), Err(NotAConnectionId), "{text}");
         }
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn audiences_are_read_from_json() {
+    fn audiences_are_parsed_from_json() {
         let read = |text: &str| Audience::from_json(&RawValue::from_string(text.to_owned()).expect(text));
         assert_eq!(read("\"everyone\""), Ok(Audience::Everyone));
         assert_eq!(read("{\"user\":\"ann\"}"), Ok(Audience::User("ann".into())));

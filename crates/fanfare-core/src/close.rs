@@ -1,35 +1,35 @@
-//! Why connections end: one table of close codes, each with what a client should do about it.
+//! The table of close codes, with the reconnect policy of each.
 
-/// What a client should do after a close.
+/// The reconnect policy of a client after a close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reconnect {
-    /// Nothing: a new attempt would end the same way.
+    /// Do not reconnect: another attempt would end in the same way.
     Never,
-    /// Come back at once, with the cursor; wait longer after each failure.
+    /// Reconnect immediately with the cursor. The pause grows after each failure.
     Now,
-    /// Come back after a pause of some seconds with random spread.
+    /// Reconnect after some seconds, with random spread.
     Later,
-    /// Get a new token first, then come back.
+    /// Reconnect with a new token.
     WithNewToken,
 }
 
 macro_rules! close_codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $reconnect:ident;)+) => {
-        /// Why a connection was closed, as RFC 6455 section 7.4 numbers it; from 4000 on the numbers are fanfare's own.
+        /// A close code (RFC 6455 section 7.4). Codes from 4000 on are specific to fanfare.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u16)]
         pub enum CloseCode { $($(#[doc = $doc])+ $name = $code,)+ }
 
         impl CloseCode {
-            /// Every code a hub sends, in the order of their numbers.
+            /// All codes that a hub sends, in ascending order.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// Whether and when a client should come back.
+            /// Returns the reconnect policy of a client that is closed with this code.
             pub const fn reconnect(self) -> Reconnect {
                 match self { $(Self::$name => Reconnect::$reconnect),+ }
             }
 
-            /// What the code means, in a sentence.
+            /// Returns the meaning of the code as a sentence.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
             }
@@ -38,45 +38,46 @@ macro_rules! close_codes {
 }
 
 close_codes! {
-    /// The client asked for the close.
+    /// The client requested the close.
     Normal = 1000, Never;
-    /// The hub shuts down, or the browser leaves the page.
+    /// The hub shuts down, or the browser left the page.
     GoingAway = 1001, Later;
-    /// The client broke the WebSocket protocol.
+    /// The client violated the WebSocket protocol.
     Protocol = 1002, Never;
-    /// The client sent a binary message; fanfare speaks JSON in text messages.
+    /// The client sent a binary message. All messages are JSON in text messages.
     Unsupported = 1003, Never;
-    /// A text message was not valid UTF-8.
+    /// The client sent text that is not UTF-8.
     InvalidText = 1007, Never;
-    /// The token is missing or not valid; the reason says which.
+    /// The token was rejected. The reason begins with the error code.
     Policy = 1008, WithNewToken;
-    /// A frame or message is larger than the hub accepts.
+    /// A frame or message is too large.
     TooBig = 1009, Never;
     /// The hub failed.
     Internal = 1011, Later;
-    /// The hub is being replaced: come back when `goaway` said. Without one, come back at once.
+    /// The hub is being replaced. The client reconnects after the time in `goaway`, or immediately without a `goaway`.
     Restart = 1012, Now;
-    /// A limit on connections is reached; the reason says which.
+    /// A limit on connections was reached, or a dependency is unavailable. The reason begins with the setting or code.
     TryAgainLater = 1013, Later;
-    /// The hub heard nothing from the client for the heartbeat's timeout.
+    /// The client was silent for longer than the heartbeat timeout.
     HeartbeatTimeout = 4000, Now;
-    /// A newer socket took this `connection_id` over.
+    /// A newer socket took over the `connection_id`.
     Replaced = 4001, Never;
-    /// The client sent more messages a second than it may.
+    /// The client sent too many messages a second.
     TooManyMessages = 4002, Later;
-    /// An operator or the application ended the connection.
+    /// An operator or the application closed the connection.
     Disconnected = 4003, Never;
 }
 
 impl CloseCode {
-    /// The reason that goes with [`CloseCode::Replaced`].
-    pub const REPLACED: &str = "a newer socket took this connection over";
+    /// The close reason of [`CloseCode::Replaced`].
+    pub const REPLACED: &str = "a newer socket took over this connection_id";
 
-    /// The reason that goes with [`CloseCode::Restart`] where two nodes have a connection and it is not known which one's is newer.
+    /// The close reason of [`CloseCode::Restart`] if two nodes have a connection with the same connection ID and it is
+    /// unknown which one is newer.
     pub const UNDECIDED: &str =
-        "another node has this connection too, and it is not known which one is newer: connect again";
+        "another node also has a connection with this connection_id, and it is unknown which one is newer: reconnect";
 
-    /// The number on the wire.
+    /// Returns the code as it is sent in a close frame.
     pub const fn number(self) -> u16 {
         self as u16
     }
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_sorted_and_allowed_on_the_wire() {
+    fn the_table_is_sorted_and_has_only_codes_that_may_be_sent() {
         assert!(CloseCode::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
         for code in CloseCode::ALL {
             let n = code.number();

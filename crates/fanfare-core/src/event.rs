@@ -1,4 +1,4 @@
-//! What is published: a JSON object of which fanfare reads a few fields and passes on every one as it came.
+//! Published events: JSON objects of which fanfare reads a few fields and passes on every field unchanged.
 
 mod typed;
 
@@ -12,29 +12,29 @@ use crate::{
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
-/// The longest `event_id`, in bytes.
+/// Maximum length of an `event_id`, in bytes.
 pub const MAX_EVENT_ID_BYTES: usize = 128;
 
-/// The longest `type`, in bytes.
+/// Maximum length of a `type`, in bytes.
 pub const MAX_TYPE_BYTES: usize = 256;
 
-/// The longest `type` that [`Draft::validate`] accepts, in bytes.
+/// Maximum length of a `type` that [`Draft::validate`] accepts, in bytes.
 pub const MAX_STRICT_TYPE_BYTES: usize = 64;
 
-/// The first character of the types that are reserved for the hub; no event may have one of them.
+/// First character of the types that are reserved for the hub. No event can have such a type.
 pub const RESERVED_TYPE_PREFIX: char = '$';
 
-/// The field in which a hub says where an event stands in the log. What a publisher sends under this name is dropped.
+/// The field that holds the position of an event in the log. If a publisher sends it at the top level, it is dropped.
 pub const LOG_POSITION: &str = "log_position";
 
-/// How deep an event's arrays and objects may be nested.
+/// Maximum nesting depth of arrays and objects in an event.
 pub const MAX_DEPTH: usize = 64;
 
-/// The types of the frames that a hub or a client makes itself; no event may have one of them.
+/// The types of the protocol's own messages. No event can have such a type.
 pub const RESERVED_TYPES: &[&str] =
     &["ack", "ping", "pong", "error", "gap", "goaway", "subscribe", "unsubscribe", "auth", "auth_expiring"];
 
-/// An event, checked and complete: the JSON text that clients get, and its name.
+/// A checked and complete event: its type, its ID and the JSON text that clients receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     event_type: Box<str>,
@@ -42,68 +42,68 @@ pub struct Event {
     json: Box<str>,
 }
 
-/// An event on its way in: `event_id` and `timestamp` may still be missing.
+/// An incomplete event: `event_id`, `timestamp` and `data` may be missing. [`finish`](Self::finish) completes it.
 #[derive(Debug, Clone)]
 pub struct Draft {
     fields: Object,
 }
 
-/// Why an object can't be an event. Each message names the field and what it must be.
+/// Why a JSON text is not a valid event. Each message names the field and the rule that it violates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// Not a JSON object.
+    /// The text is not a JSON object, or has a duplicate field.
     #[error("not a JSON object: {0}")]
     Json(String),
-    /// Nested deeper than [`MAX_DEPTH`].
-    #[error("nested {depth} deep; at most {MAX_DEPTH} are allowed")]
+    /// The object is nested deeper than [`MAX_DEPTH`].
+    #[error("nested {depth} levels deep; at most {MAX_DEPTH} are allowed")]
     TooDeep {
-        /// How deep it is.
+        /// The nesting depth of the object.
         depth: usize,
     },
-    /// A field is missing that must be there.
+    /// A required field is missing.
     #[error("the field `{0}` is missing")]
     Missing(&'static str),
-    /// A field's value can't be used.
+    /// The value of a field is not valid.
     #[error("the field `{field}` {expected}")]
     Field {
         /// The field.
         field: &'static str,
-        /// What it must be, as the rest of a sentence.
+        /// The violated rule, as the predicate of a sentence whose subject is the field.
         expected: String,
     },
 }
 
 impl Event {
-    /// The value of `type`.
+    /// Returns the value of `type`.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// The value of `event_id`: no two events of a log have the same.
+    /// Returns the value of `event_id`, which identifies the event within its log.
     pub fn event_id(&self) -> &str {
         &self.event_id
     }
 
-    /// The whole event as clients get it.
+    /// Returns the JSON text of the event, without its position.
     pub fn json(&self) -> &str {
         &self.json
     }
 }
 
 impl Draft {
-    /// Starts an event of the given type from its `data`.
+    /// Creates an event of the given type with the given `data`.
     ///
     /// # Errors
-    /// If `data` can't be written as JSON.
+    /// If `data` cannot be serialised as JSON.
     pub fn new<T: Serialize>(event_type: &str, data: &T) -> Result<Self, EventError> {
         let draft = Self { fields: Object::default() };
         draft.with("type", &event_type)?.with("data", data)
     }
 
-    /// Reads an event from the JSON object that a publisher sent.
+    /// Parses an event from the JSON object that a publisher sent.
     ///
     /// # Errors
-    /// If the text isn't a JSON object, has a field twice or is nested too deep.
+    /// If the text is not a JSON object, has a duplicate field or is nested too deep.
     pub fn parse(text: &str) -> Result<Self, EventError> {
         let depth = json::depth(text);
         if depth > MAX_DEPTH {
@@ -116,7 +116,7 @@ impl Draft {
     /// Adds a field, or replaces its value.
     ///
     /// # Errors
-    /// If the value can't be written as JSON.
+    /// If the value cannot be serialised as JSON.
     pub fn with<T: Serialize>(mut self, field: &str, value: &T) -> Result<Self, EventError> {
         let raw = serde_json::value::to_raw_value(value).map_err(|error| EventError::Json(error.to_string()))?;
         match self.fields.0.iter_mut().find(|(name, _)| name == field) {
@@ -126,28 +126,29 @@ impl Draft {
         Ok(self)
     }
 
-    /// The JSON text of a field.
+    /// Returns the JSON text of a field's value.
     pub fn field(&self, name: &str) -> Option<&RawValue> {
         self.fields.get(name)
     }
 
-    /// Takes a field out of the event, such as one that is for the hub and not for the clients.
+    /// Removes a field and returns its value, such as a field for the hub that clients must not receive.
     pub fn take(&mut self, field: &str) -> Option<Box<RawValue>> {
         self.fields.take(field)
     }
 
-    /// Checks the fields as strictly as `validate_events` asks for: `event_id` and `timestamp` are strings, `data` is
-    /// an object, the type is a plain word, and the data of a known type has the shape of that type.
+    /// Checks the event against the rules of the setting `validate_events`: `event_id` and `timestamp` are strings,
+    /// `data` is an object, `type` has 1 to [`MAX_STRICT_TYPE_BYTES`] letters, digits and `_ - . : /`, and the `data`
+    /// of a known type has the fields of that type.
     ///
     /// # Errors
-    /// The first field that does not comply.
+    /// The first field that violates a rule.
     pub fn validate(&self) -> Result<(), EventError> {
         let event_type = self.text("type")?.ok_or(EventError::Missing("type"))?;
         if event_type.len() > MAX_STRICT_TYPE_BYTES {
             return Err(invalid("type", format!("must have 1 to {MAX_STRICT_TYPE_BYTES} bytes")));
         }
         if !event_type.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:/".contains(&b)) {
-            return Err(invalid("type", "may have only letters, digits and _ - . : /"));
+            return Err(invalid("type", "must contain only letters, digits and _ - . : /"));
         }
         self.text("event_id")?;
         self.text("timestamp")?;
@@ -158,14 +159,18 @@ impl Draft {
         typed::check(&event_type, data)
     }
 
-    /// Completes the event: a missing `event_id` is taken from `fresh_id`, a missing `timestamp` is `unix_ms`, a
-    /// missing `data` is `{}` unless there is a `payload`. An `event_id` that is a number becomes the text of that
-    /// number, and an `event_id` or `timestamp` of null counts as missing, as does an `event_id` that [`is_absent`]. A
-    /// [`LOG_POSITION`], as in a frame that the publisher received and forwards, is dropped. All other fields stay as
-    /// they came and in their order.
+    /// Completes the event:
+    ///
+    /// - A missing `event_id` is generated by `fresh_id`. An `event_id` that is null or [absent](is_absent) counts as
+    ///   missing; a number is converted to its digits.
+    /// - A missing or null `timestamp` is set to `unix_ms`, in milliseconds since 1970-01-01T00:00:00Z.
+    /// - A missing `data` is set to `{}`, unless the event has a `payload`.
+    /// - A [`LOG_POSITION`] is dropped, so that a received message can be published again as it is.
+    ///
+    /// All other fields keep their order and their text.
     ///
     /// # Errors
-    /// If `type` is missing or reserved, or `event_id` cannot be a cursor.
+    /// If `type` is missing or reserved, or `event_id` is not valid as a cursor.
     pub fn finish(mut self, unix_ms: u64, fresh_id: impl FnOnce() -> String) -> Result<Event, EventError> {
         let event_type = self.text("type")?.ok_or(EventError::Missing("type"))?;
         check_type(&event_type)?;
@@ -178,20 +183,20 @@ impl Draft {
             check_event_id(id)?;
         }
 
-        let made_id = event_id.is_none();
+        let generated = event_id.is_none();
         let event_id = event_id.unwrap_or_else(fresh_id);
-        let json = self.compose(made_id.then_some(event_id.as_str()), unix_ms);
+        let json = self.compose(generated.then_some(event_id.as_str()), unix_ms);
         Ok(Event { event_type: event_type.into(), event_id: event_id.into(), json: json.into() })
     }
 
-    /// Writes the fields in their order, what was missing behind `type`.
-    fn compose(&self, made_id: Option<&str>, unix_ms: u64) -> String {
+    /// Writes the fields in their order, with a missing `event_id` and `timestamp` after `type`.
+    fn compose(&self, generated_id: Option<&str>, unix_ms: u64) -> String {
         let length: usize = self.fields.0.iter().map(|(key, value)| key.len() + value.get().len() + 4).sum();
         let mut json = String::with_capacity(length + 128);
         for (key, value) in &self.fields.0 {
             push_field(&mut json, key, value.get());
             if key == "type" {
-                if let Some(id) = made_id {
+                if let Some(id) = generated_id {
                     push_field(&mut json, "event_id", &quoted(id));
                 }
                 if self.fields.get("timestamp").is_none() {
@@ -206,7 +211,7 @@ impl Draft {
         json
     }
 
-    /// A field that must be a string where it is there.
+    /// Reads an optional field that must be a string.
     fn text(&self, field: &'static str) -> Result<Option<String>, EventError> {
         let Some(raw) = self.fields.get(field) else {
             return Ok(None);
@@ -214,7 +219,7 @@ impl Draft {
         serde_json::from_str(raw.get()).map(Some).map_err(|_| invalid(field, "must be a string"))
     }
 
-    /// A field that names something: a string, or a number, which is replaced by its digits as a string.
+    /// Reads an optional field that is an ID: a string or a number. A number is replaced by its digits as a string.
     fn id(&mut self, field: &'static str) -> Result<Option<String>, EventError> {
         let Some((_, raw)) = self.fields.0.iter_mut().find(|(name, _)| name == field) else {
             return Ok(None);
@@ -238,8 +243,10 @@ impl Draft {
     }
 }
 
-/// Whether a text is what scripts write for a value that they do not have. A client's cursor with such a text counts as
-/// no cursor, so no event may have it as its id: who saw it last would lose what follows.
+/// Returns whether a text counts as an absent value: empty, white space, `null`, `undefined`, `NaN` or `None`.
+///
+/// Scripts write such texts for a missing value. A cursor with such a text counts as absent, so no event can have it as
+/// its `event_id`: a client with that cursor would miss the events after it.
 pub fn is_absent(text: &str) -> bool {
     ["", "null", "undefined", "NaN", "None"].contains(&text.trim())
 }
@@ -263,25 +270,25 @@ fn invalid(field: &'static str, expected: impl Into<String>) -> EventError {
     EventError::Field { field, expected: expected.into() }
 }
 
-/// Whether an event may have this type.
+/// Checks whether an event can have this type.
 ///
 /// # Errors
-/// If it is empty, too long, reserved or has control characters.
+/// If the type is empty, longer than [`MAX_TYPE_BYTES`], reserved, or contains control characters.
 pub fn check_type(event_type: &str) -> Result<(), EventError> {
     if event_type.is_empty() || event_type.len() > MAX_TYPE_BYTES {
         return Err(invalid("type", format!("must have 1 to {MAX_TYPE_BYTES} bytes")));
     }
     if event_type.chars().any(char::is_control) {
-        return Err(invalid("type", "must have no control characters"));
+        return Err(invalid("type", "must not contain control characters"));
     }
     if event_type.starts_with(RESERVED_TYPE_PREFIX) {
         return Err(invalid(
             "type",
-            format!("can't be `{event_type}`: types that begin with $ are reserved for the hub"),
+            format!("must not be `{event_type}`: types that begin with $ are reserved for the hub"),
         ));
     }
     if RESERVED_TYPES.contains(&event_type) {
-        return Err(invalid("type", format!("can't be `{event_type}`: that type belongs to the protocol")));
+        return Err(invalid("type", format!("must not be `{event_type}`: this type belongs to the protocol")));
     }
     Ok(())
 }
@@ -291,10 +298,13 @@ fn check_event_id(id: &str) -> Result<(), EventError> {
         return Err(invalid("event_id", format!("must have 1 to {MAX_EVENT_ID_BYTES} bytes")));
     }
     if id.chars().any(char::is_control) {
-        return Err(invalid("event_id", "must have no control characters"));
+        return Err(invalid("event_id", "must not contain control characters"));
     }
     if id.parse::<Position>().is_ok() {
-        return Err(invalid("event_id", "has the form of a position, which only the hub gives"));
+        return Err(invalid(
+            "event_id",
+            "must not have the form of a position (pos-EPOCH-SEQUENCE): positions are reserved for the hub",
+        ));
     }
     Ok(())
 }
@@ -308,15 +318,18 @@ mod tests {
     }
 
     #[test]
-    fn everything_passes_through_in_order() {
-        let text = r#"{"z":[1.0, 2e5],"type":"note","event_id":"n1","timestamp":"2026-01-01T00:00:00","data":{"b":1,"a":12345678901234567890},"a":null}"#;
+    fn all_fields_keep_their_order_and_text() {
+        let text = concat!(
+            r#"{"z":[1.0, 2e5],"type":"note","event_id":"n1","timestamp":"2026-01-01T00:00:00","#,
+            r#""data":{"b":1,"a":12345678901234567890},"a":null}"#
+        );
         let event = finish(text).expect("valid");
         assert_eq!(event.json(), text);
         assert_eq!((event.event_type(), event.event_id()), ("note", "n1"));
     }
 
     #[test]
-    fn what_is_missing_is_added_behind_the_type() {
+    fn missing_fields_are_added_after_the_type() {
         let event = finish(r#"{"type":"note","extra":true}"#).expect("valid");
         assert_eq!(
             event.json(),
@@ -325,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_of_a_frame_that_is_forwarded_is_dropped() {
+    fn the_log_position_of_a_forwarded_event_is_dropped() {
         let event = finish(r#"{"type":"note","event_id":"n","timestamp":"t","data":{},"log_position":"pos-1-2"}"#);
         assert_eq!(event.expect("valid").json(), r#"{"type":"note","event_id":"n","timestamp":"t","data":{}}"#);
     }
@@ -340,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_event_is_refused_by_name() {
+    fn an_invalid_event_is_rejected_with_the_name_of_the_field() {
         let deep = format!(r#"{{"type":"note","data":{{"a":{}{}}}}}"#, "[".repeat(70), "]".repeat(70));
         for (text, says) in [
             ("[]", "not a JSON object"),
@@ -348,14 +361,14 @@ mod tests {
             (r#"{"data":{}}"#, "`type` is missing"),
             (r#"{"type":7}"#, "`type` must be a string"),
             (r#"{"type":""}"#, "`type` must have 1 to 256"),
-            (r#"{"type":"a\u001bb"}"#, "`type` must have no control"),
+            (r#"{"type":"a\u001bb"}"#, "`type` must not contain control"),
             (r#"{"type":"$sys"}"#, "reserved for the hub"),
             (r#"{"type":"ping"}"#, "belongs to the protocol"),
-            (r#"{"type":"a","type":"b"}"#, "stands twice"),
-            (r#"{"type":"note","event_id":"a\nb"}"#, "`event_id` must have no control"),
+            (r#"{"type":"a","type":"b"}"#, "duplicate field"),
+            (r#"{"type":"note","event_id":"a\nb"}"#, "`event_id` must not contain control"),
             (r#"{"type":"note","event_id":"pos-1-2"}"#, "form of a position"),
             (r#"{"type":"note","event_id":{}}"#, "`event_id` must be a string or a number"),
-            (&deep, "nested 72 deep"),
+            (&deep, "nested 72 levels deep"),
         ] {
             let error = finish(text).expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
@@ -363,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_could_not_be_a_cursor_is_replaced() {
+    fn an_event_id_that_counts_as_an_absent_cursor_is_replaced() {
         for absent in ["", " ", "null", "undefined", "NaN", "None", " None\u{a0}"] {
             let event = finish(&format!(r#"{{"type":"note","event_id":"{absent}"}}"#)).expect(absent);
             assert_eq!(event.event_id(), "fresh", "{absent:?}");
@@ -378,7 +391,7 @@ mod tests {
         let long = format!(r#"{{"type":"{}"}}"#, "x".repeat(65));
         for (text, says) in [
             (long.as_str(), "`type` must have 1 to 64"),
-            (r#"{"type":"a b"}"#, "`type` may have only"),
+            (r#"{"type":"a b"}"#, "`type` must contain only"),
             (r#"{"type":"note","event_id":5}"#, "`event_id` must be a string"),
             (r#"{"type":"note","timestamp":5}"#, "`timestamp` must be a string"),
             (r#"{"type":"note","data":[]}"#, "`data` must be a JSON object"),
@@ -393,7 +406,7 @@ mod tests {
             let draft = Draft::parse(text).expect(text);
             let error = draft.validate().expect_err(text).to_string();
             assert!(error.contains(says), "{text}: {error}");
-            assert!(finish(text).is_ok(), "{text}: it is an event all the same");
+            assert!(finish(text).is_ok(), "{text}: it is valid without strict validation");
         }
     }
 
@@ -408,14 +421,17 @@ mod tests {
         let event = Draft::try_from(&update).and_then(|draft| draft.finish(0, || "e".to_owned())).expect("valid");
         assert_eq!(
             event.json(),
-            r#"{"type":"task_status_update","event_id":"e","timestamp":"1970-01-01T00:00:00.000Z","data":{"task_id":"t1","status":"in_progress","progress":50.0}}"#
+            concat!(
+                r#"{"type":"task_status_update","event_id":"e","timestamp":"1970-01-01T00:00:00.000Z","#,
+                r#""data":{"task_id":"t1","status":"in_progress","progress":50.0}}"#
+            )
         );
         update.progress = Some(100.5);
         assert!(Draft::try_from(&update).is_err());
     }
 
     #[test]
-    fn every_status_is_in_the_list_of_names() {
+    fn every_name_of_a_status_is_parsed() {
         for name in TaskStatus::NAMES {
             let status: TaskStatus = serde_json::from_value(Value::from(*name)).expect(name);
             assert_eq!(serde_json::to_value(status).expect("a string"), *name);

@@ -1,4 +1,4 @@
-//! JSON objects whose fields keep their order and their text. Knows nothing of what the fields mean.
+//! JSON objects whose fields keep their order and their text. This module does not interpret the fields.
 
 use serde::{
     Deserialize, Deserializer,
@@ -7,11 +7,11 @@ use serde::{
 use serde_json::value::RawValue;
 use std::fmt;
 
-/// The fields of a JSON object in the order they came, each value as the text that it was.
+/// The fields of a JSON object in their original order, each value as its original text.
 #[derive(Debug, Clone, Default)]
 pub struct Object(pub Vec<(String, Box<RawValue>)>);
 
-/// How deep arrays and objects are nested in a JSON text: 0 for a plain value.
+/// Returns the nesting depth of arrays and objects in a JSON text: 0 for a scalar.
 pub fn depth(text: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in text.bytes() {
@@ -30,13 +30,13 @@ pub fn depth(text: &str) -> usize {
     deepest
 }
 
-/// The digits of a value that is a number, as they were written.
+/// Returns the text of a value that is a number; `None` for any other value.
 pub fn number(raw: &RawValue) -> Option<&str> {
     let text = raw.get();
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(text)
 }
 
-/// A JSON object without one of its fields; `None` if the text is not one.
+/// Removes a field from the text of a JSON object. Returns `None` if the text is not a JSON object.
 pub fn without(text: &[u8], field: &str) -> Option<Vec<u8>> {
     let mut object: Object = serde_json::from_slice(text).ok()?;
     object.take(field);
@@ -55,12 +55,12 @@ pub fn without(text: &[u8], field: &str) -> Option<Vec<u8>> {
 }
 
 impl Object {
-    /// The text of a field's value.
+    /// Returns the text of a field's value.
     pub fn get(&self, key: &str) -> Option<&RawValue> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| &**v)
     }
 
-    /// Takes a field out.
+    /// Removes a field and returns its value.
     pub fn take(&mut self, key: &str) -> Option<Box<RawValue>> {
         let at = self.0.iter().position(|(k, _)| k == key)?;
         Some(self.0.remove(at).1)
@@ -68,7 +68,7 @@ impl Object {
 }
 
 impl<'de> Deserialize<'de> for Object {
-    /// Refuses a field that stands twice: which of the two counts would depend on the reader.
+    /// Rejects duplicate fields: parsers disagree on which of the two values counts.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
 
@@ -84,7 +84,7 @@ impl<'de> Deserialize<'de> for Object {
                 let mut seen = hashbrown::HashSet::with_hasher(foldhash::fast::RandomState::default());
                 while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
                     if !seen.insert(key.clone()) {
-                        return Err(serde::de::Error::custom(format_args!("the field {key:?} stands twice")));
+                        return Err(serde::de::Error::custom(format_args!("duplicate field {key:?}")));
                     }
                     object.0.push((key, value));
                 }
@@ -117,8 +117,8 @@ mod tests {
 
     // attack: an event with a duplicate field that readers may understand differently => rejected
     #[test]
-    fn a_field_that_stands_twice_is_refused() {
-        let error = serde_json::from_str::<Object>(r#"{"a":1,"b":2,"a":3}"#).expect_err("twice");
-        assert!(error.to_string().contains("\"a\" stands twice"), "{error}");
+    fn a_duplicate_field_is_rejected() {
+        let error = serde_json::from_str::<Object>(r#"{"a":1,"b":2,"a":3}"#).expect_err("duplicate");
+        assert!(error.to_string().contains("duplicate field \"a\""), "{error}");
     }
 }

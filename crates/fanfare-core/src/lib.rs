@@ -1,7 +1,7 @@
 //! The core of fanfare: events, the window, sessions and WebSocket frames.
 //!
-//! Nothing here does I/O. There is no socket, clock, source of randomness or async runtime in this crate: time
-//! and bytes are arguments, and what is to be done comes back as a value for a driver to carry out.
+//! This crate does no I/O. It contains no socket, clock, source of randomness or async runtime. Time and bytes are
+//! arguments; actions are returned as values, and a driver carries them out.
 
 #![forbid(unsafe_code)]
 

@@ -1,13 +1,13 @@
-//! Which epochs a log is made of, and what a position of each of them is still worth.
+//! The epochs of a log, and the validity of positions from each of them.
 //!
-//! A log that was cut short, because what held it lost its newest entries, goes on under a new epoch. Its sequences go
-//! on from where the cut left them, so the same number can stand for one event in the old epoch and for another in the
-//! new one. The lineage tells which of the old positions still mean what they meant.
+//! A log whose backend lost its newest entries continues under a new epoch. Its sequences continue from the cut, so the
+//! same sequence can identify one event in the old epoch and a different event in the new one. The lineage determines
+//! which positions of old epochs still identify the same event.
 
 use crate::{Position, audience::TAG_BITS};
 use std::{fmt, str::FromStr};
 
-/// How many epochs are remembered. A cursor of an older one is of another log.
+/// Maximum number of epochs that a lineage retains. A cursor of an older epoch counts as a cursor of another log.
 const MAX_EPOCHS: usize = 64;
 
 /// The epochs of one log, oldest first. Never empty.
@@ -17,70 +17,70 @@ pub struct Lineage(Vec<Epoch>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Epoch {
     id: u64,
-    /// The sequence behind which it began: what survived of the epochs before it.
+    /// The sequence after which the epoch began: the last entry of the earlier epochs that survived.
     after: u64,
     loss: Loss,
 }
 
-/// What of the epochs before may be lost where an epoch began.
+/// What may have been lost from earlier epochs at the start of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// Nothing that was acknowledged, as far as anyone can know.
+    /// No acknowledged event.
     Nothing,
-    /// What lay behind the cut, or ids that the log remembered of events it had evicted: such an event may be published
-    /// again, and then stands behind the cut.
+    /// Entries after the cut, or remembered IDs of evicted events. Such an event may be published again, and is then
+    /// appended after the cut.
     Ids {
-        /// When the epoch began, in milliseconds since 1970-01-01T00:00:00Z of the log's clock.
+        /// When the epoch began, by the log's clock, in milliseconds since 1970-01-01T00:00:00Z.
         began_ms: u64,
     },
-    /// Any event that was acknowledged.
+    /// Any acknowledged event.
     Events {
-        /// As above.
+        /// When the epoch began, by the log's clock, in milliseconds since 1970-01-01T00:00:00Z.
         began_ms: u64,
     },
 }
 
-/// What a cursor is worth.
+/// The place of a cursor in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// It stands at this sequence.
+    /// The cursor is valid, at this sequence.
     At(u64),
-    /// Something behind it is lost, or may be; what is known to be good goes on from this sequence.
+    /// Events after the cursor are lost or may be lost. Delivery can continue after this sequence, behind a gap.
     Broken(u64),
-    /// It is of another log.
+    /// The cursor belongs to another log.
     Unknown,
 }
 
 /// The text is not the text form of a [`Lineage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a lineage: expected EPOCH:AFTER, EPOCH:AFTER?MS or EPOCH:AFTER!MS, with commas between")]
+#[error("not a lineage: expected EPOCH:AFTER, EPOCH:AFTER?MS or EPOCH:AFTER!MS, separated by commas")]
 pub struct NotALineage;
 
 impl Lineage {
-    /// A log that begins.
+    /// Creates the lineage of a new log with a single epoch.
     pub fn new(epoch: u64) -> Self {
         Self(vec![Epoch { id: epoch, after: 0, loss: Loss::Nothing }])
     }
 
-    /// A log that begins at a time, in milliseconds since 1970-01-01T00:00:00Z: it is unknown what was
-    /// published before that, and which clients received it.
+    /// Creates the lineage of a log that begins at `unix_ms`, in milliseconds since 1970-01-01T00:00:00Z. It is unknown
+    /// which events were published before that time, and which clients received them.
     pub fn begun(epoch: u64, unix_ms: u64) -> Self {
         Self(vec![Epoch { id: epoch, after: 0, loss: Loss::Events { began_ms: unix_ms } }])
     }
 
-    /// The epoch that the newest entries are of.
+    /// Returns the epoch of the newest entries.
     pub fn current(&self) -> u64 {
         self.0.last().map_or(0, |epoch| epoch.id)
     }
 
-    /// Goes on under a new epoch behind the sequence `after`.
+    /// Continues the log under a new epoch after the sequence `after`.
     pub fn begin(&mut self, epoch: u64, after: u64, loss: Loss) {
         self.0.push(Epoch { id: epoch, after, loss });
         let surplus = self.0.len().saturating_sub(MAX_EPOCHS);
         self.0.drain(..surplus);
     }
 
-    /// What a position is worth in this log, whose head is at `head`.
+    /// Returns the place of a position in this log, whose head is at `head`.
     pub fn place(&self, position: Position, head: u64) -> Place {
         let Some(at) = self.0.iter().rposition(|epoch| epoch.id == position.epoch) else {
             return Place::Unknown;
@@ -94,45 +94,50 @@ impl Lineage {
         }
     }
 
-    /// What the place of an event is worth that is held, for a client that names the event as the last one it saw: the
-    /// client may have seen it at another place, which is lost. `horizon_ms`: how long the log knows an id again.
-    /// `tag`: the epoch in which the client was named ([`tag`]); what was lost before that it has not seen.
+    /// Returns the place of a retained event for a client whose cursor is the `event_id` of that event.
+    ///
+    /// The event may have been published again after a loss, and the client may have received it at an earlier
+    /// position that is lost. `sequence` and `appended_ms` are the event's current sequence and time of append.
+    /// `horizon_ms` is how long the log recognises an ID. `tag` is the epoch in which the client's connection ID was
+    /// issued ([`tag`]): the client cannot have received events that were lost before that epoch.
     pub fn place_of_event(&self, sequence: u64, appended_ms: u64, horizon_ms: u64, tag: u32) -> Place {
         let known = self.0.iter().position(|epoch| self::tag(epoch.id) == tag).map_or(0, |at| at + 1);
-        let doubtful = self.0[known..].iter().any(|epoch| {
+        let uncertain = self.0[known..].iter().any(|epoch| {
             let (Loss::Ids { began_ms } | Loss::Events { began_ms }) = epoch.loss else { return false };
             if sequence <= epoch.after {
                 return matches!(epoch.loss, Loss::Events { .. });
             }
+            // Publishers do not reuse an ID after the horizon, so a later append does not repeat a lost event.
             appended_ms <= began_ms.saturating_add(horizon_ms)
         });
-        if doubtful { Place::Broken(sequence) } else { Place::At(sequence) }
+        if uncertain { Place::Broken(sequence) } else { Place::At(sequence) }
     }
 
-    /// Whether events may have been lost since a client was named, as of which epoch `tag` says; 0: at any time since the log began.
+    /// Returns whether events may have been lost since the epoch `tag`, in which a connection ID was issued. A `tag` of
+    /// 0 covers the whole lifetime of the log.
     pub fn lost_since(&self, tag: u32) -> bool {
         let known = self.0.iter().position(|epoch| self::tag(epoch.id) == tag).unwrap_or(0);
         self.0[known + 1..].iter().any(|epoch| matches!(epoch.loss, Loss::Events { .. }))
     }
 
-    /// Up to which sequence this log, whose head is at `head`, and another hold the same; `None` if they have nothing
-    /// in common.
+    /// Returns the last sequence that this log, whose head is at `head`, has in common with another log; `None` if they
+    /// share no epoch.
     pub fn shared_with(&self, head: u64, other: &Self, other_head: u64) -> Option<u64> {
         let common = self.0.iter().rev().find(|epoch| other.0.contains(epoch))?;
         Some(self.end_of(common.id, head).min(other.end_of(common.id, other_head)))
     }
 
-    /// Whether this log knows how the other one's newest epoch goes on.
+    /// Returns whether this lineage contains the newest epoch of `other`.
     pub fn extends(&self, other: &Self) -> bool {
         other.0.last().is_some_and(|newest| self.0.contains(newest))
     }
 
-    /// The epoch of an entry at `sequence`; `None` if it is older than all that is remembered.
+    /// Returns the epoch of the entry at `sequence`; `None` if the entry is older than all retained epochs.
     pub fn epoch_at(&self, sequence: u64) -> Option<u64> {
         self.0.iter().rev().find(|epoch| epoch.after < sequence).map(|epoch| epoch.id)
     }
 
-    /// Up to where this log goes on with the other one's newest epoch; `None`: as far as that goes.
+    /// Returns the sequence at which this lineage ends the newest epoch of `other`; `None` if it does not end it.
     pub fn cut_of(&self, other: &Self) -> Option<u64> {
         Some(self.end_of(other.current(), u64::MAX)).filter(|end| *end < u64::MAX)
     }
@@ -143,7 +148,7 @@ impl Lineage {
     }
 }
 
-/// A short name of an epoch, which fits into the name of a connection ([`ConnectionId::epoch_tag`]). Never 0.
+/// Returns a short identifier of an epoch that fits into a connection ID ([`ConnectionId::epoch_tag`]). It is never 0.
 ///
 /// [`ConnectionId::epoch_tag`]: crate::ConnectionId::epoch_tag
 pub const fn tag(epoch: u64) -> u32 {
@@ -175,7 +180,7 @@ impl FromStr for Lineage {
             let loss = match mark.as_bytes().first() {
                 None => Loss::Nothing,
                 Some(b'?') => Loss::Ids { began_ms: mark[1..].parse().ok()? },
-                // Nodes of an older version wrote no time.
+                // Nodes of older versions write no time.
                 Some(_) if mark.len() == 1 => Loss::Events { began_ms: 0 },
                 Some(_) => Loss::Events { began_ms: mark[1..].parse().ok()? },
             };
@@ -194,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_of_what_survived_stay_good() {
+    fn positions_of_surviving_entries_stay_valid() {
         let mut lineage = Lineage::new(1);
         lineage.begin(2, 95, Loss::Nothing);
         assert_eq!(lineage.current(), 2);
@@ -204,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_and_deeper_cut_counts() {
+    fn a_later_and_deeper_cut_applies_to_all_earlier_epochs() {
         let mut lineage = Lineage::new(1);
         lineage.begin(2, 95, Loss::Nothing);
         lineage.begin(3, 90, Loss::Nothing);
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_loss_that_nobody_can_rule_out_every_older_cursor_is_told() {
+    fn a_possible_loss_of_events_breaks_every_older_cursor() {
         let mut lineage = Lineage::new(1);
         lineage.begin(2, 95, Loss::Events { began_ms: 1_000 });
         assert_eq!(place(&lineage, 1, 50), Place::Broken(50));
@@ -223,12 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_behind_a_loss_is_doubtful_for_the_horizon_unless_its_client_came_later() {
+    fn an_event_id_after_a_loss_is_broken_for_the_horizon_unless_the_connection_id_was_issued_later() {
         for loss in [Loss::Events { began_ms: 1_000 }, Loss::Ids { began_ms: 1_000 }] {
             let mut lineage = Lineage::new(1);
             lineage.begin(2, 95, loss);
             lineage.begin(3, 97, Loss::Nothing);
-            for (sequence, appended_ms, named_in, good) in [
+            for (sequence, appended_ms, issued_in, valid) in [
                 (95, 900, None, loss != Loss::Events { began_ms: 1_000 }),
                 (95, 900, Some(2), true),
                 (96, 1_100, None, false),
@@ -238,9 +243,9 @@ mod tests {
                 (99, 1_100, Some(3), true),
                 (99, 1_101, None, true),
             ] {
-                let place = lineage.place_of_event(sequence, appended_ms, 100, named_in.map_or(0, tag));
-                let expected = if good { Place::At(sequence) } else { Place::Broken(sequence) };
-                assert_eq!(place, expected, "{loss:?} {sequence} {appended_ms} {named_in:?}");
+                let place = lineage.place_of_event(sequence, appended_ms, 100, issued_in.map_or(0, tag));
+                let expected = if valid { Place::At(sequence) } else { Place::Broken(sequence) };
+                assert_eq!(place, expected, "{loss:?} {sequence} {appended_ms} {issued_in:?}");
             }
         }
         let begun = Lineage::begun(7, 1_000);
@@ -250,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_are_the_same_up_to_the_first_cut_that_one_of_them_does_not_know() {
+    fn two_logs_are_equal_up_to_the_first_cut_that_only_one_of_them_has() {
         let old = Lineage::new(1);
         let mut new = old.clone();
         new.begin(2, 95, Loss::Nothing);
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn text_form_comes_back() {
+    fn the_text_form_round_trips() {
         let mut lineage = Lineage::new(0xfa);
         lineage.begin(0xfb, 95, Loss::Events { began_ms: 7 });
         lineage.begin(0xfc, 96, Loss::Ids { began_ms: 8 });
@@ -279,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_epochs_are_forgotten() {
+    fn the_oldest_epochs_are_dropped() {
         let mut lineage = Lineage::new(0);
         (1..100).for_each(|epoch| lineage.begin(epoch, epoch, Loss::Nothing));
         assert_eq!((place(&lineage, 35, 1), place(&lineage, 36, 1)), (Place::Unknown, Place::At(1)));

@@ -1,17 +1,17 @@
-//! A place in the log. Knows its text form, and nothing of what stands there.
+//! Positions in the log and their text form.
 
 use std::{fmt, str::FromStr};
 
-/// A place in the log: which log (`epoch`) and how many events it held up to here (`sequence`).
+/// A position in the log: the log's `epoch` and the `sequence` of an event.
 ///
-/// Sequences are dense: the first event of a log has 1, and 0 is the place before it. Two positions of different
-/// epochs can't be compared; an epoch changes only when a log was lost.
+/// Sequences are dense. The first event of a log has sequence 1, and sequence 0 is the position before it. Positions of
+/// different epochs cannot be compared. The epoch changes only when a log was lost or cut.
 ///
-/// The text form (`pos-1f00c3-42`) serves as the `event_id` of the frames a hub makes itself, so that a client that
-/// stores the last `event_id` it saw resumes exactly, whatever that frame was.
+/// The text form (`pos-1f00c3-42`) is the `event_id` of the messages that the hub creates. A client that stores the
+/// `event_id` of such a message therefore resumes at exactly that position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Which log this is a place in.
+    /// The epoch of the log.
     pub epoch: u64,
     /// The number of events of that log up to and including this place.
     pub sequence: u64,
@@ -37,7 +37,7 @@ impl FromStr for Position {
             epoch: u64::from_str_radix(epoch, 16).map_err(|_| NotAPosition)?,
             sequence: sequence.parse().map_err(|_| NotAPosition)?,
         };
-        // One text a position: `+1`, `007` or upper-case digits are somebody else's identifiers.
+        // Each position has one text form: `+1`, `007` or upper-case digits are identifiers of publishers.
         (position.to_string() == text).then_some(position).ok_or(NotAPosition)
     }
 }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_form_comes_back() {
+    fn the_text_form_round_trips() {
         for (epoch, sequence) in [(0, 0), (0x1f_00c3, 42), (u64::MAX, u64::MAX)] {
             let position = Position { epoch, sequence };
             assert_eq!(position.to_string().parse(), Ok(position));
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_refused() {
+    fn other_text_is_rejected() {
         for text in ["", "pos-", "pos-1", "pos-1-", "pos--1", "pos-1-+2", "pos-01-2", "pos-A-2", "pos-1-2-3", "evt_1"] {
             assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text}");
         }

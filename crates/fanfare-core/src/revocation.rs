@@ -1,4 +1,4 @@
-//! Tokens that are no longer believed, though their signature is right. Knows neither clocks nor how tokens are verified.
+//! Revoked tokens. This module reads no clock and does not verify tokens.
 
 use crate::Grant;
 use std::{
@@ -6,54 +6,56 @@ use std::{
     sync::Arc,
 };
 
-/// Which tokens are no longer believed.
+/// A revocation of one or more tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Revocation {
-    /// Those of a user that were issued before a time. One that does not say when it was issued counts as the oldest.
+    /// All tokens of a user that were issued before a time. A token without `iat` counts as older than any other.
     User {
-        /// Whose, by the claim `sub`.
+        /// The user, from the claim `sub`.
         user: Arc<str>,
-        /// The time, in seconds since 1970-01-01T00:00:00Z.
+        /// Tokens issued before this time are revoked, in seconds since 1970-01-01T00:00:00Z.
         before: u64,
     },
     /// One token.
     Token {
-        /// Which, as [`Grant::token`] has it.
+        /// The token, as in [`Grant::token`].
         token: u64,
     },
-    /// Those of one login.
+    /// All tokens of one login.
     Session {
-        /// Which, as [`Grant::session`] has it.
+        /// The login, as in [`Grant::session`].
         session: u64,
-        /// When the last of its tokens has expired, in seconds since 1970-01-01T00:00:00Z: the revocation can be dropped then.
+        /// When the last token of the login expires, in seconds since 1970-01-01T00:00:00Z. The revocation is dropped
+        /// after that time.
         until: u64,
     },
-    /// Everybody's that were issued before a time.
+    /// All tokens of all users that were issued before a time.
     Everyone {
-        /// The time, in seconds since 1970-01-01T00:00:00Z.
+        /// Tokens issued before this time are revoked, in seconds since 1970-01-01T00:00:00Z.
         before: u64,
     },
 }
 
-/// All tokens that are no longer believed.
+/// The set of all revocations.
 #[derive(Debug, Clone, Default)]
 pub struct Revocations {
-    /// By user, in seconds since 1970-01-01T00:00:00Z.
+    /// By user: tokens issued before this time are revoked, in seconds since 1970-01-01T00:00:00Z.
     users: HashMap<Arc<str>, u64>,
     tokens: HashSet<u64>,
-    /// By login: until when each matters, in seconds since 1970-01-01T00:00:00Z.
+    /// By login: when its last token expires, in seconds since 1970-01-01T00:00:00Z.
     sessions: HashMap<u64, u64>,
     everyone: u64,
 }
 
 impl Revocation {
-    /// Whether it concerns a token that allows `grant`.
+    /// Returns whether this revocation applies to the token behind `grant`.
     pub fn concerns(&self, grant: &Grant) -> bool {
         self.covers(&grant.user, grant.token, grant.session, grant.issued_at)
     }
 
-    /// Whether it concerns a token of `user` with its own id, its login and its time of issue, in seconds since
-    /// 1970-01-01T00:00:00Z, if it has them.
+    /// Returns whether this revocation applies to a token of `user` with the given ID, login and time of issue.
+    ///
+    /// `issued_at` is in seconds since 1970-01-01T00:00:00Z. A token without it counts as older than any other.
     pub fn covers(&self, user: &str, token: Option<u64>, session: Option<u64>, issued_at: Option<u64>) -> bool {
         let issued_at = issued_at.unwrap_or(0);
         match self {
@@ -66,7 +68,7 @@ impl Revocation {
 }
 
 impl Revocations {
-    /// Adds one. Returns whether that is news.
+    /// Adds a revocation. Returns whether it revokes tokens that were not revoked before.
     pub fn add(&mut self, revocation: Revocation) -> bool {
         match revocation {
             Revocation::User { user, before } => {
@@ -79,7 +81,7 @@ impl Revocations {
         }
     }
 
-    /// Whether a token that allows `grant` is no longer believed.
+    /// Returns whether the token behind `grant` is revoked.
     pub fn concern(&self, grant: &Grant) -> bool {
         let issued_at = grant.issued_at.unwrap_or(0);
         issued_at < self.everyone
@@ -88,12 +90,12 @@ impl Revocations {
             || grant.session.is_some_and(|session| self.sessions.contains_key(&session))
     }
 
-    /// Drops the revocations of logins whose tokens have all expired.
+    /// Drops the revocations of logins whose tokens have all expired at `unix_secs`.
     pub fn drop_expired(&mut self, unix_secs: u64) {
         self.sessions.retain(|_, until| *until >= unix_secs);
     }
 
-    /// Whether it, or a later one of its kind, is among them.
+    /// Returns whether this revocation is covered by the set.
     pub fn contains(&self, revocation: &Revocation) -> bool {
         match revocation {
             Revocation::User { user, before } => self.users.get(user).is_some_and(|held| held >= before),
@@ -103,12 +105,13 @@ impl Revocations {
         }
     }
 
-    /// The earliest time of issue at which a new token of `user` is believed, in seconds since 1970-01-01T00:00:00Z.
+    /// Returns the earliest time of issue of a new token of `user` that is not revoked, in seconds since
+    /// 1970-01-01T00:00:00Z.
     pub fn tokens_valid_from(&self, user: &str) -> u64 {
         self.users.get(user).copied().unwrap_or(0).max(self.everyone)
     }
 
-    /// Every one of them.
+    /// Iterates over all revocations.
     pub fn iter(&self) -> impl Iterator<Item = Revocation> {
         let users = self.users.iter().map(|(user, &before)| Revocation::User { user: user.clone(), before });
         let tokens = self.tokens.iter().map(|&token| Revocation::Token { token });
@@ -118,7 +121,7 @@ impl Revocations {
     }
 }
 
-/// Moves a time on, never back. Returns whether it moved.
+/// Moves a time forward, never back. Returns whether it moved.
 fn raise(held: &mut u64, to: u64) -> bool {
     let later = to > *held;
     *held = to.max(*held);
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_concerns_its_own() {
+    fn each_kind_of_revocation_applies_only_to_its_tokens() {
         let ann = Revocation::User { user: "ann".into(), before: 100 };
         let one = Revocation::Token { token: 7 };
         let all = Revocation::Everyone { before: 50 };
@@ -151,7 +154,7 @@ mod tests {
             for (revocation, concerned) in [&ann, &one, &all].into_iter().zip(concerned) {
                 assert_eq!(revocation.concerns(&grant), concerned, "{revocation:?} {grant:?}");
                 let mut alone = Revocations::default();
-                assert!(!alone.contains(revocation) && alone.add(revocation.clone()), "news");
+                assert!(!alone.contains(revocation) && alone.add(revocation.clone()), "new");
                 assert!(alone.contains(revocation) && !alone.add(revocation.clone()), "only once");
                 assert_eq!(alone.concern(&grant), concerned, "{revocation:?} {grant:?}");
                 assert!(alone.iter().eq([revocation.clone()]));
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_time_takes_nothing_back() {
+    fn an_earlier_time_does_not_lift_a_revocation() {
         let mut revocations = Revocations::default();
         assert!(revocations.add(Revocation::User { user: "ann".into(), before: 100 }));
         assert!(!revocations.add(Revocation::User { user: "ann".into(), before: 90 }));

@@ -1,7 +1,7 @@
-//! One client as a state machine: who it is, what it sees, up to where it has been served, and what waits to be sent.
+//! The session of one client as a state machine: its identity, its topics, its cursor and its pending output.
 //!
-//! Knows no socket and no clock. Bytes that came in and the time are arguments; bytes to send are offered to a sink
-//! that says how many it took.
+//! A session knows no socket and no clock. Received bytes and the time are arguments. Output is offered to a sink,
+//! which returns the number of bytes that it accepted.
 
 use crate::{
     CloseCode, ConnectionId, Grant, Position, Revocation,
@@ -14,84 +14,86 @@ use crate::{
 use smallvec::SmallVec;
 use std::{io::IoSlice, ops::ControlFlow, sync::Arc};
 
-/// The most events one write is made of; what waits already is one piece more.
+/// Maximum number of events in one write. Pending output is one slice more.
 pub const MAX_SLICES: usize = 63;
 
-/// About how many bytes one session may send in one turn.
+/// Approximate number of bytes that a session may send in one turn.
 pub const MAX_TURN_BYTES: usize = 256 << 10;
 
-/// How many bytes of answers may wait before no more is read from a client that doesn't take them.
-const MAX_WAITING_BYTES: usize = 16 << 10;
+/// Number of bytes of pending output beyond which no more input is read from the client.
+const MAX_PENDING_BYTES: usize = 16 << 10;
 
-/// How long a client that is turned away may take to answer, in milliseconds: a flood of them must not hold sockets.
-const REFUSED_MS: u64 = 2_000;
+/// How long a rejected client may take to answer its close, in milliseconds. A flood of rejected clients must not
+/// occupy sockets for longer.
+const REJECTED_CLOSE_MS: u64 = 2_000;
 
-/// What holds for every session of a hub.
+/// Settings of all sessions of a hub.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Milliseconds between pings.
     pub heartbeat_ms: u64,
     /// Milliseconds of silence after which a client is closed.
     pub timeout_ms: u64,
-    /// Milliseconds a client may take to answer a close.
+    /// Milliseconds that a client may take to answer a close.
     pub close_ms: u64,
-    /// How large frames and messages may be.
+    /// Limits on the size of frames and messages from clients.
     pub limits: ws::Limits,
-    /// How many frames a second a client may send on average, and twice as many in a burst. 0: no limit.
+    /// Average number of frames that a client may send a second. Twice as many are allowed in a burst. 0: no limit.
     pub frames_per_second: u32,
-    /// How many topics a client may hold.
+    /// Maximum number of topics of a client.
     pub max_topics: usize,
-    /// How many milliseconds before its token ends a client is told; half of what is left, if that is less.
+    /// Milliseconds before the expiry of its token at which a client receives `auth_expiring`. If the token has less
+    /// than twice that time left, half of the time left is used.
     pub warn_ms: u64,
-    /// For conformance tests: sends each text or binary message back instead of reading it.
+    /// For conformance tests: echo each text or binary message instead of interpreting it.
     pub echo: bool,
 }
 
-/// What sessions count; a driver takes it over into its metrics.
+/// Counters of sessions. The driver adds them to its metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionCounters {
-    /// Events given to a sink.
+    /// Events written to a sink.
     pub deliveries: u64,
-    /// Bytes given to a sink.
+    /// Bytes written to a sink.
     pub bytes_sent: u64,
-    /// Bytes read.
+    /// Bytes received.
     pub bytes_received: u64,
-    /// Messages read.
+    /// Messages received.
     pub messages: u64,
     /// Messages answered with an error.
     pub bad_messages: u64,
-    /// Pings made.
+    /// Pings sent.
     pub pings: u64,
-    /// Gaps told because history was no longer held.
+    /// Gaps with the reason `expired`.
     pub gaps_expired: u64,
-    /// Gaps told because the cursor was of another log.
+    /// Gaps with the reason `reset`.
     pub gaps_reset: u64,
-    /// Topics refused because a client held too many.
+    /// Topics rejected because the client had too many.
     pub limit_topics: u64,
-    /// Clients closed because they sent too much a second.
+    /// Clients closed because they sent too many frames a second.
     pub limit_frames: u64,
     /// Clients closed because a frame or message was too large.
     pub limit_bytes: u64,
-    /// Topics or tokens refused.
+    /// Topics that the token does not allow, and tokens of another user.
     pub forbidden: u64,
-    /// Clients told that their token ends soon.
+    /// Sent `auth_expiring` messages.
     pub tokens_expiring: u64,
-    /// Clients closed because their token had ended.
+    /// Clients closed because their token expired.
     pub tokens_expired: u64,
-    /// From a ping to its pong.
+    /// Round trip times from a ping to its pong.
     pub round_trips: RoundTrips,
 }
 
-/// How long clients took to answer a ping.
+/// A histogram of round trip times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RoundTrips {
-    /// How many took no longer than each of [`ROUND_TRIP_MS`], but longer than the one before; the last took longer.
+    /// Counts by bucket. The upper bounds are [`ROUND_TRIP_MS`], inclusive; the last bucket has no upper bound.
     pub counts: [u32; ROUND_TRIP_MS.len() + 1],
-    /// All of them together, in milliseconds.
+    /// Sum of all round trip times, in milliseconds.
     pub sum_ms: u64,
 }
 
-/// Bounds of round trips, in milliseconds.
+/// Upper bounds of the buckets of [`RoundTrips`], in milliseconds.
 pub const ROUND_TRIP_MS: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 5_000];
 
 impl RoundTrips {
@@ -102,85 +104,85 @@ impl RoundTrips {
     }
 }
 
-/// Why a token shown in band was refused.
+/// Why a token from an `auth` message was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
-    /// The reason as a word.
+    /// The error code.
     pub code: &'static str,
-    /// The reason as a sentence.
+    /// The cause as a sentence.
     pub message: String,
 }
 
-/// What a session is given with each input.
-#[expect(missing_debug_implementations, reason = "it lends a function")]
+/// The environment of a session for one input.
+#[expect(missing_debug_implementations, reason = "it borrows a function")]
 pub struct Context<'a> {
     /// The time of the input.
     pub now: Now,
-    /// What holds for every session.
+    /// The settings of all sessions.
     pub settings: &'a Settings,
-    /// The log's head as this shard knows it.
+    /// The head of the log that this shard has taken.
     pub head: Position,
-    /// For how long nothing was read before, because the driver did not run, in milliseconds; 0 if that was long ago.
+    /// The duration of a recent pause of the driver, in milliseconds; 0 if there was none recently.
     pub paused_ms: u64,
-    /// Verifies a token shown in band.
+    /// Verifies a token from an `auth` message.
     pub verify: &'a dyn Fn(&str) -> Result<Grant, Denied>,
-    /// Counts.
+    /// The counters.
     pub tally: &'a mut SessionCounters,
 }
 
-/// What an input changed that others must know of.
+/// A change by an input that affects more than the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// The session now sees a topic.
+    /// The session subscribed to a topic.
     Subscribed(Arc<str>),
-    /// The session no longer sees a topic.
+    /// The session unsubscribed from a topic, or lost it with a newer token.
     Unsubscribed(Arc<str>),
-    /// The client says that it has handled an event.
+    /// The client acknowledged the event with this `event_id`.
     Acknowledged(Box<str>),
 }
 
-/// A client that comes.
+/// An authenticated request to open a session.
 #[derive(Debug, Clone)]
 pub struct ConnectRequest {
-    /// What its token allows.
+    /// The permissions of the client's token.
     pub grant: Grant,
-    /// Its name.
+    /// The connection ID.
     pub connection: ConnectionId,
-    /// The topics that it wants from the start and may have.
+    /// The requested topics that are accepted.
     pub topics: Vec<Arc<str>>,
-    /// The topics that it wants and may not have.
+    /// The requested topics that are rejected.
     pub refused: Vec<TopicRefused>,
-    /// The `last_event_id` it sent.
+    /// The `last_event_id` of the request.
     pub last_event_id: Option<String>,
 }
 
-/// Why a client does not get a topic.
+/// Why a topic is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicRefused {
-    /// No topic can have this name.
-    #[error("{0:?} can't be a topic: {1}")]
+    /// The name is not a valid topic.
+    #[error("{0:?} is not a valid topic: {1}")]
     Invalid(String, TopicError),
-    /// The token has no pattern for it.
+    /// No pattern of the token matches the topic.
     #[error("{}", forbidden(.0))]
     Forbidden(String),
-    /// The client holds as many as it may.
-    #[error("no room for the topic {0:?}: a connection holds at most {1} topics; unsubscribe from one first")]
+    /// The client has the maximum number of topics.
+    #[error("cannot subscribe to {0:?}: a connection has at most {1} topics; unsubscribe from one first")]
     TooMany(String, usize),
 }
 
-/// No pattern matches the hub's own topics, so that a hint at patterns would mislead.
+/// The message of [`TopicRefused::Forbidden`]. No pattern matches a reserved topic, so its message mentions no pattern.
 fn forbidden(topic: &str) -> String {
     if topic.starts_with(OWN_TOPICS) {
         return format!(
-            "the token does not allow the topic {topic:?}: topics that begin with {OWN_TOPICS} are the hub's own, and only \
-             administrators (claim \"admin\": true) may subscribe to them"
+            "the token does not allow the topic {topic:?}: topics that begin with {OWN_TOPICS} are reserved for the \
+             hub, and only administrators (claim \"admin\": true) can subscribe to them"
         );
     }
     format!("the token does not allow the topic {topic:?}: its claim \"topics\" needs a pattern that matches it")
 }
 
 impl TopicRefused {
-    /// The reason as a word.
+    /// Returns the error code.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Invalid(..) => "invalid_topic",
@@ -189,7 +191,7 @@ impl TopicRefused {
         }
     }
 
-    /// The topic; of a name that is too long for one, the beginning.
+    /// Returns the topic, truncated to [`MAX_TOPIC_BYTES`] characters.
     pub fn topic(&self) -> &str {
         match self {
             Self::Invalid(topic, _) | Self::Forbidden(topic) | Self::TooMany(topic, _) => topic,
@@ -205,13 +207,13 @@ impl TopicRefused {
     }
 }
 
-/// Whether a client that holds `held` may have `topic` too.
-fn check(topic: &str, held: &[Arc<str>], allowed: bool, max_topics: usize) -> Result<(), TopicRefused> {
+/// Checks whether a client with the topics `current` may subscribe to `topic`.
+fn check(topic: &str, current: &[Arc<str>], allowed: bool, max_topics: usize) -> Result<(), TopicRefused> {
     if let Err(error) = check_topic(topic) {
         Err(TopicRefused::Invalid(topic.chars().take(MAX_TOPIC_BYTES).collect(), error))
     } else if !allowed {
         Err(TopicRefused::Forbidden(topic.to_owned()))
-    } else if held.len() >= max_topics && !held.iter().any(|name| **name == *topic) {
+    } else if current.len() >= max_topics && !current.iter().any(|name| **name == *topic) {
         Err(TopicRefused::TooMany(topic.to_owned(), max_topics))
     } else {
         Ok(())
@@ -219,7 +221,7 @@ fn check(topic: &str, held: &[Arc<str>], allowed: bool, max_topics: usize) -> Re
 }
 
 impl ConnectRequest {
-    /// A client that wants the topics named, of which it gets those that it may have.
+    /// Creates a request, and accepts or rejects each of the `wanted` topics.
     pub fn new<'a>(
         grant: Grant,
         connection: ConnectionId,
@@ -232,7 +234,7 @@ impl ConnectRequest {
             match check(topic, &topics, grant.may_subscribe(topic), max_topics) {
                 Ok(()) if topics.iter().any(|name| **name == *topic) => {}
                 Ok(()) => topics.push(topic.into()),
-                // One refusal more than there can be topics tells enough.
+                // The number of rejections is limited, because each is answered with an `error`.
                 Err(_) if refused.len() > max_topics => break,
                 Err(error) => refused.push(error),
             }
@@ -240,84 +242,88 @@ impl ConnectRequest {
         Self { grant, connection, topics, refused, last_event_id }
     }
 
-    /// What the frames that answer the connect name as the message they answer.
+    /// Returns the `ack_event_id` of the messages that answer the connect.
     fn acknowledged_as(&self) -> &str {
         self.last_event_id.as_deref().unwrap_or("initial_connect")
     }
 
-    /// What it may see.
+    /// Returns the properties that determine which events the client receives.
     pub fn viewer(&self) -> Viewer<'_> {
         Viewer { user: &self.grant.user, connection: self.connection, topics: &self.topics }
     }
 }
 
-/// How an entry stands with a client that may see it.
+/// The delivery state of an entry for a client in its audience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// The client came when it was there already, with a cursor behind it or with none.
+    /// The entry was appended before the client connected, and the client had no cursor or a cursor after the entry.
     Before,
-    /// The client's cursor is behind it: it was sent, if the client held its topic then.
+    /// The client's cursor is after the entry. The entry was written, if the client was subscribed to its topic then.
     Passed,
-    /// The client has not come to it.
+    /// The entry is not written yet.
     Waiting,
 }
 
-/// One client.
+/// The session of one client.
 #[derive(Debug)]
 pub struct Session {
     user: Arc<str>,
-    /// In two halves: a number of 128 bits would align every session to 16 bytes.
+    /// In two halves, because a `u128` would align every session to 16 bytes.
     connection: [u64; 2],
-    /// `None` where no topic is allowed.
+    /// `None` if the token allows no topic.
     rights: Option<Box<Rights>>,
-    #[expect(clippy::box_collection, reason = "most sessions hold no topic, and each counts its bytes")]
+    #[expect(clippy::box_collection, reason = "most sessions have no topic, and the size of a session matters")]
     topics: Option<Box<Vec<Arc<str>>>>,
-    /// Served up to here, if `behind`; else up to the head, or to here if that is further.
+    /// If `behind`, the session was served up to this sequence. Otherwise it was served up to the head, or up to this
+    /// sequence if that is later.
     cursor: u64,
-    /// Where it began: nothing up to here was sent to it.
+    /// The sequence at which the session began. No entry up to it was sent.
     began: u64,
     out: Option<Box<Outbox>>,
     decoder: ws::Decoder,
     heard_ms: u64,
-    /// When the next ping is due; once closing, when to stop waiting for the client.
+    /// When the next ping is due. In a closing session, when the wait for the client ends.
     due_ms: u64,
-    /// When the client's frames so far would have been all right at its rate, in microseconds.
+    /// The theoretical arrival time of the next frame (generic cell rate algorithm), in microseconds.
     pace_us: u64,
     token: Token,
     state: State,
     ended: Option<CloseCode>,
-    /// From its last ping that was answered to the answer; 0: there was none, or it took less than half a millisecond.
+    /// The round trip time of the last answered ping; 0 if there was none, or if it was shorter than a millisecond.
     round_trip_ms: u32,
     behind: bool,
     overdue: bool,
-    /// When the ping was sent that is not answered yet; 0: none is.
+    /// When the oldest unanswered ping was sent; 0 if there is none.
     pinged_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// A close frame was sent; the client's answer is awaited.
+    /// A close frame was sent, and the client's close frame is awaited.
     Closing,
-    /// A close frame was sent to a client whose frames can't be read any more; the end of its stream is awaited.
+    /// A close frame was sent to a client that violated the protocol. Its input can no longer be decoded, so the end of
+    /// its stream is awaited.
     AwaitingEof,
-    /// Nothing more will be read; what waits is still to be sent.
+    /// No more input is read. Pending output is still sent.
     Closed,
 }
 
-/// What is kept of the token that a session was last shown. Times are in the monotonic milliseconds of [`Now`].
+/// The parts of the session's current token that are needed for expiry and revocation. `due_ms` and `ends_ms` are in
+/// the monotonic milliseconds of [`Now`].
 #[derive(Debug)]
 struct Token {
-    /// As [`Grant::token`]; 0: it has none.
+    /// As [`Grant::token`]; 0 if absent.
     id: u64,
-    /// As [`Grant::session`]; 0: it has none.
+    /// As [`Grant::session`]; 0 if absent.
     session: u64,
-    /// As [`Grant::issued_at`]; 0: it does not say. Until 2106.
+    /// As [`Grant::issued_at`]; 0 if absent. 32 bits suffice until 2106.
     issued_at: u32,
-    /// As [`Grant::expires_at`]; 0: never. Until 2106.
+    /// As [`Grant::expires_at`]; 0 if absent. 32 bits suffice until 2106.
     expires_at: u32,
-    /// When something is to be done about its end: to tell the client, and then to close.
+    /// When `auth_expiring` is due; after it was sent, the same as `ends_ms`.
     due_ms: u64,
+    /// When the token expires and the connection is closed.
     ends_ms: u64,
 }
 
@@ -327,7 +333,7 @@ struct Rights {
     admin: bool,
 }
 
-/// The rest of a half-sent frame, and what the hub says itself.
+/// Pending output: the rest of a partially written frame, then messages other than events.
 #[derive(Debug, Default)]
 struct Outbox {
     bytes: Vec<u8>,
@@ -335,7 +341,8 @@ struct Outbox {
 }
 
 impl Session {
-    /// A client that is let in, at the start that the window found for it. `replayed` events are held for it.
+    /// Opens a session that resumes at `start`. Enqueues the first `ack`, a `gap` if there is one, and an `error` for
+    /// each rejected topic. `replayed` is the number of retained events that follow.
     pub fn open(mut request: ConnectRequest, start: ResumePoint, replayed: usize, ctx: &mut Context<'_>) -> Self {
         let mut session = Self::new(&request.grant, request.connection, ctx);
         session.topics = (!request.topics.is_empty()).then(|| Box::new(std::mem::take(&mut request.topics)));
@@ -343,7 +350,8 @@ impl Session {
         session.behind = start.cursor < ctx.head.sequence;
         session.enqueue(
             Outgoing::Ack(Ack {
-                // A client that is cut before it reads the gap has stored this, and is told of the gap again.
+                // A client that is disconnected before it receives the gap stores this cursor, and receives the gap
+                // again when it reconnects.
                 event_id: start.gap.and(request.last_event_id.as_deref()),
                 ack_event_id: request.acknowledged_as(),
                 connection_id: request.connection,
@@ -354,18 +362,18 @@ impl Session {
             }),
             ctx,
         );
-        session.tell_gap(start, ctx);
+        session.enqueue_gap(start, ctx);
         for error in &request.refused {
-            session.refuse_topic(error, request.acknowledged_as(), ctx);
+            session.reject_topic(error, request.acknowledged_as(), ctx);
         }
         session
     }
 
-    /// A client that is turned away with a close code it can read.
+    /// Creates the session of a rejected client, which only sends a close frame.
     pub fn refused(code: CloseCode, reason: &str, ctx: &mut Context<'_>) -> Self {
         let mut session = Self::new(&Grant::default(), ConnectionId(0), ctx);
         session.close(code, reason, ctx);
-        session.due_ms = ctx.now.mono_ms + ctx.settings.close_ms.min(REFUSED_MS);
+        session.due_ms = ctx.now.mono_ms + ctx.settings.close_ms.min(REJECTED_CLOSE_MS);
         session
     }
 
@@ -392,79 +400,80 @@ impl Session {
         }
     }
 
-    /// Whether its token allows everything.
+    /// Returns whether the token has all permissions.
     pub fn is_admin(&self) -> bool {
         self.rights.as_ref().is_some_and(|rights| rights.admin)
     }
 
-    /// The user it belongs to.
+    /// Returns the user.
     pub fn user(&self) -> &Arc<str> {
         &self.user
     }
 
-    /// Its name.
+    /// Returns the connection ID.
     pub fn connection(&self) -> ConnectionId {
         ConnectionId::from_halves(self.connection)
     }
 
-    /// The topics it holds.
+    /// Returns the topics that the client is subscribed to.
     pub fn topics(&self) -> &[Arc<str>] {
         self.topics.as_deref().map_or(&[], Vec::as_slice)
     }
 
-    /// What it may see.
+    /// Returns the properties that determine which events the client receives.
     pub fn viewer(&self) -> Viewer<'_> {
         Viewer { user: &self.user, connection: self.connection(), topics: self.topics() }
     }
 
-    /// Whether a revocation concerns the token that it was last shown.
+    /// Returns whether a revocation applies to the current token.
     pub fn is_concerned_by(&self, revocation: &Revocation) -> bool {
         let Token { id, session, issued_at, .. } = self.token;
-        let there = |id: u64| (id > 0).then_some(id);
-        revocation.covers(&self.user, there(id), there(session), Some(issued_at.into()))
+        let present = |id: u64| (id > 0).then_some(id);
+        revocation.covers(&self.user, present(id), present(session), Some(issued_at.into()))
     }
 
-    /// Whether it takes events.
+    /// Returns whether the session is open: events are delivered to it.
     pub fn is_open(&self) -> bool {
         self.state == State::Open
     }
 
-    /// Whether the client's frames can't be read any more, so that its stream is to be ended once all is sent.
+    /// Returns whether the client's input can no longer be decoded. The driver shuts down its side of the stream after
+    /// all output was written.
     pub fn is_deaf(&self) -> bool {
         self.state == State::AwaitingEof
     }
 
-    /// Whether its socket can be dropped.
+    /// Returns whether the socket can be closed.
     pub fn is_finished(&self) -> bool {
         self.state == State::Closed && self.out.is_none()
     }
 
-    /// Whether something waits to be sent besides events.
+    /// Returns whether output other than entries is pending.
     pub fn has_output(&self) -> bool {
         self.out.is_some()
     }
 
-    /// Whether to read from it: not while it leaves the answers it asked for lying.
+    /// Returns whether input should be read: not while the client does not read the answers to its messages.
     pub fn wants_input(&self) -> bool {
-        self.state != State::Closed && self.out.as_ref().is_none_or(|out| out.rest().len() <= MAX_WAITING_BYTES)
+        self.state != State::Closed && self.out.as_ref().is_none_or(|out| out.rest().len() <= MAX_PENDING_BYTES)
     }
 
-    /// When a frame of the client was last read, in the monotonic milliseconds of [`Now`].
+    /// Returns when a frame from the client was last received, in the monotonic milliseconds of [`Now`].
     pub fn heard_ms(&self) -> u64 {
         self.heard_ms
     }
 
-    /// From its last ping that was answered to the answer, in milliseconds.
+    /// Returns the round trip time of the last answered ping, in milliseconds.
     pub fn round_trip_ms(&self) -> u32 {
         self.round_trip_ms
     }
 
-    /// How many bytes wait to be sent, beside events that it has not come to.
+    /// Returns the size of the pending output, in bytes, without entries after the cursor.
     pub fn waiting_bytes(&self) -> usize {
         self.out.as_ref().map_or(0, |out| out.rest().len())
     }
 
-    /// How an entry stands that it may see, while the log's head is at `head`.
+    /// Returns the delivery state of an entry in the client's audience, while the log's head is at `head`.
     pub fn delivery_state(&self, sequence: u64, head: u64) -> DeliveryState {
         let served = if self.behind { self.cursor } else { self.cursor.max(head) };
         if sequence <= self.began {
@@ -476,48 +485,49 @@ impl Session {
         }
     }
 
-    /// Whether it owes an answer to a ping.
+    /// Returns whether a ping is unanswered for longer than a heartbeat interval.
     pub fn is_overdue(&self) -> bool {
         self.overdue
     }
 
-    /// Why it ended, once it does.
+    /// Returns the close code, once a close frame was sent or received.
     pub fn ended(&self) -> Option<CloseCode> {
         self.ended
     }
 
-    /// The cursor of a session that has not been served up to the head.
+    /// Returns the cursor of an open session that has not been served up to the head; `None` otherwise.
     pub fn behind(&self) -> Option<u64> {
         (self.behind && self.state == State::Open).then_some(self.cursor)
     }
 
-    /// Lets a session that stood at `head` know that there is more for it behind. Returns whether that is news.
+    /// Marks a session that was served up to `head` as behind, because an entry after `head` is for it. Returns whether
+    /// it was not behind before.
     pub fn mark(&mut self, head: u64) -> bool {
-        let news = !self.behind && self.state == State::Open;
-        if news {
+        let newly_behind = !self.behind && self.state == State::Open;
+        if newly_behind {
             self.cursor = self.cursor.max(head);
             self.behind = true;
         }
-        news
+        newly_behind
     }
 
-    /// The place up to which all was served that this client may see.
+    /// Returns the position up to which the client was sent all entries for it.
     pub fn position(&self, head: Position) -> Position {
         let sequence = if self.behind { self.cursor } else { self.cursor.max(head.sequence) };
         Position { epoch: head.epoch, sequence }
     }
 
-    /// Says that history is gone, and goes on behind it.
+    /// Enqueues a `gap`, and continues at `start`.
     pub fn skip_to(&mut self, start: ResumePoint, ctx: &mut Context<'_>) {
         self.cursor = start.cursor;
-        // In a log that goes on from an earlier place, what comes is new to it.
+        // If the log was cut before `began`, the entries that follow are new to the client.
         self.began = self.began.min(start.cursor);
-        // The window may be further than this shard has heard.
+        // The window may be ahead of this shard.
         self.behind = start.cursor < ctx.head.sequence;
-        self.tell_gap(start, ctx);
+        self.enqueue_gap(start, ctx);
     }
 
-    fn tell_gap(&mut self, start: ResumePoint, ctx: &mut Context<'_>) {
+    fn enqueue_gap(&mut self, start: ResumePoint, ctx: &mut Context<'_>) {
         use crate::window::GapReason::{Expired, Reset};
         let Some(gap) = start.gap else { return };
         match gap.reason {
@@ -527,7 +537,8 @@ impl Session {
         self.enqueue(Outgoing::Gap(gap), ctx);
     }
 
-    /// Handles bytes that the client sent. They are unmasked in place.
+    /// Processes bytes from the client. They are unmasked in place. Changes that affect more than this session are
+    /// added to `effects`.
     pub fn input(&mut self, bytes: &mut [u8], ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
         ctx.tally.bytes_received += bytes.len() as u64;
         if matches!(self.state, State::Closed | State::AwaitingEof) {
@@ -557,23 +568,31 @@ impl Session {
         }
         self.heard_ms = ctx.now.mono_ms;
         self.overdue = false;
-        if !self.keeps_pace(ctx) {
+        if !self.is_within_rate(ctx) {
             ctx.tally.limit_frames += 1;
-            return self.close(CloseCode::TooManyMessages, "max_messages_per_second: send less often", ctx);
+            return self.close(
+                CloseCode::TooManyMessages,
+                "max_messages_per_second: the client sends too many messages a second; send fewer",
+                ctx,
+            );
         }
         match incoming {
             ws::Incoming::Text(text) if ctx.settings.echo => self.push(ws::Opcode::Text, text.as_bytes()),
             ws::Incoming::Binary(bytes) if ctx.settings.echo => self.push(ws::Opcode::Binary, bytes),
             ws::Incoming::Text(text) => self.handle_message(text, ctx, effects),
             ws::Incoming::Binary(_) => {
-                self.close(CloseCode::Unsupported, "send JSON in text messages, not binary ones", ctx);
+                self.close(
+                    CloseCode::Unsupported,
+                    "binary messages are not supported; send JSON in text messages",
+                    ctx,
+                );
             }
             ws::Incoming::Ping(payload) => self.push(ws::Opcode::Pong, payload),
             ws::Incoming::Pong(_) | ws::Incoming::Fragment | ws::Incoming::Close(_) => {}
         }
     }
 
-    /// RFC 6455 section 5.5.1: a close is answered with the same code, and then the server ends the connection.
+    /// Answers a close frame with the same code, after which the server closes the connection (RFC 6455 section 5.5.1).
     fn handle_close(&mut self, code: Option<u16>, ctx: &mut Context<'_>) {
         if self.state == State::Open {
             let mut frame = Vec::new();
@@ -589,14 +608,14 @@ impl Session {
         self.state = State::Closed;
     }
 
-    /// Whether the client stays within its frames a second (a generic cell rate algorithm).
-    fn keeps_pace(&mut self, ctx: &Context<'_>) -> bool {
+    /// Counts a frame, and returns whether the client is within its rate limit (generic cell rate algorithm).
+    fn is_within_rate(&mut self, ctx: &Context<'_>) -> bool {
         let rate = u64::from(ctx.settings.frames_per_second);
         if rate == 0 {
             return true;
         }
         let now_us = ctx.now.mono_ms * 1_000;
-        // What came while nothing was read came at its own pace.
+        // Frames that were sent during a pause of the driver count as sent over its whole duration.
         let since_us = ctx.now.mono_ms.saturating_sub(ctx.paused_ms) * 1_000;
         self.pace_us = self.pace_us.max(since_us) + 1_000_000 / rate;
         self.pace_us <= now_us + 2_000_000
@@ -605,7 +624,7 @@ impl Session {
     fn handle_message(&mut self, text: &str, ctx: &mut Context<'_>, effects: &mut SmallVec<[Effect; 2]>) {
         ctx.tally.messages += 1;
         match wire::read(text) {
-            Ok((Incoming::Pong, _)) => self.answered(ctx),
+            Ok((Incoming::Pong, _)) => self.handle_pong(ctx),
             Ok((Incoming::Ack { ack_event_id }, _)) => {
                 effects.extend(ack_event_id.map(|id| Effect::Acknowledged(id.into())));
             }
@@ -625,24 +644,24 @@ impl Session {
         }
     }
 
-    /// A subscription begins at the session's cursor.
+    /// Subscribes to a topic. The subscription begins at the session's cursor, which is the position of the `ack`.
     fn subscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
         let allowed = self.rights.as_ref().is_some_and(|rights| rights.allow(topic));
         let ack_event_id = id.unwrap_or("subscribe");
         if let Err(error) = check(topic, self.topics(), allowed, ctx.settings.max_topics) {
-            self.refuse_topic(&error, ack_event_id, ctx);
+            self.reject_topic(&error, ack_event_id, ctx);
             return None;
         }
-        let held = self.topics().iter().any(|held| **held == *topic);
+        let subscribed = self.topics().iter().any(|current| **current == *topic);
         self.acknowledge(ack_event_id, Some(topic), ctx);
-        (!held).then(|| {
+        (!subscribed).then(|| {
             let topic: Arc<str> = topic.into();
             self.topics.get_or_insert_default().push(topic.clone());
             Effect::Subscribed(topic)
         })
     }
 
-    fn refuse_topic(&mut self, error: &TopicRefused, ack_event_id: &str, ctx: &mut Context<'_>) {
+    fn reject_topic(&mut self, error: &TopicRefused, ack_event_id: &str, ctx: &mut Context<'_>) {
         error.count(ctx.tally);
         let frame = ErrorFrame {
             error: error.code(),
@@ -656,7 +675,7 @@ impl Session {
     fn unsubscribe(&mut self, topic: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Option<Effect> {
         self.acknowledge(id.unwrap_or("unsubscribe"), Some(topic), ctx);
         let topics = self.topics.as_mut()?;
-        let at = topics.iter().position(|held| **held == *topic)?;
+        let at = topics.iter().position(|current| **current == *topic)?;
         let topic = topics.swap_remove(at);
         if topics.is_empty() {
             self.topics = None;
@@ -664,7 +683,8 @@ impl Session {
         Some(Effect::Unsubscribed(topic))
     }
 
-    /// A newer token of the same user takes the place of the old one. Returns the topics that it does not allow any more.
+    /// Replaces the current token by a newer token of the same user. Returns the topics that the newer token does not
+    /// allow.
     fn authenticate(&mut self, token: &str, id: Option<&str>, ctx: &mut Context<'_>) -> Vec<Arc<str>> {
         let ack_event_id = id.unwrap_or("auth");
         let denied = match (ctx.verify)(token) {
@@ -676,7 +696,7 @@ impl Session {
             }
             Ok(_) => {
                 ctx.tally.forbidden += 1;
-                let message = "the token is another user's: open a connection of its own for it".to_owned();
+                let message = "the token belongs to another user; open a separate connection for that user".to_owned();
                 Denied { code: "wrong_user", message }
             }
             Err(denied) => denied,
@@ -695,7 +715,7 @@ impl Session {
         let lost: Vec<_> = topics.extract_if(.., |topic| !allowed(topic)).collect();
         self.topics = (!topics.is_empty()).then_some(topics);
         for topic in &lost {
-            self.refuse_topic(&TopicRefused::Forbidden(topic.to_string()), ack_event_id, ctx);
+            self.reject_topic(&TopicRefused::Forbidden(topic.to_string()), ack_event_id, ctx);
         }
         lost
     }
@@ -713,7 +733,7 @@ impl Session {
         self.enqueue(Outgoing::Ack(ack), ctx);
     }
 
-    /// Ends the connection with a code and a reason that a program can read. A second close changes nothing.
+    /// Closes the connection with a code and a reason. Has no effect if the session is not open.
     pub fn close(&mut self, code: CloseCode, reason: &str, ctx: &Context<'_>) {
         if self.state != State::Open {
             return;
@@ -726,7 +746,8 @@ impl Session {
         self.due_ms = ctx.now.mono_ms + ctx.settings.close_ms;
     }
 
-    /// Says something of the hub's own, at its place behind what was served.
+    /// Enqueues a message from the hub after the entries that were already sent. Its `event_id` is the session's
+    /// position at this time, so messages must be enqueued before the cursor moves further.
     pub fn enqueue(&mut self, message: Outgoing<'_>, ctx: &Context<'_>) {
         if ctx.settings.echo {
             return;
@@ -735,23 +756,25 @@ impl Session {
         self.push(ws::Opcode::Text, json.as_bytes());
     }
 
-    /// Whether it has been silent for too long.
+    /// Returns whether the client was silent for longer than the heartbeat timeout.
     pub fn is_silent(&self, settings: &Settings, now: Now) -> bool {
         self.state == State::Open && now.mono_ms >= self.heard_ms + settings.timeout_ms
     }
 
-    /// The driver did not run for `late_ms`: no ping was sent and nothing was read then, so it does not count as silence.
+    /// Excludes a pause of the driver of `late_ms` milliseconds from the client's silence. During the pause no ping was
+    /// sent and no input was read.
     pub fn excuse_silence(&mut self, late_ms: u64, now: Now) {
         self.heard_ms = (self.heard_ms + late_ms).min(now.mono_ms);
     }
 
-    /// The wall clock was set: the token ends as both clocks have it, whichever is earlier.
+    /// Handles a step of the wall clock: the token expires by the wall clock or by the monotonic clock, whichever is
+    /// earlier.
     pub fn clock_stepped(&mut self, settings: &Settings, now: Now) {
         self.token.bring_forward(settings.warn_ms, now);
     }
 
-    /// When [`timeout`](Self::timeout) is to be called, in the monotonic milliseconds of [`Now`]; never for a session
-    /// that is finished.
+    /// Returns when [`timeout`](Self::timeout) must be called, in the monotonic milliseconds of [`Now`]; `u64::MAX` for
+    /// a finished session.
     pub fn due_ms(&self, settings: &Settings) -> u64 {
         match self.state {
             State::Open => self.due_ms.min(self.heard_ms + settings.timeout_ms).min(self.token.due_ms),
@@ -761,15 +784,17 @@ impl Session {
         }
     }
 
-    /// Does what is due: a ping, the end of a silent client, the end of waiting for a closing one.
+    /// Handles the timer that is due: a ping, the expiry of the token, a silent client, or the end of the wait for the
+    /// answer to a close.
     pub fn timeout(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.mono_ms;
         match self.state {
             State::Open if self.is_silent(ctx.settings, ctx.now) => {
-                let reason = format!("silent for {} s: answer pings", ctx.settings.timeout_ms.div_ceil(1_000));
+                let reason =
+                    format!("silent for {} s: the client must answer pings", ctx.settings.timeout_ms.div_ceil(1_000));
                 self.close(CloseCode::HeartbeatTimeout, &reason, ctx);
             }
-            State::Open if now >= self.token.due_ms => self.token_due(ctx),
+            State::Open if now >= self.token.due_ms => self.handle_expiry(ctx),
             State::Open if now >= self.due_ms => self.ping(ctx),
             State::Closing | State::AwaitingEof | State::Closed if now >= self.due_ms => {
                 self.state = State::Closed;
@@ -779,8 +804,8 @@ impl Session {
         }
     }
 
-    /// Tells the client that its token ends soon, or closes because it has.
-    fn token_due(&mut self, ctx: &mut Context<'_>) {
+    /// Warns the client that its token expires soon, or closes the connection because it has expired.
+    fn handle_expiry(&mut self, ctx: &mut Context<'_>) {
         let left_ms = self.token.ends_ms.saturating_sub(ctx.now.mono_ms);
         self.token.due_ms = self.token.ends_ms;
         if left_ms > 0 {
@@ -788,12 +813,12 @@ impl Session {
             self.enqueue(Outgoing::AuthExpiring { expires_in_ms: left_ms }, ctx);
         } else {
             ctx.tally.tokens_expired += 1;
-            self.close(CloseCode::Policy, "token_expired: the token has ended; get a new one", ctx);
+            self.close(CloseCode::Policy, "token_expired: the token has expired; reconnect with a new one", ctx);
         }
     }
 
-    /// The first pong after a ping tells how long the way to the client and back is.
-    fn answered(&mut self, ctx: &mut Context<'_>) {
+    /// Measures the round trip time of the oldest unanswered ping.
+    fn handle_pong(&mut self, ctx: &mut Context<'_>) {
         let pinged_ms = std::mem::take(&mut self.pinged_ms);
         if pinged_ms > 0 {
             let took_ms = ctx.now.mono_ms.saturating_sub(pinged_ms);
@@ -805,10 +830,10 @@ impl Session {
     fn ping(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.mono_ms;
         self.overdue = self.heard_ms + ctx.settings.heartbeat_ms < self.due_ms;
-        // Periods that were missed are left out, so that sessions keep their places within a period.
+        // Missed intervals are skipped, so that the pings of all sessions stay spread over an interval.
         let period = ctx.settings.heartbeat_ms.max(1);
         self.due_ms += (now.saturating_sub(self.due_ms) / period + 1) * period;
-        // A client that doesn't take what waits for it would not take a ping either.
+        // A ping behind pending output would not be delivered either.
         if self.out.is_none() {
             ctx.tally.pings += 1;
             if self.pinged_ms == 0 {
@@ -818,10 +843,11 @@ impl Session {
         }
     }
 
-    /// Offers what waits and then `entries` to the sink, which says how many bytes it took. `reached` is the place
-    /// that the session has come to if all is taken. Returns whether all was.
+    /// Writes the pending output and then `entries` to the sink, which returns the number of bytes that it accepted.
+    /// Returns whether everything was accepted; the cursor then moves to `reached`.
     ///
-    /// Of a frame that was taken in part the rest is kept; that is all the memory a slow client costs.
+    /// If a frame is accepted in part, its rest becomes pending output. This is the only memory that a slow client
+    /// takes: entries are never queued.
     pub fn flush(
         &mut self,
         entries: &[&Entry],
@@ -831,16 +857,16 @@ impl Session {
     ) -> bool {
         let mut out = self.out.take();
         let mut taken = {
-            let waiting = out.as_deref().map(Outbox::rest);
+            let pending = out.as_deref().map(Outbox::rest);
             let frames = entries.iter().map(|entry| &*entry.frame);
-            let slices: SmallVec<[IoSlice<'_>; 64]> = waiting.into_iter().chain(frames).map(IoSlice::new).collect();
+            let slices: SmallVec<[IoSlice<'_>; 64]> = pending.into_iter().chain(frames).map(IoSlice::new).collect();
             if slices.is_empty() { 0 } else { sink(&slices) }
         };
         tally.bytes_sent += taken as u64;
-        if let Some(waiting) = &mut out {
-            let rest = waiting.rest().len();
+        if let Some(pending) = &mut out {
+            let rest = pending.rest().len();
             if taken < rest {
-                waiting.sent += taken;
+                pending.sent += taken;
                 self.out = out;
                 return false;
             }
@@ -864,7 +890,7 @@ impl Session {
         true
     }
 
-    /// Says that the session has been served up to the head.
+    /// Marks the session as served up to the head.
     pub fn caught_up(&mut self) {
         self.behind = false;
     }
@@ -902,9 +928,9 @@ impl Token {
         if self.expires_at == 0 || ends_ms >= self.ends_ms {
             return;
         }
-        let told = self.due_ms == self.ends_ms;
+        let warned = self.due_ms == self.ends_ms;
         let due_ms = ends_ms.saturating_sub(warn_ms.min(left_ms / 2)).min(self.due_ms);
-        (self.due_ms, self.ends_ms) = (if told { ends_ms } else { due_ms }, ends_ms);
+        (self.due_ms, self.ends_ms) = (if warned { ends_ms } else { due_ms }, ends_ms);
     }
 }
 
@@ -924,12 +950,14 @@ mod tests {
     use super::TopicRefused;
 
     #[test]
-    fn a_forbidden_topic_of_the_hub_names_administrators_and_no_pattern() {
+    fn the_error_for_a_reserved_topic_mentions_administrators_and_no_pattern() {
         let text = |topic: &str| TopicRefused::Forbidden(topic.to_owned()).to_string();
-        let own = text("$sys");
+        let reserved = text("$sys");
         assert!(
-            own.contains("the hub's own") && own.contains("only administrators") && !own.contains("pattern"),
-            "{own}"
+            reserved.contains("reserved for the hub")
+                && reserved.contains("only administrators")
+                && !reserved.contains("pattern"),
+            "{reserved}"
         );
         assert!(text("project:7").contains("its claim \"topics\" needs a pattern that matches it"));
     }

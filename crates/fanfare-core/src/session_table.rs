@@ -1,7 +1,19 @@
-//! All sessions of one shard: who sees what, whose turn it is to be served, and what is due when.
+//! All sessions of one shard: the indexes of users, topics and connections, the queue of ready sessions, and timers.
 //!
-//! Knows no socket, no thread and no clock. A driver owns the sockets, offers input and time, and serves the sessions
-//! that are ready; every session is served by the same walk, whether it is live, slow or comes back.
+//! The table knows no socket, thread or clock. A driver owns the sockets, passes input and time to the table, and
+//! serves the sessions that are ready. Live, lagging and resuming sessions are all served by the same path.
+//!
+//! # Order of calls
+//!
+//! For each wakeup the driver calls, in this order:
+//!
+//! 1. [`SessionTable::woken`], so that a pause does not count as silence of the clients;
+//! 2. [`SessionTable::look`] and [`SessionTable::take_news`], for new entries of the window;
+//! 3. [`SessionTable::connect`], [`SessionTable::input`], [`SessionTable::writable`] and [`SessionTable::close`];
+//! 4. [`SessionTable::timeouts`];
+//! 5. [`SessionTable::next_ready`] and [`SessionTable::serve`], until no session is ready or the driver's time slice is
+//!    over;
+//! 6. [`SessionTable::take_deliveries`], [`SessionTable::take_acknowledged`] and [`SessionTable::take_tally`].
 
 use crate::{
     Audience, CloseCode, ConnectionId, Grant, Position, Revocation,
@@ -24,32 +36,34 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-/// Where a session sits. Reused after it left.
+/// The index of a session in the table. It is reused after [`SessionTable::remove`].
 pub type Slot = u32;
 
-/// How many of the newest entries a roster keeps at hand, so that serving who is nearly live takes no lock.
+/// Number of newest entries that the table keeps itself, so that clients close to the head are served without a lock.
 const TAIL_ENTRIES: usize = 1_024;
 
-/// For how long after a pause of the driver the clients' frames count as sent during it, in milliseconds.
+/// How long after a pause of the driver frames from clients count as sent during the pause, in milliseconds.
 const AFTER_PAUSE_MS: u64 = 5_000;
 
-/// The shortest pause that is acted upon, in milliseconds, however short the heartbeat is.
-const SHORTEST_PAUSE_MS: u64 = 50;
+/// Shortest delay of the driver that counts as a pause, in milliseconds, regardless of the heartbeat interval.
+const MIN_PAUSE_MS: u64 = 50;
 
 type Hasher = foldhash::fast::RandomState;
 
-/// Slots are given out densely, so that no client can choose some whose hashes collide; and the order of a set's slots
-/// is the same in every run.
+/// A fixed seed is safe, because slots are assigned densely and no client can choose slots whose hashes collide. It
+/// makes the order of a set's slots the same in every run.
 type SlotHasher = foldhash::fast::FixedState;
 
-/// What lies behind a roster's own tail: the node's window.
+/// The entries beyond the table's own tail: the node's window.
 pub trait History {
-    /// Adds to `out` what `viewer` may see behind `cursor`, a place of its `epoch`, and not beyond `until`, at most as
-    /// many entries as one turn can send, and returns the place that was reached. That is the cursor itself while the
-    /// past is of another epoch, which the roster is about to [adopt](Roster::adopt).
+    /// Appends the entries for `viewer` after `cursor` and up to the sequence `until` to `out`, limited to the amount
+    /// of one turn. Returns the sequence that was reached.
+    ///
+    /// If the history has another epoch than `cursor`, no entry is appended and the sequence of `cursor` is returned.
+    /// The table [adopts](SessionTable::adopt) the new epoch with its next [`look`](SessionTable::look).
     ///
     /// # Errors
-    /// If history behind the cursor is gone: where the client goes on, and what it is to be told.
+    /// If entries after the cursor were evicted: where the client resumes, with the gap.
     fn read(
         &self,
         cursor: Position,
@@ -86,25 +100,25 @@ impl History for Window {
     }
 }
 
-/// How a session stands after its turn.
+/// The state of a session after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// It has all there is for it.
+    /// All output was written.
     Idle,
-    /// It takes no more for now: call [`SessionTable::writable`] when it does.
+    /// The socket accepts no more data. The driver calls [`SessionTable::writable`] when it does.
     Blocked,
-    /// There is more; it is ready again.
+    /// More output is available, and the session is ready again.
     More,
-    /// It has left, or its socket can be dropped: call [`SessionTable::remove`].
+    /// The session does not exist, or its socket can be closed. The driver calls [`SessionTable::remove`].
     Finished,
 }
 
-/// What [`SessionTable::look`] found in the window.
+/// The result of [`SessionTable::look`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// The entries that it gave, if any.
+    /// The new entries were copied.
     Entries,
-    /// More came than the window holds; its head is at this sequence.
+    /// Some of the new entries were already evicted. The head of the window is at this sequence.
     Jump(u64),
 }
 
@@ -114,22 +128,22 @@ pub struct SessionTable {
     settings: Settings,
     epoch: u64,
     head: u64,
-    /// The newest entries up to the head, while somebody is being served from them.
+    /// The newest entries up to the head. Empty while no session is ready.
     tail: VecDeque<Arc<Entry>>,
-    /// To how many clients each of them was written since that was last told.
-    written: VecDeque<Written>,
-    /// How many of those that are ready have not had their turn in this pass.
+    /// For each entry of `tail`, the number of clients it was written to since the last report.
+    written: VecDeque<WriteCount>,
+    /// Number of ready sessions that have not had their turn in the current delivery pass.
     in_pass: usize,
-    /// The newest entry that all who were ready then come to in this pass.
+    /// The head at the start of the current delivery pass.
     pass_head: u64,
-    /// Entries that are no longer in the tail, or were read from the window, and what became of them here.
+    /// Delivery counts that [`take_deliveries`](Self::take_deliveries) has not returned yet.
     deliveries: Vec<DeliveryCount>,
-    /// Events that clients said they have handled.
+    /// IDs of events that clients acknowledged.
     acknowledged: Vec<Box<str>>,
     states: Slab<SlotState>,
     users: HashMap<Arc<str>, Members, Hasher>,
     topics: HashMap<Arc<str>, Members, Hasher>,
-    /// The open session of each connection. The table holds slots alone; the session itself knows its connection.
+    /// The open session of each connection. The table stores only slots; the key is in the session.
     connections: HashTable<Slot>,
     hasher: Hasher,
     ready: VecDeque<Slot>,
@@ -139,50 +153,50 @@ pub struct SessionTable {
     overdue: usize,
     tally: SessionCounters,
     clocks: ClockWatch,
-    /// The last pause of the driver: how long it was, and until when it counts, in milliseconds.
+    /// The last pause of the driver: its duration, and until when frames count as sent during it, in milliseconds.
     paused_ms: u64,
     paused_until_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Written {
+struct WriteCount {
     clients: u32,
-    /// Those whom it was written to as it came have been told of.
-    told: bool,
+    /// Whether the writes to live clients have been reported.
+    reported: bool,
 }
 
-/// An entry that was written to clients.
+/// The number of clients to which an entry was written since the last report.
 #[derive(Debug, Clone)]
 pub struct DeliveryCount {
-    /// Which.
+    /// The entry.
     pub entry: Arc<Entry>,
-    /// How many clients it was written to.
+    /// Number of clients.
     pub clients: u32,
-    /// They were served as it came, not from what the window holds.
+    /// Whether the clients were live, as opposed to a replay. True at most once for each entry.
     pub live: bool,
 }
 
 #[derive(Debug)]
 struct SlotState {
     session: Session,
-    /// The one of this session's timers that counts; others in the queue are stale.
+    /// The valid timer of this session. Other timers of the session in the queue are stale. 0: none.
     due_ms: u64,
     queued: bool,
     blocked: bool,
-    /// Counted among the open ones.
+    /// Whether the session is counted in `SessionTable::open`.
     counted: bool,
-    /// Counted among the overdue ones.
+    /// Whether the session is counted in `SessionTable::overdue`.
     overdue: bool,
 }
 
 impl SlotState {
-    /// Lets the session know that there is more for it behind `head`. Returns whether it now waits for its turn.
+    /// Marks the session as behind the head, from `head` on. Returns whether the session must be queued.
     fn mark(&mut self, head: u64) -> bool {
         self.session.mark(head) && !self.blocked && !std::mem::replace(&mut self.queued, true)
     }
 }
 
-/// The sessions of one user or topic; mostly there is one.
+/// The sessions of one user or topic. Most sets have one member.
 #[derive(Debug)]
 enum Members {
     One(Slot),
@@ -190,7 +204,7 @@ enum Members {
 }
 
 impl SessionTable {
-    /// No session yet, at the head of a log.
+    /// Creates an empty table at the head of a log.
     pub fn new(settings: Settings, epoch: u64, head: u64) -> Self {
         Self {
             settings,
@@ -219,12 +233,16 @@ impl SessionTable {
         }
     }
 
-    /// To be called whenever the driver wakes, before anything else. It wanted to run at `wanted_ms`, on the monotonic
-    /// clock, or `u64::MAX`: whenever something happens.
+    /// Detects pauses of the driver and steps of the wall clock.
     ///
-    /// If it did not run for long, because the process was stopped or the machine frozen, nobody could be pinged and nothing
-    /// read: that time does not count as the clients' silence. If the wall clock was set, tokens end as it has it now, unless
-    /// they end earlier. Returns for how long it did not run, in milliseconds; 0 if that is not long.
+    /// The driver calls this whenever it wakes, before any other method. `wanted_ms` is when it was due to run, on the
+    /// monotonic clock, or `u64::MAX` if it waited for I/O only.
+    ///
+    /// During a pause (a stopped process, a frozen machine) no client is pinged or read, so a pause does not count as
+    /// silence of the clients. After a step of the wall clock, tokens expire by the new time or by the monotonic clock,
+    /// whichever is earlier.
+    ///
+    /// Returns the duration of the pause in milliseconds, or 0 for a delay that is too short to count.
     pub fn woken(&mut self, wanted_ms: u64, now: Now) -> u64 {
         let stepped = self.clocks.has_stepped(now);
         let late_ms = Some(self.clocks.late_ms(wanted_ms, now)).filter(|late_ms| *late_ms >= self.longest_delay_ms());
@@ -243,106 +261,109 @@ impl SessionTable {
         late_ms.unwrap_or(0)
     }
 
-    /// A driver that is late by less leaves a client half of the time that it has for answering a ping.
+    /// The shortest delay that counts as a pause. A shorter delay leaves a client at least half of the time that it has
+    /// to answer a ping.
     fn longest_delay_ms(&self) -> u64 {
         let Settings { heartbeat_ms, timeout_ms, .. } = self.settings;
-        (timeout_ms.saturating_sub(heartbeat_ms) / 2).max(SHORTEST_PAUSE_MS)
+        (timeout_ms.saturating_sub(heartbeat_ms) / 2).max(MIN_PAUSE_MS)
     }
 
     fn paused_ms(&self, now: Now) -> u64 {
         if now.mono_ms < self.paused_until_ms { self.paused_ms } else { 0 }
     }
 
-    /// The sequence of the newest entry known here.
+    /// Returns the sequence of the newest entry that this table has taken.
     pub fn head(&self) -> u64 {
         self.head
     }
 
-    /// How many clients are connected.
+    /// Returns the number of connected clients.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether no client is connected.
+    /// Returns whether no client is connected.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }
 
-    /// How many clients owe an answer to a ping.
+    /// Returns the number of clients with an unanswered ping.
     pub fn overdue(&self) -> usize {
         self.overdue
     }
 
-    /// How many sockets are held, those that are ending included.
+    /// Returns the number of occupied slots, including closing sessions.
     pub fn occupied(&self) -> usize {
         self.states.len()
     }
 
-    /// What was counted since the last call.
+    /// Returns the counters since the last call, and resets them.
     pub fn take_tally(&mut self) -> SessionCounters {
         std::mem::take(&mut self.tally)
     }
 
-    /// A session, if the slot is taken.
+    /// Returns the session of a slot, if the slot is occupied.
     pub fn session(&self, slot: Slot) -> Option<&Session> {
         self.states.get(slot as usize).map(|state| &state.session)
     }
 
-    /// The open session of a connection.
+    /// Returns the slot of the open session of a connection.
     pub fn holder(&self, connection: ConnectionId) -> Option<Slot> {
         let hash = self.hasher.hash_one(connection);
         self.connections.find(hash, |&slot| connection_at(&self.states, slot) == Some(connection)).copied()
     }
 
-    /// Makes a session the one that its connection's events go to.
-    fn hold(&mut self, connection: ConnectionId, slot: Slot) {
+    /// Makes a session the recipient of its connection's events.
+    fn claim_connection(&mut self, connection: ConnectionId, slot: Slot) {
         let (states, hasher) = (&self.states, &self.hasher);
         let hash_of = |&slot: &Slot| hasher.hash_one(connection_at(states, slot).unwrap_or(ConnectionId(0)));
         self.connections.insert_unique(hasher.hash_one(connection), slot, hash_of);
     }
 
-    /// Lets a session's connection go, if it still holds it.
-    fn let_go(&mut self, slot: Slot) {
+    /// Releases the connection of a session, unless a newer session has claimed it.
+    fn release_connection(&mut self, slot: Slot) {
         let Some(connection) = connection_at(&self.states, slot) else { return };
         if let Ok(held) = self.connections.find_entry(self.hasher.hash_one(connection), |&holder| holder == slot) {
             held.remove();
         }
     }
 
-    /// Lets a client in. An older socket of the same connection is closed.
+    /// Opens a session. An older session of the same connection is closed with [`CloseCode::Replaced`].
     ///
-    /// `start` and `replayed` are what the window found for it at this roster's head.
+    /// `start` and `replayed` are where the client resumes and how many events are retained for it. They must be read
+    /// from a window in this table's epoch: call [`adopt`](Self::adopt) first if the epochs differ. The window may be
+    /// ahead of the table's head.
     pub fn connect(&mut self, request: ConnectRequest, start: ResumePoint, replayed: usize, now: Now) -> Slot {
         if let Some(old) = self.holder(request.connection) {
             self.close(old, CloseCode::Replaced, CloseCode::REPLACED, now);
         }
         let session = self.with_context(now, |ctx| Session::open(request, start, replayed, ctx));
         let (user, connection, topics) = (session.user().clone(), session.connection(), session.topics().to_vec());
-        let slot = self.state(session);
+        let slot = self.insert(session);
         Members::join(&mut self.users, user, slot);
         for topic in topics {
             Members::join(&mut self.topics, topic, slot);
         }
-        self.hold(connection, slot);
+        self.claim_connection(connection, slot);
         self.settle_first(slot);
         slot
     }
 
-    /// Turns a client away with a close code that it can read.
+    /// Rejects a client: sends only a close frame with a code and reason.
     pub fn refuse(&mut self, code: CloseCode, reason: &str, now: Now) -> Slot {
         let session = self.with_context(now, |ctx| Session::refused(code, reason, ctx));
-        let slot = self.state(session);
+        let slot = self.insert(session);
         self.settle_first(slot);
         slot
     }
 
-    fn state(&mut self, session: Session) -> Slot {
+    fn insert(&mut self, session: Session) -> Slot {
         let state = SlotState { session, due_ms: 0, queued: false, blocked: false, counted: false, overdue: false };
-        // More than 2^32 sockets do not fit a process.
+        // A process cannot have 2^32 sockets.
         Slot::try_from(self.states.insert(state)).unwrap_or(Slot::MAX)
     }
 
-    /// Who is new gets its first frame before those who are being swept, however many they are.
+    /// Queues a new session first, so that its first frame does not wait for the rest of the delivery pass.
     fn settle_first(&mut self, slot: Slot) {
         self.settle(slot);
         if self.ready.pop_back_if(|last| *last == slot).is_some() {
@@ -351,7 +372,7 @@ impl SessionTable {
         }
     }
 
-    /// Handles bytes from a client.
+    /// Processes bytes from a client. They are unmasked in place. `verify` verifies a token that the client presents.
     pub fn input(&mut self, slot: Slot, bytes: &mut [u8], now: Now, verify: &dyn Fn(&str) -> Result<Grant, Denied>) {
         let paused_ms = self.paused_ms(now);
         let Some(state) = self.states.get_mut(slot as usize) else { return };
@@ -369,7 +390,7 @@ impl SessionTable {
         self.settle(slot);
     }
 
-    /// Whether to read from a client.
+    /// Returns whether the driver should read from a client.
     pub fn wants_input(&self, slot: Slot) -> bool {
         self.session(slot).is_some_and(Session::wants_input)
     }
@@ -379,7 +400,7 @@ impl SessionTable {
         self.with_session(slot, now, |session, ctx| session.close(code, reason, ctx));
     }
 
-    /// Closes every connection of a user. Returns how many there were.
+    /// Closes every connection of a user. Returns the number of the user's connections.
     pub fn close_user(&mut self, user: &str, code: CloseCode, reason: &str, now: Now) -> usize {
         let slots: Vec<Slot> = self.users.get(user).map_or_else(Vec::new, |members| members.iter().collect());
         for &slot in &slots {
@@ -388,7 +409,7 @@ impl SessionTable {
         slots.len()
     }
 
-    /// Closes every connection whose token is no longer believed. Returns how many there were.
+    /// Closes every connection whose token is revoked. Returns the number of closed connections.
     pub fn revoke(&mut self, revocation: &Revocation, reason: &str, now: Now) -> usize {
         let concerned = |slot: &Slot| {
             self.session(*slot).is_some_and(|session| session.is_open() && session.is_concerned_by(revocation))
@@ -405,7 +426,10 @@ impl SessionTable {
         slots.len()
     }
 
-    /// Tells a client when to come back, and closes it.
+    /// Drains a client: sends a `goaway`, then closes the connection.
+    ///
+    /// `reconnect_after_ms` is the time after which the client reconnects, in milliseconds. Events after the client's
+    /// cursor are not sent; the client receives them when it resumes.
     pub fn go_away(&mut self, slot: Slot, reconnect_after_ms: u64, code: CloseCode, reason: &str, now: Now) {
         self.with_session(slot, now, |session, ctx| {
             if session.is_open() {
@@ -415,17 +439,17 @@ impl SessionTable {
         });
     }
 
-    /// The slots of a user's connections.
+    /// Iterates over the slots of a user's connections.
     pub fn slots_of(&self, user: &str) -> impl Iterator<Item = Slot> {
         self.users.get(user).into_iter().flat_map(Members::iter)
     }
 
-    /// Every slot that is taken.
+    /// Iterates over all occupied slots.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         self.states.iter().map(|(slot, _)| Slot::try_from(slot).unwrap_or(Slot::MAX))
     }
 
-    /// Takes the next entries of the log; those whom they concern become ready.
+    /// Takes the next entries of the log. The sessions in their audiences become ready.
     pub fn advance(&mut self, entries: &[Arc<Entry>]) {
         let before = self.head;
         let mut everyone = false;
@@ -446,32 +470,34 @@ impl SessionTable {
             self.mark_everyone(before);
         }
         if self.ready.is_empty() {
-            // Whoever becomes ready later was marked at a later head, or reads the window.
-            self.let_go_of_tail(self.tail.len());
+            // A session that becomes ready later is marked at a later head, or reads the window.
+            self.drop_from_tail(self.tail.len());
         } else {
             self.tail.extend(entries.iter().cloned());
-            self.written.resize(self.tail.len(), Written::default());
-            self.let_go_of_tail(self.tail.len().saturating_sub(TAIL_ENTRIES));
+            self.written.resize(self.tail.len(), WriteCount::default());
+            self.drop_from_tail(self.tail.len().saturating_sub(TAIL_ENTRIES));
             if self.in_pass == 0 {
                 self.begin_pass();
             }
         }
     }
 
-    /// Takes over a head that the tail does not lead up to: everyone reads the window.
+    /// Moves to a head that is not contiguous with the tail. All sessions then read the window.
     pub fn jump(&mut self, head: u64) {
         self.mark_everyone(self.head);
-        self.let_go_of_tail(self.tail.len());
+        self.drop_from_tail(self.tail.len());
         self.head = head;
     }
 
-    /// The epoch that this roster's positions are of.
+    /// Returns the epoch of this table's positions.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Looks for what is new in the window: goes on in its log if that is another one by now, and puts the entries to
-    /// [`take_news`](Self::take_news) into `entries`, so that the window need not be locked meanwhile.
+    /// Copies the new entries of the window into `entries`, for [`take_news`](Self::take_news). Adopts the window's
+    /// epoch first, if it is a new one.
+    ///
+    /// The two steps are separate so that the lock on the window is released before sessions are marked.
     pub fn look(&mut self, window: &Window, now: Now, entries: &mut Vec<Arc<Entry>>) -> News {
         if window.epoch() != self.epoch() {
             self.adopt(window, now);
@@ -483,18 +509,18 @@ impl SessionTable {
         News::Entries
     }
 
-    /// Takes what [`look`](Self::look) found.
+    /// Takes the result of [`look`](Self::look). It must follow `look` before the table changes in any other way.
     pub fn take_news(&mut self, news: News, entries: &[Arc<Entry>]) {
         match news {
-            // More came than the window holds: each session reads what is left, and is told what is not.
+            // Each session reads the retained entries, and receives a `gap` if some of its own were evicted.
             News::Jump(head) => self.jump(head),
             News::Entries if !entries.is_empty() => self.advance(entries),
             News::Entries => {}
         }
     }
 
-    /// Goes on in the log that the window has become the tail of. Clients whose cursor is no longer what it was are told
-    /// (`gap: reset`); the others don't notice.
+    /// Continues in the window's epoch. Clients whose position is no longer valid receive a `gap` with the reason
+    /// `reset`; other clients are not affected.
     pub fn adopt(&mut self, window: &Window, now: Now) {
         let before = Position { epoch: self.epoch, sequence: self.head };
         let starts: Vec<(Slot, ResumePoint)> = self
@@ -506,7 +532,8 @@ impl SessionTable {
                 Some((Slot::try_from(slot).unwrap_or(Slot::MAX), start))
             })
             .collect();
-        self.let_go_of_tail(self.tail.len());
+        // The tail is of the old epoch. Its deliveries are counted before the epoch changes.
+        self.drop_from_tail(self.tail.len());
         self.epoch = window.epoch();
         self.head = window.restart(before).map_or(self.head, |start| start.cursor);
         for (slot, start) in starts {
@@ -538,10 +565,10 @@ impl SessionTable {
         }
     }
 
-    /// The next session whose turn it is.
+    /// Returns the next session to [`serve`](Self::serve); `None` if no session is ready.
     pub fn next_ready(&mut self) -> Option<Slot> {
         if self.in_pass == 0 && !self.tail.is_empty() && !self.ready.is_empty() {
-            self.tell_written();
+            self.report_written();
             self.begin_pass();
         }
         while let Some(slot) = self.ready.pop_front() {
@@ -552,18 +579,18 @@ impl SessionTable {
                 return Some(slot);
             }
         }
-        self.let_go_of_tail(self.tail.len());
+        self.drop_from_tail(self.tail.len());
         None
     }
 
-    /// All who are ready now have a turn before it is told what they were written. A client that is replayed is ready
-    /// for long, and those that are live must not wait for it.
+    /// Begins a delivery pass, in which each session that is ready now has one turn. Writes are reported after each
+    /// pass: a replay keeps a session ready for many passes, and the counts of live clients must not wait for it.
     fn begin_pass(&mut self) {
         (self.in_pass, self.pass_head) = (self.ready.len(), self.head);
     }
 
-    /// Tells what was written of the tail, which goes on being served from.
-    fn tell_written(&mut self) {
+    /// Reports the writes of the tail's entries up to `pass_head`. The entries stay in the tail.
+    fn report_written(&mut self) {
         for (entry, written) in self.tail.iter().zip(&mut self.written) {
             if entry.sequence > self.pass_head {
                 return;
@@ -572,24 +599,24 @@ impl SessionTable {
         }
     }
 
-    /// Nobody is served from the oldest of the tail any more.
-    fn let_go_of_tail(&mut self, count: usize) {
+    /// Drops the oldest `count` entries of the tail, and reports their writes.
+    fn drop_from_tail(&mut self, count: usize) {
         for (entry, mut written) in self.tail.drain(..count).zip(self.written.drain(..count)) {
             self.deliveries.extend(written.take(&entry));
         }
     }
 
-    /// What was written since the last call, entry by entry.
+    /// Returns the writes since the last call, for each entry.
     pub fn take_deliveries(&mut self) -> Vec<DeliveryCount> {
         std::mem::take(&mut self.deliveries)
     }
 
-    /// The events that clients said they have handled since the last call.
+    /// Returns the IDs of the events that clients acknowledged since the last call.
     pub fn take_acknowledged(&mut self) -> Vec<Box<str>> {
         std::mem::take(&mut self.acknowledged)
     }
 
-    /// The open sessions that may see what is for `audience`.
+    /// Iterates over the open sessions in `audience`.
     pub fn concerned<'a>(&'a self, audience: &'a Audience) -> impl Iterator<Item = &'a Session> {
         let everyone =
             matches!(audience, Audience::Everyone).then(|| self.states.iter().map(|(_, state)| &state.session));
@@ -604,12 +631,15 @@ impl SessionTable {
         everyone.into_iter().flatten().chain(addressed).filter(|session| session.is_open())
     }
 
-    /// How many clients hold a topic.
+    /// Returns the number of clients that are subscribed to a topic.
     pub fn holders_of_topic(&self, topic: &str) -> usize {
         self.topics.get(topic).map_or(0, |members| members.iter().count())
     }
 
-    /// Tells who holds `$sys` how all nodes stand; who does not take it as fast is told the next time.
+    /// Sends the status of all nodes to the subscribers of `$sys`. A subscriber with pending output is skipped: it
+    /// receives the next status.
+    ///
+    /// `data` is a JSON object.
     pub fn tell_sys(&mut self, data: &str, now: Now) {
         let slots: Vec<Slot> = self.topics.get(SYSTEM_TOPIC).map_or_else(Vec::new, |members| members.iter().collect());
         for slot in slots {
@@ -621,7 +651,7 @@ impl SessionTable {
         }
     }
 
-    /// The sessions that are farthest behind the head and wait for their sockets, at most `count`, with how far they are.
+    /// Returns the `count` blocked sessions that lag most, each with its distance from the head in entries.
     pub fn slowest(&self, count: usize) -> Vec<(&Session, u64)> {
         let blocked = self.states.iter().filter(|(_, state)| state.blocked);
         let mut slow: Vec<_> = blocked
@@ -632,7 +662,7 @@ impl SessionTable {
         slow
     }
 
-    /// How many sessions wait for their sockets to take more, and how many entries the last of them is behind the head.
+    /// Returns the number of blocked sessions, and the maximum distance of a blocked session from the head in entries.
     pub fn behind(&self) -> (usize, u64) {
         let blocked = self.states.iter().filter(|(_, state)| state.blocked);
         let distances =
@@ -640,16 +670,18 @@ impl SessionTable {
         distances.fold((0, 0), |(count, farthest), distance| (count + 1, farthest.max(distance)))
     }
 
-    /// Whether a session waits for its turn.
+    /// Returns whether a session is ready.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Lets a session send what waits for it and what lies behind its cursor, up to one turn's worth.
+    /// Serves a session for one turn: writes its pending output, then entries after its cursor, to `sink`.
+    ///
+    /// `sink` returns the number of bytes that the socket accepted.
     pub fn serve(
         &mut self,
         slot: Slot,
-        past: &impl History,
+        history: &impl History,
         now: Now,
         sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
     ) -> Served {
@@ -659,7 +691,7 @@ impl SessionTable {
         let all = match cursor {
             None => self.flush_output(slot, sink),
             Some(cursor) if self.tail_reaches(cursor) => self.serve_from_tail(slot, cursor, sink),
-            Some(cursor) => self.serve_from_past(slot, cursor, past, now, sink),
+            Some(cursor) => self.serve_from_history(slot, cursor, history, now, sink),
         };
         self.after_turn(slot, all)
     }
@@ -696,18 +728,18 @@ impl SessionTable {
         all
     }
 
-    fn serve_from_past(
+    fn serve_from_history(
         &mut self,
         slot: Slot,
         cursor: u64,
-        past: &impl History,
+        history: &impl History,
         now: Now,
         sink: &mut impl FnMut(&[IoSlice<'_>]) -> usize,
     ) -> bool {
         let mut entries = std::mem::take(&mut self.scratch);
         let viewer = self.states[slot as usize].session.viewer();
         let place = Position { epoch: self.epoch, sequence: cursor };
-        let read = past.read(place, self.head, viewer, &mut entries);
+        let read = history.read(place, self.head, viewer, &mut entries);
         let all = match read {
             Ok(reached) => {
                 let chosen: SmallVec<[&Entry; 64]> = entries.iter().map(|entry| &**entry).collect();
@@ -755,7 +787,7 @@ impl SessionTable {
         }
     }
 
-    /// Lets a session that was blocked have its turn again.
+    /// Makes a blocked session ready again. The driver calls this when the socket accepts more data.
     pub fn writable(&mut self, slot: Slot) {
         if let Some(state) = self.states.get_mut(slot as usize)
             && std::mem::take(&mut state.blocked)
@@ -764,17 +796,17 @@ impl SessionTable {
         }
     }
 
-    /// Brings queue, timer and counts in line with what a session has become.
+    /// Updates the queue, the timer and the counts after a change of a session. It must follow every such change.
     fn settle(&mut self, slot: Slot) {
         let Some(state) = self.states.get_mut(slot as usize) else { return };
         let session = &state.session;
-        // A finished session has nothing left that could be blocked.
+        // A finished session has no output left.
         state.blocked &= !session.is_finished();
         let has_turn = session.has_output() || session.behind().is_some() || session.is_finished();
         if has_turn && !state.blocked && !std::mem::replace(&mut state.queued, true) {
             self.ready.push_back(slot);
         }
-        // A timer that fires early finds nothing due and is set anew; one that would fire late is replaced.
+        // A timer that fires early is set again. A timer that would fire late is replaced.
         let due = session.due_ms(&self.settings);
         if due < u64::MAX && (state.due_ms == 0 || due < state.due_ms) {
             state.due_ms = due;
@@ -783,19 +815,19 @@ impl SessionTable {
         count(&mut self.open, &mut state.counted, session.is_open());
         count(&mut self.overdue, &mut state.overdue, session.is_open() && session.is_overdue());
         if !session.is_open() {
-            self.let_go(slot);
+            self.release_connection(slot);
         }
     }
 
-    /// When [`timeouts`](Self::timeouts) is to be called, in the monotonic milliseconds of [`Now`].
+    /// Returns when [`timeouts`](Self::timeouts) must be called next, in the monotonic milliseconds of [`Now`].
     pub fn next_due(&self) -> Option<u64> {
         self.timers.peek().map(|Reverse((due, _))| *due)
     }
 
-    /// Does all that is due: pings, the ends of silent and of closing clients.
+    /// Handles all timers that are due: pings, expiring tokens, silent clients and closing clients.
     ///
-    /// Before a silent client is closed, `read` gives this roster what its socket holds, and says whether the socket is still
-    /// there; of one that is not, nothing is done.
+    /// Before a silent client is closed, `read` must pass the bytes that its socket has received to
+    /// [`input`](Self::input). `read` returns whether the session still exists; if not, nothing more is done for it.
     pub fn timeouts(&mut self, now: Now, read: &mut dyn FnMut(&mut Self, Slot) -> bool) {
         while let Some(&Reverse((due, slot))) = self.timers.peek()
             && due <= now.mono_ms
@@ -809,9 +841,10 @@ impl SessionTable {
         }
     }
 
-    /// Takes a session out whose socket is gone or can go. Returns why it ended; `None` if the socket just broke.
+    /// Removes a session whose socket is closed or can be closed. Returns the close code; `None` if the connection
+    /// broke without a close.
     pub fn remove(&mut self, slot: Slot) -> Option<CloseCode> {
-        self.let_go(slot);
+        self.release_connection(slot);
         let mut state = self.states.try_remove(slot as usize)?;
         let session = &state.session;
         Members::leave(&mut self.users, session.user(), slot);
@@ -845,12 +878,12 @@ fn connection_at(states: &Slab<SlotState>, slot: Slot) -> Option<ConnectionId> {
     states.get(slot as usize).map(|state| state.session.connection())
 }
 
-/// Only input brings tokens.
+/// Rejects every token: clients present tokens only in input.
 fn no_token(_: &str) -> Result<Grant, Denied> {
-    Err(Denied { code: "token_invalid", message: "no token is read here".to_owned() })
+    Err(Denied { code: "token_invalid", message: "no token is expected here".to_owned() })
 }
 
-/// Keeps a count in line with one that may be counted in it.
+/// Adds an item to a count, or removes it. `counted` is whether it is counted, and `now` whether it should be.
 fn count(total: &mut usize, counted: &mut bool, now: bool) {
     match (std::mem::replace(counted, now), now) {
         (false, true) => *total += 1,
@@ -859,14 +892,14 @@ fn count(total: &mut usize, counted: &mut bool, now: bool) {
     }
 }
 
-impl Written {
+impl WriteCount {
     fn take(&mut self, entry: &Arc<Entry>) -> Option<DeliveryCount> {
         let clients = std::mem::take(&mut self.clients);
         if clients == 0 {
             return None;
         }
         entry.written.fetch_add(clients, Ordering::Relaxed);
-        Some(DeliveryCount { entry: entry.clone(), clients, live: !std::mem::replace(&mut self.told, true) })
+        Some(DeliveryCount { entry: entry.clone(), clients, live: !std::mem::replace(&mut self.reported, true) })
     }
 }
 

@@ -1,40 +1,41 @@
-//! Instants as arguments. Knows how to write one down, and not what time it is.
+//! Instants as arguments, and their text form. This module reads no clock.
 
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 
 const ISO_8601: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
-/// The time of an input, read once by whoever drives the core.
+/// The time of an input. The driver reads it once for each input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Milliseconds on a clock that never goes back, from any fixed start.
+    /// Milliseconds on a monotonic clock, from an arbitrary fixed start.
     pub mono_ms: u64,
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub unix_ms: u64,
 }
 
-/// A step of the wall clock that is acted upon, in milliseconds. What a clock is slewed by adds up until it is that much.
+/// Smallest step of the wall clock that counts as a step, in milliseconds. Slewing accumulates until it reaches this.
 const STEP_MS: u64 = 1_000;
 
-/// Notices when a driver did not run for a while (the process was stopped, the machine was frozen or moved), and when the
-/// wall clock was set.
+/// Detects pauses of the driver (a stopped process, a frozen or migrated machine) and steps of the wall clock.
 #[derive(Debug, Default)]
 pub struct ClockWatch {
-    /// When it was last looked.
-    looked_ms: Option<u64>,
-    /// The wall clock less the monotonic one, as of the last step.
+    /// The monotonic time of the last check.
+    checked_ms: Option<u64>,
+    /// The difference between the wall clock and the monotonic clock at the last step.
     offset_ms: Option<u64>,
 }
 
 impl ClockWatch {
-    /// How late it is for a driver that wanted to run at `wanted_ms`, a time of the monotonic clock.
+    /// Returns by how many milliseconds the driver is late, if it was due to run at `wanted_ms` of the monotonic clock.
+    ///
+    /// Each delay is returned once: the next call counts from this one.
     pub fn late_ms(&mut self, wanted_ms: u64, now: Now) -> u64 {
-        let since = self.looked_ms.replace(now.mono_ms).unwrap_or(now.mono_ms).max(wanted_ms);
+        let since = self.checked_ms.replace(now.mono_ms).unwrap_or(now.mono_ms).max(wanted_ms);
         now.mono_ms.saturating_sub(since)
     }
 
-    /// Whether the wall clock was set since the last call.
+    /// Returns whether the wall clock was stepped since the last call.
     pub fn has_stepped(&mut self, now: Now) -> bool {
         let offset_ms = now.unix_ms.wrapping_sub(now.mono_ms);
         let before_ms = *self.offset_ms.get_or_insert(offset_ms);
@@ -46,12 +47,12 @@ impl ClockWatch {
     }
 }
 
-/// Writes an instant as ISO 8601 in UTC with milliseconds: `2026-11-23T09:30:00.125Z`.
+/// Formats an instant as ISO 8601 in UTC with milliseconds: `2026-11-23T09:30:00.125Z`.
 pub fn iso_8601(unix_ms: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .ok()
         .and_then(|at| at.format(ISO_8601).ok())
-        // Only an instant past the year 9999 gets here.
+        // Only instants after the year 9999 cannot be formatted.
         .unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
 }
 
@@ -60,19 +61,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_driver_and_a_step_of_the_wall_clock_are_noticed() {
+    fn a_late_driver_and_a_step_of_the_wall_clock_are_detected() {
         let mut watch = ClockWatch::default();
         let at = |mono_ms, unix_ms| Now { mono_ms, unix_ms };
         assert!(!watch.has_stepped(at(1_000, 50_000)));
-        assert_eq!(watch.late_ms(0, at(1_000, 0)), 0, "it begins");
-        assert_eq!(watch.late_ms(u64::MAX, at(2_000, 0)), 0, "it waited for nothing");
-        assert_eq!(watch.late_ms(4_000, at(3_000, 0)), 0, "it was woken before");
+        assert_eq!(watch.late_ms(0, at(1_000, 0)), 0, "first call");
+        assert_eq!(watch.late_ms(u64::MAX, at(2_000, 0)), 0, "no timer was due");
+        assert_eq!(watch.late_ms(4_000, at(3_000, 0)), 0, "woken before the timer");
         assert_eq!(watch.late_ms(4_000, at(9_000, 0)), 5_000);
-        assert_eq!(watch.late_ms(4_000, at(9_500, 0)), 500, "what was said once is not said again");
+        assert_eq!(watch.late_ms(4_000, at(9_500, 0)), 500, "a delay is returned once");
         assert!(!watch.has_stepped(at(9_000, 58_999)));
         assert!(watch.has_stepped(at(9_000, 59_000)));
         assert!(!watch.has_stepped(at(10_000, 60_000)));
-        assert!(watch.has_stepped(at(11_000, 1_000)), "back too");
+        assert!(watch.has_stepped(at(11_000, 1_000)), "a step back");
     }
 
     #[test]

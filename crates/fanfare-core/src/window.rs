@@ -1,6 +1,6 @@
-//! The recent tail of the log in memory: every event as the bytes to send, and who it is for.
+//! The window: the newest entries of the log in memory, each with its encoded frame and its audience.
 //!
-//! Knows positions and audiences. Does not know who is connected, nor how entries come to it.
+//! The window knows positions and audiences. It does not know which clients are connected, or where entries come from.
 
 use crate::{Audience, ConnectionId, Event, Lineage, Position, event::LOG_POSITION, json, lineage::Place, ws};
 use hashbrown::{HashMap, HashTable};
@@ -14,71 +14,71 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
 };
 
-/// One event at its place in the log, encoded once for a whole node.
+/// An event at its position in the log, encoded once for all clients of a node.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its place: dense, from 1 on.
+    /// The sequence of the entry. Sequences are dense and start at 1.
     pub sequence: u64,
-    /// When it was appended, in milliseconds since 1970-01-01T00:00:00Z.
+    /// When the event was appended, in milliseconds since 1970-01-01T00:00:00Z.
     pub appended_ms: u64,
-    /// Who it is for.
+    /// The audience of the event.
     pub audience: Audience,
-    /// Its name.
+    /// The event's `event_id`.
     pub event_id: Box<str>,
-    /// Its `type`; empty where it has none that can be read.
+    /// The event's `type`; empty if it cannot be parsed.
     pub event_type: Box<str>,
-    /// The whole WebSocket frame: the event, and its place as the field `log_position` at its end.
+    /// The whole WebSocket frame: the event, with its position as the last field, `log_position`.
     pub frame: Box<[u8]>,
-    /// Who published it, as a text for people.
+    /// The publisher, as human-readable text.
     pub publisher: Option<Arc<str>>,
-    /// What its publish is traced as, as a text for whoever traces it.
+    /// The trace context of the publish, as opaque text.
     pub trace: Option<Arc<str>>,
-    /// How many clients of this node it was written to.
+    /// Number of clients of this node to which the event was written.
     pub written: AtomicU32,
-    /// How often clients of this node said that they have handled it.
+    /// Number of acknowledgements of the event by clients of this node.
     pub acknowledged: AtomicU32,
 }
 
-/// How much a window or a log in memory keeps. What comes first counts.
+/// Limits on the events that a window or an in-memory log retains. The first limit reached applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Events.
+    /// Maximum number of events.
     pub events: usize,
-    /// Bytes, as [`Entry::weight`] counts them.
+    /// Maximum number of bytes, as counted by [`Entry::weight`].
     pub bytes: usize,
-    /// Milliseconds since an event was appended.
+    /// Maximum age of an event, in milliseconds since it was appended.
     pub age_ms: u64,
-    /// How many ids of events are known again, also when the events are no longer kept.
+    /// Maximum number of event IDs that are remembered, including those of evicted events.
     pub ids: usize,
-    /// For how many milliseconds an id is known again.
+    /// How long an event ID is remembered, in milliseconds.
     pub ids_ms: u64,
 }
 
-/// Who a client is to the log: what it may see.
+/// The properties of a client that determine which events it may receive.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewer<'a> {
-    /// The user of its token.
+    /// The user of the client's token.
     pub user: &'a Arc<str>,
-    /// Its own name.
+    /// The client's connection ID.
     pub connection: ConnectionId,
-    /// What it subscribed to.
+    /// The topics that the client is subscribed to.
     pub topics: &'a [Arc<str>],
 }
 
-/// How far the clocks of two nodes may be apart.
-const CLOCKS_DIFFER_MS: u64 = 60_000;
+/// Maximum difference between the clocks of two nodes, in milliseconds.
+const MAX_CLOCK_SKEW_MS: u64 = 60_000;
 
-/// Why a cursor can't be continued.
+/// Why a client receives a `gap`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GapReason {
-    /// What came after it is no longer held.
+    /// The events after the cursor were evicted.
     Expired,
-    /// It is of another log.
+    /// The cursor belongs to another log, or the log lost or may have lost events after the cursor.
     Reset,
 }
 
 impl GapReason {
-    /// The word on the wire.
+    /// Returns the value of the field `reason`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -87,56 +87,56 @@ impl GapReason {
     }
 }
 
-/// History that is gone.
+/// Missing events after a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// Why.
+    /// Why events are missing.
     pub reason: GapReason,
-    /// How many events of the log lie between the cursor and the oldest that is held, whoever they were for; `None`
-    /// where the cursor's place is not known.
+    /// Number of skipped events of the log, regardless of their audience; `None` if the position of the cursor is
+    /// unknown.
     pub missed: Option<u64>,
 }
 
-/// Where a client starts.
+/// Where a client resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResumePoint {
-    /// The sequence up to which the client has been served.
+    /// The sequence after which delivery begins.
     pub cursor: u64,
-    /// What it must be told is missing before that.
+    /// The gap before the cursor, if any.
     pub gap: Option<Gap>,
-    /// It asked to go on from a place.
+    /// Whether the client sent a cursor.
     pub asked: bool,
 }
 
-/// A node's recent tail of the log.
+/// The newest entries of the log, without holes, from after the floor up to the head.
 #[derive(Debug)]
 pub struct Window {
     lineage: Lineage,
-    /// The sequence before the first entry: the oldest cursor that can be served.
+    /// The sequence before the first entry: the oldest cursor that can be served without a gap.
     floor: u64,
-    /// The id of the event at the floor, and when it was appended, where it was held: who saw it last has missed
-    /// nothing.
+    /// The ID of the event at the floor, and when it was appended, if the window had that event. A client with this
+    /// cursor has missed nothing.
     floor_id: Option<(Box<str>, u64)>,
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     bounds: Bounds,
     hasher: foldhash::fast::RandomState,
-    /// Sequences by the hash of their event's id; the entry itself has the id.
+    /// Sequences by the hash of their `event_id`. The ID itself is in the entry.
     ids: HashTable<u64>,
     everyone: VecDeque<u64>,
     addressed: HashMap<Audience, VecDeque<u64>, foldhash::fast::RandomState>,
 }
 
-/// Up to here a scan of each entry is cheaper than looking the audiences up.
-const SCAN_AT_MOST: u64 = 64;
+/// Distance from the head, in entries, up to which a scan is cheaper than a merge of the audiences' lists.
+const MAX_SCAN_ENTRIES: u64 = 64;
 
 impl Entry {
-    /// Encodes an event for its place, which its frame carries.
+    /// Encodes an event with its position `place` in the log.
     pub fn new(place: Position, appended_ms: u64, audience: Audience, event: &Event) -> Self {
         Self::of_type(place, appended_ms, audience, event.event_id(), event.event_type(), event.json().as_bytes())
     }
 
-    /// Encodes an event that was checked before it came into the log: its id and its JSON.
+    /// Encodes an event that was checked before it was appended to the log, from its ID and its JSON.
     pub fn from_parts(place: Position, appended_ms: u64, audience: Audience, event_id: &str, json: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Head<'a> {
@@ -149,7 +149,7 @@ impl Entry {
         let Ok(Head { r#type, log_position }) = head else {
             return Self::of_type(place, appended_ms, audience, event_id, "", json);
         };
-        // An older hub let publishers set the field.
+        // Hubs of older versions accepted this field from publishers.
         let without = log_position.and_then(|_| json::without(json, LOG_POSITION));
         Self::of_type(place, appended_ms, audience, event_id, &r#type, without.as_deref().unwrap_or(json))
     }
@@ -180,25 +180,25 @@ impl Entry {
         }
     }
 
-    /// Notes who published it, and what that is traced as.
+    /// Sets the publisher and the trace context.
     #[must_use]
     pub fn by(self, publisher: Option<Arc<str>>, trace: Option<Arc<str>>) -> Self {
         Self { publisher, trace, ..self }
     }
 
-    /// The event's JSON as it was published: without the frame's head, and without its place.
+    /// Returns the event's JSON as it was published: without the frame header and without `log_position`.
     pub fn json(&self) -> Vec<u8> {
         let (event, end) = self.json_parts();
         [event, end].concat()
     }
 
-    /// How long the event's JSON is, in bytes.
+    /// Returns the length of the event's JSON, in bytes.
     pub fn json_len(&self) -> usize {
         let (event, end) = self.json_parts();
         event.len() + end.len()
     }
 
-    /// The event's JSON up to where its place was put, and its end.
+    /// Returns the event's JSON up to `log_position`, and the closing brace after it.
     fn json_parts(&self) -> (&[u8], &'static [u8]) {
         let payload = self.payload();
         match payload.windows(FIELD.len()).rposition(|window| window == FIELD) {
@@ -210,9 +210,9 @@ impl Entry {
         }
     }
 
-    /// What a client reads: the frame without its head.
+    /// Returns the payload of the frame: the JSON that clients receive.
     pub fn payload(&self) -> &[u8] {
-        // RFC 6455 section 5.2: the second byte of an unmasked frame is its length, or says how wide the length is.
+        // RFC 6455 section 5.2: the second byte of an unmasked frame is the length, or the form of the length.
         let head = match self.frame.get(1) {
             Some(126) => 4,
             Some(127) => 10,
@@ -221,7 +221,7 @@ impl Entry {
         self.frame.get(head..).unwrap_or_default()
     }
 
-    /// What an entry costs in memory, in bytes: its frame, its texts and a fixed part for the indexes.
+    /// Returns the memory that an entry takes, in bytes: its frame, its texts and a constant for the indexes.
     pub fn weight(&self) -> usize {
         let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
         let texts = self.event_id.len() + self.event_type.len() + length(&self.publisher) + length(&self.trace);
@@ -230,7 +230,7 @@ impl Entry {
 }
 
 impl Viewer<'_> {
-    /// Whether the client may see what is for `audience`.
+    /// Returns whether the client belongs to `audience`.
     pub fn sees(&self, audience: &Audience) -> bool {
         match audience {
             Audience::Everyone => true,
@@ -242,7 +242,7 @@ impl Viewer<'_> {
 }
 
 impl Window {
-    /// An empty window of a log whose head is at `head`.
+    /// Creates an empty window of a log whose head is at `head`.
     pub fn new(lineage: Lineage, head: u64, bounds: Bounds) -> Self {
         Self {
             lineage,
@@ -258,17 +258,17 @@ impl Window {
         }
     }
 
-    /// The epoch of the log's newest entries.
+    /// Returns the epoch of the log's newest entries.
     pub fn epoch(&self) -> u64 {
         self.lineage.current()
     }
 
-    /// Which log this is the tail of.
+    /// Returns the lineage of the log.
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
     }
 
-    /// Goes on as the tail of a log that holds of this window what lies up to `shared`, and nothing behind it.
+    /// Continues as the window of a log that has this window's entries up to the sequence `shared`, and none after it.
     pub fn adopt(&mut self, lineage: Lineage, shared: u64) {
         self.lineage = lineage;
         while self.head() > shared && self.pop_newest() {}
@@ -277,41 +277,44 @@ impl Window {
         }
     }
 
-    /// Goes on behind `floor`, where what lies between is not to be had. Nothing is held then.
+    /// Drops all entries and continues after `floor`. Used if the entries up to `floor` are unavailable.
     pub fn jump(&mut self, floor: u64) {
         while self.pop_newest() {}
         (self.floor, self.floor_id) = (floor, None);
     }
 
-    /// The sequence of the newest entry.
+    /// Returns the sequence of the newest entry.
     pub fn head(&self) -> u64 {
         self.floor + self.entries.len() as u64
     }
 
-    /// The oldest cursor that can be served: what came after it is all here.
+    /// Returns the oldest cursor that can be served: all entries after it are retained.
     pub fn floor(&self) -> u64 {
         self.floor
     }
 
-    /// How many events are held.
+    /// Returns the number of retained events.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no event is held.
+    /// Returns whether no event is retained.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many bytes are held, as [`Entry::weight`] counts them.
+    /// Returns the memory of the retained events, in bytes, as counted by [`Entry::weight`].
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes the next entry, and lets go of what the bounds no longer allow.
+    /// Appends the next entry, and evicts the entries that exceed the bounds.
+    ///
+    /// Shards are not notified. After the push the caller wakes them, so that they read the window
+    /// ([`SessionTable::look`](crate::session_table::SessionTable::look)).
     ///
     /// # Panics
-    /// If the entry isn't the next one: a hole in the window would be a loss that nobody is told of.
+    /// If the entry's sequence does not follow the head: a hole in the window would be a loss without a `gap`.
     pub fn push(&mut self, entry: Arc<Entry>) {
         assert_eq!(entry.sequence, self.head() + 1, "the window has no holes");
         self.bytes += entry.weight();
@@ -329,10 +332,10 @@ impl Window {
         self.expire(now);
     }
 
-    /// Lets go of what the bounds no longer allow at `unix_ms`.
+    /// Evicts the entries that exceed the bounds at `unix_ms`, in milliseconds since 1970-01-01T00:00:00Z.
     pub fn expire(&mut self, unix_ms: u64) {
         while let Some(oldest) = self.entries.front() {
-            // The newest is kept however large it is, or it would be gone before anyone was served.
+            // The newest entry is exempt from the limits on size, or it could be evicted before it is delivered.
             let several = self.entries.len() > 1;
             let too_many = several && (self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes);
             if !too_many && unix_ms.saturating_sub(oldest.appended_ms) <= self.bounds.age_ms {
@@ -349,14 +352,14 @@ impl Window {
         self.floor = oldest.sequence;
     }
 
-    /// Takes the newest entry back. Returns whether there was one.
+    /// Removes the newest entry. Returns whether there was one.
     fn pop_newest(&mut self) -> bool {
         let Some(newest) = self.entries.pop_back() else { return false };
         self.forget(&newest, VecDeque::pop_back);
         true
     }
 
-    /// Takes an entry, which stands at one end, out of the indexes.
+    /// Removes an entry from the indexes. The entry must be the oldest or the newest one, and `pop` must match.
     fn forget(&mut self, entry: &Entry, pop: fn(&mut VecDeque<u64>) -> Option<u64>) {
         self.bytes -= entry.weight();
         let hash = self.hasher.hash_one(&*entry.event_id);
@@ -376,12 +379,12 @@ impl Window {
         }
     }
 
-    /// The place of an event, if it is held or was the last to go.
+    /// Returns the sequence of an event, if it is retained or at the floor.
     pub fn find(&self, event_id: &str) -> Option<u64> {
         self.find_appended(event_id).map(|(sequence, _)| sequence)
     }
 
-    /// The same, with the time at which it was appended.
+    /// As [`find`](Self::find), with the time of the append.
     fn find_appended(&self, event_id: &str) -> Option<(u64, u64)> {
         let hash = self.hasher.hash_one(event_id);
         let held = self.ids.find(hash, |&s| &*self.entries[index(self.floor, s)].event_id == event_id);
@@ -390,14 +393,14 @@ impl Window {
         held.or_else(at_floor)
     }
 
-    /// An event's entry, if it is held.
+    /// Returns the entry of an event, if it is retained.
     pub fn get(&self, event_id: &str) -> Option<&Arc<Entry>> {
         self.find(event_id)
             .filter(|sequence| *sequence > self.floor)
             .and_then(|sequence| self.entries.get(index(self.floor, sequence)))
     }
 
-    /// The newest entry up to a place that a client may see.
+    /// Returns the newest entry for a client, up to the sequence `until`.
     pub fn last_seen(&self, until: u64, viewer: Viewer<'_>) -> Option<&Arc<Entry>> {
         let last = self.lists(viewer).filter_map(|list| {
             let at = list.partition_point(|&sequence| sequence <= until);
@@ -406,21 +409,22 @@ impl Window {
         last.max().and_then(|sequence| self.entries.get(index(self.floor, sequence)))
     }
 
-    /// The entries behind a cursor, oldest first. The cursor must not lie before the [`floor`](Self::floor).
+    /// Iterates over the entries after a cursor, oldest first. The cursor must not be before the
+    /// [`floor`](Self::floor).
     pub fn since(&self, cursor: u64) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries
             .range(usize::try_from(cursor.saturating_sub(self.floor)).map_or(usize::MAX, |n| n.min(self.len()))..)
     }
 
-    /// The entries behind a cursor that a client may see, oldest first.
+    /// Iterates over the entries for a client after a cursor, oldest first.
     pub fn view<'a>(&'a self, cursor: u64, viewer: Viewer<'a>) -> impl Iterator<Item = &'a Arc<Entry>> {
-        let near = self.head().saturating_sub(cursor) <= SCAN_AT_MOST;
+        let near = self.head().saturating_sub(cursor) <= MAX_SCAN_ENTRIES;
         let scan = near.then(|| self.since(cursor).filter(move |entry| viewer.sees(&entry.audience)));
         let merge = (!near).then(|| self.merge(cursor, viewer));
         scan.into_iter().flatten().chain(merge.into_iter().flatten())
     }
 
-    /// Walks the lists of the audiences a client belongs to, always the one whose next entry is the oldest.
+    /// Merges the lists of the audiences that a client belongs to, by sequence.
     fn merge<'a>(&'a self, cursor: u64, viewer: Viewer<'a>) -> impl Iterator<Item = &'a Arc<Entry>> {
         let mut lists: SmallVec<[_; 4]> =
             self.lists(viewer).map(|list| list.range(list.partition_point(|&s| s <= cursor)..).peekable()).collect();
@@ -432,7 +436,7 @@ impl Window {
         })
     }
 
-    /// How many entries behind a cursor a client may see.
+    /// Returns the number of entries for a client after a cursor.
     pub fn count(&self, cursor: u64, viewer: Viewer<'_>) -> usize {
         self.lists(viewer).map(|list| list.len() - list.partition_point(|&s| s <= cursor)).sum()
     }
@@ -444,12 +448,17 @@ impl Window {
         std::iter::once(&self.everyone).chain(addressed)
     }
 
-    /// Where a client starts that names the last `event_id` it saw: an event's, or the text form of a position.
+    /// Returns where a client resumes. `last_event_id` is the client's cursor: an `event_id`, or the text form of a
+    /// position.
     ///
-    /// An event that is not held lies before all that is held, so its client goes on from the oldest entry and is
-    /// told of the gap. The same holds for a position of another log: to that client all of this log is new. An event
-    /// that was published again after a loss may stand at another place than the one where the client saw it: unless
-    /// the name of its connection was given after the loss, it goes on from there behind a gap.
+    /// - Without a cursor the client starts at the head.
+    /// - If the event of the cursor is not retained, it is older than all retained events. The client resumes after the
+    ///   floor, behind a gap.
+    /// - If the cursor is a position of another log, the client resumes after the floor, behind a gap, because it has
+    ///   received no event of this log.
+    /// - If the cursor is the `event_id` of an event that may have been published again after a loss, the client may
+    ///   have received it at another position. It resumes after that event, behind a gap, unless its `connection` ID
+    ///   was issued after the loss.
     pub fn start(&self, last_event_id: Option<&str>, connection: ConnectionId) -> ResumePoint {
         let Some(id) = last_event_id else {
             return ResumePoint { cursor: self.head(), gap: None, asked: false };
@@ -461,8 +470,8 @@ impl Window {
                     let (horizon_ms, tag) = (self.bounds.ids_ms, connection.epoch_tag());
                     self.lineage.place_of_event(sequence, appended_ms, horizon_ms, tag)
                 }
-                // A log that never let go of anything can't have held the event, and one that lost some may have: then the client has seen
-                // what this log never had, and perhaps all that is held.
+                // A log that never evicted an event never had this event. A log that lost events may have had it. In
+                // both cases the client's history may differ from this log.
                 None if self.floor == 0 || self.lineage.lost_since(connection.epoch_tag()) => Place::Unknown,
                 None => return self.start_behind_gap(self.floor, GapReason::Expired),
             },
@@ -474,7 +483,7 @@ impl Window {
         }
     }
 
-    /// Where a client goes on whose cursor, as it was a place of the roster's `epoch`, is no longer what it was.
+    /// Returns where a client resumes if its position is not valid in the current lineage; `None` if it is valid.
     pub(crate) fn restart(&self, position: Position) -> Option<ResumePoint> {
         match self.lineage.place(position, self.head()) {
             Place::At(_) => None,
@@ -483,20 +492,20 @@ impl Window {
         }
     }
 
-    /// The same start without what is held behind its gap: the client goes on at the head.
+    /// Returns a resume point at the head, without replay. The skipped entries are added to `missed` of the gap.
     pub fn without_replay(&self, start: ResumePoint) -> ResumePoint {
         let skipped = self.head().saturating_sub(start.cursor);
         let gap = start.gap.map(|gap| Gap { missed: gap.missed.map(|missed| missed + skipped), ..gap });
         ResumePoint { cursor: start.cursor.max(self.head()), gap, ..start }
     }
 
-    /// The same start, not before what was appended at `unix_ms`: what is older is not for the client, and counts as a
-    /// gap.
+    /// Returns a resume point after all entries that were appended before `unix_ms`, in milliseconds since
+    /// 1970-01-01T00:00:00Z. Skipped entries count as a gap.
     pub fn not_before(&self, start: ResumePoint, unix_ms: u64) -> ResumePoint {
         let behind = usize::try_from(start.cursor.saturating_sub(self.floor)).unwrap_or(usize::MAX);
         let entries = || self.entries.iter().skip(behind);
-        // Nodes append with clocks that differ a little, so that times need not be in order.
-        let may_be_older = |entry: &Arc<Entry>| entry.appended_ms < unix_ms.saturating_add(CLOCKS_DIFFER_MS);
+        // The clocks of nodes differ, so the times of entries need not be in order.
+        let may_be_older = |entry: &Arc<Entry>| entry.appended_ms < unix_ms.saturating_add(MAX_CLOCK_SKEW_MS);
         if !entries().next().is_some_and(may_be_older) {
             return start;
         }
@@ -507,7 +516,7 @@ impl Window {
         ResumePoint { cursor: older.sequence, gap: Some(Gap { reason, missed }), ..start }
     }
 
-    /// How many bytes of frames behind a cursor a client may see.
+    /// Returns the size of the frames for a client after a cursor, in bytes.
     pub fn bytes_behind(&self, cursor: u64, viewer: Viewer<'_>) -> usize {
         self.view(cursor, viewer).map(|entry| entry.frame.len()).sum()
     }
@@ -516,7 +525,7 @@ impl Window {
         ResumePoint { cursor: cursor.max(self.floor), gap: Some(Gap { reason, missed: None }), asked: true }
     }
 
-    /// Where a client goes on that has been served up to `cursor` of this log.
+    /// Returns where a client resumes that has received all its events up to `cursor` of this log.
     pub fn continue_from(&self, cursor: u64) -> ResumePoint {
         let missed = self.floor.saturating_sub(cursor);
         let gap = (missed > 0).then_some(Gap { reason: GapReason::Expired, missed: Some(missed) });
@@ -524,11 +533,11 @@ impl Window {
     }
 }
 
-/// The field of an event's place, up to its value. It is the last of a frame, and text in an event has its quotes
-/// escaped.
+/// The field `log_position` up to its value. Its last occurrence in a frame is the field that [`encode`] added, because
+/// it is the last field and quotes within strings are escaped.
 const FIELD: &[u8] = br#""log_position":""#;
 
-/// The frame of an event, with its place as the last field.
+/// Encodes the frame of an event, with its position as the last field.
 fn encode(json: &[u8], place: Position) -> Box<[u8]> {
     let Some(event) = json.trim_ascii_end().strip_suffix(b"}") else {
         return ws::frame(ws::Opcode::Text, &[json]);
@@ -537,7 +546,7 @@ fn encode(json: &[u8], place: Position) -> Box<[u8]> {
     ws::frame(ws::Opcode::Text, &[event, comma, FIELD, place.to_string().as_bytes(), b"\"}"])
 }
 
-/// Where the entry of a sequence stands in a queue whose first entry comes right after `floor`.
+/// Returns the index of a sequence in a queue whose first entry has the sequence `floor + 1`.
 fn index(floor: u64, sequence: u64) -> usize {
     usize::try_from(sequence - floor - 1).unwrap_or(usize::MAX)
 }
@@ -551,7 +560,7 @@ mod tests {
 
     const WIDE: Bounds = Bounds { events: 1_000, bytes: 1 << 20, age_ms: 1_000_000, ids: 1_000, ids_ms: 1_000_000 };
 
-    const NAMELESS: ConnectionId = ConnectionId(0);
+    const UNTAGGED: ConnectionId = ConnectionId(0);
 
     fn entry(sequence: u64, appended_ms: u64, audience: Audience) -> Arc<Entry> {
         let event = Draft::parse(r#"{"type":"note"}"#).unwrap().finish(0, || format!("e{sequence}")).unwrap();
@@ -572,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_lets_the_oldest_go() {
+    fn each_bound_evicts_the_oldest_entries() {
         let weight = entry(1, 0, Audience::Everyone).weight();
         for bounds in [Bounds { events: 5, ..WIDE }, Bounds { bytes: 5 * weight, ..WIDE }, Bounds { age_ms: 4, ..WIDE }]
         {
@@ -583,22 +592,22 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_kept_however_large_it_is() {
+    fn the_newest_entry_is_retained_regardless_of_its_size() {
         let window = window(Bounds { bytes: 1, ..WIDE }, 9);
         assert_eq!((window.len(), window.find("e9")), (1, Some(9)));
     }
 
     #[test]
-    fn time_alone_empties_it() {
+    fn entries_expire_by_age_alone() {
         let mut window = window(WIDE, 9);
         window.expire(2_000_000);
         assert!(window.is_empty() && window.bytes() == 0 && window.addressed.is_empty() && window.ids.is_empty());
         assert_eq!((window.floor(), window.head()), (9, 9));
     }
 
-    // attack: replay from before the account was made => the cursor moves to its beginning, behind a gap
+    // attack: replay of events from before the account was created => the client resumes at its creation, behind a gap
     #[test]
-    fn a_start_is_not_before_a_time() {
+    fn entries_from_before_the_given_time_are_not_replayed() {
         let bounds = Bounds { events: 7, ..WIDE };
         let window = window(bounds, 9);
         let gap = |missed| Some(Gap { reason: GapReason::Expired, missed });
@@ -612,32 +621,32 @@ mod tests {
             (Some("e9"), 100, 9, None),
             (None, 100, 9, None),
         ] {
-            let start = window.not_before(window.start(last, NAMELESS), unix_ms);
+            let start = window.not_before(window.start(last, UNTAGGED), unix_ms);
             assert_eq!((start.cursor, start.gap), (cursor, missed), "{last:?} {unix_ms}");
         }
         let mut far_later = window;
         far_later.push(entry(10, 1_000_000, Audience::Everyone));
-        let start = far_later.start(Some("e9"), NAMELESS);
-        assert_eq!(far_later.not_before(start, 1_000_000), start, "nothing behind it is older");
+        let start = far_later.start(Some("e9"), UNTAGGED);
+        assert_eq!(far_later.not_before(start, 1_000_000), start, "no older entry follows the cursor");
     }
 
     #[test]
-    fn near_and_far_cursors_see_the_same() {
+    fn scan_and_merge_return_the_same_entries() {
         let window = window(WIDE, 200);
         let (user, topics): (Arc<str>, _) = ("ann".into(), ["t".into()]);
         for topics in [&topics[..], &[]] {
             let viewer = Viewer { user: &user, connection: ConnectionId(1), topics };
             for cursor in [0, 1, 100, 136, 150, 199, 200] {
-                let seen: Vec<_> = window.view(cursor, viewer).map(|e| e.sequence).collect();
+                let sequences: Vec<_> = window.view(cursor, viewer).map(|e| e.sequence).collect();
                 let expected: Vec<_> = (cursor + 1..=200).filter(|s| s % 3 != 2 || !topics.is_empty()).collect();
-                assert_eq!(seen, expected, "{cursor}");
+                assert_eq!(sequences, expected, "{cursor}");
                 assert_eq!(window.count(cursor, viewer), expected.len());
             }
         }
     }
 
     #[test]
-    fn a_client_starts_where_it_was() {
+    fn a_client_resumes_at_its_cursor_or_behind_a_gap() {
         let window = window(Bounds { events: 5, ..WIDE }, 9);
         let gap = |reason, missed| Some(Gap { reason, missed });
         for (id, cursor, expected) in [
@@ -650,13 +659,13 @@ mod tests {
             ("e2", 4, gap(GapReason::Expired, None)),
             ("unknown", 4, gap(GapReason::Expired, None)),
         ] {
-            assert_eq!(window.start(Some(id), NAMELESS), ResumePoint { cursor, gap: expected, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), UNTAGGED), ResumePoint { cursor, gap: expected, asked: true }, "{id}");
         }
-        assert_eq!(window.start(None, NAMELESS), ResumePoint { cursor: 9, gap: None, asked: false });
+        assert_eq!(window.start(None, UNTAGGED), ResumePoint { cursor: 9, gap: None, asked: false });
     }
 
     #[test]
-    fn a_log_that_was_cut_short_goes_on_without_what_it_lost() {
+    fn a_log_that_was_cut_continues_without_the_lost_entries() {
         let mut window = window(WIDE, 9);
         let mut lineage = window.lineage().clone();
         lineage.begin(8, 6, Loss::Nothing);
@@ -667,14 +676,14 @@ mod tests {
         for (id, cursor, gap) in
             [("pos-7-6", 6, None), ("pos-7-7", 6, reset), ("pos-8-7", 7, None), ("e7", 7, None), ("e8", 0, reset)]
         {
-            assert_eq!(window.start(Some(id), NAMELESS), ResumePoint { cursor, gap, asked: true }, "{id}");
+            assert_eq!(window.start(Some(id), UNTAGGED), ResumePoint { cursor, gap, asked: true }, "{id}");
         }
         let viewer = Viewer { user: &"ann".into(), connection: ConnectionId(1), topics: &["t".into()] };
         assert_eq!(window.count(0, viewer), 7);
     }
 
     #[test]
-    fn an_event_that_was_published_again_after_a_loss_is_doubtful_for_those_who_may_have_seen_it_before() {
+    fn a_cursor_of_a_republished_event_receives_a_gap_unless_the_connection_id_was_issued_after_the_loss() {
         let mut window = window(Bounds { events: 3, ids_ms: 50, ..WIDE }, 9);
         let mut lineage = window.lineage().clone();
         lineage.begin(8, 9, Loss::Events { began_ms: 100 });
@@ -682,21 +691,21 @@ mod tests {
         for (sequence, appended_ms) in [(10, 101), (11, 150), (12, 151)] {
             window.push(entry(sequence, appended_ms, Audience::Everyone));
         }
-        let named = |epoch| ConnectionId(u128::from(crate::lineage::tag(epoch)) << 108 | 7);
+        let issued_in = |epoch| ConnectionId(u128::from(crate::lineage::tag(epoch)) << 108 | 7);
         let reset = Some(Gap { reason: GapReason::Reset, missed: None });
         for (id, connection, cursor, gap) in [
-            // The one at the floor, too.
-            ("e9", NAMELESS, 9, reset),
-            ("e9", named(8), 9, None),
-            ("e11", NAMELESS, 11, reset),
-            ("e11", named(7), 11, reset),
-            ("e11", named(8), 11, None),
-            ("e12", NAMELESS, 12, None),
-            // It may have been lost, or evicted before that.
-            ("e1", NAMELESS, 9, reset),
-            ("e1", named(7), 9, reset),
-            ("e1", named(8), 9, Some(Gap { reason: GapReason::Expired, missed: None })),
-            ("pos-8-11", NAMELESS, 11, None),
+            // The event at the floor.
+            ("e9", UNTAGGED, 9, reset),
+            ("e9", issued_in(8), 9, None),
+            ("e11", UNTAGGED, 11, reset),
+            ("e11", issued_in(7), 11, reset),
+            ("e11", issued_in(8), 11, None),
+            ("e12", UNTAGGED, 12, None),
+            // The event may have been lost, or evicted before the loss.
+            ("e1", UNTAGGED, 9, reset),
+            ("e1", issued_in(7), 9, reset),
+            ("e1", issued_in(8), 9, Some(Gap { reason: GapReason::Expired, missed: None })),
+            ("pos-8-11", UNTAGGED, 11, None),
         ] {
             let start = window.start(Some(id), connection);
             assert_eq!(start, ResumePoint { cursor, gap, asked: true }, "{id} {connection}");
@@ -704,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_below_the_floor_leaves_nothing() {
+    fn a_cut_below_the_floor_leaves_an_empty_window() {
         let mut window = window(Bounds { events: 3, ..WIDE }, 9);
         window.adopt(Lineage::new(8), 4);
         assert_eq!((window.floor(), window.head(), window.len(), window.bytes()), (4, 4, 0, 0));
@@ -712,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_found_again_in_a_frame_of_any_length() {
+    fn the_published_json_is_restored_from_a_frame_of_any_length() {
         for length in [0, 100, 125, 126, 65_535, 65_536] {
             let json = [&b"{\"a\":\""[..], &vec![b'x'; length], b"\"}"].concat();
             let entry = Entry::from_parts(PLACE, 0, Audience::Everyone, "e", &json);
@@ -721,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_ends_with_its_place() {
+    fn a_frame_ends_with_the_position_of_its_event() {
         let frame = |json: &str| {
             let entry = Entry::from_parts(PLACE, 0, Audience::Everyone, "e", json.as_bytes());
             (String::from_utf8(entry.payload().to_vec()).unwrap(), String::from_utf8(entry.json()).unwrap())
@@ -729,7 +738,7 @@ mod tests {
         for (event, delivered) in [
             ("{}", r#"{"log_position":"pos-ab-7"}"#),
             (r#"{"type":"a"}"#, r#"{"type":"a","log_position":"pos-ab-7"}"#),
-            // Text that looks like the field, and the field of an inner object, are the event's own.
+            // A string that looks like the field, and the field of a nested object, are part of the event.
             (
                 r#"{"type":"a","t":",\"log_position\":\""}"#,
                 r#"{"type":"a","t":",\"log_position\":\"","log_position":"pos-ab-7"}"#,
@@ -741,16 +750,16 @@ mod tests {
         ] {
             assert_eq!(frame(event), (delivered.to_owned(), event.to_owned()));
         }
-        let twice = frame(r#"{"type":"a","log_position":"pos-1-1","z": 1}"#);
+        let replaced = frame(r#"{"type":"a","log_position":"pos-1-1","z": 1}"#);
         assert_eq!(
-            (&*twice.0, &*twice.1),
+            (&*replaced.0, &*replaced.1),
             (r#"{"type":"a","z":1,"log_position":"pos-ab-7"}"#, r#"{"type":"a","z":1}"#)
         );
     }
 
     #[test]
-    fn an_unknown_id_in_a_log_that_is_whole_is_of_another_log() {
-        let start = window(WIDE, 3).start(Some("elsewhere"), NAMELESS);
+    fn an_unknown_event_id_in_a_log_without_evictions_belongs_to_another_log() {
+        let start = window(WIDE, 3).start(Some("elsewhere"), UNTAGGED);
         assert_eq!((start.cursor, start.gap.unwrap().reason), (0, GapReason::Reset));
     }
 }

@@ -1,39 +1,40 @@
-//! The JSON messages of the protocol: what a hub says besides events, and what clients say.
+//! The JSON messages of the protocol: messages from the hub other than events, and messages from clients.
 
 use crate::{ConnectionId, Position, event::MAX_DEPTH, json, time::iso_8601, window::Gap};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// What a hub says besides events. Each message has `type`, `event_id` (a place to resume from) and `timestamp`;
-/// the rest is here.
+/// A message from the hub other than an event.
+///
+/// Each message also has `type`, `timestamp` and, except for `$sys`, an `event_id`: the position of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outgoing<'a> {
-    /// Answers a connect, subscribe, unsubscribe or auth.
+    /// Acknowledges a connect, `subscribe`, `unsubscribe` or `auth`.
     Ack(Ack<'a>),
-    /// How all nodes stand, for who holds the topic `$sys`. It has no place in the log, and so no `event_id`.
+    /// The status of all nodes, for subscribers of the topic `$sys`. It has no position, and so no `event_id`.
     Sys {
         /// A JSON object.
         data: &'a str,
     },
-    /// Asks whether the client is there.
+    /// Requests a `pong` from the client.
     Ping,
-    /// Answers a client's ping.
+    /// Answers a `ping` of the client.
     Pong,
-    /// The client's message was not understood or not allowed; the connection stays.
+    /// A client message was not valid or not allowed. The connection stays open.
     Error(ErrorFrame<'a>),
-    /// History for this cursor is gone.
+    /// Events after the client's cursor are no longer available.
     Gap(Gap),
-    /// The connection's token ends soon: show a newer one.
+    /// The connection's token expires soon.
     AuthExpiring {
-        /// When, in milliseconds from now; written in seconds.
+        /// Time until the token expires, in milliseconds. Serialised in seconds.
         expires_in_ms: u64,
     },
-    /// The node drains.
+    /// The hub is shutting down or being replaced.
     Goaway {
-        /// When to come back, in milliseconds from now.
+        /// Time after which the client reconnects, in milliseconds.
         reconnect_after_ms: u64,
-        /// Why.
+        /// Why the hub disconnects the client.
         reason: &'a str,
     },
 }
@@ -41,32 +42,32 @@ pub enum Outgoing<'a> {
 /// The fields of an `ack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ack<'a> {
-    /// The `event_id`, where it is not the connection's position: what was sent as `last_event_id`, if a gap follows.
+    /// The `event_id` if it is not the connection's position: the request's `last_event_id`, if a `gap` follows.
     pub event_id: Option<&'a str>,
-    /// What is answered: the `last_event_id` sent, `initial_connect`, or the `event_id` or type of a message.
+    /// The acknowledged message: the request's `last_event_id`, `initial_connect`, or a message's `event_id` or `type`.
     pub ack_event_id: &'a str,
-    /// The client's name, to come back with.
+    /// The connection ID, which the client sends when it reconnects.
     pub connection_id: ConnectionId,
-    /// The client goes on from its cursor without a gap.
+    /// Whether the client resumes from its cursor without a gap.
     pub resumed: bool,
-    /// How many held events follow before live ones do.
+    /// Number of retained events that follow before live events.
     pub replayed: usize,
-    /// Milliseconds between pings; written in seconds.
+    /// Milliseconds between pings. Serialised in seconds.
     pub heartbeat_ms: u64,
-    /// The topic that was subscribed to or unsubscribed from.
+    /// The topic of an acknowledged `subscribe` or `unsubscribe`.
     pub topic: Option<&'a str>,
 }
 
 /// The fields of an `error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorFrame<'a> {
-    /// What is wrong, as a word.
+    /// The error code.
     pub error: &'a str,
-    /// What is wrong, as a sentence with what to do.
+    /// The cause, and how to fix it, as a sentence.
     pub message: &'a str,
-    /// What is answered, by the same rule as in an [`Ack`]; `None` where the message has no readable `type`.
+    /// The rejected message, by the same rule as in an [`Ack`]; `None` if the message has no readable `type`.
     pub ack_event_id: Option<&'a str>,
-    /// The topic that the message or the rejection is about.
+    /// The topic that the message or the rejection concerns.
     pub topic: Option<&'a str>,
 }
 
@@ -91,7 +92,7 @@ struct AckBody<'a> {
     topic: Option<&'a str>,
 }
 
-/// The reference's clients read `details` as an object.
+/// Clients of the FastAPI hub expect `details` to be an object.
 #[derive(Serialize)]
 struct Details<'a> {
     message: &'a str,
@@ -126,11 +127,12 @@ struct GoawayBody<'a> {
 }
 
 impl Outgoing<'_> {
-    /// The message's JSON, for a connection that stands at `position`.
+    /// Serialises the message as JSON for a connection at `position`. `unix_ms` is the `timestamp`, in milliseconds
+    /// since 1970-01-01T00:00:00Z.
     pub fn to_json(self, position: Position, unix_ms: u64) -> String {
         let (event_id, timestamp) = (position.to_string(), iso_8601(unix_ms));
         match self {
-            // Pings are most of what an idle hub says; their text needs no serializer.
+            // Pings are most of the output of an idle hub, and need no serialiser.
             Self::Ping => bare("ping", &event_id, &timestamp),
             Self::Pong => bare("pong", &event_id, &timestamp),
             Self::Sys { data } => format!(r#"{{"type":"$sys","timestamp":"{timestamp}","data":{data}}}"#),
@@ -154,7 +156,7 @@ fn bare(kind: &str, event_id: &str, timestamp: &str) -> String {
 }
 
 fn json<B: Serialize>(kind: &'static str, event_id: String, timestamp: String, body: B) -> String {
-    // Strings, numbers and booleans under fixed names always have a JSON form.
+    // Objects of strings, numbers and booleans can always be serialised.
     serde_json::to_string(&Message { kind, event_id, timestamp, body }).unwrap_or_default()
 }
 
@@ -178,52 +180,52 @@ impl<'a> ErrorFrame<'a> {
     }
 }
 
-/// Whole seconds as an integer, others with their fraction.
+/// Converts milliseconds to seconds: an integer for whole seconds, otherwise a fraction.
 #[expect(clippy::cast_precision_loss, reason = "a period of 2^53 milliseconds is 285,000 years")]
 fn seconds(ms: u64) -> serde_json::Value {
     if ms.is_multiple_of(1_000) { (ms / 1_000).into() } else { (ms as f64 / 1_000.0).into() }
 }
 
-/// What a client says.
+/// A message from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// Answers a ping.
+    /// Answers a `ping`.
     Pong,
-    /// Asks for a pong.
+    /// Requests a `pong`.
     Ping,
-    /// Says that it has handled an event.
+    /// Acknowledges that the client processed an event.
     Ack {
-        /// Which, by its `event_id`; `None` where it does not say, or not with a text.
+        /// The `event_id` of the event; `None` if it is missing or not a string.
         ack_event_id: Option<Cow<'a, str>>,
     },
-    /// Wants a topic.
+    /// Subscribes to a topic.
     Subscribe {
-        /// Which.
+        /// The topic. It is not checked yet.
         topic: Cow<'a, str>,
     },
-    /// No longer wants a topic.
+    /// Unsubscribes from a topic.
     Unsubscribe {
-        /// Which.
+        /// The topic. It is not checked yet.
         topic: Cow<'a, str>,
     },
-    /// Shows a newer token.
+    /// Presents a newer token.
     Auth {
-        /// The token.
+        /// The token. It is not verified yet.
         token: Cow<'a, str>,
     },
 }
 
-/// Why a client's message was not understood.
+/// Why a client's message is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
-    /// Not a JSON object with a string `type`.
-    #[error("send a JSON object with a string \"type\": {0}")]
+    /// The message is not a JSON object with a string `type`.
+    #[error("the message is not valid ({0}): send a JSON object with a string \"type\"")]
     Malformed(String),
-    /// Not a type that clients send.
-    #[error("unknown type {0:?}: a client sends {known}", known = KNOWN_TYPES)]
+    /// The `type` is not a type of client messages.
+    #[error("unknown type {0:?}: expected {known}", known = KNOWN_TYPES)]
     UnknownType(String),
-    /// A field that the type needs is not there.
-    #[error("a message of type {kind:?} needs a string {field:?}")]
+    /// A field that the type requires is missing.
+    #[error("a message of type {kind:?} requires a string {field:?}")]
     Missing {
         /// The message's type.
         kind: &'static str,
@@ -232,19 +234,19 @@ pub enum BadMessage {
     },
 }
 
-/// A client's message that is rejected.
+/// A rejected client message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedMessage<'a> {
-    /// Why.
+    /// Why the message is rejected.
     pub reason: BadMessage,
-    /// What the rejection answers: the message's `event_id`, or its `type` if it has none.
+    /// The message's `event_id`, or its `type` if it has no `event_id`; `None` if it has no readable `type`.
     pub ack_event_id: Option<Cow<'a, str>>,
 }
 
 const KNOWN_TYPES: &str = "ping, pong, ack, subscribe, unsubscribe or auth";
 
 impl BadMessage {
-    /// The reason as a word.
+    /// Returns the error code.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
@@ -260,7 +262,7 @@ struct RawMessage<'a> {
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     event_id: Option<Cow<'a, str>>,
-    /// Not looked at before it is known that this is an `ack`, and nothing wrong if it is something else.
+    /// Interpreted only in an `ack`. A value that is not a string is not an error.
     #[serde(borrow, default)]
     ack_event_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -269,23 +271,23 @@ struct RawMessage<'a> {
     token: Option<Cow<'a, str>>,
 }
 
-/// A text that is borrowed where it can be.
+/// A string that is borrowed if it contains no escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// What names a message of which the rest can't be read.
+/// The fields that identify a message whose other fields cannot be parsed.
 #[derive(Deserialize)]
-struct Name<'a> {
+struct MessageId<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     event_id: Option<&'a RawValue>,
 }
 
-/// Reads a client's message, and the `event_id` it gave it.
+/// Parses a client's message. Returns the message and its `event_id`.
 ///
 /// # Errors
-/// If it is not one that the protocol knows; it then must change nothing.
+/// If the message is not valid. A rejected message has no effect.
 pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), RejectedMessage<'_>> {
     let unnamed = |why: String| RejectedMessage { reason: BadMessage::Malformed(why), ack_event_id: None };
     if !text.trim_ascii_start().starts_with('{') {
@@ -293,26 +295,27 @@ pub fn read(text: &str) -> Result<(Incoming<'_>, Option<Cow<'_, str>>), Rejected
     }
     let depth = json::depth(text);
     if depth > MAX_DEPTH {
-        return Err(unnamed(format!("nested {depth} deep; at most {MAX_DEPTH} are allowed")));
+        return Err(unnamed(format!("nested {depth} levels deep; at most {MAX_DEPTH} are allowed")));
     }
     let raw: RawMessage<'_> = serde_json::from_str(text)
-        .map_err(|error| RejectedMessage { ack_event_id: name(text), ..unnamed(error.to_string()) })?;
+        .map_err(|error| RejectedMessage { ack_event_id: message_id(text), ..unnamed(error.to_string()) })?;
     let (kind, event_id) = (raw.kind.clone(), raw.event_id.clone());
-    match understand(raw) {
+    match interpret(raw) {
         Ok(incoming) => Ok((incoming, event_id)),
         Err(reason) => Err(RejectedMessage { reason, ack_event_id: Some(event_id.unwrap_or(kind)) }),
     }
 }
 
-/// The `event_id` of a message with a field of the wrong type, or its `type` if the `event_id` is not a string.
-fn name(text: &str) -> Option<Cow<'_, str>> {
-    let Name { kind, event_id } = serde_json::from_str(text).ok()?;
+/// Returns the `event_id` of a message that has a field of the wrong type, or its `type` if the `event_id` is not a
+/// string.
+fn message_id(text: &str) -> Option<Cow<'_, str>> {
+    let MessageId { kind, event_id } = serde_json::from_str(text).ok()?;
     let event_id = event_id.and_then(|id| serde_json::from_str::<Text<'_>>(id.get()).ok());
     Some(event_id.map_or(kind, |Text(id)| id))
 }
 
-fn understand(raw: RawMessage<'_>) -> Result<Incoming<'_>, BadMessage> {
-    let need = |value: Option<_>, kind, field| value.ok_or(BadMessage::Missing { kind, field });
+fn interpret(raw: RawMessage<'_>) -> Result<Incoming<'_>, BadMessage> {
+    let require = |value: Option<_>, kind, field| value.ok_or(BadMessage::Missing { kind, field });
     Ok(match &*raw.kind {
         "pong" => Incoming::Pong,
         "ping" => Incoming::Ping,
@@ -320,9 +323,9 @@ fn understand(raw: RawMessage<'_>) -> Result<Incoming<'_>, BadMessage> {
             let id = raw.ack_event_id.and_then(|id| serde_json::from_str::<Text<'_>>(id.get()).ok());
             Incoming::Ack { ack_event_id: id.map(|Text(id)| id) }
         }
-        "subscribe" => Incoming::Subscribe { topic: need(raw.topic, "subscribe", "topic")? },
-        "unsubscribe" => Incoming::Unsubscribe { topic: need(raw.topic, "unsubscribe", "topic")? },
-        "auth" => Incoming::Auth { token: need(raw.token, "auth", "token")? },
+        "subscribe" => Incoming::Subscribe { topic: require(raw.topic, "subscribe", "topic")? },
+        "unsubscribe" => Incoming::Unsubscribe { topic: require(raw.topic, "unsubscribe", "topic")? },
+        "auth" => Incoming::Auth { token: require(raw.token, "auth", "token")? },
         other => return Err(BadMessage::UnknownType(other.chars().take(40).collect())),
     })
 }
@@ -335,7 +338,7 @@ mod tests {
     const AT: Position = Position { epoch: 0xab, sequence: 5 };
 
     #[test]
-    fn a_hub_says() {
+    fn hub_messages_are_serialised_as_documented() {
         let ack = Ack {
             event_id: None,
             ack_event_id: "initial_connect",
@@ -353,7 +356,10 @@ mod tests {
             (
                 Outgoing::Ack(ack),
                 "ack",
-                r#","ack_event_id":"initial_connect","connection_id":"00000000-0000-0000-0000-000000000001","resumed":false,"replayed":2,"heartbeat":30}"#,
+                concat!(
+                    r#","ack_event_id":"initial_connect","connection_id":"00000000-0000-0000-0000-000000000001","#,
+                    r#""resumed":false,"replayed":2,"heartbeat":30}"#
+                ),
             ),
             (
                 Outgoing::Error(ErrorFrame {
@@ -392,13 +398,13 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_of_half_a_second_keeps_its_fraction() {
+    fn a_heartbeat_interval_of_half_a_second_keeps_its_fraction() {
         assert_eq!(seconds(30_000), 30);
         assert_eq!(seconds(500), 0.5);
     }
 
     #[test]
-    fn a_client_says() {
+    fn client_messages_are_parsed() {
         let (message, id) =
             read(r#"{"type":"subscribe","topic":"a","event_id":"m1","timestamp":"x","n":[1]}"#).unwrap();
         assert_eq!((message, id.as_deref()), (Incoming::Subscribe { topic: "a".into() }, Some("m1")));
@@ -414,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_must_not_say() {
+    fn invalid_client_messages_are_rejected_with_their_error_code() {
         for (text, code) in [
             ("", "malformed"),
             ("[]", "malformed"),

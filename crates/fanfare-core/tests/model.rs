@@ -1,11 +1,13 @@
-//! Window, roster and sessions under virtual time against a reference model: whatever is published to whomever, however
-//! clients stall, leave and come back, every client reads exactly its events, in order, once, or a `gap` where history
-//! is gone.
+//! Window, session table and sessions under virtual time, against a reference model.
 //!
-//! The model is the client's own view. It reads the bytes a session sent, and at every frame asks the full history
-//! (which the window has long let go of) whether anything it should have had lies between its last place and this one.
+//! For any sequence of publishes, stalls, disconnects and reconnects, every client receives exactly its events, in
+//! order, each once, or a `gap` if events are no longer available.
+//!
+//! The model is the view of the client. It decodes the bytes that a session sent. At every message it checks against
+//! the full history, including evicted events, that no event for the client lies between its last position and the
+//! position of the message.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
@@ -34,25 +36,25 @@ const HORIZON_MS: u64 = 120_000;
 enum Op {
     /// Appends events, each for one of a few audiences.
     Publish(Vec<u8>),
-    /// Appends an event under the id of the n-th last one there ever was, if the log does not know that id.
+    /// Publishes an event again under the n-th last `event_id`, unless the log recognises it as a duplicate.
     Repeat(u8, usize),
-    /// The shard takes what is new in the window.
+    /// The shard takes the new entries of the window.
     Pull,
-    /// A client connects, naming the n-th last place or id it saw, or a made-up one.
+    /// A client connects, with the n-th last position or `event_id` that it received as its cursor, or another one.
     Connect { client: usize, resume: Resume, topics: u8 },
     /// A client's socket breaks.
     Cut(usize),
-    /// A client's socket takes so many bytes more.
+    /// A client's socket accepts this number of further bytes.
     Drain(usize, usize),
-    /// So many turns are served.
+    /// The shard serves this number of turns.
     Serve(usize),
     /// A client subscribes or unsubscribes.
     Topic { client: usize, topic: usize, subscribe: bool },
-    /// A client asks for a pong.
+    /// A client sends a `ping`.
     Ping(usize),
     /// Time passes, in milliseconds.
     Wait(u64),
-    /// The log loses its newest entries, for all anyone knows these alone if it says so, and goes on.
+    /// The log loses its newest entries and continues under a new epoch. If `whole`, no other event can be lost.
     Lose { newest: usize, whole: bool },
 }
 
@@ -60,7 +62,7 @@ enum Op {
 enum Resume {
     No,
     Seen(usize),
-    /// As older clients do: by the id alone.
+    /// By the `event_id`, as clients of the FastAPI hub do.
     Bare(usize),
     Unknown,
     OtherLog,
@@ -80,7 +82,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => prop::collection::vec(any::<u8>(), 60..110).prop_map(Op::Publish),
         2 => (any::<u8>(), 0usize..150).prop_map(|(kind, back)| Op::Repeat(kind, back)),
         4 => Just(Op::Pull),
-        3 => (client.clone(), resume, 0u8..8).prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
+        3 => (client.clone(), resume, 0u8..8)
+            .prop_map(|(client, resume, topics)| Op::Connect { client, resume, topics }),
         1 => client.clone().prop_map(Op::Cut),
         4 => (client.clone(), prop_oneof![0usize..200, 0usize..20_000]).prop_map(|(c, n)| Op::Drain(c, n)),
         4 => (1usize..6).prop_map(Op::Serve),
@@ -93,21 +96,22 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..120)
 }
 
-/// The world: the node's side as it is, every client as the model sees it, and the full history.
+/// The node under test, the model of every client, and the full history of the log.
 struct World {
     window: Window,
     sessions: SessionTable,
     now: Now,
-    /// Each event with the time at which it was appended.
+    /// Each event, with its audience and the time of its append.
     history: Vec<(String, Audience, u64)>,
-    /// The epochs of the log, each with what survived of the ones before, and what may be lost beyond that.
+    /// The epochs of the log, each with the last surviving sequence of earlier epochs and the possible loss.
     epochs: Vec<(u64, u64, Loss)>,
-    /// The ids that the log knows, with the time at which it learned them.
+    /// The IDs that the log remembers, each with the time from which it remembers it.
     ids: HashMap<String, u64>,
-    /// Every id there ever was, and when an event was last appended under it.
+    /// All IDs that were ever published.
     made: Vec<String>,
+    /// When an event was last appended under each ID.
     published: HashMap<String, u64>,
-    /// Ids that were published again after the log may have forgotten them: only a position names their places.
+    /// IDs that were reused after the horizon. Only a position identifies their events.
     reused: BTreeSet<String>,
     clients: Vec<Client>,
 }
@@ -116,25 +120,26 @@ struct Client {
     user: Arc<str>,
     connection: ConnectionId,
     slot: Option<Slot>,
-    /// How many bytes its socket still takes.
+    /// Number of bytes that its socket still accepts.
     room: usize,
     bytes: Vec<u8>,
-    /// The topics it holds at the place up to which it has read.
+    /// The topics of the client at the position up to which it has received messages.
     topics: BTreeSet<String>,
     wanted: Vec<Arc<str>>,
-    /// What its connect must be answered with: the place, and whether a gap must follow.
+    /// The expected answer to its connect: the sequence, and whether a gap must follow.
     expected: Option<(u64, bool)>,
-    /// It was told of a gap that must come next.
+    /// Whether the last `ack` announced a gap, which must be the next message.
     owed_gap: bool,
-    /// It has seen what the log lost, or may have: of what is newer, a `gap` comes first.
+    /// Whether the client received, or may have received, events that the log lost. A `gap` must precede newer events.
     due_reset: bool,
-    /// The epochs there were when it was last told where it stands.
-    told: usize,
+    /// The number of epochs at the client's last connect or `reset`.
+    known_epochs: usize,
+    /// The sequence of the last message.
     place: u64,
-    /// The place and the id of each frame.
+    /// The position and the ID of each message.
     seen: Vec<(Position, String)>,
     gaps: usize,
-    /// The cursor that it connected with, and the place where it saw that.
+    /// The cursor of its connect, and the position at which the client received it.
     sent: Option<(Position, String)>,
 }
 
@@ -195,7 +200,7 @@ impl World {
         }
     }
 
-    /// As a log does it: within the horizon an id is known again.
+    /// Publishes an event under an ID that was used before, as a log does: an ID is a duplicate within the horizon.
     fn repeat(&mut self, kind: u8, id: String) {
         let now = self.now.unix_ms;
         if self.ids.get(&id).is_some_and(|learned| now - learned <= HORIZON_MS) {
@@ -239,7 +244,7 @@ impl World {
         lineage.begin(epoch, survived, loss);
         self.window.adopt(lineage, survived);
         if loss != Loss::Nothing {
-            // Of what was lost, and of what the window holds no more, no id is known.
+            // The IDs of lost events and of evicted events are forgotten.
             let held: BTreeSet<_> = self.window.since(0).map(|entry| entry.event_id.to_string()).collect();
             self.ids.retain(|id, _| held.contains(id));
         }
@@ -249,7 +254,7 @@ impl World {
         }
     }
 
-    /// Up to which sequence a position's epoch is part of the log, and whether more may be lost behind it.
+    /// Returns up to which sequence an epoch is part of the log, and whether no event of it can be lost beyond that.
     fn end_of(&self, epoch: u64) -> Option<(u64, bool)> {
         let at = self.epochs.iter().position(|(id, ..)| *id == epoch)?;
         let later = &self.epochs[at + 1..];
@@ -257,26 +262,26 @@ impl World {
         Some((end, !later.iter().any(|(_, _, loss)| matches!(loss, Loss::Events { .. }))))
     }
 
-    /// As a shard does it.
+    /// Takes the new entries of the window, as a shard does.
     fn pull(&mut self) {
         let mut entries = Vec::new();
         let news = self.sessions.look(&self.window, self.now, &mut entries);
         self.sessions.take_news(news, &entries);
     }
 
-    fn connect(&mut self, who: usize, resume: &Resume, topics: u8) {
-        // A shard takes a new epoch in before it lets anyone in.
+    fn connect(&mut self, index: usize, resume: &Resume, topics: u8) {
+        // A shard adopts a new epoch before it accepts a connection.
         if self.sessions.epoch() != self.window.epoch() {
             self.pull();
         }
         if matches!(resume, Resume::No) {
-            // A client without a cursor receives a connection id of this epoch, and has seen nothing before.
-            self.cut(who);
-            let name = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
-            self.clients[who].connection = ConnectionId(name | who as u128);
-            self.clients[who].seen.clear();
+            // A client without a cursor is a new client: its connection ID is issued in this epoch.
+            self.cut(index);
+            let issued_in = u128::from(tag(self.window.epoch())) << (u128::BITS - TAG_BITS);
+            self.clients[index].connection = ConnectionId(issued_in | index as u128);
+            self.clients[index].seen.clear();
         }
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         let old = client.slot.take();
         let mut truth = None;
         let last = match resume {
@@ -284,20 +289,20 @@ impl World {
             Resume::Seen(back) => client.seen.iter().rev().nth(*back).map(|(place, _)| place.to_string()),
             Resume::Bare(back) => client.seen.iter().rev().nth(*back).map(|(place, id)| {
                 truth = Some(*place);
-                // An id that is published again beyond the horizon can't be recognised.
+                // An ID that is reused after the horizon is not a valid cursor.
                 if self.reused.contains(id) { place.to_string() } else { id.clone() }
             }),
-            Resume::Unknown => Some("nobody-knows".to_owned()),
+            Resume::Unknown => Some("unknown-id".to_owned()),
             Resume::OtherLog => Some(Position { epoch: EPOCH + 1, sequence: 3 }.to_string()),
         };
         let head = self.window.head();
-        let named_in = self.clients[who].connection.epoch_tag();
-        let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id, named_in));
-        let client = &mut self.clients[who];
+        let issued_in = self.clients[index].connection.epoch_tag();
+        let expected = last.as_deref().map_or((head, false), |id| self.expected_start(id, issued_in));
+        let client = &mut self.clients[index];
         client.sent = truth.zip(last.clone());
         client.expected = Some(expected);
         client.due_reset = false;
-        client.told = self.epochs.len();
+        client.known_epochs = self.epochs.len();
         client.wanted = (0..TOPICS.len()).filter(|i| topics >> i & 1 == 1).map(|i| TOPICS[i].into()).collect();
         client.topics = client.wanted.iter().map(|topic| topic.to_string()).collect();
         (client.room, client.owed_gap) = (0, false);
@@ -309,25 +314,24 @@ impl World {
         let start = self.window.start(last.as_deref(), request.connection);
         if let (Some(truth), None) = (truth, start.gap) {
             let (end, _) = self.end_of(truth.epoch).unwrap();
-            let what = format!("{last:?} was seen at {truth}");
             assert!(
                 truth.sequence <= end && truth.sequence == start.cursor,
-                "{what}, and goes on at {start:?} without a gap"
+                "{last:?} was received at {truth}, but resumes at {start:?} without a gap"
             );
         }
         let replayed = self.window.count(start.cursor, request.viewer());
-        let visible = (start.cursor + 1..=head).filter(|s| self.sees(who, *s)).count();
-        assert_eq!(replayed, visible, "the ack announces what is held for the client");
-        self.clients[who].slot = Some(self.sessions.connect(request, start, replayed, self.now));
-        // The older socket of the same connection is closed; its client has given it up.
+        let visible = (start.cursor + 1..=head).filter(|s| self.sees(index, *s)).count();
+        assert_eq!(replayed, visible, "the ack has the number of retained events for the client");
+        self.clients[index].slot = Some(self.sessions.connect(request, start, replayed, self.now));
+        // The older session of the same connection is closed. Its client no longer uses it.
         if let Some(old) = old {
             assert!(!self.sessions.session(old).unwrap().is_open());
             self.sessions.remove(old);
         }
     }
 
-    /// Where a client goes on that names `id`, and whether it is told of a gap.
-    fn expected_start(&self, id: &str, named_in: u32) -> (u64, bool) {
+    /// Returns where a client with the cursor `id` must resume, and whether it must receive a gap.
+    fn expected_start(&self, id: &str, issued_in: u32) -> (u64, bool) {
         let floor = self.window.floor();
         let place = match id.parse::<Position>() {
             Ok(position) => self.end_of(position.epoch).map(|(end, whole)| {
@@ -335,32 +339,32 @@ impl World {
                 (position.sequence.min(end), broken)
             }),
             Err(_) => self.history_place(id).filter(|(place, _)| *place >= floor).map(|(place, appended_ms)| {
-                let since = self.epochs.iter().position(|(epoch, ..)| tag(*epoch) == named_in).map_or(0, |at| at + 1);
-                let doubtful = |(_, after, loss): &(u64, u64, Loss)| match *loss {
+                let since = self.epochs.iter().position(|(epoch, ..)| tag(*epoch) == issued_in).map_or(0, |at| at + 1);
+                let uncertain = |(_, after, loss): &(u64, u64, Loss)| match *loss {
                     Loss::Nothing => false,
                     Loss::Ids { .. } if place <= *after => false,
                     Loss::Events { .. } if place <= *after => true,
                     Loss::Ids { began_ms } | Loss::Events { began_ms } => appended_ms <= began_ms + HORIZON_MS,
                 };
-                (place, self.epochs[since..].iter().any(doubtful))
+                (place, self.epochs[since..].iter().any(uncertain))
             }),
         };
         place.map_or((floor, true), |(place, gap)| (place.max(floor), gap || place < floor))
     }
 
-    /// The newest place of an id, and when it was appended.
+    /// Returns the newest sequence of an ID, and the time of its append.
     fn history_place(&self, id: &str) -> Option<(u64, u64)> {
         let at = self.history.iter().rposition(|(known, ..)| known == id)?;
         Some((at as u64 + 1, self.history[at].2))
     }
 
-    /// Whether a place is one of what the log lost.
+    /// Returns whether the log lost the event at a position.
     fn is_lost(&self, place: Position) -> bool {
         place.sequence > self.end_of(place.epoch).expect("only positions of this log are sent").0
     }
 
-    fn sees(&self, who: usize, sequence: u64) -> bool {
-        let client = &self.clients[who];
+    fn sees(&self, index: usize, sequence: u64) -> bool {
+        let client = &self.clients[index];
         match &self.history[usize::try_from(sequence).unwrap() - 1].1 {
             Audience::Everyone => true,
             Audience::User(user) => *user == client.user,
@@ -369,21 +373,21 @@ impl World {
         }
     }
 
-    fn cut(&mut self, who: usize) {
-        if let Some(slot) = self.clients[who].slot.take() {
+    fn cut(&mut self, index: usize) {
+        if let Some(slot) = self.clients[index].slot.take() {
             self.sessions.remove(slot);
         }
     }
 
-    fn drain(&mut self, who: usize, n: usize) {
-        self.clients[who].room += n;
-        if let Some(slot) = self.clients[who].slot {
+    fn drain(&mut self, index: usize, n: usize) {
+        self.clients[index].room += n;
+        if let Some(slot) = self.clients[index].slot {
             self.sessions.writable(slot);
         }
     }
 
-    fn send(&mut self, who: usize, text: &str) {
-        let Some(slot) = self.clients[who].slot else { return };
+    fn send(&mut self, index: usize, text: &str) {
+        let Some(slot) = self.clients[index].slot else { return };
         let mut frame = masked(text);
         self.sessions.input(slot, &mut frame, self.now, &|_| Err(Denied { code: "no", message: String::new() }));
     }
@@ -403,13 +407,13 @@ impl World {
     }
 
     fn turn(&mut self, slot: Slot) -> Served {
-        let who = self.clients.iter().position(|client| client.slot == Some(slot));
-        let Some(who) = who else {
+        let index = self.clients.iter().position(|client| client.slot == Some(slot));
+        let Some(index) = index else {
             return self
                 .sessions
                 .serve(slot, &self.window, self.now, &mut |slices| slices.iter().map(|s| s.len()).sum());
         };
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         let (room, bytes) = (&mut client.room, &mut client.bytes);
         let served = self.sessions.serve(slot, &self.window, self.now, &mut |slices| {
             let mut taken = 0;
@@ -421,16 +425,16 @@ impl World {
             }
             taken
         });
-        self.read(who);
+        self.read(index);
         if served == Served::Finished {
-            self.cut(who);
+            self.cut(index);
         }
         served
     }
 
-    /// The client reads all whole frames it has, and checks each.
-    fn read(&mut self, who: usize) {
-        while let Some((opcode, payload)) = next_frame(&mut self.clients[who].bytes) {
+    /// Decodes all complete frames that the client has received, and checks each.
+    fn read(&mut self, index: usize) {
+        while let Some((opcode, payload)) = next_frame(&mut self.clients[index].bytes) {
             if opcode != 1 {
                 continue;
             }
@@ -439,12 +443,12 @@ impl World {
             let kind = message["type"].as_str().unwrap();
             let position = message["log_position"].as_str().unwrap_or(&id).parse::<Position>();
             assert_eq!(kind == "note", message.get("log_position").is_some(), "{message}");
-            let (place, old, lost) = match self.clients[who].expected {
-                // Who stores this and never reads the gap is told of the gap again.
+            let (place, old, lost) = match self.clients[index].expected {
+                // A client that stores this cursor and is disconnected before the gap receives the gap again.
                 Some((place, true)) if kind == "ack" => {
                     assert_eq!(
                         message["event_id"], message["ack_event_id"],
-                        "an ack stands before the gap it announces"
+                        "an ack before a gap has the cursor of the request"
                     );
                     (place, true, false)
                 }
@@ -456,43 +460,43 @@ impl World {
                     (position.sequence, old, self.is_lost(position))
                 }
             };
-            if self.clients[who].due_reset && kind != "gap" {
-                assert!(old, "{message} before the gap that is due");
+            if self.clients[index].due_reset && kind != "gap" {
+                assert!(old, "{message} before the required gap");
             }
             match kind {
-                "ack" if self.clients[who].expected.is_some() => self.check_connected(who, &message, place),
-                "gap" => self.check_gap(who, place, &message),
+                "ack" if self.clients[index].expected.is_some() => self.check_connected(index, &message, place),
+                "gap" => self.check_gap(index, place, &message),
                 "note" => {
-                    assert!(place > self.clients[who].place, "{id} doubled or out of order");
+                    assert!(place > self.clients[index].place, "{id} duplicated or out of order");
                     if lost {
-                        self.clients[who].due_reset = true;
-                    } else if !self.clients[who].due_reset {
-                        assert!(self.sees(who, place), "{id} is not for this client");
-                        self.check_nothing_missed(who, place - 1);
+                        self.clients[index].due_reset = true;
+                    } else if !self.clients[index].due_reset {
+                        assert!(self.sees(index, place), "{id} is not for this client");
+                        self.check_nothing_missed(index, place - 1);
                     }
                 }
                 kind => {
                     let survived = self.epochs.last().map_or(0, |(_, after, _)| *after);
-                    self.clients[who].due_reset |= old && place > survived;
-                    if !self.clients[who].due_reset {
-                        self.check_nothing_missed(who, place);
+                    self.clients[index].due_reset |= old && place > survived;
+                    if !self.clients[index].due_reset {
+                        self.check_nothing_missed(index, place);
                     }
-                    self.follow_topics(who, kind, &message);
+                    self.follow_topics(index, kind, &message);
                 }
             }
-            let client = &mut self.clients[who];
-            assert!(!client.owed_gap || message["type"] == "ack", "a gap was due before {message}");
+            let client = &mut self.clients[index];
+            assert!(!client.owed_gap || message["type"] == "ack", "a gap is required before {message}");
             client.place = place;
             match position {
                 Ok(position) => client.seen.push((position, id)),
-                // The first ack before a gap says the cursor that was sent.
+                // The first `ack` before a gap has the cursor of the request.
                 Err(_) => client.seen.extend(client.sent.clone()),
             }
         }
     }
 
-    fn check_connected(&mut self, who: usize, ack: &Value, place: u64) {
-        let client = &mut self.clients[who];
+    fn check_connected(&mut self, index: usize, ack: &Value, place: u64) {
+        let client = &mut self.clients[index];
         let (expected, gap) = client.expected.take().unwrap();
         assert_eq!(place, expected, "{ack}");
         let resumed = ack["ack_event_id"] != "initial_connect" && !gap;
@@ -500,40 +504,40 @@ impl World {
         client.owed_gap = gap;
     }
 
-    fn check_gap(&mut self, who: usize, place: u64, gap: &Value) {
+    fn check_gap(&mut self, index: usize, place: u64, gap: &Value) {
         let floor = self.window.floor();
         let position: Position = gap["event_id"].as_str().unwrap().parse().unwrap();
-        let told = self.epochs.iter().position(|(id, ..)| *id == position.epoch).unwrap() + 1;
+        let known_epochs = self.epochs.iter().position(|(id, ..)| *id == position.epoch).unwrap() + 1;
         let (end, whole) = self.end_of(position.epoch).unwrap();
-        let client = &mut self.clients[who];
+        let client = &mut self.clients[index];
         client.gaps += 1;
         let owed = std::mem::take(&mut client.owed_gap);
         match gap["reason"].as_str().unwrap() {
             "reset" => {
-                // The session may have passed what was not for its client, and can't tell that it missed nothing.
-                assert!(owed || client.due_reset || told > client.told, "a reset where nothing was lost");
+                // The session may have skipped events for other clients, so it cannot know that its client missed none.
+                assert!(owed || client.due_reset || known_epochs > client.known_epochs, "a reset without a loss");
                 client.due_reset = place > end || !whole;
-                client.told = told;
+                client.known_epochs = known_epochs;
             }
             _ => {
                 let stale = position.epoch != self.window.epoch();
-                assert!(place <= floor || stale, "history behind {place} is still held from {floor} on");
-                assert!(owed || place > client.place, "a gap that hides nothing");
+                assert!(place <= floor || stale, "the events after {place} are retained from {floor} on");
+                assert!(owed || place > client.place, "a gap without missing events");
             }
         }
     }
 
-    /// Everything the client may see up to `until` must lie before its place.
-    fn check_nothing_missed(&self, who: usize, until: u64) {
-        let place = self.clients[who].place;
+    /// Checks that no event for the client lies between its position and `until`.
+    fn check_nothing_missed(&self, index: usize, until: u64) {
+        let place = self.clients[index].place;
         assert!(until >= place, "the position went back from {place} to {until}");
-        let missed = (place + 1..=until).find(|sequence| self.sees(who, *sequence));
-        assert_eq!(missed, None, "client {who} at {place} was never sent an event before {until}");
+        let missed = (place + 1..=until).find(|sequence| self.sees(index, *sequence));
+        assert_eq!(missed, None, "client {index} at {place} did not receive an event before {until}");
     }
 
-    /// A subscription begins and ends at the place of its ack.
-    fn follow_topics(&mut self, who: usize, kind: &str, message: &Value) {
-        let topics = &mut self.clients[who].topics;
+    /// Updates the client's topics: a subscription begins and ends at the position of its `ack`.
+    fn follow_topics(&mut self, index: usize, kind: &str, message: &Value) {
+        let topics = &mut self.clients[index].topics;
         if let ("ack", Some(topic)) = (kind, message["topic"].as_str()) {
             match message["ack_event_id"].as_str().unwrap() {
                 "subscribe" => drop(topics.insert(topic.to_owned())),
@@ -542,32 +546,32 @@ impl World {
         }
     }
 
-    /// Lets everything drain, after which every client has all that it may see.
+    /// Delivers everything, and checks that every client has received all its events.
     fn settle(&mut self) {
         self.pull();
-        for who in 0..CLIENTS {
-            self.drain(who, 1 << 30);
+        for index in 0..CLIENTS {
+            self.drain(index, 1 << 30);
         }
         let mut turns = 0;
         while let Some(slot) = self.sessions.next_ready() {
             self.turn(slot);
             turns += 1;
-            assert!(turns < 10_000, "serving never ends");
+            assert!(turns < 10_000, "serving does not end");
         }
         let head = self.window.head();
-        for who in 0..CLIENTS {
-            if self.clients[who].slot.is_some_and(|slot| self.sessions.session(slot).unwrap().is_open()) {
-                assert!(self.clients[who].expected.is_none(), "client {who} never got its ack");
-                self.check_nothing_missed(who, head);
-                assert_eq!(self.sessions.session(self.clients[who].slot.unwrap()).unwrap().behind(), None);
+        for index in 0..CLIENTS {
+            if self.clients[index].slot.is_some_and(|slot| self.sessions.session(slot).unwrap().is_open()) {
+                assert!(self.clients[index].expected.is_none(), "client {index} did not receive its first ack");
+                self.check_nothing_missed(index, head);
+                assert_eq!(self.sessions.session(self.clients[index].slot.unwrap()).unwrap().behind(), None);
             }
         }
     }
 
-    /// When everybody has left nothing is left of them.
+    /// Disconnects all clients, and checks that the session table is empty.
     fn leave(&mut self) {
-        for who in 0..CLIENTS {
-            self.cut(who);
+        for index in 0..CLIENTS {
+            self.cut(index);
         }
         assert_eq!((self.sessions.len(), self.sessions.overdue(), self.sessions.occupied()), (0, 0, 0));
     }
@@ -586,7 +590,7 @@ impl Client {
             expected: None,
             owed_gap: false,
             due_reset: false,
-            told: 1,
+            known_epochs: 1,
             place: 0,
             seen: Vec::new(),
             gaps: 0,
@@ -595,7 +599,7 @@ impl Client {
     }
 }
 
-/// Takes a whole frame of a server off the front of `bytes`.
+/// Removes a complete server frame from the start of `bytes`. Returns its opcode and payload.
 fn next_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
     let (head, length) = match second {
@@ -608,7 +612,7 @@ fn next_frame(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((first & 0xf, payload))
 }
 
-/// A client's text frame of at most 125 bytes.
+/// Returns a client's text frame of at most 125 bytes.
 fn masked(text: &str) -> Vec<u8> {
     let mask = [1, 2, 3, 4];
     let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap()];
@@ -618,10 +622,15 @@ fn masked(text: &str) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1_000,
+        max_shrink_iters: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn every_client_reads_its_events_in_order_once_or_a_gap(ops in ops()) {
+    fn every_client_receives_its_events_in_order_once_or_a_gap(ops in ops()) {
         let mut world = World::new();
         for op in ops {
             world.run(op);
@@ -631,9 +640,9 @@ proptest! {
     }
 }
 
-/// The property above would hold of a hub that answers every cursor with a gap.
+/// The property above would also hold for a hub that answers every cursor with a gap.
 #[test]
-fn an_id_that_is_published_again_leads_nobody_past_what_it_has_not_seen() {
+fn a_republished_event_id_makes_no_client_skip_events_without_a_gap() {
     let again = |lose: Option<bool>, others: usize| {
         let mut world = World::new();
         world.run(Op::Connect { client: 0, resume: Resume::No, topics: 0 });
@@ -644,18 +653,18 @@ fn an_id_that_is_published_again_leads_nobody_past_what_it_has_not_seen() {
             world.run(Op::Lose { newest: 1, whole });
         }
         world.run(Op::Publish(vec![0; others]));
-        // The first id there was.
+        // The first ID.
         world.run(Op::Repeat(0, others));
         world.run(Op::Connect { client: 0, resume: Resume::Bare(0), topics: 0 });
         world.settle();
         (world.history.len(), world.clients[0].gaps)
     };
-    // It is a duplicate, whether the window holds its place or not.
+    // It is a duplicate, whether its event is retained or not.
     assert_eq!((again(None, 3), again(None, 200)), ((4, 0), (201, 1)));
-    // It stands behind three others that the client has not seen.
+    // Three events that the client has not received precede it.
     assert_eq!((again(Some(true), 3), again(Some(false), 3)), ((4, 1), (4, 1)));
 
-    // A client that came after the loss saw it where it stands now.
+    // A client that connected after the loss received it at its current position.
     let mut world = World::new();
     world.run(Op::Lose { newest: 0, whole: false });
     world.run(Op::Connect { client: 0, resume: Resume::No, topics: 0 });
@@ -668,13 +677,13 @@ fn an_id_that_is_published_again_leads_nobody_past_what_it_has_not_seen() {
 }
 
 #[test]
-fn who_saw_what_the_log_lost_is_told_and_nobody_else() {
+fn only_clients_that_received_lost_events_receive_a_gap() {
     let mut world = World::new();
     for client in 0..2 {
         world.run(Op::Connect { client, resume: Resume::No, topics: 0 });
     }
     world.run(Op::Publish(vec![0; 10]));
-    // The second one reads five of ten, and then no more.
+    // The second client receives about five of ten events.
     world.pull();
     world.drain(0, 1 << 30);
     let frame = 140;
@@ -692,9 +701,9 @@ fn who_saw_what_the_log_lost_is_told_and_nobody_else() {
     assert_eq!((world.clients[0].gaps, world.clients[1].gaps), (2, 1));
 }
 
-/// The property above would hold of a world in which nothing happens.
+/// The property above would also hold if nothing was delivered.
 #[test]
-fn the_model_sees_deliveries_replays_and_gaps() {
+fn the_model_observes_deliveries_replays_and_gaps() {
     let mut world = World::new();
     world.run(Op::Connect { client: 0, resume: Resume::No, topics: 1 });
     world.run(Op::Publish(vec![0; 10]));
@@ -705,7 +714,7 @@ fn the_model_sees_deliveries_replays_and_gaps() {
     world.run(Op::Connect { client: 0, resume: Resume::Seen(0), topics: 1 });
     world.settle();
     assert_eq!((world.clients[0].place, world.clients[0].gaps), (20, 0));
-    // A client that stops reading falls out of the window and is told.
+    // A client that stops reading falls behind the window and receives a gap.
     world.clients[0].room = 0;
     world.run(Op::Publish(vec![0; 200]));
     world.settle();

@@ -1,6 +1,6 @@
-//! What becomes of clients when their hub did not run for a while: a roster under virtual time.
+//! Pauses of the driver, during which the hub does not run: a session table under virtual time.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage,
@@ -17,17 +17,17 @@ const TIMEOUT_MS: u64 = 3_000;
 const PAUSE_MS: u64 = 8_000;
 const CLIENTS: usize = 40;
 
-/// A driver, and what lies in the sockets of its clients.
+/// A driver, and the unread bytes in the sockets of its clients.
 struct World {
     window: Window,
     sessions: SessionTable,
     now: Now,
     slots: Vec<Slot>,
-    /// What clients have sent and the driver has not read.
+    /// Bytes that clients have sent and the driver has not read.
     unread: HashMap<Slot, Vec<u8>>,
-    /// Clients that answer.
+    /// Returns whether the client of a slot answers pings.
     answer: fn(usize) -> bool,
-    /// The driver reads when a socket becomes readable; without, only when it is told to.
+    /// Whether the driver reads when a socket becomes readable. If not, it reads only before closing a silent client.
     events: bool,
     pings: usize,
     closed: HashMap<Slot, u64>,
@@ -74,7 +74,7 @@ impl World {
         world
     }
 
-    /// The driver waits for what is due until `ms` have passed.
+    /// Runs the driver for `ms` milliseconds, and handles each timer when it is due.
     fn run(&mut self, ms: u64) {
         let end = self.now.mono_ms + ms;
         while let Some(due) = self.sessions.next_due().filter(|due| *due <= end) {
@@ -89,7 +89,7 @@ impl World {
         self.now.unix_ms += ms;
     }
 
-    /// One turn of the driver, which wanted it at `wanted_ms`.
+    /// Wakes the driver, which was due to run at `wanted_ms`.
     fn wake(&mut self, wanted_ms: u64) -> u64 {
         let paused_ms = self.sessions.woken(wanted_ms, self.now);
         if self.events {
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// The process is stopped for a while, and what it waited for is due meanwhile.
+    /// Stops the process for [`PAUSE_MS`]. Timers become due in the meantime.
     fn pause(&mut self) {
         let wanted_ms = self.sessions.next_due().unwrap();
         self.pass(PAUSE_MS);
@@ -148,21 +148,21 @@ fn input(sessions: &mut SessionTable, slot: Slot, bytes: Option<Vec<u8>>, now: N
 }
 
 #[test]
-fn a_pause_closes_nobody_who_answers() {
+fn a_pause_closes_no_client_that_answers_pings() {
     for (before_ms, events) in [(0, true), (999, true), (1_500, true), (1_500, false)] {
         let mut world = World::new(0, |_| true);
         world.run(before_ms);
         world.events = events;
         world.pings = 0;
         world.pause();
-        assert_eq!(world.pings, CLIENTS, "each is pinged once, at once");
+        assert_eq!(world.pings, CLIENTS, "each client is pinged once, immediately");
         world.run(20_000);
         assert_eq!(world.closed, HashMap::new(), "{before_ms} {events}");
     }
 }
 
 #[test]
-fn a_client_that_is_gone_is_closed_within_its_timeout_after_a_pause() {
+fn a_client_that_does_not_answer_is_closed_within_the_heartbeat_timeout_after_a_pause() {
     let mut world = World::new(0, |slot| slot % 2 == 0);
     world.run(1_500);
     world.pause();
@@ -174,7 +174,7 @@ fn a_client_that_is_gone_is_closed_within_its_timeout_after_a_pause() {
 }
 
 #[test]
-fn a_client_that_is_gone_is_closed_by_its_timeout_without_a_pause() {
+fn a_client_that_does_not_answer_is_closed_at_the_heartbeat_timeout() {
     let mut world = World::new(0, |slot| slot % 2 == 0);
     let begin_ms = world.now.mono_ms;
     world.run(20_000);
@@ -183,7 +183,7 @@ fn a_client_that_is_gone_is_closed_by_its_timeout_without_a_pause() {
 }
 
 #[test]
-fn a_driver_that_is_a_little_late_again_and_again_closes_nobody_who_answers_and_everybody_who_is_gone() {
+fn repeated_short_delays_of_the_driver_close_only_the_clients_that_do_not_answer() {
     let mut world = World::new(0, |slot| slot % 2 == 0);
     let end = world.now.mono_ms + 30_000;
     while world.now.mono_ms < end {
@@ -196,7 +196,7 @@ fn a_driver_that_is_a_little_late_again_and_again_closes_nobody_who_answers_and_
 }
 
 #[test]
-fn a_silent_clients_socket_is_read_before_it_is_closed() {
+fn the_socket_of_a_silent_client_is_read_before_the_client_is_closed() {
     let mut world = World::new(0, |_| true);
     world.events = false;
     world.run(30_000);
@@ -204,7 +204,7 @@ fn a_silent_clients_socket_is_read_before_it_is_closed() {
 }
 
 #[test]
-fn frames_that_came_during_a_pause_are_not_too_many() {
+fn frames_that_were_sent_during_a_pause_do_not_exceed_the_rate() {
     let mut world = World::new(10, |_| true);
     world.run(1_500);
     let count = PAUSE_MS / 1_000 * 10;
@@ -217,11 +217,11 @@ fn frames_that_came_during_a_pause_are_not_too_many() {
     let flood = world.slots[0];
     (0..60).for_each(|_| world.send(flood, r#"{"type":"pong"}"#));
     world.read(flood);
-    assert_eq!(world.sessions.take_tally().limit_frames, 1, "what comes now is paced as ever");
+    assert_eq!(world.sessions.take_tally().limit_frames, 1, "frames after the pause are limited as usual");
 }
 
 #[test]
-fn sessions_keep_their_places_within_a_heartbeat() {
+fn the_pings_of_sessions_stay_spread_over_the_heartbeat_interval() {
     let mut world = World::new(0, |_| true);
     let due = |world: &World| world.sessions.next_due().unwrap() % HEARTBEAT_MS;
     world.run(1_500);

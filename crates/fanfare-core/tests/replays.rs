@@ -1,6 +1,6 @@
-//! What is told of events that are written to live clients while another client is replayed.
+//! Delivery counts of events that are written to live clients while another client receives a replay.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare_core::{
     Audience, ConnectionId, Draft, Grant, Lineage, Position,
@@ -12,7 +12,7 @@ use fanfare_core::{
 };
 use std::sync::{Arc, atomic::Ordering};
 
-const HELD: u64 = 2_000;
+const RETAINED: u64 = 2_000;
 const NOW: Now = Now { mono_ms: 5_000, unix_ms: 1_000_000 };
 
 struct World {
@@ -34,8 +34,8 @@ impl World {
         };
         let bounds = Bounds { events: 10_000, bytes: 100_000_000, age_ms: 60_000, ids: 1_000, ids_ms: 120_000 };
         let mut window = Window::new(Lineage::new(1), 0, bounds);
-        (1..=HELD).for_each(|n| window.push(entry(n, Audience::Everyone)));
-        Self { window, sessions: SessionTable::new(settings, 1, HELD) }
+        (1..=RETAINED).for_each(|n| window.push(entry(n, Audience::Everyone)));
+        Self { window, sessions: SessionTable::new(settings, 1, RETAINED) }
     }
 
     fn connect(&mut self, n: u128, user: &str, cursor: Option<&str>) -> Slot {
@@ -72,7 +72,7 @@ fn entry(sequence: u64, audience: Audience) -> Arc<Entry> {
 }
 
 #[test]
-fn what_live_clients_were_written_is_told_while_another_is_replayed() {
+fn deliveries_to_live_clients_are_reported_during_a_replay() {
     let mut world = World::new();
     let live: Vec<_> = (1..=3).map(|n| world.connect(n, "ann", None)).collect();
     while world.turn().is_some() {}
@@ -80,9 +80,9 @@ fn what_live_clients_were_written_is_told_while_another_is_replayed() {
     for _ in 0..5 {
         let entry = world.publish(Audience::Everyone);
         let mut turns = Vec::new();
-        // A turn for each, and the next one begins.
+        // One turn for each session, and the first turn of the next pass.
         while turns.len() <= live.len() + 1 {
-            turns.push(world.turn().expect("one is being replayed"));
+            turns.push(world.turn().expect("a replay is in progress"));
         }
         assert!(turns.contains(&(slow, Served::More)), "{turns:?}");
         assert_eq!(world.live_of(&entry), [(3, true)]);
@@ -90,20 +90,20 @@ fn what_live_clients_were_written_is_told_while_another_is_replayed() {
     }
     let newest = world.publish(Audience::Everyone);
     while world.turn().is_some() {}
-    assert_eq!(newest.written.load(Ordering::Relaxed), 4, "in the end the other has it too");
-    let told = world.live_of(&newest);
-    assert_eq!(told.iter().filter(|(_, live)| *live).count(), 1, "an entry is measured once: {told:?}");
-    assert_eq!(told.iter().map(|(clients, _)| clients).sum::<u32>(), 4);
+    assert_eq!(newest.written.load(Ordering::Relaxed), 4, "the replayed client receives it in the end");
+    let reported = world.live_of(&newest);
+    assert_eq!(reported.iter().filter(|(_, live)| *live).count(), 1, "an entry is live once: {reported:?}");
+    assert_eq!(reported.iter().map(|(clients, _)| clients).sum::<u32>(), 4);
 }
 
 #[test]
-fn every_event_of_a_burst_is_told_as_live_once() {
+fn every_event_of_a_burst_is_reported_as_live_once() {
     let mut world = World::new();
     world.connect(1, "ann", None);
     world.connect(2, "bob", None);
     while world.turn().is_some() {}
     world.sessions.take_deliveries();
-    let burst: Vec<_> = (1..=500).map(|n| entry(HELD + n, Audience::Everyone)).collect();
+    let burst: Vec<_> = (1..=500).map(|n| entry(RETAINED + n, Audience::Everyone)).collect();
     burst.iter().for_each(|entry| world.window.push(entry.clone()));
     world.sessions.advance(&burst);
     while world.turn().is_some() {}

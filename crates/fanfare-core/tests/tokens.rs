@@ -1,6 +1,6 @@
-//! What becomes of a client whose token ends, is renewed, or is revoked: a roster under virtual time.
+//! Expiry, renewal and revocation of tokens: a session table under virtual time.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare_core::{
     Audience, CloseCode, ConnectionId, Draft, Grant, Lineage, Position, Revocation,
@@ -15,7 +15,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 const UNIX_SECS: u64 = 1_800_000_000;
 
-/// A hub of one client, and what the client has read.
+/// A hub with one client, and the messages that the client has received.
 struct World {
     window: Window,
     sessions: SessionTable,
@@ -63,7 +63,7 @@ impl World {
         world
     }
 
-    /// Lets `secs` pass, doing what is due when it is.
+    /// Advances the time by `secs`, and handles each timer when it is due.
     fn pass(&mut self, secs: u64) {
         let end = self.now.mono_ms + secs * 1_000;
         while let Some(due) = self.sessions.next_due().filter(|due| *due <= end) {
@@ -74,7 +74,7 @@ impl World {
         self.to(end);
     }
 
-    /// Sets the wall clock.
+    /// Steps the wall clock by `secs`.
     fn step(&mut self, secs: i64) {
         self.now.unix_ms = self.now.unix_ms.checked_add_signed(1_000 * secs).unwrap();
         self.sessions.woken(u64::MAX, self.now);
@@ -108,12 +108,13 @@ impl World {
         read.unwrap();
     }
 
-    fn say(&mut self, text: &str, answer: &Grant) {
+    /// Sends a message from the client. The token `good` is verified as `grant`.
+    fn send(&mut self, text: &str, grant: &Grant) {
         let mut frame = Vec::new();
         ws::push_frame(&mut frame, ws::Opcode::Text, text.as_bytes());
         mask(&mut frame);
         let verify = |token: &str| match token {
-            "good" => Ok(answer.clone()),
+            "good" => Ok(grant.clone()),
             _ => Err(Denied { code: "token_invalid", message: "no".to_owned() }),
         };
         self.sessions.input(self.slot, &mut frame, self.now, &verify);
@@ -125,7 +126,7 @@ impl World {
     }
 }
 
-/// Makes a server's frames, which are short here, such as a client sends: with a mask, of zeros.
+/// Converts short server frames to client frames, with a mask of zeros, so that the decoder accepts them.
 fn mask(bytes: &mut Vec<u8>) {
     let (mut masked, mut rest) = (Vec::new(), &bytes[..]);
     while let [first, second, ..] = *rest {
@@ -143,7 +144,7 @@ fn mask(bytes: &mut Vec<u8>) {
 }
 
 #[test]
-fn a_client_is_told_before_its_token_ends_and_closed_when_it_does() {
+fn a_client_receives_auth_expiring_before_its_token_expires_and_is_closed_when_it_does() {
     let mut world = World::new(grant(300));
     world.pass(239);
     assert_eq!(world.kinds(), ["ack"]);
@@ -160,9 +161,9 @@ fn a_client_is_told_before_its_token_ends_and_closed_when_it_does() {
     assert_eq!((tally.tokens_expiring, tally.tokens_expired), (1, 1));
 }
 
-// attack: keep a session beyond its token's end by a wall clock that steps => the token ends by whichever clock is earlier
+// attack: extend a session beyond its token's expiry by a step of the wall clock => the earlier clock counts
 #[test]
-fn a_wall_clock_that_steps_ahead_ends_a_token_and_one_that_steps_back_prolongs_none() {
+fn a_wall_clock_set_forward_expires_tokens_early_and_one_set_back_extends_none() {
     let mut ahead = World::new(grant(90));
     ahead.step(3_600);
     ahead.pass(0);
@@ -184,24 +185,24 @@ fn a_wall_clock_that_steps_ahead_ends_a_token_and_one_that_steps_back_prolongs_n
     back.pass(1);
     assert!(back.closed.is_some());
 
-    let mut forth_again = World::new(grant(90));
-    forth_again.step(-3_600);
-    forth_again.step(3_600);
-    forth_again.pass(89);
-    assert_eq!(forth_again.closed, None);
+    let mut back_and_forward = World::new(grant(90));
+    back_and_forward.step(-3_600);
+    back_and_forward.step(3_600);
+    back_and_forward.pass(89);
+    assert_eq!(back_and_forward.closed, None);
 
-    let mut met_while_it_was_wrong = World::new(grant(90));
-    met_while_it_was_wrong.step(-3_600);
-    met_while_it_was_wrong.say(r#"{"type":"auth","token":"good"}"#, &grant(100));
-    met_while_it_was_wrong.step(3_600);
-    met_while_it_was_wrong.pass(99);
-    assert_eq!(met_while_it_was_wrong.closed, None);
-    met_while_it_was_wrong.pass(1);
-    assert!(met_while_it_was_wrong.closed.is_some());
+    let mut renewed_while_wrong = World::new(grant(90));
+    renewed_while_wrong.step(-3_600);
+    renewed_while_wrong.send(r#"{"type":"auth","token":"good"}"#, &grant(100));
+    renewed_while_wrong.step(3_600);
+    renewed_while_wrong.pass(99);
+    assert_eq!(renewed_while_wrong.closed, None);
+    renewed_while_wrong.pass(1);
+    assert!(renewed_while_wrong.closed.is_some());
 }
 
 #[test]
-fn a_short_token_is_told_of_at_half_its_time() {
+fn a_short_lived_token_is_announced_to_expire_at_half_of_its_time() {
     let mut world = World::new(grant(10));
     world.pass(4);
     assert_eq!(world.kinds(), ["ack"]);
@@ -210,12 +211,12 @@ fn a_short_token_is_told_of_at_half_its_time() {
 }
 
 #[test]
-fn a_newer_token_keeps_the_client() {
+fn a_newer_token_keeps_the_connection_open() {
     let mut world = World::new(grant(100));
     world.pass(50);
     assert_eq!(world.kinds(), ["ack", "auth_expiring"]);
-    world.say(r#"{"type":"auth","token":"bad"}"#, &grant(0));
-    world.say(r#"{"type":"auth","token":"good"}"#, &grant(400));
+    world.send(r#"{"type":"auth","token":"bad"}"#, &grant(0));
+    world.send(r#"{"type":"auth","token":"good"}"#, &grant(400));
     assert_eq!(world.kinds(), ["ack", "auth_expiring", "error", "ack"]);
     world.pass(289);
     assert_eq!(world.messages.len(), 4);
@@ -227,7 +228,7 @@ fn a_newer_token_keeps_the_client() {
 }
 
 #[test]
-fn an_error_names_the_message_that_it_answers_and_the_topic() {
+fn an_error_has_the_ack_event_id_of_the_message_and_the_topic() {
     let mut world = World::new(grant(100));
     for message in [
         r#"{"type":"subscribe","topic":"secret","event_id":"m1"}"#,
@@ -238,9 +239,9 @@ fn an_error_names_the_message_that_it_answers_and_the_topic() {
         r#"{"type":"nonsense"}"#,
         "nonsense",
     ] {
-        world.say(message, &grant(0));
+        world.send(message, &grant(0));
     }
-    world.say(r#"{"type":"auth","token":"good","event_id":"m4"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
+    world.send(r#"{"type":"auth","token":"good","event_id":"m4"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
     let errors = world.messages.iter().filter(|message| message["type"] == "error");
     let named: Vec<_> = errors.map(|error| (error["ack_event_id"].as_str(), error["topic"].as_str())).collect();
     assert_eq!(
@@ -259,7 +260,7 @@ fn an_error_names_the_message_that_it_answers_and_the_topic() {
 }
 
 #[test]
-fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
+fn each_rejected_topic_of_a_connect_is_answered_with_an_error_after_the_ack() {
     for (last_event_id, answered) in [(None, "initial_connect"), (Some("pos-1-0".to_owned()), "pos-1-0")] {
         let mut world = World::new(grant(100));
         let request =
@@ -277,9 +278,9 @@ fn a_rejected_topic_of_the_connect_is_named_in_an_error_behind_the_ack() {
 
 // attack: an auth message with another user's token => answered with `wrong_user`, does not extend the connection
 #[test]
-fn another_users_token_keeps_nobody() {
+fn a_token_of_another_user_does_not_extend_the_connection() {
     let mut world = World::new(grant(100));
-    world.say(r#"{"type":"auth","token":"good"}"#, &Grant { user: "bob".into(), ..grant(400) });
+    world.send(r#"{"type":"auth","token":"good"}"#, &Grant { user: "bob".into(), ..grant(400) });
     assert_eq!(world.messages[1]["error"], "wrong_user");
     world.pass(100);
     assert!(world.closed.is_some());
@@ -287,9 +288,9 @@ fn another_users_token_keeps_nobody() {
 
 // attack: keeping topics after a token that allows fewer => the subscriptions end
 #[test]
-fn a_newer_token_that_allows_less_takes_topics_away() {
+fn a_newer_token_that_allows_fewer_topics_ends_the_other_subscriptions() {
     let mut world = World::new(grant(100));
-    world.say(r#"{"type":"auth","token":"good"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
+    world.send(r#"{"type":"auth","token":"good"}"#, &Grant { topics: vec!["b".into()], ..grant(400) });
     assert_eq!(world.kinds(), ["ack", "ack", "error"]);
     assert_eq!(world.messages[2]["error"], "forbidden");
     let topics: Vec<_> = world.sessions.session(world.slot).unwrap().topics().iter().map(|topic| &**topic).collect();
@@ -313,7 +314,7 @@ fn a_newer_token_that_allows_less_takes_topics_away() {
 }
 
 #[test]
-fn whoever_a_revocation_concerns_is_closed() {
+fn a_revocation_closes_only_the_connections_that_it_applies_to() {
     for (revocation, concerned) in [
         (Revocation::User { user: "ann".into(), before: UNIX_SECS + 1 }, true),
         (Revocation::User { user: "ann".into(), before: UNIX_SECS }, false),

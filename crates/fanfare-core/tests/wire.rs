@@ -1,6 +1,6 @@
-//! The wire vectors of `tests/wire`, which the clients in TypeScript and Python and the one in Rust run too.
+//! The wire vectors of `tests/wire`, which the TypeScript, Python and Rust clients also run.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare_core::{
     Audience, CloseCode, Draft, Position,
@@ -20,7 +20,7 @@ fn cases(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn closes() {
+fn close_codes_have_the_reconnect_policy_of_the_vectors() {
     let cases = cases(include_str!("../../../tests/wire/closes.json"));
     for case in &cases {
         let code = CloseCode::ALL.iter().find(|code| json!(**code as u16) == case["code"]);
@@ -29,7 +29,7 @@ fn closes() {
             Some(Reconnect::Never) => "never",
             Some(Reconnect::Now) => "now",
             Some(Reconnect::Later) => "later",
-            // Which reasons of 1008 are final is the protocol's document's to say.
+            // docs/protocol.md specifies which reasons of 1008 are final.
             Some(Reconnect::WithNewToken) if case["then"] == "never" => continue,
             Some(Reconnect::WithNewToken) => "new token",
         };
@@ -41,7 +41,7 @@ fn closes() {
 }
 
 #[test]
-fn frames() {
+fn hub_messages_are_serialised_as_in_the_vectors() {
     for case in cases(include_str!("../../../tests/wire/frames.json")) {
         let say = &case["say"];
         let text = |field: &str| say[field].as_str().unwrap();
@@ -73,14 +73,14 @@ fn frames() {
             }),
             "auth_expiring" => Outgoing::AuthExpiring { expires_in_ms: number("expires_in_ms") },
             "goaway" => Outgoing::Goaway { reconnect_after_ms: number("reconnect_after_ms"), reason: text("reason") },
-            other => panic!("no hub says {other}"),
+            other => panic!("not a message of the hub: {other}"),
         };
         assert_eq!(message.to_json(AT, 0), case["text"].as_str().unwrap());
     }
 }
 
 #[test]
-fn messages() {
+fn client_messages_are_parsed_as_in_the_vectors() {
     for case in cases(include_str!("../../../tests/wire/messages.json")) {
         match wire::read(case["text"].as_str().unwrap()) {
             Err(RejectedMessage { reason, ack_event_id }) => {
@@ -106,7 +106,7 @@ fn messages() {
 }
 
 #[test]
-fn events() {
+fn events_are_accepted_or_rejected_as_in_the_vectors() {
     for case in cases(include_str!("../../../tests/wire/events.json")) {
         let published = Draft::parse(case["published"].as_str().unwrap());
         if let (Ok(draft), true) = (&published, case["delivered"].is_string()) {
@@ -124,7 +124,7 @@ fn events() {
 }
 
 #[test]
-fn cursors() {
+fn frames_of_events_are_encoded_as_in_the_vectors() {
     let place = Position { epoch: 0xab, sequence: 7 };
     for case in cases(include_str!("../../../tests/wire/cursors.json")) {
         let Some(event) = case["event"].as_str() else { continue };

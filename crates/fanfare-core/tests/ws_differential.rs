@@ -1,6 +1,6 @@
-//! The demands of the fuzz targets on their kept corpora and on inputs made up on the spot.
+//! The checks of the fuzz targets on their stored corpora and on generated inputs.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test fail it")]
+#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 use std::{fs, path::Path};
 
@@ -12,7 +12,7 @@ mod frames;
 #[path = "../../../fuzz/src/session.rs"]
 mod session;
 
-/// Payloads that are text, or are not, or are so only together with the next one.
+/// Payloads that are valid UTF-8, invalid, or valid only together with the next one.
 const PAYLOADS: &[&[u8]] = &[
     b"",
     b"a",
@@ -38,7 +38,7 @@ const PAYLOADS: &[&[u8]] = &[
     &[0x61; 301],
 ];
 
-/// The first bytes of faultless frames, and now and then any.
+/// First bytes of valid frames, and occasionally any byte.
 fn first() -> impl Strategy<Value = u8> {
     prop_oneof![20 => select(&b"\x01\x02\x00\x80\x81\x82\x88\x89\x8a"[..]), 1 => any::<u8>()]
 }
@@ -69,7 +69,7 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Messages of clients, right and wrong.
+/// Valid and invalid client messages.
 const TEXTS: &[&str] = &[
     r#"{"type":"ping"}"#,
     r#"{"type":"pong"}"#,
@@ -93,7 +93,7 @@ fn text_frame() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What a client sends, in pieces, and steps between them.
+/// Client frames, split into pieces, with steps between them.
 fn script() -> impl Strategy<Value = Vec<u8>> {
     let step = prop_oneof![4 => 1_u8..=0xbf, 1 => 0xc0_u8..=0xff];
     let frame = prop_oneof![4 => text_frame(), 1 => client_frame()];
@@ -121,24 +121,24 @@ proptest! {
 
     // attack: random frames in random pieces => decoded or rejected as an independent implementation does
     #[test]
-    fn frames_made_up_are_heard_alike(input in input()) {
+    fn generated_frames_are_decoded_as_by_tungstenite(input in input()) {
         frames::check(&input);
     }
 
     // attack: random sessions of messages, pauses and stalls => the session's invariants hold; never a panic
     #[test]
-    fn sessions_made_up_are_answered_right(input in script()) {
+    fn generated_sessions_keep_the_invariants(input in script()) {
         session::check(&input);
     }
 
-    // attack: random bytes instead of frames => decoded or rejected as an independent implementation does; never a panic
+    // attack: random bytes instead of frames => decoded or rejected as an independent implementation does; no panic
     #[test]
-    fn bytes_made_up_are_heard_alike(input in vec(any::<u8>(), 0..100)) {
+    fn generated_bytes_are_decoded_as_by_tungstenite(input in vec(any::<u8>(), 0..100)) {
         frames::check(&input);
     }
 }
 
-/// Runs `check` on every file of a kept corpus.
+/// Runs `check` on every file of a stored corpus.
 fn check_corpus(target: &str, check: impl Fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
     let files: Vec<_> = fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -151,12 +151,12 @@ fn check_corpus(target: &str, check: impl Fn(&[u8])) {
 
 // attack: every frame input that fuzzing found => decoded or rejected as an independent implementation does
 #[test]
-fn the_corpus_of_frames_is_heard_alike() {
+fn the_corpus_of_frames_is_decoded_as_by_tungstenite() {
     check_corpus("frames", frames::check);
 }
 
 // attack: every session input that fuzzing found => the session's invariants hold
 #[test]
-fn the_corpus_of_sessions_is_answered_right() {
+fn the_corpus_of_sessions_keeps_the_invariants() {
     check_corpus("session", session::check);
 }

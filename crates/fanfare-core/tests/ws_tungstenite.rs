@@ -1,6 +1,7 @@
-//! The codec against an independent one: tungstenite writes what we read, and reads what we write.
+//! The codec against an independent implementation: our decoder against tungstenite as the client's encoder, and our
+//! encoder against tungstenite as the client's decoder.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test fail it")]
+#![allow(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 use std::{
     collections::VecDeque,
@@ -23,9 +24,9 @@ use tungstenite::{
 
 const LIMITS: Limits = Limits { max_frame_bytes: 1 << 20, max_message_bytes: 1 << 20 };
 
-/// A message as either side tells it.
+/// A message in a form that is common to both implementations.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
+enum WsMessage {
     Text(String),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
@@ -33,21 +34,21 @@ enum Said {
     Close(Option<(u16, String)>),
 }
 
-/// A message, and where a data message is cut into fragments.
+/// A message, and where a data message is split into fragments.
 #[derive(Debug, Clone)]
 struct Step {
-    said: Said,
+    message: WsMessage,
     cuts: Vec<Index>,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let said = prop_oneof![
-        text().prop_map(Said::Text),
-        binary().prop_map(Said::Binary),
-        control().prop_map(Said::Ping),
-        control().prop_map(Said::Pong),
+    let message = prop_oneof![
+        text().prop_map(WsMessage::Text),
+        binary().prop_map(WsMessage::Binary),
+        control().prop_map(WsMessage::Ping),
+        control().prop_map(WsMessage::Pong),
     ];
-    (said, vec(any::<Index>(), 0..4)).prop_map(|(said, cuts)| Step { said, cuts })
+    (message, vec(any::<Index>(), 0..4)).prop_map(|(message, cuts)| Step { message, cuts })
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -62,20 +63,20 @@ fn control() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..=125)
 }
 
-fn ending() -> impl Strategy<Value = Option<Said>> {
+fn ending() -> impl Strategy<Value = Option<WsMessage>> {
     let code = prop_oneof![1000_u16..=1003, 1007_u16..=1013, 3000_u16..=4999];
     let close = prop_oneof![Just(None), (code, "[a-zß€🎉]{0,30}").prop_map(Some)];
-    prop::option::of(close.prop_map(Said::Close))
+    prop::option::of(close.prop_map(WsMessage::Close))
 }
 
-/// Has the client send `step`, with a ping between fragments; `heard` is what the server is to hear of it.
-fn perform(step: &Step, client: &mut WebSocket<Wire>, heard: &mut Vec<Said>) {
-    let (opcode, payload) = match &step.said {
-        Said::Text(text) => (Data::Text, text.as_bytes()),
-        Said::Binary(bytes) => (Data::Binary, &bytes[..]),
+/// Sends `step` from the client, with a ping between fragments, and appends the expected messages to `expected`.
+fn perform(step: &Step, client: &mut WebSocket<Wire>, expected: &mut Vec<WsMessage>) {
+    let (opcode, payload) = match &step.message {
+        WsMessage::Text(text) => (Data::Text, text.as_bytes()),
+        WsMessage::Binary(bytes) => (Data::Binary, &bytes[..]),
         control => {
             client.send(to_message(control)).unwrap();
-            return heard.push(control.clone());
+            return expected.push(control.clone());
         }
     };
     let fragments = fragments(payload, &step.cuts);
@@ -85,12 +86,12 @@ fn perform(step: &Step, client: &mut WebSocket<Wire>, heard: &mut Vec<Said>) {
         let frame = Frame::message(fragment.to_vec(), OpCode::Data(opcode), i == last);
         client.send(Message::Frame(frame)).unwrap();
         if i < last {
-            let between = Said::Ping(vec![u8::try_from(i).unwrap()]);
+            let between = WsMessage::Ping(vec![u8::try_from(i).unwrap()]);
             client.send(to_message(&between)).unwrap();
-            heard.push(between);
+            expected.push(between);
         }
     }
-    heard.push(step.said.clone());
+    expected.push(step.message.clone());
 }
 
 fn fragments<'a>(payload: &'a [u8], cuts: &[Index]) -> Vec<&'a [u8]> {
@@ -100,48 +101,50 @@ fn fragments<'a>(payload: &'a [u8], cuts: &[Index]) -> Vec<&'a [u8]> {
     at.windows(2).map(|pair| &payload[pair[0]..pair[1]]).collect()
 }
 
-fn to_message(said: &Said) -> Message {
-    match said.clone() {
-        Said::Text(text) => Message::text(text),
-        Said::Binary(bytes) => Message::binary(bytes),
-        Said::Ping(bytes) => Message::Ping(bytes.into()),
-        Said::Pong(bytes) => Message::Pong(bytes.into()),
-        Said::Close(frame) => {
+fn to_message(message: &WsMessage) -> Message {
+    match message.clone() {
+        WsMessage::Text(text) => Message::text(text),
+        WsMessage::Binary(bytes) => Message::binary(bytes),
+        WsMessage::Ping(bytes) => Message::Ping(bytes.into()),
+        WsMessage::Pong(bytes) => Message::Pong(bytes.into()),
+        WsMessage::Close(frame) => {
             Message::Close(frame.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() }))
         }
     }
 }
 
-fn from_message(message: Message) -> Said {
+fn from_message(message: Message) -> WsMessage {
     match message {
-        Message::Text(text) => Said::Text(text.as_str().to_owned()),
-        Message::Binary(bytes) => Said::Binary(bytes.into()),
-        Message::Ping(bytes) => Said::Ping(bytes.into()),
-        Message::Pong(bytes) => Said::Pong(bytes.into()),
-        Message::Close(frame) => Said::Close(frame.map(|frame| (frame.code.into(), frame.reason.as_str().to_owned()))),
+        Message::Text(text) => WsMessage::Text(text.as_str().to_owned()),
+        Message::Binary(bytes) => WsMessage::Binary(bytes.into()),
+        Message::Ping(bytes) => WsMessage::Ping(bytes.into()),
+        Message::Pong(bytes) => WsMessage::Pong(bytes.into()),
+        Message::Close(frame) => {
+            WsMessage::Close(frame.map(|frame| (frame.code.into(), frame.reason.as_str().to_owned())))
+        }
         Message::Frame(frame) => panic!("a raw frame was read: {frame}"),
     }
 }
 
-fn from_incoming(incoming: Incoming<'_>) -> Option<Said> {
+fn from_incoming(incoming: Incoming<'_>) -> Option<WsMessage> {
     Some(match incoming {
-        Incoming::Text(text) => Said::Text(text.to_owned()),
-        Incoming::Binary(bytes) => Said::Binary(bytes.to_vec()),
-        Incoming::Ping(bytes) => Said::Ping(bytes.to_vec()),
-        Incoming::Pong(bytes) => Said::Pong(bytes.to_vec()),
-        Incoming::Close(frame) => Said::Close(frame.map(|(code, reason)| (code, reason.to_owned()))),
+        Incoming::Text(text) => WsMessage::Text(text.to_owned()),
+        Incoming::Binary(bytes) => WsMessage::Binary(bytes.to_vec()),
+        Incoming::Ping(bytes) => WsMessage::Ping(bytes.to_vec()),
+        Incoming::Pong(bytes) => WsMessage::Pong(bytes.to_vec()),
+        Incoming::Close(frame) => WsMessage::Close(frame.map(|(code, reason)| (code, reason.to_owned()))),
         Incoming::Fragment => return None,
     })
 }
 
-fn to_frame(said: &Said) -> Box<[u8]> {
-    match said {
-        Said::Text(text) => frame(Opcode::Text, &[text.as_bytes()]),
-        Said::Binary(bytes) => frame(Opcode::Binary, &[bytes]),
-        Said::Ping(bytes) => frame(Opcode::Ping, &[bytes]),
-        Said::Pong(bytes) => frame(Opcode::Pong, &[bytes]),
-        Said::Close(None) => frame(Opcode::Close, &[]),
-        Said::Close(Some((code, reason))) => {
+fn to_frame(message: &WsMessage) -> Box<[u8]> {
+    match message {
+        WsMessage::Text(text) => frame(Opcode::Text, &[text.as_bytes()]),
+        WsMessage::Binary(bytes) => frame(Opcode::Binary, &[bytes]),
+        WsMessage::Ping(bytes) => frame(Opcode::Ping, &[bytes]),
+        WsMessage::Pong(bytes) => frame(Opcode::Pong, &[bytes]),
+        WsMessage::Close(None) => frame(Opcode::Close, &[]),
+        WsMessage::Close(Some((code, reason))) => {
             let mut out = Vec::new();
             push_close(&mut out, *code, reason);
             out.into()
@@ -149,7 +152,7 @@ fn to_frame(said: &Said) -> Box<[u8]> {
     }
 }
 
-/// The connection of a client: gives `incoming` in reads of the sizes in `reads`, and keeps what is written.
+/// The connection of a client: delivers `incoming` in reads of the sizes in `reads`, and stores all writes.
 #[derive(Debug, Default)]
 struct Wire {
     incoming: Cursor<Vec<u8>>,
@@ -175,54 +178,54 @@ impl Write for Wire {
     }
 }
 
-/// What the server hears of `bytes` when its reads have these sizes.
-fn hear(mut bytes: &mut [u8], sizes: Vec<usize>) -> (Vec<Said>, Decoder) {
+/// Decodes `bytes` in reads of the given sizes.
+fn decode(mut bytes: &mut [u8], sizes: Vec<usize>) -> (Vec<WsMessage>, Decoder) {
     let mut decoder = Decoder::default();
-    let mut heard = Vec::new();
+    let mut decoded = Vec::new();
     let mut sizes = sizes.into_iter();
     while !bytes.is_empty() {
         let size = sizes.next().unwrap_or(usize::MAX).min(bytes.len());
         let (chunk, rest) = bytes.split_at_mut(size);
         let result = decoder.feed(chunk, &LIMITS, &mut |incoming| {
-            heard.extend(from_incoming(incoming));
+            decoded.extend(from_incoming(incoming));
             ControlFlow::Continue(())
         });
         result.unwrap();
         bytes = rest;
     }
-    (heard, decoder)
+    (decoded, decoder)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_a_client_writes_arrives(
+    fn frames_of_a_client_are_decoded(
         steps in vec(step(), 0..12),
         ending in ending(),
         sizes in vec(1_usize..2000, 0..40),
     ) {
         let mut client = WebSocket::from_raw_socket(Wire::default(), Role::Client, None);
         let mut sent = Vec::new();
-        for step in steps.into_iter().chain(ending.map(|said| Step { said, cuts: Vec::new() })) {
+        for step in steps.into_iter().chain(ending.map(|message| Step { message, cuts: Vec::new() })) {
             perform(&step, &mut client, &mut sent);
         }
-        let (heard, decoder) = hear(&mut client.get_mut().written, sizes);
-        prop_assert_eq!(heard, sent);
+        let (decoded, decoder) = decode(&mut client.get_mut().written, sizes);
+        prop_assert_eq!(decoded, sent);
         prop_assert!(decoder.is_idle());
     }
 
     #[test]
-    fn what_we_write_a_client_reads(
+    fn encoded_frames_are_decoded_by_a_client(
         steps in vec(step(), 0..12),
         ending in ending(),
         reads in vec(1_usize..2000, 0..40),
     ) {
-        let said: Vec<_> = steps.into_iter().map(|step| step.said).chain(ending).collect();
-        let bytes: Vec<u8> = said.iter().flat_map(to_frame).collect();
+        let message: Vec<_> = steps.into_iter().map(|step| step.message).chain(ending).collect();
+        let bytes: Vec<u8> = message.iter().flat_map(to_frame).collect();
         let wire = Wire { incoming: Cursor::new(bytes), reads: reads.into(), written: Vec::new() };
         let mut client = WebSocket::from_raw_socket(wire, Role::Client, None);
-        for expected in said {
+        for expected in message {
             prop_assert_eq!(from_message(client.read().unwrap()), expected);
         }
         let read = client.get_ref().incoming.position();

@@ -149,7 +149,7 @@ fn what_no_client_gets_past_is_said_once() {
         (&mut wrong_secret, "signed with another key; is this the hub's secret?"),
         (&mut bench(&home, &hub, &wrong_token), "token_invalid: "),
         (&mut nobody, "there is no hub at 127.0.0.1:"),
-        (&mut other_path, "/elsewhere/ws is no hub: HTTP status 404"),
+        (&mut other_path, "/elsewhere/ws is not a fanfare hub: HTTP status 404"),
     ] {
         let output = command.output().unwrap();
         let said = said(&output);

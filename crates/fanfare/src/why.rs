@@ -209,7 +209,7 @@ pub struct ClosedDetails {
     #[schema(example = 4000)]
     pub code: u16,
     /// What the code means.
-    #[schema(example = "The hub heard nothing from the client for the heartbeat's timeout.")]
+    #[schema(example = "The client was silent for longer than the heartbeat timeout.")]
     pub meaning: String,
 }
 

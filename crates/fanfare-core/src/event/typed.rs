@@ -1,12 +1,13 @@
-//! The events whose `data` has a known shape, for applications that build or read them as types.
+//! Typed `data` for well-known event types, for applications that build or parse such events.
 //!
-//! Nothing here decides what may be published: only [`Draft::validate`] and the conversions below apply these checks.
+//! These checks apply only in [`Draft::validate`] and in the conversions below. Without `validate_events`, events of
+//! these types may have any `data`.
 
 use super::{Draft, EventError, data_object, invalid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-/// Checks the `data` of a known type; other types may have any.
+/// Checks the `data` of a known type. Other types may have any `data`.
 pub(super) fn check(event_type: &str, raw: Option<&RawValue>) -> Result<(), EventError> {
     let Some(raw) = raw else {
         return match event_type {
@@ -23,30 +24,30 @@ pub(super) fn check(event_type: &str, raw: Option<&RawValue>) -> Result<(), Even
     check(&data_object(raw)?)
 }
 
-/// What a task is doing.
+/// The status of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskStatus {
-    /// Known, and not begun.
+    /// Created, but not started.
     Pending,
-    /// Waiting for its turn.
+    /// Waiting to be started.
     Queued,
-    /// Being done.
+    /// Being executed.
     Running,
-    /// Being done; the word some publishers use.
+    /// Being executed. Some publishers use this value instead of `running`.
     InProgress,
-    /// Stopped, to go on later.
+    /// Suspended, to be continued later.
     Paused,
-    /// Done.
+    /// Finished successfully.
     Completed,
-    /// Ended without success.
+    /// Finished with an error.
     Failed,
-    /// Ended by somebody's wish.
+    /// Stopped on request.
     Cancelled,
 }
 
 impl TaskStatus {
-    /// Every status as it is written.
+    /// All values of the field `status`.
     pub const NAMES: &[&str] =
         &["pending", "queued", "running", "in_progress", "paused", "completed", "failed", "cancelled"];
 }
@@ -54,14 +55,14 @@ impl TaskStatus {
 /// The data of a `task_status_update`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskStatusUpdate {
-    /// Which task.
+    /// The ID of the task.
     pub task_id: String,
-    /// What it is doing.
+    /// The status of the task.
     pub status: TaskStatus,
-    /// How much is done, in percent: 0 to 100.
+    /// The progress in percent, from 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<f64>,
-    /// Whatever else there is to say.
+    /// Further fields.
     #[serde(flatten)]
     pub more: serde_json::Map<String, Value>,
 }
@@ -88,9 +89,9 @@ impl TaskStatusUpdate {
 /// The data of an `agent_activity_update`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentActivityUpdate {
-    /// Which agent.
+    /// The ID of the agent.
     pub agent_id: String,
-    /// Whatever else there is to say: `action`, `status` and the like.
+    /// Further fields, such as `action` and `status`.
     #[serde(flatten)]
     pub more: serde_json::Map<String, Value>,
 }
@@ -99,7 +100,7 @@ impl AgentActivityUpdate {
     /// The event's `type`.
     pub const TYPE: &str = "agent_activity_update";
 
-    /// The reference sends notifications under this type too, so `agent_id` may be missing.
+    /// The FastAPI hub also sends notifications with this type, so `agent_id` may be missing.
     fn check(data: &serde_json::Map<String, Value>) -> Result<(), EventError> {
         text_field(data, "agent_id", "data.agent_id").map(drop)
     }
@@ -108,13 +109,13 @@ impl AgentActivityUpdate {
 /// The data of a `calendar_event_created`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CalendarEventCreated {
-    /// The calendar's own id of the event; not the `event_id` of the message.
+    /// The ID of the calendar entry, which is not the `event_id` of the message.
     pub event_id: String,
-    /// What it is called.
+    /// The title of the calendar entry.
     pub title: String,
-    /// When it begins, as ISO 8601.
+    /// When the calendar entry starts, in ISO 8601.
     pub start_time: String,
-    /// Whatever else there is to say.
+    /// Further fields.
     #[serde(flatten)]
     pub more: serde_json::Map<String, Value>,
 }
@@ -130,7 +131,7 @@ impl CalendarEventCreated {
     }
 }
 
-/// A field that must be a string with something in it where it is there.
+/// Reads an optional field that must be a non-empty string.
 fn text_field<'a>(
     data: &'a serde_json::Map<String, Value>,
     key: &str,
@@ -139,7 +140,7 @@ fn text_field<'a>(
     match data.get(key) {
         None => Ok(None),
         Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
-        Some(_) => Err(invalid(field, "must be a string with something in it")),
+        Some(_) => Err(invalid(field, "must be a string that is not empty")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a client's bytes to its messages, however the bytes are cut.
+//! Incremental decoder of client frames.
 
 use std::{mem, ops::ControlFlow, str};
 
@@ -9,35 +9,35 @@ use super::{
     message::{Message, Text},
 };
 
-/// How much a client may send at once. What is over a limit is refused when its header announces it.
+/// Limits on the size of client frames and messages. A frame beyond a limit is rejected as soon as its header is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest payload of a data frame, in bytes.
+    /// Maximum payload of a data frame, in bytes.
     pub max_frame_bytes: usize,
-    /// Largest message, all its fragments together, in bytes.
+    /// Maximum size of a message, over all its fragments, in bytes.
     pub max_message_bytes: usize,
 }
 
-/// What a frame brought. Every frame brings exactly one of these, so counting them counts frames.
+/// The result of a complete frame. Each frame yields exactly one, so their number is the number of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A text message is complete.
+    /// A complete text message.
     Text(&'a str),
-    /// A binary message is complete.
+    /// A complete binary message.
     Binary(&'a [u8]),
-    /// A frame of a fragmented message that is not its last one.
+    /// A frame of a fragmented message other than its last frame.
     Fragment,
-    /// To be answered by a pong with the same payload.
+    /// A ping, which the server answers with a pong of the same payload.
     Ping(&'a [u8]),
-    /// The answer to a ping, or a sign of life.
+    /// An answer to a ping, or an unsolicited pong.
     Pong(&'a [u8]),
-    /// The client's last frame, with the code and reason it gave. Nothing after it matters.
+    /// A close frame, with its code and reason if it has them. Frames after it are to be ignored.
     Close(Option<(u16, &'a str)>),
 }
 
-/// The receiving end of one connection.
+/// Decodes the client frames of one connection.
 ///
-/// It holds memory only for a frame or message that has not wholly arrived, and no more than has arrived of it.
+/// The decoder allocates memory only for a partial frame or message, and only for the bytes that have arrived.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -57,36 +57,37 @@ pub struct Decoder {
     partial: Option<Box<Partial>>,
 }
 
-/// What waits for more bytes.
+/// A partial frame or message.
 #[derive(Debug, Default)]
 struct Partial {
-    /// The first `header_len` bytes of a header.
+    /// The first `header_len` bytes of an incomplete header.
     header: [u8; MAX_HEADER],
     header_len: usize,
-    /// A frame whose header is complete.
+    /// A frame with a complete header and an incomplete payload.
     frame: Option<Frame>,
-    /// What has arrived of that frame's payload, unmasked, if it is a control frame.
+    /// The unmasked payload of `frame` so far, if it is a control frame.
     control: Vec<u8>,
-    /// What has arrived of a data message, unmasked.
+    /// The unmasked payload of a data message so far.
     message: Option<Message>,
 }
 
-/// A frame on its way in.
+/// A frame whose header is complete.
 #[derive(Debug, Clone, Copy)]
 struct Frame {
     header: Header,
-    /// Payload bytes dealt with before.
+    /// Number of payload bytes already processed.
     received: usize,
 }
 
 impl Decoder {
-    /// Takes in what a socket delivered, and calls `on` for each frame that is complete, in order.
+    /// Decodes bytes from a socket and calls `on` for each complete frame, in order.
     ///
-    /// Payloads are unmasked within `input`; a message that lies wholly in it is handed out in place. If `on` breaks,
-    /// the rest of `input` is dropped. After a break or an error the connection is over: feed no more.
+    /// Payloads are unmasked in place, and a message that is contained in `input` is passed on without a copy. If `on`
+    /// returns [`ControlFlow::Break`], the rest of `input` is dropped. After a break or an error, `feed` must not be
+    /// called again.
     ///
     /// # Errors
-    /// At the first byte that shows the client at fault, after `on` was called for all frames before.
+    /// At the first byte that violates the protocol, after `on` was called for all frames before it.
     pub fn feed(
         &mut self,
         mut input: &mut [u8],
@@ -116,12 +117,12 @@ impl Decoder {
         Ok(())
     }
 
-    /// Whether nothing is half received, and so no memory held.
+    /// Returns whether the decoder has no partial frame or message, and so holds no memory.
     pub const fn is_idle(&self) -> bool {
         self.partial.is_none()
     }
 
-    /// Heap memory held for what is half received, in bytes.
+    /// Returns the heap memory held for a partial frame or message, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| {
             let message = partial.message.as_ref().map_or(0, Message::capacity);
@@ -129,14 +130,15 @@ impl Decoder {
         })
     }
 
-    /// The frame that `input` goes on with, its header taken off `input`; none while the header is incomplete.
+    /// Returns the frame at the start of `input`, and removes its header from `input`; `None` if the header is
+    /// incomplete.
     fn next_frame(&mut self, input: &mut &mut [u8], limits: &Limits) -> Result<Option<Frame>, DecodeError> {
         if let Some(frame) = self.partial.as_mut().and_then(|partial| partial.frame.take()) {
             self.release();
             return Ok(Some(frame));
         }
         let Some(header) = self.next_header(input)? else { return Ok(None) };
-        self.admit(&header, limits)?;
+        self.check_header(&header, limits)?;
         Ok(Some(Frame { header, received: 0 }))
     }
 
@@ -158,8 +160,8 @@ impl Decoder {
         Ok(Some(header))
     }
 
-    /// The checks that need to know the limits, or what came before.
-    fn admit(&self, header: &Header, limits: &Limits) -> Result<(), DecodeError> {
+    /// Checks a header against the limits and the current message.
+    fn check_header(&self, header: &Header, limits: &Limits) -> Result<(), DecodeError> {
         let &Header { opcode, len, .. } = header;
         if opcode.is_control() {
             return Ok(());
@@ -234,7 +236,7 @@ impl Decoder {
         self.partial.get_or_insert_default()
     }
 
-    /// Gives the memory back if nothing waits any more.
+    /// Frees the memory if no partial frame or message is left.
     fn release(&mut self) {
         self.partial.take_if(|partial| {
             partial.header_len == 0
@@ -246,7 +248,7 @@ impl Decoder {
 }
 
 impl Partial {
-    /// Completes a header byte by byte, so that a faulty one fails as early as it would in one piece.
+    /// Completes a header byte by byte, so that an invalid header fails at the same byte as in one piece.
     fn rest_of_header(&mut self, input: &mut &mut [u8]) -> Result<Option<Header>, DecodeError> {
         while let Some(byte) = input.first().copied() {
             *input = &mut mem::take(input)[1..];
@@ -261,7 +263,7 @@ impl Partial {
     }
 }
 
-/// The message that lies in one frame.
+/// Builds the message of an unfragmented data frame.
 fn message(opcode: Opcode, payload: &[u8]) -> Result<Incoming<'_>, DecodeError> {
     if opcode == Opcode::Text {
         str::from_utf8(payload).map(Incoming::Text).map_err(|_| DecodeError::InvalidText)
@@ -279,7 +281,7 @@ fn control(opcode: Opcode, payload: &[u8]) -> Result<Incoming<'_>, DecodeError> 
     })
 }
 
-/// Code and reason of a close frame (RFC 6455 section 5.5.1).
+/// Parses the code and reason of a close frame (RFC 6455 section 5.5.1).
 fn close(payload: &[u8]) -> Result<Option<(u16, &str)>, DecodeError> {
     let Some((&code, reason)) = payload.split_first_chunk() else {
         return if payload.is_empty() { Ok(None) } else { Err(DecodeError::ShortClose) };
@@ -289,8 +291,8 @@ fn close(payload: &[u8]) -> Result<Option<(u16, &str)>, DecodeError> {
     if may_be_sent(code) { Ok(Some((code, reason))) } else { Err(DecodeError::InvalidCloseCode { code }) }
 }
 
-/// Whether a close frame may carry this code: those registered with IANA for that (section 7.4.1 and later ones), and
-/// those free for libraries and applications (section 7.4.2).
+/// Returns whether a close frame may have this code: the codes registered with IANA for that purpose (section 7.4.1 and
+/// later registrations), and those reserved for libraries and applications (section 7.4.2).
 const fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
@@ -303,20 +305,20 @@ mod tests {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     const LIMITS: Limits = Limits { max_frame_bytes: 70_000, max_message_bytes: 80_000 };
 
-    /// Everything that came out, as text that can be compared.
+    /// Returns all decoded frames as text, and the decoder or its error.
     fn decode(chunks: &mut [Vec<u8>], limits: &Limits) -> (Vec<String>, Result<Decoder, DecodeError>) {
         let mut decoder = Decoder::default();
-        let mut seen = Vec::new();
+        let mut decoded = Vec::new();
         for chunk in chunks {
             let result = decoder.feed(chunk, limits, &mut |incoming| {
-                seen.push(format!("{incoming:?}"));
+                decoded.push(format!("{incoming:?}"));
                 ControlFlow::Continue(())
             });
             if let Err(error) = result {
-                return (seen, Err(error));
+                return (decoded, Err(error));
             }
         }
-        (seen, Ok(decoder))
+        (decoded, Ok(decoder))
     }
 
     fn decode_whole(bytes: &[u8]) -> (Vec<String>, Result<Decoder, DecodeError>) {
@@ -332,12 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_decoder_is_one_word() {
+    fn an_idle_decoder_takes_one_word() {
         assert_eq!(size_of::<Decoder>(), 8);
     }
 
     #[test]
-    fn frames_are_read_as_in_the_examples_of_section_5_7() {
+    fn frames_are_decoded_as_in_the_examples_of_section_5_7() {
         for (bytes, expected) in [
             (&b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58"[..], Incoming::Text("Hello")),
             (b"\x8a\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", Incoming::Pong(b"Hello")),
@@ -348,14 +350,14 @@ mod tests {
             (&raw(0x88, b"\x03\xe8"), Incoming::Close(Some((1000, "")))),
             (&raw(0x88, b"\x0f\xa1bye"), Incoming::Close(Some((4001, "bye")))),
         ] {
-            let (seen, result) = decode_whole(bytes);
-            assert_eq!(seen, [format!("{expected:?}")]);
+            let (decoded, result) = decode_whole(bytes);
+            assert_eq!(decoded, [format!("{expected:?}")]);
             assert!(result.unwrap().is_idle());
         }
     }
 
     #[test]
-    fn every_way_to_cut_gives_the_same() {
+    fn the_result_is_the_same_for_every_split_of_the_bytes() {
         let big = "€".repeat(100);
         let bytes = [
             raw(0x81, "ein paar Wörter".as_bytes()),
@@ -377,8 +379,8 @@ mod tests {
         assert!(result.unwrap().is_idle());
         for cut in 0..=bytes.len() {
             let (front, back) = bytes.split_at(cut);
-            let (seen, result) = decode(&mut [front.to_vec(), back.to_vec()], &LIMITS);
-            assert_eq!(seen, expected, "cut at {cut}");
+            let (decoded, result) = decode(&mut [front.to_vec(), back.to_vec()], &LIMITS);
+            assert_eq!(decoded, expected, "cut at {cut}");
             assert!(result.unwrap().is_idle(), "cut at {cut}");
         }
         let mut single: Vec<_> = bytes.iter().map(|&byte| vec![byte]).collect();
@@ -386,15 +388,15 @@ mod tests {
     }
 
     #[test]
-    fn lengths_at_the_boundaries_of_their_forms_arrive() {
+    fn lengths_at_the_boundaries_of_the_length_forms_are_decoded() {
         for len in [0, 1, 125, 126, 127, 65535, 65536, 70_000] {
-            let (seen, _) = decode_whole(&raw(0x82, &vec![3; len]));
-            assert_eq!(seen, [format!("{:?}", Incoming::Binary(&vec![3; len]))]);
+            let (decoded, _) = decode_whole(&raw(0x82, &vec![3; len]));
+            assert_eq!(decoded, [format!("{:?}", Incoming::Binary(&vec![3; len]))]);
         }
     }
 
     #[test]
-    fn each_fault_has_its_error_and_close_code_at_its_first_byte() {
+    fn each_violation_fails_at_its_first_byte_with_its_error_and_close_code() {
         use DecodeError as E;
         let reserved = |bits| E::ReservedBits { bits };
         for (bytes, error, code) in [
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn close_codes_are_those_that_may_be_sent() {
+    fn only_close_codes_that_may_be_sent_are_accepted() {
         let allowed: Vec<_> = (0..=u16::MAX).filter(|&code| may_be_sent(code)).collect();
         let expected = (1000..=1003).chain(1007..=1014).chain(3000..=4999);
         assert_eq!(allowed, expected.collect::<Vec<_>>());
@@ -440,7 +442,7 @@ mod tests {
 
     // attack: a frame over max_frame_bytes => closed at its header, before its payload is read
     #[test]
-    fn what_is_too_big_is_refused_by_its_header() {
+    fn a_frame_or_message_that_is_too_large_is_rejected_at_its_header() {
         let limits = Limits { max_frame_bytes: 200, max_message_bytes: 300 };
         let header = |first, len: u16| [&[first, 0xfe][..], &len.to_be_bytes(), &MASK].concat();
         for (bytes, error) in [
@@ -458,13 +460,13 @@ mod tests {
             assert_eq!(decode(&mut [bytes], &limits).1.unwrap_err(), error);
             assert_eq!(error.close_code(), CloseCode::TooBig);
         }
-        let just = [raw(0x02, &[0; 200]), raw(0x80, &[0; 100])].concat();
-        assert_eq!(decode(&mut [just], &limits).0.len(), 2);
+        let at_the_limit = [raw(0x02, &[0; 200]), raw(0x80, &[0; 100])].concat();
+        assert_eq!(decode(&mut [at_the_limit], &limits).0.len(), 2);
     }
 
-    // attack: a frame header that announces a huge length => takes no memory
+    // attack: a frame header that announces a huge length => no memory is allocated for it
     #[test]
-    fn an_announced_length_takes_no_memory() {
+    fn an_announced_length_allocates_no_memory() {
         let mut decoder = Decoder::default();
         let header = &raw(0x82, &[0; 65536])[..14];
         let nothing = &mut |_: Incoming<'_>| ControlFlow::Continue(());
@@ -477,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_break_drops_the_rest() {
+    fn a_break_drops_the_rest_of_the_input() {
         for size in [usize::MAX, 3] {
             let bytes = [raw(0x89, b"one"), raw(0x89, b"two"), raw(0x83, b"bad")].concat();
             let mut decoder = Decoder::default();

@@ -1,19 +1,21 @@
-//! Frames to send. Each is a whole message: a server has no reason to fragment what it has in memory.
+//! Encoding of frames. Each frame is a whole message: a server need not fragment a message that is in memory.
 
 use super::{MAX_CONTROL_PAYLOAD, Opcode, mask};
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 
-/// Appends a server's frame: final, unmasked, the length in its shortest form.
+/// Appends a server frame: final, unmasked, with the shortest form of the length.
 ///
-/// The caller keeps the payload of a control frame within [`MAX_CONTROL_PAYLOAD`].
+/// The payload of a control frame must not exceed [`MAX_CONTROL_PAYLOAD`].
 pub fn push_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     push_header(out, opcode, payload.len(), 0);
     out.extend_from_slice(payload);
 }
 
-/// A server's frame of the `parts` of its payload, in memory of just its size, to be shared by all that it goes to.
+/// Builds a server frame from the `parts` of its payload.
+///
+/// The allocation has exactly the size of the frame, because all recipients share it.
 pub fn frame(opcode: Opcode, parts: &[&[u8]]) -> Box<[u8]> {
     let length = parts.iter().map(|part| part.len()).sum();
     let mut out = Vec::with_capacity(header_len(length) + length);
@@ -22,7 +24,8 @@ pub fn frame(opcode: Opcode, parts: &[&[u8]]) -> Box<[u8]> {
     out.into_boxed_slice()
 }
 
-/// Appends a server's close frame. `reason` is cut, between characters, to the 123 bytes that fit beside the code.
+/// Appends a server's close frame. `reason` is truncated at a character boundary to the 123 bytes that fit beside the
+/// code.
 pub fn push_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let mut len = reason.len().min(MAX_CONTROL_PAYLOAD - 2);
     while !reason.is_char_boundary(len) {
@@ -34,7 +37,7 @@ pub fn push_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     out.extend_from_slice(reason.as_bytes());
 }
 
-/// Appends a client's frame: as [`push_frame`], and masked. For load generators and tests, which need no random mask.
+/// Appends a masked client frame. It is meant for load generators and tests, which need no random mask.
 pub fn push_client_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: [u8; 4]) {
     push_header(out, opcode, payload.len(), MASKED);
     out.extend_from_slice(&mask);
@@ -59,7 +62,7 @@ fn push_header(out: &mut Vec<u8>, opcode: Opcode, len: usize, masked: u8) {
     }
 }
 
-/// Bytes of a server frame's header before a payload of `len` bytes.
+/// Returns the length of a server frame's header for a payload of `len` bytes.
 const fn header_len(len: usize) -> usize {
     match len {
         0..126 => 2,
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_as_in_the_examples_of_section_5_7() {
+    fn frames_are_encoded_as_in_the_examples_of_section_5_7() {
         assert_eq!(*frame(Opcode::Text, &[b"Hel", b"lo"]), *b"\x81\x05Hello");
         assert_eq!(*frame(Opcode::Ping, &[b"Hello"]), *b"\x89\x05Hello");
         assert_eq!(frame(Opcode::Binary, &[&[7; 256]])[..5], *b"\x82\x7e\x01\x00\x07");
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_takes_its_shortest_form() {
+    fn the_length_is_encoded_in_its_shortest_form() {
         for (len, header) in [
             (0, &b"\x82\x00"[..]),
             (125, b"\x82\x7d"),
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_reason_is_cut_between_characters() {
+    fn a_close_reason_is_truncated_at_a_character_boundary() {
         let ascii = "x".repeat(130);
         let umlauts = "ü".repeat(70);
         for (reason, kept) in [("", ""), ("bye", "bye"), (&ascii[..], &ascii[..123]), (&umlauts[..], &umlauts[..122])] {

@@ -1,96 +1,96 @@
-//! What can be wrong with a client's bytes, and the close code that each fault ends the connection with.
+//! Protocol violations in a client's bytes, and the close code of each.
 
 use super::Opcode;
 use crate::CloseCode;
 
-/// Why a client's bytes are refused. The connection ends with [`DecodeError::close_code`]; the text of the error suits
-/// as its reason.
+/// Why a client's bytes are rejected. The connection is closed with [`DecodeError::close_code`], and the text of the
+/// error is the close reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// A client must mask every frame (RFC 6455 section 5.1).
-    #[error("client frame without mask")]
+    #[error("the client frame is not masked")]
     Unmasked,
-    /// No extension was negotiated that gives these bits a meaning (section 5.2).
+    /// A reserved bit is set, although no extension was negotiated (section 5.2).
     #[error("reserved bits {bits:#05b} are set")]
     ReservedBits {
         /// RSV1 to RSV3, RSV1 first.
         bits: u8,
     },
-    /// The opcode is one of those kept for the future (section 5.2).
+    /// The opcode is reserved for future use (section 5.2).
     #[error("unknown opcode {opcode}")]
     UnknownOpcode {
-        /// The number in the frame.
+        /// The opcode of the frame.
         opcode: u8,
     },
     /// A control frame must not be fragmented (section 5.5).
     #[error("fragmented {opcode:?} frame")]
     FragmentedControl {
-        /// Which control frame.
+        /// The opcode of the control frame.
         opcode: Opcode,
     },
-    /// A control frame's payload is at most 125 bytes (section 5.5).
+    /// The payload of a control frame must not exceed 125 bytes (section 5.5).
     #[error("{opcode:?} frame longer than 125 bytes")]
     LongControl {
-        /// Which control frame.
+        /// The opcode of the control frame.
         opcode: Opcode,
     },
-    /// The length is not in its shortest form (section 5.2).
+    /// The length is not encoded in its shortest form (section 5.2).
     #[error("length {len} is not in its shortest form")]
     LongLengthForm {
-        /// The length as it was sent.
+        /// The length in the frame.
         len: u64,
     },
-    /// A 64-bit length must leave its top bit clear (section 5.2).
+    /// The top bit of a 64-bit length must not be set (section 5.2).
     #[error("top bit of length {len:#x} is set")]
     LengthTopBit {
-        /// The length as it was sent.
+        /// The length in the frame.
         len: u64,
     },
-    /// A continuation without a message to continue (section 5.4).
-    #[error("continuation without a message")]
+    /// A continuation frame outside of a fragmented message (section 5.4).
+    #[error("continuation frame outside of a fragmented message")]
     UnexpectedContinuation,
-    /// A new message before the fragmented one ended (section 5.4).
+    /// A new message before the end of a fragmented message (section 5.4).
     #[error("{opcode:?} frame inside a fragmented message")]
     InterruptedMessage {
-        /// What the new frame is.
+        /// The opcode of the new frame.
         opcode: Opcode,
     },
-    /// A text message that is not UTF-8, found as early as its bytes tell (section 8.1).
+    /// The text of a message is not UTF-8 (section 8.1). It is detected at the first invalid byte.
     #[error("text is not UTF-8")]
     InvalidText,
     /// The header announces more than [`Limits::max_frame_bytes`](super::Limits::max_frame_bytes).
-    #[error("frame of {len} bytes, at most {limit}")]
+    #[error("the frame has {len} bytes; at most {limit} are allowed")]
     FrameTooBig {
-        /// Announced payload, in bytes.
+        /// The announced payload, in bytes.
         len: usize,
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The message so far and the announced frame exceed
+    /// The message, including the announced frame, exceeds
     /// [`Limits::max_message_bytes`](super::Limits::max_message_bytes).
-    #[error("message of {len} bytes, at most {limit}")]
+    #[error("the message has {len} bytes; at most {limit} are allowed")]
     MessageTooBig {
-        /// Message so far and announced payload, in bytes.
+        /// The size of the message, including the announced payload, in bytes.
         len: usize,
         /// The limit, in bytes.
         limit: usize,
     },
-    /// A close frame with half a code (section 5.5.1).
-    #[error("close frame of one byte")]
+    /// The payload of a close frame is shorter than a code (section 5.5.1).
+    #[error("close frame with a payload of one byte")]
     ShortClose,
-    /// A code that must not be sent (section 7.4).
+    /// The close code must not be sent (section 7.4).
     #[error("close code {code} must not be sent")]
     InvalidCloseCode {
-        /// The number in the frame.
+        /// The code in the frame.
         code: u16,
     },
-    /// A close reason that is not UTF-8 (section 5.5.1).
+    /// The close reason is not UTF-8 (section 5.5.1).
     #[error("close reason is not UTF-8")]
     InvalidCloseReason,
 }
 
 impl DecodeError {
-    /// The code to close the connection with.
+    /// Returns the code that the connection is closed with.
     pub const fn close_code(&self) -> CloseCode {
         match self {
             Self::InvalidText | Self::InvalidCloseReason => CloseCode::InvalidText,

@@ -1,8 +1,8 @@
-//! The header of a client's frame (RFC 6455 section 5.2), and the checks that need nothing but its bytes.
+//! The header of a client frame (RFC 6455 section 5.2), and the checks that need only its bytes.
 
 use super::{DecodeError, MAX_CONTROL_PAYLOAD};
 
-/// What a frame is (RFC 6455 section 11.8).
+/// The opcode of a frame (RFC 6455 section 11.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Opcode {
@@ -12,16 +12,16 @@ pub enum Opcode {
     Text = 1,
     /// A binary message, or the first part of one.
     Binary = 2,
-    /// The sender ends the connection.
+    /// A close of the connection.
     Close = 8,
-    /// A question for a `Pong` with the same payload.
+    /// A request for a `Pong` with the same payload.
     Ping = 9,
-    /// The answer to a `Ping`, or a sign of life.
+    /// An answer to a `Ping`, or an unsolicited pong.
     Pong = 10,
 }
 
 impl Opcode {
-    /// Whether the frame stands outside of messages: close, ping and pong.
+    /// Returns whether this is the opcode of a control frame: close, ping or pong.
     pub const fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
@@ -39,7 +39,7 @@ impl Opcode {
     }
 }
 
-/// A client frame's header. A payload longer than this machine can address counts as `usize::MAX` bytes.
+/// The header of a client frame. A length beyond the address space of the machine is `usize::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) fin: bool,
@@ -49,10 +49,10 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads a header off the front of `bytes`, with the number of bytes it takes; none while it is incomplete.
+    /// Parses the header at the start of `bytes`. Returns the header and its length, or `None` if it is incomplete.
     ///
     /// # Errors
-    /// As soon as the bytes that are there cannot become a client's frame any more.
+    /// If no continuation of `bytes` can be a valid client frame.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, DecodeError> {
         let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
         let (fin, opcode) = parse_first(first)?;
@@ -87,7 +87,8 @@ fn check_second(byte: u8, opcode: Opcode) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// The payload's length and the bytes after it. Section 5.2 wants the shortest of the three forms.
+/// Parses the payload length, and returns it with the bytes after it. Section 5.2 requires the shortest of the three
+/// forms.
 fn parse_len(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, DecodeError> {
     let (len, least, rest) = match short {
         126 => {

@@ -1,6 +1,6 @@
-//! The masking of client payloads (RFC 6455 section 5.3). Masking twice is the identity.
+//! Masking of client payloads (RFC 6455 section 5.3). Masking a payload twice restores it.
 
-/// Masks or unmasks `payload` in place; its first byte meets `mask[0]`.
+/// Masks or unmasks `payload` in place. `mask[0]` applies to its first byte.
 pub(super) fn apply(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
@@ -13,7 +13,7 @@ pub(super) fn apply(payload: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// The mask for the part of a payload that begins `offset` bytes into it.
+/// Returns the mask for the part of a payload that begins at `offset`, in bytes.
 pub(super) fn at(mut mask: [u8; 4], offset: usize) -> [u8; 4] {
     mask.rotate_left(offset % 4);
     mask
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_length_and_offset_is_as_the_rfc_says() {
+    fn every_length_and_offset_is_masked_as_in_the_rfc() {
         let mask = [0x37, 0xfa, 0x21, 0x3d];
         let plain: Vec<u8> = (0..=255).cycle().take(300).collect();
         let expected: Vec<u8> = plain.iter().enumerate().map(|(i, byte)| byte ^ mask[i % 4]).collect();

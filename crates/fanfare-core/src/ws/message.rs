@@ -1,10 +1,10 @@
-//! The part of a data message that has arrived, while more of it is due.
+//! Partial data messages.
 
 use std::str;
 
 use super::{DecodeError, Opcode};
 
-/// An incomplete message. Grows with the bytes that arrive, never with those announced.
+/// An incomplete message. It grows with the bytes that arrive, never with the announced length.
 #[derive(Debug)]
 pub(super) enum Message {
     Text(Text),
@@ -12,12 +12,12 @@ pub(super) enum Message {
 }
 
 impl Message {
-    /// An empty message of the kind that `opcode` begins.
+    /// Creates an empty message: text or binary, by the `opcode` of its first frame.
     pub(super) fn begin(opcode: Opcode) -> Self {
         if opcode == Opcode::Text { Self::Text(Text::default()) } else { Self::Binary(Vec::new()) }
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes so far.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Text(text) => text.whole.len() + text.tail_len,
@@ -25,7 +25,7 @@ impl Message {
         }
     }
 
-    /// Bytes of heap it holds.
+    /// Returns the heap memory of the message, in bytes.
     pub(super) fn capacity(&self) -> usize {
         match self {
             Self::Text(text) => text.whole.capacity(),
@@ -44,7 +44,7 @@ impl Message {
     }
 }
 
-/// Text that may be cut inside a character: the characters that are whole, and the first bytes of the next one.
+/// Text that may end inside a character: the complete characters, and the first bytes of the next one.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     whole: String,
@@ -53,7 +53,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// The text, which must not end inside a character.
+    /// Returns the text. Fails if it ends inside a character.
     pub(super) fn finish(self) -> Result<String, DecodeError> {
         if self.tail_len == 0 { Ok(self.whole) } else { Err(DecodeError::InvalidText) }
     }
@@ -74,7 +74,7 @@ impl Text {
         Ok(())
     }
 
-    /// Completes the cut character with the first of `bytes`, and returns the rest of them.
+    /// Completes the partial character with the first bytes of `bytes`, and returns the other bytes.
     fn fill_tail<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], DecodeError> {
         while self.tail_len > 0
             && let Some((&byte, rest)) = bytes.split_first()
@@ -99,7 +99,7 @@ impl Text {
 mod tests {
     use super::*;
 
-    /// Bytes after which text is lost, whatever may follow (Unicode 15, table 3-7).
+    /// Byte sequences that no continuation makes valid (Unicode 15, table 3-7).
     const INVALID: &[&[u8]] = &[
         b"\x80",
         b"a\xc0",
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_text_fails_with_the_byte_that_breaks_it() {
+    fn invalid_text_fails_at_its_first_invalid_byte() {
         for bytes in INVALID {
             assert_eq!(Text::default().push(bytes), Err(DecodeError::InvalidText), "{bytes:x?}");
             assert!(push_bytewise(bytes).is_err(), "{bytes:x?}");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn text_may_be_cut_anywhere_but_not_end_there() {
+    fn text_may_be_split_but_not_end_inside_a_character() {
         let all = "aß€🎉\u{10ffff}\u{0}z";
         for cut in 0..=all.len() {
             let mut text = Text::default();

@@ -1,8 +1,8 @@
-//! WebSocket frames as RFC 6455 defines them, for the server's end: bytes in, messages out, and back.
+//! WebSocket framing (RFC 6455) for the server side: decoding of client frames and encoding of server frames.
 //!
-//! Owns the frame format, its checks and what is left of a frame or message that has not wholly arrived. Knows no
-//! socket, no handshake, no session, and nothing of what a message says. Extensions (compression) are not negotiated,
-//! so reserved bits are errors.
+//! This module owns the frame format, its checks, and the partial frames and messages of a connection. It knows nothing
+//! of sockets, handshakes, sessions or the content of messages. Extensions (compression) are not negotiated, so
+//! reserved bits are errors.
 
 mod decode;
 mod encode;
@@ -16,8 +16,8 @@ pub use encode::{frame, push_client_frame, push_close, push_frame};
 pub use error::DecodeError;
 pub use header::Opcode;
 
-/// Largest payload of a control frame, in bytes (RFC 6455 section 5.5).
+/// Maximum payload of a control frame, in bytes (RFC 6455 section 5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
-/// Most bytes that a frame's header takes: two, eight of length, four of mask.
+/// Maximum length of a client frame's header, in bytes: 2, 8 for the length and 4 for the mask.
 const MAX_HEADER: usize = 14;
