@@ -292,7 +292,7 @@ impl Node {
             problem: status.problem,
             connections: sum(|shard| &shard.open),
             overdue: sum(|shard| &shard.overdue),
-            behind: self.lateness().await.clients,
+            behind: self.client_lag().await.clients,
             lag_ms: status.lag.map(|lag| lag.as_secs_f64() * 1e3),
             window_events,
             window_bytes,
