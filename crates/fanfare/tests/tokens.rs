@@ -279,7 +279,7 @@ fn an_unsecured_token_is_refused() {
     let token = "eyJhbGciOiJub25lIn0.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
     let verifier = Verifier::from_secret(SECRET).unwrap();
     let error = verifier.verify(token, NOW).unwrap_err();
-    assert_eq!(error, Flaw::Algorithm { found: "nothing (alg: none)", expected: "HS256" }.into());
+    assert_eq!(error, Flaw::Algorithm { found: "no algorithm (alg: none)", expected: "HS256" }.into());
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn keys_that_do_not_fit_are_refused_with_what_would() {
         assert_eq!(Keys::from_text(algorithm, "{}").map(drop), Err(KeyError::NoneFits { keys: 1, algorithm }));
     }
     let error = KeyError::WrongKind { algorithm: Algorithm::Es384 }.to_string();
-    assert_eq!(error, "ES384 takes an EC key on the curve P-384, and this is none");
+    assert_eq!(error, "not a key for ES384, which needs an EC key on the curve P-384");
 }
 
 // attack: a JWKS with weak, symmetric, private or encryption keys => none of them is used to verify tokens
