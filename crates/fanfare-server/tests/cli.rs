@@ -383,7 +383,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--audience", "user:ann", "--url", &url])
                 .input("{\"type\":\"a\"}\n{\"type\":\"a\",\"user\":\"bob\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `user` does not choose who receives the event",
+            "line 2: the hub refuses it: the field `user` does not select the audience",
         ),
         (
             program()

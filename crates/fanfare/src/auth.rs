@@ -492,7 +492,11 @@ mod tests {
             (String::new(), "token_missing", "Authorization: Bearer"),
             (claims(json!({"sub": "a", "exp": NOW})), "token_expired", "expired at 2027-01-15T08:00:00.000Z"),
             (claims(json!({"sub": "a", "exp": -5})), "token_expired", "1970"),
-            (claims(json!({"sub": "a", "nbf": NOW + 1})), "token_not_yet_valid", "not valid before 2027-01-15T08:00:01.000Z"),
+            (
+                claims(json!({"sub": "a", "nbf": NOW + 1})),
+                "token_not_yet_valid",
+                "not valid before 2027-01-15T08:00:01.000Z",
+            ),
             (claims(json!({"sub": "a", "nbf": NOW as f64 + 0.5})), "token_not_yet_valid", "clocks"),
             ("abc".to_owned(), "token_invalid", "three parts"),
             ("a.b".to_owned(), "token_invalid", "three parts"),

@@ -742,7 +742,8 @@ impl Hub {
                 None => Ok(()),
             }
         };
-        let (stored, announced) = tokio::join!(keep, self.inner.broker.order(ControlMessage::Revoke(revocation.clone())));
+        let (stored, announced) =
+            tokio::join!(keep, self.inner.broker.order(ControlMessage::Revoke(revocation.clone())));
         announced.and(stored)?;
         self.pending_revocations().remove(&revocation);
         Ok(())

@@ -365,9 +365,9 @@ impl Node {
         let in_memory = self.broker.get().and_then(Weak::upgrade).is_some_and(|broker| broker.name() == "memory");
         if in_memory && self.foreign_cursors.note(connect_request.connection, cursor) {
             tracing::warn!(
-                "clients alternate between this hub and another one: they return with cursors of another log (this one has \
-                 epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url (REDIS_URL) \
-                 to the same Redis on all hubs behind this address, or run only one hub there",
+                "clients alternate between this hub and another one: they return with cursors of another log (this one \
+                 has epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url \
+                 (REDIS_URL) to the same Redis on all hubs behind this address, or run only one hub there",
                 window.epoch()
             );
         }

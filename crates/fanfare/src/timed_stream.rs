@@ -57,7 +57,10 @@ impl<S> TimedStream<S> {
             ready!(waiting.deadline.as_mut().poll(cx));
             let deadline = waiting.since + timeout + time_for(waiting.written);
             if Instant::now() >= deadline {
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer did not read the response in time"));
+                return Poll::Ready(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer did not read the response in time",
+                ));
             }
             waiting.deadline.as_mut().reset(deadline);
         }

@@ -129,7 +129,11 @@ pub(super) fn known_name(alg: &str) -> &'static str {
         "EdDSA",
     ];
     let found = KNOWN.iter().find(|name| **name == alg);
-    found.copied().unwrap_or(if alg.eq_ignore_ascii_case("none") { "no algorithm (alg: none)" } else { "an unknown algorithm" })
+    found.copied().unwrap_or(if alg.eq_ignore_ascii_case("none") {
+        "no algorithm (alg: none)"
+    } else {
+        "an unknown algorithm"
+    })
 }
 
 #[cfg(test)]

@@ -66,7 +66,10 @@ pub enum KeyError {
     #[error("this is a private key; use its public key here")]
     Private,
     /// The text is not a key.
-    #[error("not a {expected}", expected = if *.private { "private key in PEM form (PKCS#8)" } else { "key in PEM form, JWK or JWKS" })]
+    #[error("not a {expected}", expected = match .private {
+        true => "private key in PEM form (PKCS#8)",
+        false => "key in PEM form, JWK or JWKS",
+    })]
     Unreadable {
         /// Whether a private key was expected.
         private: bool,

@@ -84,7 +84,8 @@ impl Minter {
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signature = crypto::sign(token.as_bytes(), &self.key, self.algorithm.jwt()).expect("the key has signed before");
+        let signature =
+            crypto::sign(token.as_bytes(), &self.key, self.algorithm.jwt()).expect("the key has signed before");
         token.push('.');
         token.push_str(&signature);
         token
