@@ -568,7 +568,7 @@ mod tests {
         assert!(verifier.verify(&with_claims(&early), NOW - 1).is_err());
     }
 
-    // attack: a token whose `iat` is in milliseconds or in the future, to escape revocations => rejected as token_invalid
+    // attack: a token whose `iat` is in milliseconds or in the future, to escape revocation => rejected as token_invalid
     #[test]
     fn a_time_of_issue_that_no_revocation_would_reach_is_rejected() {
         let verifier = Verifier::from_secret(SECRET).unwrap().leeway(10);

@@ -68,7 +68,7 @@ mod tests {
         assert!(!cursors.note(a, "pos-7-5") && !cursors.note(b, "pos-7-6"), "the warning is due only once");
     }
 
-    // attack: invented cursors of other logs on many connections => a bounded number is remembered, and one line is logged
+    // attack: invented cursors of other logs on many connections => a bounded number is remembered, one line is logged
     #[test]
     fn a_restart_and_invented_cursors_cause_no_warning() {
         let cursors = ForeignCursors::default();

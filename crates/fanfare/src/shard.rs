@@ -305,7 +305,7 @@ impl Shard {
             if let Err(error) = self.poll.poll(&mut events, wait)
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "a shard failed to poll its sockets; it ends, and its clients are disconnected");
+                tracing::error!(%error, "a shard failed to poll its sockets and ends; its clients are disconnected");
                 return;
             }
             let woken = Instant::now();

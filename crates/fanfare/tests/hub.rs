@@ -575,7 +575,7 @@ async fn an_absent_value_of_a_script_is_no_cursor_and_no_topic() {
     assert_eq!(next(&mut socket).await["type"], "note", "among others it is a name");
 }
 
-// attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address
+// attack: repeated connects with an unknown cursor for the whole window => replays are limited by user and by address
 #[tokio::test(flavor = "multi_thread")]
 async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_on_live() {
     const EVENTS: u64 = 10;

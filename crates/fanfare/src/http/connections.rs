@@ -76,8 +76,11 @@ impl From<ConnectionInfo> for ConnectionBody {
     operation_id = "user_connections",
     security(("bearer" = [])),
     params(("user_id" = String, Path, description = "The user: the `sub` of its tokens.")),
-    responses((status = 200, description = "The connections; empty if the user is not connected.", body = UserConnectionsBody),
-        RegistryErrors)
+    responses(
+        (status = 200, description = "The connections; empty if the user is not connected.",
+            body = UserConnectionsBody),
+        RegistryErrors,
+    )
 )]
 pub(super) async fn of_user(
     _: Admin,

@@ -159,7 +159,9 @@ pub(super) async fn service() -> Json<ServiceBody> {
     tag = "health",
     operation_id = "health_live",
     security(()),
-    responses((status = 200, description = "The process responds.", body = ProbeBody, example = json!({"status": "live"})))
+    responses(
+        (status = 200, description = "The process responds.", body = ProbeBody, example = json!({"status": "live"})),
+    )
 )]
 pub(super) async fn live() -> Json<ProbeBody> {
     Json(ProbeBody { status: "live" })
@@ -173,7 +175,8 @@ pub(super) async fn live() -> Json<ProbeBody> {
     operation_id = "health_ready",
     security(()),
     responses(
-        (status = 200, description = "The node accepts clients.", body = ProbeBody, example = json!({"status": "ready"})),
+        (status = 200, description = "The node accepts clients.", body = ProbeBody,
+            example = json!({"status": "ready"})),
         (status = 503, description = "The node is draining, or its log is unhealthy.", body = ProbeBody,
             example = json!({"status": "not_ready"})),
     )

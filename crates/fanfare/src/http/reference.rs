@@ -158,7 +158,8 @@ type ApiResult<T> = Result<(HeaderMap, Json<T>), ApiError>;
     request_body(content = Option<TaskInput>, description = "Optional if the query has the status."),
     responses(
         (status = 200, description = "A `task_status_update` was published to everyone.", body = StatusBody,
-            headers(("fanfare-event-id" = String), ("fanfare-position" = String)), example = json!({"status": "updated"})),
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String)),
+            example = json!({"status": "updated"})),
         PublishErrors,
     )
 )]

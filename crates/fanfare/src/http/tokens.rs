@@ -70,8 +70,8 @@ impl RevokeInput {
         let latest = unix_secs + AHEAD_SECS;
         if self.issued_before.is_some_and(|before| before > latest) {
             return Err(invalid(format!(
-                "the field `issued_before` is too far in the future: it is a time in seconds since 1970, at most {latest} \
-                 ({AHEAD_SECS} s from now)"
+                "the field `issued_before` is too far in the future: it is a time in seconds since 1970, at most \
+                 {latest} ({AHEAD_SECS} s from now)"
             )));
         }
         match (self.user, self.jti, self.sid, self.issued_before) {
