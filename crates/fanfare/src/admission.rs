@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
     }
 
-    // attack: repeated connects with an unknown cursor for the whole window => replays are limited by user and by address
+    // attack: repeated connects with an unknown cursor for the whole window => replay is limited by user and address
     #[test]
     fn replays_behind_gaps_are_counted_by_user_and_by_address() {
         let config = Config { gap_replay_bytes_per_second: 1_000, ..Config::default() };

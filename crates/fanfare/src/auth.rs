@@ -568,7 +568,7 @@ mod tests {
         assert!(verifier.verify(&with_claims(&early), NOW - 1).is_err());
     }
 
-    // attack: a token whose `iat` is in milliseconds or in the future, to escape revocation => rejected as token_invalid
+    // attack: a token whose `iat` is in milliseconds or in the future, to escape revocation => token_invalid
     #[test]
     fn a_time_of_issue_that_no_revocation_would_reach_is_rejected() {
         let verifier = Verifier::from_secret(SECRET).unwrap().leeway(10);
@@ -603,7 +603,7 @@ mod tests {
         }
     }
 
-    // attack: a token without an end, where require_exp is set => rejected as token_invalid
+    // attack: a token without `exp`, if require_exp is set => rejected as token_invalid
     #[test]
     fn a_token_without_expiry_is_rejected_with_require_exp() {
         let verifier = Verifier::from_secret(SECRET).unwrap().require_exp(true);

@@ -768,6 +768,7 @@ impl Hub {
     /// [`CloseCode::Restart`](fanfare_core::CloseCode::Restart). Clients whose wave has not come yet continue to
     /// receive events. Returns once all clients have disconnected, after `limit` at the latest.
     pub async fn shutdown(&self, limit: Duration) {
+        // Before the shards drain, so that load balancers and rejected clients go to another node from now on.
         self.inner.node.ready.store(false, Ordering::Relaxed);
         // Drops the sockets of rejected clients that still wait for their close frame.
         self.inner.node.refusals.end();
@@ -786,7 +787,8 @@ impl Hub {
             never = self.drain_wave() => match never {},
         }
         let broker = self.inner.broker.clone();
-        // The only possible error is a panic, which is already logged.
+        // Last, because the shards report the disconnects of their clients through it. The only possible error is a panic,
+        // which is already logged.
         let _ = tokio::task::spawn_blocking(move || broker.stop()).await;
     }
 

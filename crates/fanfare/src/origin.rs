@@ -361,7 +361,7 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
-    // attack: an Origin that resembles an allowed one => not taken for it
+    // attack: an Origin that resembles an allowed one => rejected
     #[test]
     fn pages_of_other_sites_are_rejected() {
         let (listed, config): (Origins, _) =
@@ -493,7 +493,7 @@ mod tests {
         assert!(logged.is_new("a", LOGGED_FOR_MS + 1));
     }
 
-    // attack: a forged X-Forwarded-For, also of bytes that are no text => ignored but for what a trusted proxy appended
+    // attack: a forged X-Forwarded-For, also with bytes that are not text => only the entries of trusted proxies count
     #[test]
     fn forwarding_headers_are_trusted_from_configured_proxies_only() {
         let proxies: Proxies = "10.0.0.0/8, 2001:db8::1".parse().unwrap();

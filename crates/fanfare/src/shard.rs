@@ -294,7 +294,11 @@ impl Shard {
         self.housekeeping = Some(Box::new(act));
     }
 
-    /// Runs until it is drained.
+    /// Runs the loop until the shard is drained.
+    ///
+    /// The order of the steps matters. Sockets are read before timeouts are handled, so that frames that have arrived count
+    /// as a sign of life. Sessions are served before a drain wave, which disconnects only clients that have received all
+    /// events. Counters are reported last, so that they include the whole iteration.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(1_024);
         let mut now = clock::now();

@@ -760,7 +760,7 @@ async fn the_routes_merge_into_an_application_with_its_own_fallback() {
     assert_eq!(answer.json(), json!({"detail": "no route /nowhere", "code": "not_found"}));
 }
 
-// attack: with compat, posting without a token beside the three endpoints, or with a bad token at them => 401
+// attack: with compat, a request without a token to other endpoints, or with an invalid token => 401
 #[tokio::test]
 async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
     let app = hub(Config { compat: true, ..Config::default() }).router();
@@ -906,7 +906,7 @@ async fn revoked_tokens_open_no_connections_and_existing_ones_are_closed() {
     }
 }
 
-// attack: revoke with a time in the far future, which locks a user out for good => 422
+// attack: a revocation with a time in the far future, which locks a user out permanently => 422
 #[tokio::test]
 async fn invalid_revocations_are_rejected() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

@@ -575,7 +575,7 @@ async fn absent_values_of_scripts_count_as_no_cursor_and_no_topic() {
     assert_eq!(next(&mut socket).await["type"], "note", "in a list it is a topic");
 }
 
-// attack: repeated connects with an unknown cursor for the whole window => replays are limited by user and by address
+// attack: repeated connects with an unknown cursor for the whole window => replay is limited by user and address
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_beyond_the_replay_limit_receives_only_its_gap_and_live_events() {
     const EVENTS: u64 = 10;

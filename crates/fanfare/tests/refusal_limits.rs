@@ -162,7 +162,7 @@ async fn every_kind_of_rejection_is_delayed() {
     );
 }
 
-// attack: one address opens many sockets that are rejected => few are held, the others get an HTTP error and no socket
+// attack: one address opens many sockets that are rejected => few are held, the others receive an HTTP error
 #[tokio::test(flavor = "multi_thread")]
 async fn held_sockets_are_limited_and_a_disconnect_frees_a_place() {
     let config = Config { max_connections: 10, refusal_delay: Duration::from_secs(600), ..Config::default() };
