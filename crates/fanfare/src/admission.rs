@@ -26,25 +26,25 @@ pub(crate) struct Admission {
     hasher: Hasher,
     addresses: Mutex<HashMap<IpAddr, u32, Hasher>>,
     /// The connect rate of each address.
-    address_paces: Mutex<Paces<IpAddr>>,
+    address_paces: Mutex<RateLimiters<IpAddr>>,
     /// The rate of upgraded rejections of each address.
-    upgraded_rejections: Mutex<Paces<IpAddr>>,
+    upgraded_rejections: Mutex<RateLimiters<IpAddr>>,
     /// The connect rate of each user, by the hash of the user.
-    user_paces: Mutex<Paces<u64>>,
+    user_paces: Mutex<RateLimiters<u64>>,
     /// The publish rate of each publisher, by the hash of its name.
-    publisher_paces: Mutex<Paces<u64>>,
+    publisher_paces: Mutex<RateLimiters<u64>>,
     /// Bytes replayed after a gap to each address, and to each user.
-    address_replays: Mutex<Paces<IpAddr>>,
-    user_replays: Mutex<Paces<u64>>,
+    address_replays: Mutex<RateLimiters<IpAddr>>,
+    user_replays: Mutex<RateLimiters<u64>>,
 }
 
 /// Rate limiters by key (generic cell rate algorithm).
 #[derive(Debug)]
-struct Paces<K> {
+struct RateLimiters<K> {
     /// Theoretical arrival time of each key, in microseconds.
     paces: HashMap<K, u64, Hasher>,
     /// Number of entries at which idle ones are dropped.
-    sweep_at: usize,
+    clean_up_at: usize,
 }
 
 /// An exceeded limit. Its text is a close reason: the setting's name, then a sentence that says what to do.
@@ -91,7 +91,12 @@ impl Admission {
     }
 
     /// Checks and counts a connect of an address at `mono_ms`.
-    pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
+    pub(crate) fn check_connect_rate(
+        &self,
+        address: IpAddr,
+        mono_ms: u64,
+        config: &Config,
+    ) -> Result<(), ExceededLimit> {
         let address = address_group(address);
         let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(ExceededLimit::ConnectRate))
@@ -104,14 +109,19 @@ impl Admission {
     }
 
     /// Checks and counts a connect of a user at `mono_ms`.
-    pub(crate) fn user_keeps_pace(&self, user: &str, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
+    pub(crate) fn check_user_connect_rate(
+        &self,
+        user: &str,
+        mono_ms: u64,
+        config: &Config,
+    ) -> Result<(), ExceededLimit> {
         let user = self.hasher.hash_one(user);
         let wait = step(&self.user_paces, user, config.connects_per_second_per_user, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(ExceededLimit::UserConnectRate))
     }
 
     /// Checks and counts the publish of `events` events at `mono_ms`. The error is the wait time in milliseconds.
-    pub(crate) fn publisher_keeps_pace(
+    pub(crate) fn check_publish_rate(
         &self,
         bearer: &str,
         events: usize,
@@ -240,15 +250,15 @@ impl Admission {
 
 /// Counts `n` actions against `rate` a second, with bursts of two seconds' worth. Returns the wait time in milliseconds
 /// if they exceed it. A key that was idle may exceed the burst once, with a single request.
-fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) -> Option<u64> {
+fn step<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: K, rate: u32, n: u64, mono_ms: u64) -> Option<u64> {
     let rate = u64::from(rate);
     if rate == 0 {
         return None;
     }
     let now_us = mono_ms * 1_000;
     let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.sweep(now_us);
-    let pace = paces.paces.entry(who).or_insert(0);
+    paces.drop_idle(now_us);
+    let pace = paces.paces.entry(key).or_insert(0);
     let (begin, cost) = ((*pace).max(now_us), n * 1_000_000 / rate);
     // A request larger than a burst is allowed if the key was idle, apart from the cost of one action.
     let allowed = now_us + 2_000_000_u64.max(cost + 1_000_000 / rate);
@@ -260,35 +270,35 @@ fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_m
 }
 
 /// Whether a key is ahead of its rate by more than two seconds' worth.
-fn is_ahead<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: &K, mono_ms: u64) -> bool {
+fn is_ahead<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: &K, mono_ms: u64) -> bool {
     let paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.paces.get(who).is_some_and(|pace| *pace > mono_ms * 1_000 + 2_000_000)
+    paces.paces.get(key).is_some_and(|pace| *pace > mono_ms * 1_000 + 2_000_000)
 }
 
 /// Counts `n` actions against `rate` a second, without a limit.
-fn charge<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) {
+fn charge<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: K, rate: u32, n: u64, mono_ms: u64) {
     if rate == 0 || n == 0 {
         return;
     }
     let now_us = mono_ms * 1_000;
     let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.sweep(now_us);
-    let pace = paces.paces.entry(who).or_insert(0);
+    paces.drop_idle(now_us);
+    let pace = paces.paces.entry(key).or_insert(0);
     *pace = (*pace).max(now_us) + n.saturating_mul(1_000_000) / u64::from(rate);
 }
 
-impl<K> Default for Paces<K> {
+impl<K> Default for RateLimiters<K> {
     fn default() -> Self {
-        Self { paces: HashMap::default(), sweep_at: 0 }
+        Self { paces: HashMap::default(), clean_up_at: 0 }
     }
 }
 
-impl<K: Hash + Eq> Paces<K> {
+impl<K: Hash + Eq> RateLimiters<K> {
     /// Drops idle entries, each time the number of entries has doubled.
-    fn sweep(&mut self, now_us: u64) {
-        if self.paces.len() >= self.sweep_at {
+    fn drop_idle(&mut self, now_us: u64) {
+        if self.paces.len() >= self.clean_up_at {
             self.paces.retain(|_, pace| *pace > now_us);
-            self.sweep_at = 2 * self.paces.len().max(512);
+            self.clean_up_at = 2 * self.paces.len().max(512);
         }
     }
 }
@@ -364,11 +374,11 @@ mod tests {
     fn connects_come_at_their_rate() {
         let config = Config { connects_per_second_per_address: 10, ..Config::default() };
         let admission = Admission::new();
-        let burst = (0..30).filter(|_| admission.keeps_pace(HOME, 1_000, &config).is_ok()).count();
+        let burst = (0..30).filter(|_| admission.check_connect_rate(HOME, 1_000, &config).is_ok()).count();
         assert_eq!(burst, 20);
-        assert_eq!(admission.keeps_pace(AWAY, 1_000, &config), Ok(()));
-        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Ok(()));
-        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
+        assert_eq!(admission.check_connect_rate(AWAY, 1_000, &config), Ok(()));
+        assert_eq!(admission.check_connect_rate(HOME, 1_100, &config), Ok(()));
+        assert_eq!(admission.check_connect_rate(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
     }
 
     // attack: repeated connects with an unknown cursor for the whole window => replay is limited by user and address
@@ -389,11 +399,11 @@ mod tests {
     fn publishers_keep_their_rate_and_batches_count_as_what_is_in_them() {
         let config = Config { publishes_per_second: 10, ..Config::default() };
         let admission = Admission::new();
-        let publish = |events, ms| admission.publisher_keeps_pace("ci", events, ms, &config);
+        let publish = |events, ms| admission.check_publish_rate("ci", events, ms, &config);
         assert_eq!((publish(20, 1_000), publish(1, 1_000), publish(1, 1_100)), (Ok(()), Err(100), Ok(())));
-        assert_eq!(admission.publisher_keeps_pace("other", 1, 1_000, &config), Ok(()));
+        assert_eq!(admission.check_publish_rate("other", 1, 1_000, &config), Ok(()));
         assert_eq!((publish(50, 10_000), publish(1, 12_000), publish(1, 13_100)), (Ok(()), Err(1_100), Ok(())));
         assert_eq!((publish(1, 20_000), publish(49, 20_000), publish(49, 20_000)), (Ok(()), Ok(()), Err(5_000 - 100)));
-        assert_eq!(admission.publisher_keeps_pace("ci", 1_000, 1_000, &Config::default()), Ok(()));
+        assert_eq!(admission.check_publish_rate("ci", 1_000, 1_000, &Config::default()), Ok(()));
     }
 }

@@ -717,8 +717,8 @@ impl Hub {
     }
 
     /// Checks whether a publisher may publish `events` more events now. The error is the wait time in milliseconds.
-    pub(crate) fn publisher_keeps_pace(&self, user: &str, events: usize) -> Result<(), u64> {
-        self.inner.node.admission.publisher_keeps_pace(user, events, clock::now().mono_ms, self.config())
+    pub(crate) fn check_publish_rate(&self, user: &str, events: usize) -> Result<(), u64> {
+        self.inner.node.admission.check_publish_rate(user, events, clock::now().mono_ms, self.config())
     }
 
     /// Revokes tokens on all nodes, and closes the connections that were opened with them. On this node the revocation
@@ -787,8 +787,8 @@ impl Hub {
             never = self.drain_wave() => match never {},
         }
         let broker = self.inner.broker.clone();
-        // Last, because the shards report the disconnects of their clients through it. The only possible error is a panic,
-        // which is already logged.
+        // Last, because the shards report the disconnects of their clients through it. The only possible error is a
+        // panic, which is already logged.
         let _ = tokio::task::spawn_blocking(move || broker.stop()).await;
     }
 

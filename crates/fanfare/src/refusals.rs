@@ -28,10 +28,10 @@ const REMEMBERED_MS: u64 = 60_000;
 /// Maximum number of rejected clients that are remembered.
 const MAX_REMEMBERED: usize = 100_000;
 /// Bounds of the number of held sockets. In between it is a share of `max_connections`.
-const FEWEST: usize = 16;
-const MOST: usize = 256;
+const MIN_HELD: usize = 16;
+const MAX_HELD: usize = 256;
 /// Maximum number of held sockets of one network.
-const MOST_OF_A_NETWORK: usize = 64;
+const MAX_HELD_OF_NETWORK: usize = 64;
 /// Maximum number of bytes that a client may send while it is held.
 const MAX_SENT: usize = 4 << 10;
 
@@ -46,7 +46,7 @@ pub(crate) struct Refusals {
 
 /// The identity that rejections are counted by.
 #[derive(Debug, Clone, Copy, Hash)]
-pub(crate) enum Who<'a> {
+pub(crate) enum Identity<'a> {
     /// The user of a genuine token.
     User(&'a str),
     /// A client that presents its connection ID, and exceeds a limit.
@@ -76,9 +76,9 @@ pub(crate) struct Hold {
 struct Remembered {
     /// Number of rejections, and the time until which they count, by the hash of the identity.
     clients: HashMap<u64, (u32, u64), Hasher>,
-    sweep_at: usize,
+    clean_up_at: usize,
     /// Earliest time of the next clean-up, if the last one freed no entry.
-    sweep_from_ms: u64,
+    clean_up_from_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -95,14 +95,14 @@ impl Refusals {
 
     /// Records a rejection, and returns the delay of its close frame: zero at first, then a second, doubling each time
     /// up to `longest`.
-    pub(crate) fn note(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
+    pub(crate) fn note(&self, identity: Identity<'_>, mono_ms: u64, longest: Duration) -> Duration {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.sweep(mono_ms);
-        let who = self.hasher.hash_one(who);
-        if remembered.clients.len() >= MAX_REMEMBERED && !remembered.clients.contains_key(&who) {
+        remembered.drop_expired(mono_ms);
+        let identity = self.hasher.hash_one(identity);
+        if remembered.clients.len() >= MAX_REMEMBERED && !remembered.clients.contains_key(&identity) {
             return Duration::ZERO;
         }
-        let (times, until_ms) = remembered.clients.entry(who).or_insert((0, 0));
+        let (times, until_ms) = remembered.clients.entry(identity).or_insert((0, 0));
         *times = if *until_ms > mono_ms { times.saturating_add(1) } else { 0 };
         let delay = delay(*times).min(longest);
         *until_ms = mono_ms + clock::millis(delay) + REMEMBERED_MS;
@@ -110,19 +110,19 @@ impl Refusals {
     }
 
     /// The delay of the next rejection of an identity, without recording one.
-    pub(crate) fn owed(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
-        let who = self.hasher.hash_one(who);
+    pub(crate) fn next_delay(&self, identity: Identity<'_>, mono_ms: u64, longest: Duration) -> Duration {
+        let identity = self.hasher.hash_one(identity);
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        match remembered.clients.get(&who) {
+        match remembered.clients.get(&identity) {
             Some(&(times, until_ms)) if until_ms > mono_ms => delay(times.saturating_add(1)).min(longest),
             _ => Duration::ZERO,
         }
     }
 
     /// Forgets the rejections of an identity after a successful connect.
-    pub(crate) fn forget(&self, who: Who<'_>) {
-        let who = self.hasher.hash_one(who);
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&who);
+    pub(crate) fn forget(&self, identity: Identity<'_>) {
+        let identity = self.hasher.hash_one(identity);
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&identity);
     }
 
     /// Reserves a place for a socket of an address.
@@ -180,11 +180,11 @@ impl Drop for Hold {
 
 impl Remembered {
     /// Drops expired entries, each time the number of entries has doubled.
-    fn sweep(&mut self, mono_ms: u64) {
-        if self.clients.len() >= self.sweep_at.min(MAX_REMEMBERED) && mono_ms >= self.sweep_from_ms {
+    fn drop_expired(&mut self, mono_ms: u64) {
+        if self.clients.len() >= self.clean_up_at.min(MAX_REMEMBERED) && mono_ms >= self.clean_up_from_ms {
             self.clients.retain(|_, (_, until_ms)| *until_ms > mono_ms);
-            self.sweep_at = 2 * self.clients.len().max(512);
-            self.sweep_from_ms = if self.clients.len() >= MAX_REMEMBERED { mono_ms + 1_000 } else { 0 };
+            self.clean_up_at = 2 * self.clients.len().max(512);
+            self.clean_up_from_ms = if self.clients.len() >= MAX_REMEMBERED { mono_ms + 1_000 } else { 0 };
         }
     }
 }
@@ -199,8 +199,8 @@ fn delay(times: u32) -> Duration {
 /// The maximum numbers of held sockets, in total and of one network. They scale with `max_connections`, because file
 /// descriptors do.
 pub(crate) fn bounds(max_connections: usize) -> (usize, usize) {
-    let all = if max_connections == 0 { MOST } else { (max_connections / 8).clamp(FEWEST, MOST) };
-    (all, (all / 4).min(MOST_OF_A_NETWORK))
+    let all = if max_connections == 0 { MAX_HELD } else { (max_connections / 8).clamp(MIN_HELD, MAX_HELD) };
+    (all, (all / 4).min(MAX_HELD_OF_NETWORK))
 }
 
 /// Returns once the client has disconnected, sent a close frame, or sent more than `MAX_SENT` bytes.
@@ -228,27 +228,27 @@ mod tests {
         let longest = Duration::from_secs(30);
         let mut now = 0;
         for seconds in [0, 1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(seconds));
+            assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::from_secs(seconds));
             now += 1_000 * seconds + 1_000;
         }
-        assert_eq!(refusals.note(Who::User("bob"), now, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::Address(HOME), now, longest), Duration::ZERO);
-        refusals.forget(Who::User("ann"));
-        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(1));
-        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
-        let (tab, other) = (Who::Connection(ConnectionId(1)), Who::Connection(ConnectionId(2)));
+        assert_eq!(refusals.note(Identity::User("bob"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::Address(HOME), now, longest), Duration::ZERO);
+        refusals.forget(Identity::User("ann"));
+        assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::from_secs(1));
+        assert_eq!(refusals.note(Identity::User("ann"), now + 61_000, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
+        let (tab, other) = (Identity::Connection(ConnectionId(1)), Identity::Connection(ConnectionId(2)));
         for seconds in [0, 1, 2, 4] {
-            assert_eq!(refusals.owed(tab, now, longest), Duration::from_secs(seconds));
+            assert_eq!(refusals.next_delay(tab, now, longest), Duration::from_secs(seconds));
             refusals.note(tab, now, longest);
         }
-        assert_eq!(refusals.owed(tab, now, Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(refusals.next_delay(tab, now, Duration::from_secs(3)), Duration::from_secs(3));
         assert_eq!(
-            [other, Who::User("ann")].map(|who| refusals.owed(who, now + 122_000, longest)),
+            [other, Identity::User("ann")].map(|identity| refusals.next_delay(identity, now + 122_000, longest)),
             [Duration::ZERO; 2]
         );
-        assert_eq!(refusals.owed(tab, now + 64_000, longest), Duration::ZERO);
+        assert_eq!(refusals.next_delay(tab, now + 64_000, longest), Duration::ZERO);
     }
 
     #[test]
@@ -271,11 +271,11 @@ mod tests {
     fn the_number_of_remembered_rejections_is_bounded() {
         let refusals = Refusals::new();
         for n in 0..u32::try_from(MAX_REMEMBERED).unwrap() + 10 {
-            refusals.note(Who::Address(IpAddr::V4(n.into())), 0, Duration::from_secs(30));
+            refusals.note(Identity::Address(IpAddr::V4(n.into())), 0, Duration::from_secs(30));
         }
         let count = || refusals.remembered.lock().unwrap().clients.len();
         assert_eq!(count(), MAX_REMEMBERED);
-        refusals.note(Who::User("ann"), 100_000, Duration::from_secs(30));
+        refusals.note(Identity::User("ann"), 100_000, Duration::from_secs(30));
         assert_eq!(count(), 1);
     }
 }

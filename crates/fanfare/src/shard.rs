@@ -10,7 +10,7 @@ use crate::{
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
     presence::ConnectionInfo,
-    refusals::{self, Who},
+    refusals::{self, Identity},
     socket::Socket,
     sys::{SLOW, SlowClient},
     trace::Written,
@@ -296,9 +296,9 @@ impl Shard {
 
     /// Runs the loop until the shard is drained.
     ///
-    /// The order of the steps matters. Sockets are read before timeouts are handled, so that frames that have arrived count
-    /// as a sign of life. Sessions are served before a drain wave, which disconnects only clients that have received all
-    /// events. Counters are reported last, so that they include the whole iteration.
+    /// The order of the steps matters. Sockets are read before timeouts are handled, so that frames that have arrived
+    /// count as a sign of life. Sessions are served before a drain wave, which disconnects only clients that have
+    /// received all events. Counters are reported last, so that they include the whole iteration.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(1_024);
         let mut now = clock::now();
@@ -638,13 +638,13 @@ impl Shard {
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &request.grant.user;
         let may_have_any = request.grant.admin;
-        let (node, who) = (&self.node, Who::Connection(request.connection));
+        let (node, identity) = (&self.node, Identity::Connection(request.connection));
         node.admission.admit(user, may_have_any, address, replaced, &node.config).map_err(|limit| {
             node.metrics.add(limit.counter(), 1);
-            node.refusals.note(who, now.mono_ms, node.config.refusal_delay);
+            node.refusals.note(identity, now.mono_ms, node.config.refusal_delay);
             Rejection::from(limit)
         })?;
-        node.refusals.forget(who);
+        node.refusals.forget(identity);
         if let Some(older) = older
             && let Some(address) = older.counted.take()
         {

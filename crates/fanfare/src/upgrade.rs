@@ -11,7 +11,7 @@ use crate::{
     http::problem,
     metrics::Counter,
     node::{Node, auth_counter},
-    refusals::{Full, Hold, Who},
+    refusals::{Full, Hold, Identity},
     shard::{Command, NewConnection, Rejection},
     socket::{Socket, Tls},
 };
@@ -93,15 +93,15 @@ enum BadUpgrade {
 }
 
 /// The address of clients whose transport has no address.
-const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Close reason for a client whose cursor cannot be looked up.
-const LOG_AWAY: &str =
+const LOG_UNAVAILABLE: &str =
     "log_unavailable: the log is currently unavailable, so the cursor cannot be looked up; connect again later";
 
 /// A rejected client, and the user of its token if the token is genuine.
-struct Refused {
-    why: Rejection,
+struct RejectedClient {
+    rejection: Rejection,
     user: Option<Arc<str>>,
 }
 
@@ -116,12 +116,12 @@ pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request)
             if !matches!(error, BadUpgrade::Flood(_) | BadUpgrade::Held { .. }) {
                 node.metrics.add(Counter::BadUpgrades, 1);
             }
-            refuse(error)
+            error_response(error)
         }
     }
 }
 
-fn refuse(error: BadUpgrade) -> Response {
+fn error_response(error: BadUpgrade) -> Response {
     let mut response = problem(StatusCode::UPGRADE_REQUIRED, "upgrade_required", &error.to_string());
     match error {
         BadUpgrade::NotAnUpgrade | BadUpgrade::Transport => {}
@@ -130,14 +130,14 @@ fn refuse(error: BadUpgrade) -> Response {
         }
         BadUpgrade::Key | BadUpgrade::Query => *response.status_mut() = StatusCode::BAD_REQUEST,
         BadUpgrade::Flood(_) => {
-            return turn_back(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", error, 1);
+            return reject_without_upgrade(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", error, 1);
         }
         BadUpgrade::Held { full, delay } => {
             let status = match full {
                 Full::Network => StatusCode::TOO_MANY_REQUESTS,
                 Full::All => StatusCode::SERVICE_UNAVAILABLE,
             };
-            return turn_back(status, "too_many_refusals", error, delay.as_secs().max(1));
+            return reject_without_upgrade(status, "too_many_refusals", error, delay.as_secs().max(1));
         }
     }
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -146,7 +146,7 @@ fn refuse(error: BadUpgrade) -> Response {
 }
 
 /// A response without an upgrade, after which the connection is closed.
-fn turn_back(status: StatusCode, code: &'static str, error: BadUpgrade, retry_after: u64) -> Response {
+fn reject_without_upgrade(status: StatusCode, code: &'static str, error: BadUpgrade, retry_after: u64) -> Response {
     let mut response = problem(status, code, &error.to_string());
     response.headers_mut().insert(RETRY_AFTER, retry_after.into());
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -164,19 +164,19 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let peer = crate::origin::peer(request.extensions());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
     let client = match reject_early(node, address, peer, headers)? {
-        Some(why) => Err(Refused { why, user: None }),
+        Some(rejection) => Err(RejectedClient { rejection, user: None }),
         None => identify(node, token.as_deref(), &parameters, address).await,
     };
     let hold = match &client {
         Ok(connect_request) => {
-            node.refusals.forget(Who::User(&connect_request.grant.user));
+            node.refusals.forget(Identity::User(&connect_request.grant.user));
             // Its shard may have rejected it for a limit. Such rejections are counted by connection.
-            let who = Who::Connection(connect_request.connection);
-            hold(node, node.refusals.owed(who, clock::now().mono_ms, node.config.refusal_delay), address)?
+            let identity = Identity::Connection(connect_request.connection);
+            hold(node, node.refusals.next_delay(identity, clock::now().mono_ms, node.config.refusal_delay), address)?
         }
-        Err(refused) => hold_back(node, refused, address)?,
+        Err(rejected) => hold_rejected(node, rejected, address)?,
     };
-    let client = client.map_err(|refused| refused.why);
+    let client = client.map_err(|rejected| rejected.rejection);
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -193,16 +193,16 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
 }
 
 /// Counts a rejection, and reserves a place for the socket if its close frame is to be delayed.
-fn hold_back(node: &Node, refused: &Refused, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
-    let who = refused.user.as_deref().map_or(Who::Address(address.unwrap_or(NOWHERE)), Who::User);
-    hold(node, node.refusals.note(who, clock::now().mono_ms, node.config.refusal_delay), address)
+fn hold_rejected(node: &Node, rejected: &RejectedClient, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
+    let identity = rejected.user.as_deref().map_or(Identity::Address(address.unwrap_or(NO_ADDRESS)), Identity::User);
+    hold(node, node.refusals.note(identity, clock::now().mono_ms, node.config.refusal_delay), address)
 }
 
 fn hold(node: &Node, delay: Duration, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
     if delay.is_zero() || !node.is_ready() {
         return Ok(None);
     }
-    node.refusals.hold(address.unwrap_or(NOWHERE), delay, &node.config).map(Some).map_err(|full| {
+    node.refusals.hold(address.unwrap_or(NO_ADDRESS), delay, &node.config).map(Some).map_err(|full| {
         node.metrics.add(Counter::LimitRefusals, 1);
         BadUpgrade::Held { full, delay }
     })
@@ -219,7 +219,7 @@ fn reject_early(
 ) -> Result<Option<Rejection>, BadUpgrade> {
     let mono_ms = clock::now().mono_ms;
     if let Some(address) = address
-        && let Err(limit) = node.admission.keeps_pace(address, mono_ms, &node.config)
+        && let Err(limit) = node.admission.check_connect_rate(address, mono_ms, &node.config)
     {
         node.metrics.add(limit.counter(), 1);
         let upgrade = node.admission.may_upgrade_rejection(address, mono_ms, &node.config);
@@ -289,17 +289,17 @@ async fn identify(
     token: Option<&str>,
     parameters: &Parameters,
     address: Option<IpAddr>,
-) -> Result<ConnectRequest, Refused> {
+) -> Result<ConnectRequest, RejectedClient> {
     let grant = node.authenticate(token).await.map_err(|error| {
         node.metrics.add(auth_counter(&error), 1);
         let genuine = matches!(error, AuthError::Expired { .. } | AuthError::NotYetValid { .. } | AuthError::Revoked);
         let user = token.filter(|_| genuine).and_then(|token| node.verifier.genuine_user(token));
-        Refused { why: auth_rejection(&error), user }
+        RejectedClient { rejection: auth_rejection(&error), user }
     })?;
     let returning = returning(node, parameters, &grant);
     check_limits(node, &grant, returning.is_some(), address).map_err(|limit| {
         node.metrics.add(limit.counter(), 1);
-        Refused { why: limit.into(), user: Some(grant.user.clone()) }
+        RejectedClient { rejection: limit.into(), user: Some(grant.user.clone()) }
     })?;
     let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
     let connection = returning.unwrap_or_else(|| {
@@ -323,7 +323,7 @@ pub(crate) fn given(value: &str) -> Option<&str> {
 fn check_limits(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), ExceededLimit> {
     let (user, config) = (&grant.user, &node.config);
     if !grant.admin {
-        node.admission.user_keeps_pace(user, clock::now().mono_ms, config)?;
+        node.admission.check_user_connect_rate(user, clock::now().mono_ms, config)?;
     }
     if returning { Ok(()) } else { node.admission.has_room(user, grant.admin, address, config) }
 }
@@ -370,9 +370,9 @@ async fn hand_over(
     }
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
-            let paced = address.is_some();
-            let address = address.or(peer).unwrap_or(NOWHERE);
-            assign(&node, NewConnection { socket, leftover, address, came, client }, paced);
+            let rate_checked = address.is_some();
+            let address = address.or(peer).unwrap_or(NO_ADDRESS);
+            assign(&node, NewConnection { socket, leftover, address, came, client }, rate_checked);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
     }
@@ -388,15 +388,15 @@ async fn catch_up_to(node: &Node, connect_request: &ConnectRequest) -> Result<()
     let Some(broker) = node.broker.get().and_then(Weak::upgrade).filter(|_| !known) else { return Ok(()) };
     match tokio::time::timeout(node.config.handshake_timeout, broker.catch_up()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Rejection { code: CloseCode::TryAgainLater, reason: LOG_AWAY.to_owned() }),
+        Ok(Err(_)) | Err(_) => Err(Rejection { code: CloseCode::TryAgainLater, reason: LOG_UNAVAILABLE.to_owned() }),
     }
 }
 
-/// Passes a socket to the shard of its connection; rejected clients are distributed over all shards. `paced`: the
-/// connect rate of the address was already checked.
-fn assign(node: &Node, mut new: NewConnection, paced: bool) {
+/// Passes a socket to the shard of its connection; rejected clients are distributed over all shards. `rate_checked`:
+/// the connect rate of the address was already checked.
+fn assign(node: &Node, mut new: NewConnection, rate_checked: bool) {
     let mono_ms = clock::now().mono_ms;
-    if !paced && let Err(limit) = node.admission.keeps_pace(new.address, mono_ms, &node.config) {
+    if !rate_checked && let Err(limit) = node.admission.check_connect_rate(new.address, mono_ms, &node.config) {
         node.metrics.add(limit.counter(), 1);
         new.client = Err(limit.into());
     }

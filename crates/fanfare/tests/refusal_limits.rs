@@ -68,7 +68,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-// attack: a client reconnects immediately after every rejection => each close frame is delayed more, up to refusal_delay
+// attack: a client that reconnects after every rejection => close frames are delayed more and more, up to refusal_delay
 #[tokio::test(flavor = "multi_thread")]
 async fn the_close_frame_of_a_client_that_is_rejected_repeatedly_is_delayed_more_each_time() {
     let (_hub, address) = serve(Config { refusal_delay: Duration::from_secs(2), ..Config::default() }).await;

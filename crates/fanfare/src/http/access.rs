@@ -64,7 +64,7 @@ impl Publisher {
 
     /// Counts further events of a request against the publisher's rate. The request itself already counts as one.
     pub(super) fn count(&self, events: usize, hub: &Hub) -> Result<(), ApiError> {
-        hub.publisher_keeps_pace(&self.user, events).map_err(|ms| {
+        hub.check_publish_rate(&self.user, events).map_err(|ms| {
             let detail = format!("publishes_per_second: publish less often; try again in {} ms", ms.max(1));
             ApiError::new(ErrorCode::TooManyEvents, detail).retry_after(ms.div_ceil(1_000))
         })
