@@ -191,11 +191,11 @@ mod tests {
             ),
             (
                 Settings { algorithm: Algorithm::EdDsa, private_key_file: short.clone(), ..Settings::default() },
-                "this is no private key in PEM form",
+                "not a private key in PEM form",
             ),
             (
                 Settings { algorithm: Algorithm::EdDsa, public_key_file: short, ..Settings::default() },
-                "this is no key in PEM form, JWK or JWKS",
+                "not a key in PEM form, JWK or JWKS",
             ),
         ] {
             let error = Keyring::load(&settings).unwrap_err().to_string();

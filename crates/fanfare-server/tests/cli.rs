@@ -262,7 +262,7 @@ fn a_secret_on_the_command_line_is_warned_of() {
 #[test]
 fn what_would_not_be_safe_does_not_start() {
     for (program, says) in [
-        (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes, and can be found by trying"),
+        (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes; HS256 needs at least 32"),
         (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "on 127.0.0.1 alone: to listen on 0.0.0.0:0, set SECRET_KEY"),
         (
             Program::new("unsafe").args(&["--listen", "0.0.0.0:0", "--workers", "2", "--redis-url", "redis://127.0.0.1:1"]),
@@ -383,7 +383,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--audience", "user:ann", "--url", &url])
                 .input("{\"type\":\"a\"}\n{\"type\":\"a\",\"user\":\"bob\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `user` does not choose who receives the event",
+            "line 2: the hub refuses it: the field `user` does not select the audience",
         ),
         (
             program()

@@ -562,7 +562,7 @@ async fn why_asks_all_workers() {
     assert!(text.contains("last event   e1\n") && text.contains("at the head"), "{text}");
     let unknown = run(&["e2"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no node holds an event \"e2\""), "{unknown:?}");
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no node has an event \"e2\""), "{unknown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

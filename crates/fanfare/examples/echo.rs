@@ -1,13 +1,13 @@
-//! Sends each WebSocket message back, on the same frames and shards as the hub: for conformance tests.
+//! Echoes each WebSocket message, on the same frames and shards as the hub. For conformance tests.
 //!
 //! `cargo run --release -p fanfare --example echo -- --listen 127.0.0.1:9001`
 
 use fanfare::{Config, Hub, Minter, Verifier, auth::Claims};
 use std::{error::Error, time::Duration};
 
-/// Guards nothing: whoever reaches the program may have it.
+/// Not a secret: the program prints a token that it signs.
 const SECRET: &str = "the secret of a conformance test, and of nothing else";
-/// Larger than the largest message of the conformance suite.
+/// More than the largest message of the conformance suite.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 #[tokio::main]

@@ -1,4 +1,4 @@
-//! A hub inside an application that has routes of its own: `SECRET_KEY=... cargo run -p fanfare --example embed`.
+//! A hub inside an application with its own routes: `SECRET_KEY=... cargo run -p fanfare --example embed`.
 
 use axum::{
     Json, Router,
@@ -11,7 +11,7 @@ use fanfare::{Audience, Draft, Hub, PublishError, Verifier, problem};
 use serde_json::{Value, json};
 use std::{error::Error, net::SocketAddr, time::Duration};
 
-/// A handler of the application: it takes an order, and the customer's browsers know at once.
+/// A handler of the application. It accepts an order, and notifies the customer's browsers.
 async fn order(State(hub): State<Hub>, Json(order): Json<Value>) -> Result<Json<Value>, Response> {
     let customer = order["customer"].as_str().ok_or_else(|| invalid("an order needs a customer"))?;
     let draft = Draft::new("order_placed", &order).map_err(|error| invalid(&error.to_string()))?;
@@ -23,7 +23,7 @@ fn invalid(detail: &str) -> Response {
     problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
 }
 
-/// The log may be back in a moment; what is wrong with the event stays wrong.
+/// A log failure is temporary, so the client may retry. An invalid event stays invalid.
 fn not_published(error: &PublishError) -> Response {
     let detail = error.to_string();
     match error {

@@ -1,10 +1,10 @@
-//! Which addresses count as one, where something is limited by address.
+//! Grouping of addresses for limits by address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// What an address counts as wherever something is limited by address: an IPv4 address as itself, also where it is written
-/// as IPv6 (RFC 4291 section 2.5.5.2), and an IPv6 address as its /64, which is what one subscriber gets (RFC 6177), so that
-/// none has 2^64 of each limit.
+/// The group that an address belongs to for limits by address. An IPv4 address is its own group, also if it is written
+/// as IPv6 (RFC 4291 section 2.5.5.2). An IPv6 address belongs to its /64, the size that one subscriber is assigned
+/// (RFC 6177), so no subscriber has 2^64 times each limit.
 pub fn address_group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_of_ipv6_is_one_and_mapped_addresses_are_ipv4() {
+    fn an_ipv6_network_is_one_group_and_mapped_addresses_are_ipv4() {
         let group = |text: &str| address_group(text.parse().unwrap()).to_string();
         assert_eq!(group("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(group("2001:db8:1:2:ffff::1"), group("2001:db8:1:2::2"));

@@ -1,4 +1,5 @@
-//! How many connections there may be: in all, of a user, from an address, and how fast they may come.
+//! Limits on the number of connections (in total, by user and by address) and on the rates of connects, publishes and
+//! replays.
 //!
 //! Knows counts, and nothing of sockets or sessions.
 
@@ -15,41 +16,41 @@ use std::{
 
 type Hasher = foldhash::fast::RandomState;
 
-/// Counts connections against their limits.
+/// Counts connections and actions against their limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
     total: AtomicUsize,
-    /// By the hash of the user, which is keyed and wide enough that two users share a count only by a miracle; a name
-    /// would cost each connection three times as much.
+    /// By a keyed 64-bit hash of the user. A collision is negligibly unlikely, and storing the name would cost three
+    /// times the memory for each connection.
     users: Mutex<HashMap<u64, u32, Hasher>>,
     hasher: Hasher,
     addresses: Mutex<HashMap<IpAddr, u32, Hasher>>,
-    /// How fast connections come from each address.
-    address_paces: Mutex<Paces<IpAddr>>,
-    /// How fast those from each address are told that they come too fast.
-    told: Mutex<Paces<IpAddr>>,
-    /// How fast connections of each user come, by the hash of the user.
-    user_paces: Mutex<Paces<u64>>,
-    /// How fast each bearer publishes, likewise.
-    publisher_paces: Mutex<Paces<u64>>,
-    /// How much was replayed behind gaps to each address, and to each user.
-    address_replays: Mutex<Paces<IpAddr>>,
-    user_replays: Mutex<Paces<u64>>,
+    /// The connect rate of each address.
+    address_paces: Mutex<RateLimiters<IpAddr>>,
+    /// The rate of upgraded rejections of each address.
+    upgraded_rejections: Mutex<RateLimiters<IpAddr>>,
+    /// The connect rate of each user, by the hash of the user.
+    user_paces: Mutex<RateLimiters<u64>>,
+    /// The publish rate of each publisher, by the hash of its name.
+    publisher_paces: Mutex<RateLimiters<u64>>,
+    /// Bytes replayed after a gap to each address, and to each user.
+    address_replays: Mutex<RateLimiters<IpAddr>>,
+    user_replays: Mutex<RateLimiters<u64>>,
 }
 
-/// How fast somebody does something (a generic cell rate algorithm).
+/// Rate limiters by key (generic cell rate algorithm).
 #[derive(Debug)]
-struct Paces<K> {
-    /// When what each did so far would have been all right at its rate, in microseconds.
+struct RateLimiters<K> {
+    /// Theoretical arrival time of each key, in microseconds.
     paces: HashMap<K, u64, Hasher>,
-    /// How many paces there may be before those that no longer matter are dropped.
-    sweep_at: usize,
+    /// Number of entries at which idle ones are dropped.
+    clean_up_at: usize,
 }
 
-/// A limit that is reached. The text is a close reason: the setting's name, then what to do.
+/// An exceeded limit. Its text is a close reason: the setting's name, then a sentence that says what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExceededLimit {
-    #[error("max_connections: the hub is full; try again later")]
+    #[error("max_connections: the hub has reached its limit; try again later")]
     Connections,
     #[error("max_connections_per_user: close another connection of this user first")]
     PerUser,
@@ -81,7 +82,7 @@ impl Admission {
             hasher: Hasher::default(),
             addresses: Mutex::default(),
             address_paces: Mutex::default(),
-            told: Mutex::default(),
+            upgraded_rejections: Mutex::default(),
             user_paces: Mutex::default(),
             publisher_paces: Mutex::default(),
             address_replays: Mutex::default(),
@@ -89,28 +90,38 @@ impl Admission {
         }
     }
 
-    /// Whether an address may connect once more at `mono_ms`.
-    pub(crate) fn keeps_pace(&self, address: IpAddr, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
+    /// Checks and counts a connect of an address at `mono_ms`.
+    pub(crate) fn check_connect_rate(
+        &self,
+        address: IpAddr,
+        mono_ms: u64,
+        config: &Config,
+    ) -> Result<(), ExceededLimit> {
         let address = address_group(address);
         let wait = step(&self.address_paces, address, config.connects_per_second_per_address, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(ExceededLimit::ConnectRate))
     }
 
-    /// Whether somebody who came too fast is told so in a way that costs something.
-    pub(crate) fn may_be_told(&self, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
+    /// Checks and counts a rejection that is upgraded, for an address that exceeded its connect rate.
+    pub(crate) fn may_upgrade_rejection(&self, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
         let address = address_group(address);
-        step(&self.told, address, config.connects_per_second_per_address, 1, mono_ms).is_none()
+        step(&self.upgraded_rejections, address, config.connects_per_second_per_address, 1, mono_ms).is_none()
     }
 
-    /// Whether a user may connect once more at `mono_ms`.
-    pub(crate) fn user_keeps_pace(&self, user: &str, mono_ms: u64, config: &Config) -> Result<(), ExceededLimit> {
+    /// Checks and counts a connect of a user at `mono_ms`.
+    pub(crate) fn check_user_connect_rate(
+        &self,
+        user: &str,
+        mono_ms: u64,
+        config: &Config,
+    ) -> Result<(), ExceededLimit> {
         let user = self.hasher.hash_one(user);
         let wait = step(&self.user_paces, user, config.connects_per_second_per_user, 1, mono_ms);
         wait.map_or(Ok(()), |_| Err(ExceededLimit::UserConnectRate))
     }
 
-    /// Whether a bearer may publish `events` more at `mono_ms`; if not, in how many milliseconds.
-    pub(crate) fn publisher_keeps_pace(
+    /// Checks and counts the publish of `events` events at `mono_ms`. The error is the wait time in milliseconds.
+    pub(crate) fn check_publish_rate(
         &self,
         bearer: &str,
         events: usize,
@@ -122,8 +133,7 @@ impl Admission {
         wait.map_or(Ok(()), Err)
     }
 
-    /// Whether what is held may be replayed to a client behind its gap, as far as what its user and its address were
-    /// replayed before it goes.
+    /// Whether events may be replayed to a client after a gap, given the earlier replays to its user and address.
     pub(crate) fn may_be_replayed(&self, user: &str, address: IpAddr, mono_ms: u64, config: &Config) -> bool {
         let address = address_group(address);
         let user = self.hasher.hash_one(user);
@@ -131,7 +141,7 @@ impl Admission {
             || !(is_ahead(&self.address_replays, &address, mono_ms) || is_ahead(&self.user_replays, &user, mono_ms))
     }
 
-    /// Counts what is replayed to a client behind its gap.
+    /// Counts the bytes replayed to a client after a gap.
     pub(crate) fn count_replay(&self, user: &str, address: IpAddr, bytes: usize, mono_ms: u64, config: &Config) {
         let address = address_group(address);
         let rate = config.gap_replay_bytes_per_second;
@@ -139,8 +149,8 @@ impl Admission {
         charge(&self.user_replays, self.hasher.hash_one(user), rate, bytes as u64, mono_ms);
     }
 
-    /// Whether a further connection would be over a limit now. Only [`admit`](Self::admit) counts; this tells in time to delay
-    /// the answer.
+    /// Checks whether a further connection would exceed a limit now. Counts nothing: [`admit`](Self::admit) decides.
+    /// This early result only serves to delay the close frame.
     pub(crate) fn has_room(
         &self,
         user: &str,
@@ -168,8 +178,11 @@ impl Admission {
         Ok(())
     }
 
-    /// Counts a connection in, or says which limit is reached. `replaced` is where the connection comes from whose
-    /// place it takes: the same user's, and counted already. An administrator is `unlimited` by the number of a user.
+    /// Counts a new connection, or returns the limit that it exceeds. `replaced` is the address of the older connection
+    /// of the same user whose place it takes over, and which is already counted. `unlimited` exempts an administrator
+    /// from the limit by user.
+    ///
+    /// Locks are taken one after the other, never nested.
     pub(crate) fn admit(
         &self,
         user: &str,
@@ -208,7 +221,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Counts a connection out.
+    /// Removes a connection from the counts.
     pub(crate) fn release(&self, user: &str, address: IpAddr) {
         let address = address_group(address);
         self.total.fetch_sub(1, Ordering::Relaxed);
@@ -235,19 +248,19 @@ impl Admission {
     }
 }
 
-/// Counts `n` of what somebody may do `rate` times a second, and for two seconds at once. Returns in how many milliseconds
-/// that is all right, if it isn't now. Whoever does nothing may do any number once.
-fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) -> Option<u64> {
+/// Counts `n` actions against `rate` a second, with bursts of two seconds' worth. Returns the wait time in milliseconds
+/// if they exceed it. A key that was idle may exceed the burst once, with a single request.
+fn step<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: K, rate: u32, n: u64, mono_ms: u64) -> Option<u64> {
     let rate = u64::from(rate);
     if rate == 0 {
         return None;
     }
     let now_us = mono_ms * 1_000;
     let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.sweep(now_us);
-    let pace = paces.paces.entry(who).or_insert(0);
+    paces.drop_idle(now_us);
+    let pace = paces.paces.entry(key).or_insert(0);
     let (begin, cost) = ((*pace).max(now_us), n * 1_000_000 / rate);
-    // More than fits at once is let through when nothing else was, but the request that brings it, which counts as one.
+    // A request larger than a burst is allowed if the key was idle, apart from the cost of one action.
     let allowed = now_us + 2_000_000_u64.max(cost + 1_000_000 / rate);
     if begin + cost > allowed {
         return Some((begin + cost - allowed).div_ceil(1_000));
@@ -256,36 +269,36 @@ fn step<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_m
     None
 }
 
-/// Whether somebody has done more than two seconds' worth too much.
-fn is_ahead<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: &K, mono_ms: u64) -> bool {
+/// Whether a key is ahead of its rate by more than two seconds' worth.
+fn is_ahead<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: &K, mono_ms: u64) -> bool {
     let paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.paces.get(who).is_some_and(|pace| *pace > mono_ms * 1_000 + 2_000_000)
+    paces.paces.get(key).is_some_and(|pace| *pace > mono_ms * 1_000 + 2_000_000)
 }
 
-/// Counts `n` of what somebody should do `rate` times a second.
-fn charge<K: Hash + Eq>(paces: &Mutex<Paces<K>>, who: K, rate: u32, n: u64, mono_ms: u64) {
+/// Counts `n` actions against `rate` a second, without a limit.
+fn charge<K: Hash + Eq>(paces: &Mutex<RateLimiters<K>>, key: K, rate: u32, n: u64, mono_ms: u64) {
     if rate == 0 || n == 0 {
         return;
     }
     let now_us = mono_ms * 1_000;
     let mut paces = paces.lock().unwrap_or_else(PoisonError::into_inner);
-    paces.sweep(now_us);
-    let pace = paces.paces.entry(who).or_insert(0);
+    paces.drop_idle(now_us);
+    let pace = paces.paces.entry(key).or_insert(0);
     *pace = (*pace).max(now_us) + n.saturating_mul(1_000_000) / u64::from(rate);
 }
 
-impl<K> Default for Paces<K> {
+impl<K> Default for RateLimiters<K> {
     fn default() -> Self {
-        Self { paces: HashMap::default(), sweep_at: 0 }
+        Self { paces: HashMap::default(), clean_up_at: 0 }
     }
 }
 
-impl<K: Hash + Eq> Paces<K> {
-    /// Forgets those that have done nothing lately, whenever their number has doubled.
-    fn sweep(&mut self, now_us: u64) {
-        if self.paces.len() >= self.sweep_at {
+impl<K: Hash + Eq> RateLimiters<K> {
+    /// Drops idle entries, each time the number of entries has doubled.
+    fn drop_idle(&mut self, now_us: u64) {
+        if self.paces.len() >= self.clean_up_at {
             self.paces.retain(|_, pace| *pace > now_us);
-            self.sweep_at = 2 * self.paces.len().max(512);
+            self.clean_up_at = 2 * self.paces.len().max(512);
         }
     }
 }
@@ -309,7 +322,7 @@ mod tests {
 
     // attack: more connections than the limits by user, by address and in total => rejected with the limit's own reason
     #[test]
-    fn each_limit_counts_its_own() {
+    fn each_limit_is_enforced_with_its_own_reason() {
         let (ann, bob) = ("ann", "bob");
         for (config, second, refusal) in [
             (config(1, 0, 0), (bob, AWAY), ExceededLimit::Connections),
@@ -361,14 +374,14 @@ mod tests {
     fn connects_come_at_their_rate() {
         let config = Config { connects_per_second_per_address: 10, ..Config::default() };
         let admission = Admission::new();
-        let burst = (0..30).filter(|_| admission.keeps_pace(HOME, 1_000, &config).is_ok()).count();
+        let burst = (0..30).filter(|_| admission.check_connect_rate(HOME, 1_000, &config).is_ok()).count();
         assert_eq!(burst, 20);
-        assert_eq!(admission.keeps_pace(AWAY, 1_000, &config), Ok(()));
-        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Ok(()));
-        assert_eq!(admission.keeps_pace(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
+        assert_eq!(admission.check_connect_rate(AWAY, 1_000, &config), Ok(()));
+        assert_eq!(admission.check_connect_rate(HOME, 1_100, &config), Ok(()));
+        assert_eq!(admission.check_connect_rate(HOME, 1_100, &config), Err(ExceededLimit::ConnectRate));
     }
 
-    // attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address
+    // attack: repeated connects with an unknown cursor for the whole window => replay is limited by user and address
     #[test]
     fn replays_behind_gaps_are_counted_by_user_and_by_address() {
         let config = Config { gap_replay_bytes_per_second: 1_000, ..Config::default() };
@@ -386,11 +399,11 @@ mod tests {
     fn publishers_keep_their_rate_and_batches_count_as_what_is_in_them() {
         let config = Config { publishes_per_second: 10, ..Config::default() };
         let admission = Admission::new();
-        let publish = |events, ms| admission.publisher_keeps_pace("ci", events, ms, &config);
+        let publish = |events, ms| admission.check_publish_rate("ci", events, ms, &config);
         assert_eq!((publish(20, 1_000), publish(1, 1_000), publish(1, 1_100)), (Ok(()), Err(100), Ok(())));
-        assert_eq!(admission.publisher_keeps_pace("other", 1, 1_000, &config), Ok(()));
+        assert_eq!(admission.check_publish_rate("other", 1, 1_000, &config), Ok(()));
         assert_eq!((publish(50, 10_000), publish(1, 12_000), publish(1, 13_100)), (Ok(()), Err(1_100), Ok(())));
         assert_eq!((publish(1, 20_000), publish(49, 20_000), publish(49, 20_000)), (Ok(()), Ok(()), Err(5_000 - 100)));
-        assert_eq!(admission.publisher_keeps_pace("ci", 1_000, 1_000, &Config::default()), Ok(()));
+        assert_eq!(admission.check_publish_rate("ci", 1_000, 1_000, &Config::default()), Ok(()));
     }
 }

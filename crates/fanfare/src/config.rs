@@ -1,20 +1,20 @@
-//! What can be set on a hub. Plain values; where they come from is the application's business.
+//! The limits and intervals of a hub, as plain values. The application decides where they come from.
 
 use crate::origin::{Origins, Proxies};
 use axum::http::HeaderName;
 use std::time::Duration;
 
-/// What can be set on a hub. Every limit has a safe default; where it says so, 0 means no limit.
+/// The limits and intervals of a hub. Every limit has a safe default; 0 means no limit where the field says so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Threads that own connections. 0: one for every two cores.
     pub shards: usize,
-    /// How often each connection is sent a `ping`.
+    /// Interval between the `ping`s that each connection is sent.
     pub heartbeat_interval: Duration,
-    /// How long a client may be silent before it is closed; any frame counts.
+    /// A client from which no frame arrives for this long is closed. Any frame counts.
     pub heartbeat_timeout: Duration,
-    /// How long a client may take to send a request's body, to upgrade, or to answer a close. A body has a second more
-    /// for each KiB.
+    /// Time limit for a client to send a request's body, to upgrade, or to answer a close frame. A body may take a
+    /// second more for each KiB.
     pub handshake_timeout: Duration,
     /// The largest frame that a client may send, in bytes of payload.
     pub max_frame_bytes: usize,
@@ -22,32 +22,33 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Frames a second that one client may send; twice as many in a burst. 0: no limit.
     pub max_messages_per_second: u32,
-    /// Connections in all. 0: no limit.
+    /// Connections in total. 0: no limit.
     pub max_connections: usize,
-    /// Connections of one user; administrators may have any number. 0: no limit.
+    /// Connections of one user. Administrators are not limited. 0: no limit.
     pub max_connections_per_user: usize,
     /// Connections from one address. 0: no limit.
     pub max_connections_per_address: usize,
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     pub connects_per_second_per_address: u32,
-    /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.
+    /// New connections a second of one user; twice as many in a burst. Administrators are not limited. 0: no limit.
     pub connects_per_second_per_user: u32,
-    /// Events a second that one token's user or one access key may publish over HTTP; twice as many in a burst. 0: no
+    /// Events a second that the user of a token or an access key may publish over HTTP; twice as many in a burst. 0: no
     /// limit.
     pub publishes_per_second: u32,
-    /// Bytes of events a second that are replayed behind a `gap` to one user, and to one address; what goes beyond is
-    /// left out, and the client goes on live behind its `gap`. 0: no limit.
+    /// Bytes of events a second that are replayed after a `gap`, to one user and to one address. A client beyond the
+    /// limit receives only the `gap` and continues with live events. 0: no limit.
     pub gap_replay_bytes_per_second: u32,
-    /// The longest that a client which is refused again and again waits for its answer: the first comes at once, and
-    /// each further one after a delay that doubles up to this. 0: no delay.
+    /// Upper bound of the delay before the close frame of a client that is rejected repeatedly. The first rejection is
+    /// sent immediately; the delay of each further one doubles up to this value. 0: no delay.
     pub refusal_delay: Duration,
-    /// How long before its token ends a client is told; half of what is left, if that is less.
+    /// Time between `auth_expiring` and the expiry of a client's token. Half of the remaining lifetime is used if that
+    /// is less.
     pub token_warning: Duration,
-    /// Topics that one connection may hold.
+    /// Topics that one connection may subscribe to.
     pub max_topics_per_connection: usize,
     /// The largest event that may be published, in bytes of JSON.
     pub max_event_bytes: usize,
-    /// The most events in one batch.
+    /// The largest number of events in one batch.
     pub max_batch_events: usize,
     /// Reject events whose fields do not have the documented types
     /// ([`Draft::validate`](fanfare_core::Draft::validate)).
@@ -55,35 +56,37 @@ pub struct Config {
     /// Accept requests without a token at three endpoints of the FastAPI hub, and bodies that only that hub accepts:
     /// `POST /tasks/{task_id}/update`, `/users/{user_id}/notify` and `/agents/{agent_id}/activity`.
     pub compat: bool,
-    /// Sites whose pages may connect, beside the hub's own.
+    /// Origins whose pages may connect, besides the hub's own.
     pub allowed_origins: Origins,
     /// Further request headers that pages of `allowed_origins` may send (CORS).
     pub cors_headers: Vec<HeaderName>,
-    /// Pages of `allowed_origins` may send cookies and other credentials (CORS); not if those are every site.
+    /// Whether pages of `allowed_origins` may send cookies and other credentials (CORS). Not allowed if
+    /// `allowed_origins` is every origin.
     pub cors_credentials: bool,
-    /// Proxies in front of the hub, which are believed when they say whose request it is (`X-Forwarded-For`,
-    /// `X-Forwarded-Host`).
+    /// Reverse proxies in front of the hub. The hub trusts the client address and the host that they report
+    /// (`X-Forwarded-For`, `X-Forwarded-Host`).
     pub trusted_proxies: Proxies,
-    /// Clients a second that are told to go when the hub ends. 0: all at once.
+    /// Clients a second that are disconnected during a drain. 0: all at once.
     pub drain_rate: u32,
-    /// How many events the window keeps.
+    /// Number of events that the window retains.
     pub window_events: usize,
-    /// How many bytes of events the window keeps.
+    /// Bytes of events that the window retains.
     pub window_bytes: usize,
-    /// How long the window keeps an event.
+    /// Age up to which the window retains an event.
     pub window_age: Duration,
-    /// For how long an event that is published again is recognised by its `event_id` and not appended again, also when
-    /// the log no longer has it. At least `window_age`: the larger of the two counts.
+    /// Time for which a republished event is recognised by its `event_id` and not appended again, even if the log has
+    /// evicted it. If `window_age` is larger, `window_age` applies.
     pub idempotency_horizon: Duration,
-    /// How many ids of events are remembered for that, at least; up to half as many again may be. At least
-    /// `window_events`: the larger of the two counts. An id takes about 50 bytes in memory, and 100 and its own length
-    /// in Redis.
+    /// Number of event IDs that are remembered for `idempotency_horizon`, at least; up to half as many again may be
+    /// remembered. If `window_events` is larger, `window_events` applies. An ID takes about 50 bytes in memory, and 100
+    /// bytes plus its own length in Redis.
     pub idempotency_events: usize,
 }
 
 impl Config {
-    /// How many sockets a hub may have open beside `max_connections`: those of rejected clients that wait for their
-    /// close code, and those that were sent one, or that another socket took over, and have not left.
+    /// Number of sockets that a hub may have open beyond `max_connections`: sockets of rejected clients that wait for
+    /// their close frame, and sockets that were sent a close frame, or replaced by a newer socket, and are not closed
+    /// yet.
     pub fn uncounted_sockets(&self) -> usize {
         2 * crate::refusals::bounds(self.max_connections).0
     }

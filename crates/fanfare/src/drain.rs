@@ -1,15 +1,15 @@
-//! The pace at which clients are told to go, so that they don't all come to the next node at once. Knows neither
-//! clients nor clocks.
+//! The rate at which a drain disconnects clients, so that they do not all reconnect to another node at the same time.
+//! Knows neither clients nor clocks.
 
-/// How often a wave goes out, in milliseconds.
+/// Interval between waves, in milliseconds.
 pub(crate) const WAVE_MS: u64 = 100;
 
-/// How many clients each wave may hold.
+/// Computes the size of each wave.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Clients a second; 0: all at once.
+    /// Clients a second; 0: all in one wave.
     rate: u32,
-    /// What is left over of a client, in thousandths.
+    /// The fraction of a client carried over to the next wave, in thousandths.
     rest: u64,
 }
 
@@ -18,7 +18,7 @@ impl Pace {
         Self { rate, rest: 0 }
     }
 
-    /// How many clients the next wave may hold. What one wave leaves is not added to the next.
+    /// The maximum number of clients in the next wave. Unused capacity of a wave is not carried over.
     pub(crate) fn wave(&mut self) -> usize {
         if self.rate == 0 {
             return usize::MAX;
@@ -30,7 +30,7 @@ impl Pace {
     }
 }
 
-/// Shares a wave out: each shard gets what it can use, as long as there is something.
+/// Distributes a wave over the shards: each shard receives up to its number of waiting clients while capacity is left.
 pub(crate) fn share_out(wave: usize, waiting: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
     waiting.scan(wave, |left, waiting| {
         let share = waiting.min(*left);
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waves_hold_what_was_asked_for() {
+    fn waves_follow_the_drain_rate() {
         for rate in [1, 7, 10, 99, 1_000, 12_345] {
             let mut pace = Pace::new(rate);
             let waves: Vec<usize> = (0..100).map(|_| pace.wave()).collect();
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_share_one_wave() {
+    fn a_wave_is_shared_between_the_shards() {
         let shares: Vec<_> = share_out(100, [30, 0, 90, 50].into_iter()).collect();
         assert_eq!(shares, [30, 0, 70, 0]);
     }

@@ -1,7 +1,7 @@
-//! Clients that alternate between this hub and another one with a log of its own: a proxy in front of both.
+//! Detects clients that alternate between this hub and another hub with its own log, for example behind one proxy.
 //!
-//! After a restart each client comes once with a cursor of the log before. One that comes again with another cursor of
-//! another log has been served by another hub meanwhile.
+//! After a restart each client connects once with a cursor of the previous log. A client that connects again with a
+//! different cursor of another log was served by another hub in between.
 
 use fanfare_core::ConnectionId;
 use std::{
@@ -10,28 +10,28 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// How often that must be seen before the log says so.
-const ENOUGH: u32 = 3;
-/// How many connections are remembered.
+/// Number of repeated foreign cursors after which a warning is logged.
+const WARN_AFTER: u32 = 3;
+/// Number of connections that are remembered.
 const MAX_CONNECTIONS: usize = 10_000;
 
-/// Which cursors of other logs clients came with.
+/// The foreign cursors that clients connected with.
 #[derive(Debug, Default)]
 pub(crate) struct ForeignCursors(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// By connection: the hash of the last one.
+    /// By connection: the hash of its last foreign cursor.
     last: HashMap<ConnectionId, u64>,
     hasher: RandomState,
     repeated: u32,
 }
 
 impl ForeignCursors {
-    /// Notes a client that came with a cursor of another log. Returns whether it is time to say so, which is once.
+    /// Records a client that connected with a cursor of another log. Returns true once, when the warning is due.
     pub(crate) fn note(&self, connection: ConnectionId, cursor: &str) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.repeated >= ENOUGH {
+        if seen.repeated >= WARN_AFTER {
             return false;
         }
         let cursor = seen.hasher.hash_one(cursor);
@@ -46,7 +46,7 @@ impl ForeignCursors {
             }
         }
         seen.repeated += 1;
-        if seen.repeated < ENOUGH {
+        if seen.repeated < WARN_AFTER {
             return false;
         }
         seen.last = HashMap::new();
@@ -59,18 +59,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_that_alternate_between_two_logs_are_noticed_once() {
+    fn clients_that_alternate_between_two_logs_are_reported_once() {
         let (cursors, a, b) = (ForeignCursors::default(), ConnectionId(1), ConnectionId(2));
         assert!(!cursors.note(a, "pos-7-1") && !cursors.note(b, "pos-7-1"), "as after a restart");
-        assert!(!cursors.note(a, "pos-7-1"), "a client that keeps an old cursor");
+        assert!(!cursors.note(a, "pos-7-1"), "a client that repeats its old cursor");
         assert!(!cursors.note(a, "pos-7-2") && !cursors.note(b, "pos-7-3"));
         assert!(cursors.note(a, "pos-7-4"));
-        assert!(!cursors.note(a, "pos-7-5") && !cursors.note(b, "pos-7-6"), "once is enough");
+        assert!(!cursors.note(a, "pos-7-5") && !cursors.note(b, "pos-7-6"), "the warning is due only once");
     }
 
-    // attack: invented cursors of other logs on many connections => a bounded number is remembered, and one line is logged
+    // attack: invented cursors of other logs on many connections => a bounded number is remembered, one line is logged
     #[test]
-    fn a_restart_and_invented_cursors_say_nothing() {
+    fn a_restart_and_invented_cursors_cause_no_warning() {
         let cursors = ForeignCursors::default();
         assert!((0..50_000_u128).all(|id| !cursors.note(ConnectionId(id), "pos-7-1")));
         assert_eq!(cursors.0.lock().unwrap().last.len(), MAX_CONNECTIONS);

@@ -1,8 +1,8 @@
-//! fanfare: a realtime event hub. Publish once, and every client that is allowed to know gets it over WebSocket,
-//! in order, once.
+//! fanfare: a realtime event hub. An application publishes an event once, and every authorised client receives it over
+//! WebSocket, in order and exactly once.
 //!
-//! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads and knows no
-//! process: no signals, no files, no command line.
+//! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads. It handles no
+//! process concerns: no signals, no files, no command line.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a hub counts: one table, from which the code, the Prometheus text and the documentation come.
+//! The metrics of a hub: one table, from which the code, the Prometheus text and the documentation are generated.
 
 use prometheus_client::{
     collector::Collector,
@@ -16,12 +16,12 @@ use std::{
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident = $family:literal $(, $label:literal = $value:literal)?;)+) => {
-        /// Something a hub counts.
+        /// A counter of a hub.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Counter { $($(#[doc = $doc])+ $name,)+ }
 
         impl Counter {
-            /// Every counter, those of one family together.
+            /// Every counter, grouped by family.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
             /// The family's name, without the `_total` that Prometheus adds.
@@ -29,12 +29,12 @@ macro_rules! counters {
                 match self { $(Self::$name => $family),+ }
             }
 
-            /// The label that tells the family's members apart, and its value.
+            /// The label that distinguishes the counters of a family, and its value.
             pub const fn label(self) -> Option<(&'static str, &'static str)> {
                 match self { $(Self::$name => counters!(@label $($label = $value)?)),+ }
             }
 
-            /// What is counted, in a sentence.
+            /// A description, as a sentence.
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
             }
@@ -45,27 +45,27 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections that became live.
+    /// Connections that were accepted.
     Connects = "fanfare_connects";
-    /// Connections that went on from a cursor.
+    /// Connections that resumed from a cursor without a gap.
     Resumes = "fanfare_resumes";
-    /// Connections that a newer socket took over.
+    /// Connections that were replaced by a newer socket.
     Takeovers = "fanfare_takeovers";
     /// Events that this node appended to the log.
     Events = "fanfare_events";
-    /// Events refused because their `event_id` is already in the log.
+    /// Events that were not appended because their `event_id` is already in the log.
     Duplicates = "fanfare_duplicate_events";
-    /// Events that the log in Redis had lost and this node put back.
+    /// Events that the log in Redis had lost and this node restored.
     EventsRestored = "fanfare_restored_events";
-    /// Events that the log in Redis lost and this node could not put back; clients were told of a gap.
+    /// Events that the log in Redis lost and this node could not restore; clients received a gap.
     EventsLost = "fanfare_lost_events";
-    /// Messages on Redis' channels that found no room while the log was away.
+    /// Messages on Redis channels that were dropped because the buffer was full while the log was unavailable.
     HeardLost = "fanfare_lost_publications";
     /// Commands sent to Redis.
     RedisCommands = "fanfare_redis_commands";
-    /// Commands that Redis did not answer, or answered with an error.
+    /// Redis commands that failed or timed out.
     RedisErrors = "fanfare_redis_errors";
-    /// Times that the link to Redis was made anew.
+    /// Reconnects to Redis.
     BusReconnects = "fanfare_bus_reconnects";
     /// Events written to a connection.
     Deliveries = "fanfare_deliveries";
@@ -77,143 +77,144 @@ counters! {
     Messages = "fanfare_messages";
     /// Pings sent.
     Pings = "fanfare_pings";
-    /// Times that a shard did not run for so long that its clients got more time to answer pings.
+    /// Pauses of a shard that were long enough to extend the timeouts of its clients.
     Pauses = "fanfare_shard_pauses";
-    /// Gaps told: the history behind a cursor was no longer held.
+    /// Gaps sent because events after the cursor were evicted.
     GapsExpired = "fanfare_gaps", "reason" = "expired";
-    /// Gaps told: the cursor is of another log.
+    /// Gaps sent because the cursor belongs to another log, or the log lost events.
     GapsReset = "fanfare_gaps", "reason" = "reset";
-    /// Upgrades refused: no token.
+    /// Rejected: no token.
     AuthMissing = "fanfare_auth_failures", "reason" = "token_missing";
-    /// Refused: the token has expired.
+    /// Rejected: the token has expired.
     AuthExpired = "fanfare_auth_failures", "reason" = "token_expired";
-    /// Refused: the token is not valid yet.
+    /// Rejected: the token is not valid yet.
     AuthNotYetValid = "fanfare_auth_failures", "reason" = "token_not_yet_valid";
-    /// Refused: the token is not valid.
+    /// Rejected: the token is not valid.
     AuthInvalid = "fanfare_auth_failures", "reason" = "token_invalid";
-    /// Refused: the token was revoked.
+    /// Rejected: the token was revoked.
     AuthRevoked = "fanfare_auth_failures", "reason" = "token_revoked";
-    /// Refused: the keys that tokens are verified with could not be had.
+    /// Rejected: the keys that verify tokens were unavailable.
     AuthUnavailable = "fanfare_auth_failures", "reason" = "keys_unavailable";
-    /// Refused: a page of another site made the request (`allowed_origins`).
+    /// Rejected: the page belongs to a site that is not allowed (`allowed_origins`).
     ForeignOrigin = "fanfare_auth_failures", "reason" = "origin_not_allowed";
-    /// Refused: the token does not allow it.
+    /// Rejected: the token does not permit the operation.
     AuthForbidden = "fanfare_auth_failures", "reason" = "forbidden";
-    /// Clients told that their token ends soon.
+    /// Clients notified that their token expires soon.
     TokensExpiring = "fanfare_expiring_tokens";
-    /// Clients closed because their token had ended.
+    /// Clients closed because their token expired.
     TokensExpired = "fanfare_expired_tokens";
     /// Clients closed because their token was revoked.
     TokensRevoked = "fanfare_revoked_tokens";
-    /// Refused: too many connections in all.
+    /// Rejected: too many connections in total.
     LimitConnections = "fanfare_refusals", "limit" = "max_connections";
-    /// Refused: too many connections of one user.
+    /// Rejected: too many connections of one user.
     LimitPerUser = "fanfare_refusals", "limit" = "max_connections_per_user";
-    /// Refused: too many connections from one address.
+    /// Rejected: too many connections from one address.
     LimitPerAddress = "fanfare_refusals", "limit" = "max_connections_per_address";
-    /// Refused: too many new connections a second from one address.
+    /// Rejected: too many new connections a second from one address.
     LimitConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_address";
-    /// Refused: too many new connections a second of one user.
+    /// Rejected: too many new connections a second of one user.
     LimitUserConnectRate = "fanfare_refusals", "limit" = "connects_per_second_per_user";
-    /// Refused without an upgrade: too many clients wait for their refusal.
+    /// Rejected without an upgrade: too many rejected clients wait for their close frame.
     LimitRefusals = "fanfare_refusals", "limit" = "refusal_delay";
-    /// Refused: too many events a second of one publisher.
+    /// Rejected: too many events a second from one publisher.
     LimitPublishes = "fanfare_refusals", "limit" = "publishes_per_second";
-    /// Left out: what is held behind a gap, after too much of it for one user or address.
+    /// Skipped: replays after a gap, beyond the limit of a user or an address.
     LimitGapReplay = "fanfare_refusals", "limit" = "gap_replay_bytes_per_second";
-    /// Refused: too many topics on one connection.
+    /// Rejected: too many topics on one connection.
     LimitTopics = "fanfare_refusals", "limit" = "max_topics_per_connection";
     /// Closed: too many messages a second from one client.
     LimitMessages = "fanfare_refusals", "limit" = "max_messages_per_second";
-    /// Closed: a frame or message too large.
+    /// Closed: a frame or message that is too large.
     LimitMessageBytes = "fanfare_refusals", "limit" = "max_message_bytes";
-    /// Refused: an event too large.
+    /// Rejected: an event that is too large.
     LimitEventBytes = "fanfare_refusals", "limit" = "max_event_bytes";
-    /// Refused: a batch of too many events.
+    /// Rejected: a batch of too many events.
     LimitBatch = "fanfare_refusals", "limit" = "max_batch_events";
     /// Closed: HTTP connections, to make room for a new one.
     LimitHttpConnections = "fanfare_refusals", "limit" = "max_http_connections";
-    /// Closed: HTTP connections of one address, to make room for a new one of it.
+    /// Closed: HTTP connections of one address, to make room for a new one from the same address.
     LimitHttpPerAddress = "fanfare_refusals", "limit" = "max_http_connections_per_address";
     /// Closed: a TLS handshake, a request or its upgrade that took too long, or a response that was not read in time.
     LimitHandshake = "fanfare_refusals", "limit" = "handshake_timeout";
-    /// Messages answered with an error: not JSON, of an unknown type, or with something missing.
+    /// Messages answered with an error: not JSON, of an unknown type, or with a missing field.
     BadMessages = "fanfare_bad_input", "kind" = "message";
-    /// Requests that are no HTTP.
+    /// Requests that are not HTTP.
     BadRequests = "fanfare_bad_input", "kind" = "request";
     /// Connections of a load balancer without a PROXY header.
     BadIntroductions = "fanfare_bad_input", "kind" = "proxy";
     /// TLS handshakes that failed.
     BadTls = "fanfare_bad_input", "kind" = "tls";
-    /// Upgrade requests that broke RFC 6455 section 4.2.1.
+    /// Upgrade requests that violate RFC 6455 section 4.2.1.
     BadUpgrades = "fanfare_bad_input", "kind" = "upgrade";
-    /// Events refused because they are malformed.
+    /// Events rejected because they are malformed.
     BadEvents = "fanfare_bad_input", "kind" = "event";
-    /// Messages on Redis' channels that are no events.
+    /// Messages on Redis channels that are not events.
     BadPublications = "fanfare_bad_input", "kind" = "publication";
-    /// Entries of the log in Redis that are no events and were skipped.
+    /// Entries of the log in Redis that are not events and were skipped.
     BadLogEntries = "fanfare_bad_input", "kind" = "log_entry";
-    /// Closes, 1000: the client asked.
+    /// 1000: the client requested the close.
     ClosedNormal = "fanfare_closes", "code" = "1000";
-    /// Closes, 1001: shutdown, or the browser left.
+    /// 1001: the hub shut down, or the browser left the page.
     ClosedGoingAway = "fanfare_closes", "code" = "1001";
-    /// Closes, 1002: the protocol was broken.
+    /// 1002: the client violated the protocol.
     ClosedProtocol = "fanfare_closes", "code" = "1002";
-    /// Closes, 1003: a binary message.
+    /// 1003: the client sent a binary message.
     ClosedUnsupported = "fanfare_closes", "code" = "1003";
-    /// Closes, 1006: the socket ended without a close frame.
+    /// 1006: the socket ended without a close frame.
     ClosedAbnormal = "fanfare_closes", "code" = "1006";
-    /// Closes, 1007: not UTF-8.
+    /// 1007: the client sent text that is not UTF-8.
     ClosedInvalidText = "fanfare_closes", "code" = "1007";
-    /// Closes, 1008: the token.
+    /// 1008: the token was rejected, or the origin is not allowed.
     ClosedPolicy = "fanfare_closes", "code" = "1008";
-    /// Closes, 1009: too big.
+    /// 1009: a frame or message was too large.
     ClosedTooBig = "fanfare_closes", "code" = "1009";
-    /// Closes, 1011: the hub failed.
+    /// 1011: the hub failed.
     ClosedInternal = "fanfare_closes", "code" = "1011";
-    /// Closes, 1012: restart.
+    /// 1012: the hub was replaced.
     ClosedRestart = "fanfare_closes", "code" = "1012";
-    /// Closes, 1013: a limit on connections.
+    /// 1013: a limit on connections was reached, or keys or the log were unavailable.
     ClosedTryAgainLater = "fanfare_closes", "code" = "1013";
-    /// Closes, 4000: silent for too long.
+    /// 4000: the client was silent for too long.
     ClosedHeartbeat = "fanfare_closes", "code" = "4000";
-    /// Closes, 4001: taken over.
+    /// 4001: a newer socket took over the connection.
     ClosedReplaced = "fanfare_closes", "code" = "4001";
-    /// Closes, 4002: too many messages.
+    /// 4002: the client sent too many messages a second.
     ClosedTooManyMessages = "fanfare_closes", "code" = "4002";
-    /// Closes, 4003: by an operator or the application.
+    /// 4003: an operator or the application closed the connection.
     ClosedDisconnected = "fanfare_closes", "code" = "4003";
 }
 
-/// What the members of a family with a label have in common.
+/// Descriptions of the families with a label.
 const FAMILIES: &[(&str, &str)] = &[
-    ("fanfare_gaps", "Clients that were told of a gap, by reason."),
-    ("fanfare_auth_failures", "Tokens and sites refused, by reason."),
-    ("fanfare_refusals", "What a limit refused or closed, by limit."),
-    ("fanfare_bad_input", "What was sent and could not be understood, by kind."),
-    ("fanfare_closes", "Connections that ended, by close code."),
+    ("fanfare_gaps", "Gaps sent to clients, by reason."),
+    ("fanfare_auth_failures", "Tokens and origins rejected, by reason."),
+    ("fanfare_refusals", "Rejections and closes because of a limit, by limit."),
+    ("fanfare_bad_input", "Malformed input, by kind."),
+    ("fanfare_closes", "Closed connections, by close code."),
 ];
 
 fn family_help(family: &str) -> &'static str {
     FAMILIES.iter().find(|(name, _)| *name == family).map_or("", |(_, help)| help)
 }
 
-/// A distribution that a hub measures.
+/// A histogram of a hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measure {
-    /// From an event's appending until the last client that keeps up was sent it, by the log's clock, for each shard.
+    /// Delivery latency: from the append of an event to the write to the last client that is not lagging, by the log's
+    /// clock, for each shard.
     AppendToWrite,
-    /// From a ping to the client's pong.
+    /// Round trip time: from a ping to the client's pong.
     RoundTrip,
-    /// How long a shard is busy until it waits again.
+    /// Duration of one iteration of a shard's loop, without the wait.
     Loop,
 }
 
 impl Measure {
-    /// Every one of them.
+    /// Every histogram.
     pub const ALL: &[Self] = &[Self::AppendToWrite, Self::RoundTrip, Self::Loop];
 
-    /// Its name in the Prometheus text.
+    /// The name in the Prometheus text.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AppendToWrite => "fanfare_append_to_write_seconds",
@@ -222,18 +223,18 @@ impl Measure {
         }
     }
 
-    /// What is measured, in a sentence.
+    /// A description, as a sentence.
     pub const fn help(self) -> &'static str {
         match self {
             Self::AppendToWrite => {
-                "From an event's appending until the last client that keeps up was sent it, for each shard."
+                "From the append of an event to the write to the last client that is not lagging, for each shard."
             }
             Self::RoundTrip => "From a ping to the client's pong.",
-            Self::Loop => "How long a shard is busy until it waits again.",
+            Self::Loop => "Duration of one iteration of a shard's loop, without the wait.",
         }
     }
 
-    /// The upper bounds of its buckets, in microseconds.
+    /// The upper bounds of the buckets, in microseconds.
     pub const fn bounds_us(self) -> &'static [u64] {
         match self {
             Self::AppendToWrite => {
@@ -247,7 +248,7 @@ impl Measure {
     }
 }
 
-/// Something whose number of kinds publishers decide.
+/// A counter by event type. Publishers choose the types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByType {
     /// Events appended to the log by this node.
@@ -257,10 +258,10 @@ pub enum ByType {
 }
 
 impl ByType {
-    /// Both of them.
+    /// Every counter by event type.
     pub const ALL: &[Self] = &[Self::Events, Self::Deliveries];
 
-    /// Its name in the Prometheus text, without the `_total` that Prometheus adds.
+    /// The name in the Prometheus text, without the `_total` that Prometheus adds.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Events => "fanfare_events_by_type",
@@ -268,7 +269,7 @@ impl ByType {
         }
     }
 
-    /// What is counted, in a sentence.
+    /// A description, as a sentence.
     pub const fn help(self) -> &'static str {
         match self {
             Self::Events => "Events appended to the log by this node, by type; after 64 types, other.",
@@ -280,33 +281,33 @@ impl ByType {
 /// The media type of [`Hub::metrics_text`](crate::Hub::metrics_text).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A figure that the application adds to the hub's.
+/// A metric that the application adds to the hub's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
-    /// Its name in the Prometheus text; a counter's without the `_total` that Prometheus adds.
+    /// The name in the Prometheus text; for a counter without the `_total` that Prometheus adds.
     pub name: &'static str,
-    /// What it is, in a sentence.
+    /// A description, as a sentence.
     pub help: &'static str,
-    /// It only grows, from 0 at the start of the process.
+    /// Whether it is a counter: it only grows, from 0 at the start of the process.
     pub counter: bool,
-    /// How much it is now.
+    /// The current value.
     pub value: f64,
 }
 
-/// Figures that the application has of its process, asked for whenever the hub's are read.
+/// Metrics that the application provides for its process. They are collected whenever the hub's metrics are read.
 pub trait Figures: Send + Sync + fmt::Debug + 'static {
-    /// All that are known now. Must not block for long.
+    /// All current metrics. Must not block for long.
     fn figures(&self) -> Vec<Figure>;
 }
 
-/// Publishers can make up any number of types; a page of figures can't have any number of lines.
+/// Maximum number of event types with their own series, because publishers can use any number of types.
 const MAX_TYPES: usize = 64;
-/// What all further types count as.
+/// The type that further types are counted as.
 const OTHER: &str = "other";
-/// More buckets than any measure has.
+/// Number of buckets of a histogram, including the one above all bounds.
 const BUCKETS: usize = 12;
 
-/// The figures of one hub.
+/// The metrics of one hub.
 pub struct Metrics {
     counts: [AtomicU64; Counter::ALL.len()],
     measures: [Distribution; Measure::ALL.len()],
@@ -315,7 +316,7 @@ pub struct Metrics {
 
 #[derive(Default)]
 struct Distribution {
-    /// The last one is what is longer than all bounds.
+    /// The last bucket counts values above all bounds.
     counts: [AtomicU64; BUCKETS],
     sum_us: AtomicU64,
 }
@@ -331,35 +332,35 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// How often something was counted since the hub started.
+    /// The value of a counter since the hub started.
     pub fn get(&self, counter: Counter) -> u64 {
         self.counts[counter as usize].load(Ordering::Relaxed)
     }
 
-    /// Counts something.
+    /// Adds to a counter.
     pub fn add(&self, counter: Counter, n: u64) {
         self.counts[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Measures something, in microseconds.
+    /// Records a value in microseconds.
     pub fn measure(&self, measure: Measure, us: u64) {
         let bucket = measure.bounds_us().partition_point(|bound| *bound < us);
         self.measure_many(measure, bucket, 1, us);
     }
 
-    /// Takes over what was counted elsewhere: so many in a bucket, that take so many microseconds together.
+    /// Records `count` values in one bucket. `sum_us` is their sum in microseconds.
     pub(crate) fn measure_many(&self, measure: Measure, bucket: usize, count: u64, sum_us: u64) {
         let distribution = &self.measures[measure as usize];
         distribution.counts[bucket.min(BUCKETS - 1)].fetch_add(count, Ordering::Relaxed);
         distribution.sum_us.fetch_add(sum_us, Ordering::Relaxed);
     }
 
-    /// How often something was measured since the hub started.
+    /// Number of recorded values since the hub started.
     pub fn measured(&self, measure: Measure) -> u64 {
         self.measures[measure as usize].counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
-    /// How often each bucket of a measure was counted; the last is what is longer than all bounds.
+    /// The count of each bucket. The last bucket counts values above all bounds.
     pub fn buckets(&self, measure: Measure) -> Vec<u64> {
         self.measures[measure as usize].counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
@@ -370,7 +371,7 @@ impl Metrics {
         self.add_of_type(ByType::Events, event_type, 1);
     }
 
-    /// Counts something of an event's type.
+    /// Adds to the counter of an event type.
     pub fn add_of_type(&self, what: ByType, event_type: &str, n: u64) {
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
         let name = if types.contains_key(event_type) || types.len() < MAX_TYPES { event_type } else { OTHER };
@@ -380,7 +381,7 @@ impl Metrics {
         }
     }
 
-    /// Counts something of the types of many events.
+    /// Adds to the counters of the types of many events. Adjacent events of one type take the lock once.
     pub(crate) fn add_all_of_type<'a>(&self, what: ByType, all: impl Iterator<Item = (&'a str, u64)>) {
         let mut all = all.peekable();
         while let Some((event_type, mut n)) = all.next() {
@@ -391,7 +392,7 @@ impl Metrics {
         }
     }
 
-    /// How often something was counted of an event's type.
+    /// The counter of an event type.
     pub fn of_type(&self, what: ByType, event_type: &str) -> u64 {
         let types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
         types.get(event_type).map_or(0, |counts| counts[what as usize])
@@ -404,7 +405,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Gives a hub's figures to a Prometheus registry.
+/// Exports a hub's metrics to a Prometheus registry.
 #[derive(Debug)]
 pub(crate) struct Counters(pub(crate) std::sync::Arc<Metrics>);
 
@@ -492,7 +493,7 @@ mod tests {
 
     // attack: publishing any number of different event types => the number of metric series stays bounded
     #[test]
-    fn publishers_can_not_make_any_number_of_lines() {
+    fn publishers_cannot_create_unbounded_series() {
         let metrics = Metrics::default();
         for n in 0..1_000 {
             metrics.add_of_type(ByType::Events, &format!("type-{n}"), 1);
@@ -503,14 +504,14 @@ mod tests {
     }
 
     #[test]
-    fn every_family_with_a_label_says_what_it_is() {
+    fn every_family_with_a_label_has_a_description() {
         for counter in Counter::ALL.iter().filter(|counter| counter.label().is_some()) {
             assert!(!family_help(counter.family()).is_empty(), "{}", counter.family());
         }
     }
 
     #[test]
-    fn every_family_stands_together() {
+    fn the_counters_of_a_family_are_adjacent() {
         let mut families: Vec<_> = Counter::ALL.iter().map(|c| c.family()).collect();
         families.dedup();
         let count = families.len();

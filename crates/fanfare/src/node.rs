@@ -1,6 +1,7 @@
-//! What the parts of one node share: the window, the counters, the limits, and the shards' inboxes.
+//! The state that the parts of one node share: the window, the counters, the limits, and the shards' inboxes.
 //!
-//! Every lock here is held for the time of a look-up or a push, never across a system call.
+//! Every lock here is held for a look-up or a push only, never across a system call. Limits and counters may be locked
+//! while the window is locked, and never the other way round.
 
 use crate::{
     admission::{Admission, ExceededLimit},
@@ -38,7 +39,7 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 
-/// What the parts of one node share.
+/// The shared state of one node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
@@ -50,20 +51,20 @@ pub(crate) struct Node {
     pub(crate) logged_origins: LoggedOrigins,
     pub(crate) foreign_cursors: ForeignCursors,
     pub(crate) names: ConnectionIdIssuer,
-    /// What other nodes call this one.
+    /// The name by which other nodes identify this one.
     pub(crate) name: Arc<str>,
     pub(crate) window: SharedWindow,
     pub(crate) shards: OnceLock<Vec<Arc<ShardHandle>>>,
-    /// Both held by the hub, whose node this is.
+    /// Weak, because the hub that owns both also owns this node.
     pub(crate) broker: OnceLock<Weak<dyn Broker>>,
     pub(crate) presence: OnceLock<Weak<dyn Presence>>,
     pub(crate) ready: AtomicBool,
-    /// The application's.
+    /// Metrics that the application adds.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
     pub(crate) log_switch: Option<Arc<dyn LogSwitch>>,
     pub(crate) tracer: Option<Arc<dyn Tracer>>,
     pub(crate) recently_closed: Mutex<RecentlyClosed>,
-    /// An administrator wants it to end.
+    /// Notified when an administrator requests that the node drains.
     pub(crate) drain_wanted: Notify,
 }
 
@@ -78,8 +79,8 @@ impl LogFollower for Node {
         }
     }
 
-    fn handle_control(&self, order: ControlMessage) {
-        match order {
+    fn handle_control(&self, message: ControlMessage) {
+        match message {
             ControlMessage::Disconnect { connection, reason } => {
                 if let Some(shard) = self.shard_of(connection) {
                     shard.send(Command::Close(connection, CloseCode::Disconnected, reason));
@@ -98,13 +99,14 @@ impl LogFollower for Node {
                 }
             }
             ControlMessage::Revoke(revocation) => {
-                let news = {
+                let is_new = {
                     let mut revocations = self.revocations.write().unwrap_or_else(PoisonError::into_inner);
                     revocations.drop_expired(clock::now().unix_ms / 1_000);
                     revocations.add(revocation.clone())
                 };
-                // After that, so that whoever is let in meanwhile is looked at by either.
-                for shard in self.shards().iter().filter(|_| news) {
+                // Shards are notified after the revocation is stored. A client that connects meanwhile is checked
+                // either at its admission or by the shards.
+                for shard in self.shards().iter().filter(|_| is_new) {
                     shard.send(Command::Revoke(revocation.clone()));
                 }
             }
@@ -137,7 +139,7 @@ impl LogFollower for Node {
             for shard in self.shards() {
                 let (reply, answer) = oneshot::channel();
                 shard.send(Command::List(user.clone(), reply));
-                // A shard that has ended has nobody.
+                // A shard that has ended has no clients.
                 all.extend(answer.await.unwrap_or_default());
             }
             Ok::<_, BrokerError>(all)
@@ -145,7 +147,7 @@ impl LogFollower for Node {
     }
 
     fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)> {
-        // The number of a shard, and then of a slot.
+        // A place is the index of a shard in the upper 32 bits, and a slot in the lower 32 bits.
         let (index, from) = (place >> 32, place & u64::from(u32::MAX));
         Box::pin(async move {
             let Some(shard) = usize::try_from(index).ok().and_then(|index| self.shards().get(index)) else {
@@ -153,7 +155,7 @@ impl LogFollower for Node {
             };
             let (reply, answer) = oneshot::channel();
             shard.send(Command::ListFrom(usize::try_from(from).unwrap_or(usize::MAX), count, reply));
-            // A shard that has ended has nobody.
+            // A shard that has ended has no clients.
             let (clients, next) = answer.await.unwrap_or_default();
             let next = match next {
                 Some(slot) => index << 32 | slot as u64,
@@ -165,7 +167,7 @@ impl LogFollower for Node {
 
     fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>> {
         Box::pin(async move {
-            let said = match question {
+            let reply = match question {
                 Question::Event { event_id, user } => {
                     serde_json::to_string(&self.trace(&event_id, user.map(Arc::from)).await).ok()
                 }
@@ -178,7 +180,7 @@ impl LogFollower for Node {
                     found.and_then(|details| serde_json::to_string(&details).ok())
                 }
             };
-            Ok::<_, BrokerError>(said)
+            Ok::<_, BrokerError>(reply)
         })
     }
 
@@ -188,12 +190,12 @@ impl LogFollower for Node {
 }
 
 impl Node {
-    /// The clients that have left.
+    /// The recently closed connections.
     pub(crate) fn recently_closed(&self) -> MutexGuard<'_, RecentlyClosed> {
         self.recently_closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What became of an event here.
+    /// The delivery of an event on this node.
     async fn trace(&self, event_id: &str, user: Option<Arc<str>>) -> EventAnswer {
         let (entry, epoch) = {
             let window = self.window.read();
@@ -215,7 +217,7 @@ impl Node {
         for shard in self.shards() {
             let (reply, answer) = oneshot::channel();
             shard.send(Command::Trace(entry.clone(), user.clone(), reply));
-            // A shard that has ended has nobody.
+            // A shard that has ended has no clients.
             let DeliverySummary { connected, matched, waiting, came_later, of_user } = answer.await.unwrap_or_default();
             node.connected += connected;
             node.matched += matched;
@@ -237,7 +239,7 @@ impl Node {
         EventAnswer { node, event: Some(event) }
     }
 
-    /// How a client stands here, or how it ended here.
+    /// The details of a client that is connected to this node, or was.
     async fn inspect(&self, connection: ConnectionId) -> Option<ClientDetails> {
         if let Some(shard) = self.shard_of(connection) {
             let (reply, answer) = oneshot::channel();
@@ -253,20 +255,20 @@ impl Node {
         Some(self.recently_closed().find(connection)?.details(&self.name, &lineage, head))
     }
 
-    /// How far its clients are behind the log's head.
-    pub(crate) async fn lateness(&self) -> ClientLag {
+    /// The lag of this node's clients behind the head of the log.
+    pub(crate) async fn client_lag(&self) -> ClientLag {
         let mut all = ClientLag::default();
         for shard in self.shards() {
             let (reply, answer) = oneshot::channel();
-            shard.send(Command::Survey(reply));
-            // A shard that has ended has nobody.
+            shard.send(Command::MeasureLag(reply));
+            // A shard that has ended has no clients.
             let ClientLag { clients, farthest } = answer.await.unwrap_or_default();
             all = ClientLag { clients: all.clients + clients, farthest: all.farthest.max(farthest) };
         }
         all
     }
 
-    /// How it stands.
+    /// The node's status.
     pub(crate) async fn figures(&self) -> NodeFigures {
         let status = self.broker.get().and_then(Weak::upgrade).map(|broker| broker.status()).unwrap_or_default();
         let mut slow = Vec::new();
@@ -292,7 +294,7 @@ impl Node {
             problem: status.problem,
             connections: sum(|shard| &shard.open),
             overdue: sum(|shard| &shard.overdue),
-            behind: self.lateness().await.clients,
+            behind: self.client_lag().await.clients,
             lag_ms: status.lag.map(|lag| lag.as_secs_f64() * 1e3),
             window_events,
             window_bytes,
@@ -307,7 +309,7 @@ impl Node {
         }
     }
 
-    /// Who keeps the list of who is connected, while there is one.
+    /// The list of connections, until the hub is dropped.
     pub(crate) fn presence(&self) -> Option<Arc<dyn Presence>> {
         self.presence.get().and_then(Weak::upgrade)
     }
@@ -316,14 +318,15 @@ impl Node {
         self.shards.get().map_or(&[], Vec::as_slice)
     }
 
-    /// The shard of a connection. A client that comes back finds its lingering older socket on the same one.
+    /// The shard of a connection. It depends on the connection ID alone, so that a reconnecting client finds its older
+    /// socket on the same shard.
     pub(crate) fn shard_of(&self, connection: ConnectionId) -> Option<&Arc<ShardHandle>> {
         let shards = self.shards();
         let at = connection.halves()[0] % shards.len().max(1) as u64;
         shards.get(usize::try_from(at).unwrap_or(0))
     }
 
-    /// The tokens that are no longer believed.
+    /// The revoked tokens.
     pub(crate) fn revoked(&self) -> RwLockReadGuard<'_, Revocations> {
         self.revocations.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -332,17 +335,17 @@ impl Node {
         self.revoked().concern(grant)
     }
 
-    /// What a token allows, which may have to wait until a key was fetched.
+    /// Verifies a token. May wait for a key to be fetched.
     pub(crate) async fn authenticate(&self, token: Option<&str>) -> Result<Grant, AuthError> {
         let token = token.and_then(given).ok_or(AuthError::Missing)?;
-        self.believe(self.verifier.verify_or_refresh(token, clock::now().unix_ms / 1_000).await)
+        self.check_revoked(self.verifier.verify_or_refresh(token, clock::now().unix_ms / 1_000).await)
     }
 
-    fn believe(&self, result: Result<Grant, AuthError>) -> Result<Grant, AuthError> {
+    fn check_revoked(&self, result: Result<Grant, AuthError>) -> Result<Grant, AuthError> {
         result.and_then(|grant| if self.is_revoked(&grant) { Err(AuthError::Revoked) } else { Ok(grant) })
     }
 
-    /// Whether the page that makes a request may. If not, that is counted and told in the log.
+    /// Checks the origin of a request. A rejected origin is counted and logged.
     pub(crate) fn check_origin(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<(), ForeignOrigin> {
         self.config.allowed_origins.check(headers, &self.config, peer).inspect_err(|error| {
             self.metrics.add(Counter::ForeignOrigin, 1);
@@ -352,27 +355,27 @@ impl Node {
         })
     }
 
-    /// Notes a client whose cursor is of no log that this node knows, and says once what that means if such clients come
-    /// again and again. With the log in Redis all nodes have the same.
+    /// Records a client whose cursor belongs to no log that this node knows, and logs a warning once if such clients
+    /// return repeatedly. Not needed with Redis, where all nodes share one log.
     pub(crate) fn note_foreign_cursor(&self, connect_request: &ConnectRequest, window: &Window) {
         let Some(cursor) = connect_request.last_event_id.as_deref() else { return };
         if window.find(cursor).is_some() {
-            // It is of this log, and only doubtful after a loss.
+            // The cursor belongs to this log, and is only uncertain because of a loss.
             return;
         }
         let in_memory = self.broker.get().and_then(Weak::upgrade).is_some_and(|broker| broker.name() == "memory");
         if in_memory && self.foreign_cursors.note(connect_request.connection, cursor) {
             tracing::warn!(
-                "clients alternate between this hub and another one: they return with cursors of another log (here it is \
-                 epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url (REDIS_URL) \
-                 to the same Redis on all hubs behind this address, or leave one hub there",
+                "clients alternate between this hub and another one: they return with cursors of another log (this one \
+                 has epoch {:x}), and each hub serves a part of the clients with a part of the events; set redis_url \
+                 (REDIS_URL) to the same Redis on all hubs behind this address, or run only one hub there",
                 window.epoch()
             );
         }
     }
 
-    /// Where a client starts behind its gap: at what is held, or, after too much of that for its user or address, at the
-    /// head. The gap says in either case that there is more than what follows.
+    /// The resume point of a client after a gap: the oldest retained event, or the head if its user or address exceeded
+    /// the limit on replays. The `gap` is sent in either case, so no event is lost silently.
     pub(crate) fn start_behind_gap(
         &self,
         window: &Window,
@@ -390,15 +393,16 @@ impl Node {
         start
     }
 
-    /// Verifies a token that a connected client shows, and counts it if it is refused.
+    /// Verifies the token of an `auth` message. A rejection is counted.
     pub(crate) fn verify_in_band(&self, token: &str) -> Result<Grant, Denied> {
         let verified = given(token).ok_or(AuthError::Missing);
         let verified = verified.and_then(|token| self.verifier.verify(token, clock::now().unix_ms / 1_000));
         if verified == Err(Flaw::AccessKey.into()) {
-            // The shard can't wait; the client's next attempt finds it.
+            // A shard must not block. The look-up runs in the background, and the client's next attempt finds its
+            // result.
             self.verifier.look_up_soon(token);
         }
-        let result = self.believe(verified);
+        let result = self.check_revoked(verified);
         result.map_err(|error| {
             self.metrics.add(auth_counter(&error), 1);
             Denied { code: error.code(), message: error.to_string() }
@@ -410,7 +414,7 @@ impl Node {
     }
 }
 
-/// Where a refused token is counted.
+/// The counter of a rejected token.
 pub(crate) fn auth_counter(error: &AuthError) -> Counter {
     match error.code() {
         "token_missing" => Counter::AuthMissing,

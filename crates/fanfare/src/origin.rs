@@ -1,5 +1,5 @@
-//! Where a request comes from: the site whose page makes it, and the address of whoever it is made for. What headers say of
-//! addresses is believed only of proxies that are named.
+//! The origin of a request: the site whose page makes it, and the address of its client. Forwarding headers are trusted
+//! only from configured proxies.
 
 use crate::Config;
 use axum::{
@@ -23,58 +23,60 @@ use url::{Host, Url};
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// How much of an origin or a host is repeated in a close reason, which holds 123 bytes in all (RFC 6455 section 5.5).
+/// Maximum number of bytes of an origin or a host in a close reason, which has 123 bytes in total (RFC 6455 section
+/// 5.5).
 const SHOWN_BYTES: usize = 36;
-/// How many origins are logged before the log is silent, and for how long, in milliseconds.
+/// Maximum number of origins that are logged in a period, and the length of the period in milliseconds.
 const LOGGED_ORIGINS: usize = 100;
 const LOGGED_FOR_MS: u64 = 3_600_000;
 
-/// The sites whose pages may use a hub beside its own.
+/// The sites whose pages may connect, besides the hub's own.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Origins {
-    /// Pages of the hub's own site alone.
+    /// Only pages of the hub's own site.
     #[default]
     Same,
-    /// Those of these sites too, each as browsers write it: `https://app.example.org`, `capacitor://localhost`, `null`,
-    /// `file://`; `https://*.example.org` for every subdomain, and not for `example.org` itself.
+    /// Also pages of these sites, each as browsers write it: `https://app.example.org`, `capacitor://localhost`,
+    /// `null`, `file://`. `https://*.example.org` allows every subdomain, but not `example.org` itself.
     Listed(Vec<String>),
-    /// Every site. A page needs a token all the same; the hub has no cookies that a browser would add.
+    /// Pages of every site. A page still needs a token; the hub uses no cookies that a browser would add.
     Every,
 }
 
-/// Proxies in front of a hub, by address or network.
+/// Reverse proxies in front of a hub, by address or network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proxies(Vec<IpNet>);
 
-/// A list of origins that can't be read.
+/// The text is not a list of origins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a list of origins, such as https://app.example.org, https://*.example.org or capacitor://localhost")]
 pub struct NotOrigins;
 
-/// A list of proxies that can't be read.
+/// The text is not a list of proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a list of addresses or networks, such as 10.0.0.0/8")]
 pub struct NotProxies;
 
-/// A page of a site that is not allowed made the request. The text is for the log; [`Self::reason`] is for the client.
+/// The request comes from a page of a site that is not allowed. The text is for the log; [`Self::reason`] is for the
+/// client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a page of {origin} may not connect to {host}: set allowed_origins = \"{wanted}\"{note}")]
 pub(crate) struct ForeignOrigin {
     pub(crate) origin: String,
     host: String,
-    /// What `allowed_origins` would be with the origin in it.
+    /// The value of `allowed_origins` that would allow the origin.
     wanted: String,
-    /// The origin, and its other name if it is a page of the developer's own machine.
+    /// The origin. For a page on the local machine also its other local name.
     offer: String,
     note: &'static str,
 }
 
-/// Which rejected origins the log has named lately.
+/// The rejected origins that were logged recently.
 #[derive(Debug, Default)]
 pub(crate) struct LoggedOrigins(Mutex<(u64, HashSet<String>)>);
 
 impl Origins {
-    /// Whether a page of `origin` may.
+    /// Whether pages of `origin` are allowed.
     fn contains(&self, origin: &str) -> bool {
         match self {
             Self::Same => false,
@@ -86,7 +88,7 @@ impl Origins {
         }
     }
 
-    /// Checks who makes a request (RFC 6455 section 10.2): a browser says whose page it is, and nobody else has to.
+    /// Checks the origin of a request (RFC 6455 section 10.2). Browsers send it; other clients do not have to.
     pub(crate) fn check(
         &self,
         headers: &HeaderMap,
@@ -103,7 +105,7 @@ impl Origins {
         if self.contains(origin) || same() { Ok(()) } else { Err(ForeignOrigin::new(origin, host, self)) }
     }
 
-    /// What CORS needs to know of them.
+    /// The allowed origins for the CORS layer.
     pub(crate) fn to_cors(&self) -> Option<tower_http::cors::AllowOrigin> {
         match self {
             Self::Same => None,
@@ -117,7 +119,7 @@ impl Origins {
     }
 }
 
-/// The other end of the connection that a request came over, if the server told it.
+/// The peer address of the connection, if the server provides it.
 pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical())
 }
@@ -125,7 +127,7 @@ pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
 impl ForeignOrigin {
     fn new(origin: &str, host: Option<&str>, allowed: &Origins) -> Self {
         let offer = match normalized(origin).as_deref().and_then(other_local_name) {
-            // Which of the two names of this machine a developer's page is opened by changes from day to day.
+            // Developers open a page under either name of the local machine.
             Some(other) => format!("{},{other}", origin.to_ascii_lowercase()),
             None => origin.to_owned(),
         };
@@ -146,12 +148,12 @@ impl ForeignOrigin {
         }
     }
 
-    /// The same for an answer over HTTP, without what else is allowed.
+    /// The detail of an HTTP response. It does not list the allowed origins.
     pub(crate) fn detail(&self) -> String {
         format!("a page of {} may not use {}: add {} to allowed_origins", self.origin, self.host, self.offer)
     }
 
-    /// The close reason: at most 123 bytes, and without the list of those who may.
+    /// The close reason, at most 123 bytes. It does not list the allowed origins.
     pub(crate) fn reason(&self) -> String {
         let exact = format!("origin_not_allowed: {} at {}: set allowed_origins={}", self.origin, self.host, self.offer);
         if exact.len() <= 123 {
@@ -163,13 +165,13 @@ impl ForeignOrigin {
 }
 
 fn shortened(text: &str) -> String {
-    // Headers that can be read are ASCII, and what is not is cut elsewhere than within a character.
+    // Readable headers are ASCII. Other text is never cut within a character.
     let end = (0..=SHOWN_BYTES - 3).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
     if text.len() <= SHOWN_BYTES { text.to_owned() } else { format!("{}...", &text[..end]) }
 }
 
 impl LoggedOrigins {
-    /// Whether this origin should be logged: once an hour each, and only so many of them.
+    /// Whether an origin should be logged: each at most once an hour, and at most `LOGGED_ORIGINS` an hour.
     pub(crate) fn is_new(&self, origin: &str, mono_ms: u64) -> bool {
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (since_ms, origins) = &mut *logged;
@@ -180,7 +182,7 @@ impl LoggedOrigins {
     }
 }
 
-/// Whether a listed origin, normalised or a pattern, is that of a page.
+/// Whether a normalised origin matches a listed origin or pattern.
 fn matches(allowed: &str, origin: &str) -> bool {
     let Some((scheme, domain)) = allowed.split_once("://*.") else { return allowed == origin };
     let host = origin.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
@@ -188,7 +190,7 @@ fn matches(allowed: &str, origin: &str) -> bool {
     subdomain.is_some_and(|name| !name.is_empty())
 }
 
-/// The same page under the other of the two names that browsers have for this machine.
+/// The same origin under the other name of the local machine.
 fn other_local_name(origin: &str) -> Option<String> {
     let url = Url::parse(origin).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
@@ -200,15 +202,15 @@ fn other_local_name(origin: &str) -> Option<String> {
     Some(format!("{}://{other}{port}", url.scheme()))
 }
 
-/// The host that the request was made to, as the client wrote it.
+/// The host that the request was sent to, as the client wrote it.
 fn host<'a>(headers: &'a HeaderMap, config: &Config, peer: Option<IpAddr>) -> Option<&'a str> {
     let forwarded = peer.is_some_and(|peer| config.trusted_proxies.contains(peer));
     let forwarded = forwarded.then(|| headers.get(FORWARDED_HOST)).flatten();
     forwarded.or_else(|| headers.get(HOST))?.to_str().ok()
 }
 
-/// Whether an origin is the site of a host: the same name, and the same port. A proxy in front may speak TLS for it, so that
-/// the scheme says nothing here.
+/// Whether an origin is the site of a host: the same name and port. The scheme is ignored, because a proxy may
+/// terminate TLS.
 fn is_at(origin: &str, host: &str) -> bool {
     let Some((scheme, site)) = origin.split_once("://") else { return false };
     let default = match scheme {
@@ -221,24 +223,24 @@ fn is_at(origin: &str, host: &str) -> bool {
 }
 
 impl Proxies {
-    /// Whether an address is one of theirs.
+    /// Whether an address belongs to a proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|net| net.contains(&address))
     }
 
-    /// Whose request it is that came from `peer`: the last address in `X-Forwarded-For` that is none of a proxy.
+    /// The client address of a request from `peer`: the last address in `X-Forwarded-For` that is not a proxy's.
     pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.contains(peer) {
             return peer;
         }
-        // What the client sent may be any bytes, and stands before what the proxy appended to the same line.
+        // The client's part of the header may have any bytes. It precedes the proxy's part, possibly on the same line.
         let lines: Vec<_> =
             headers.get_all(FORWARDED_FOR).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
         let mut client = peer;
         for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')).map(str::trim) {
-            // What a proxy did not write as an address was written by somebody behind it.
+            // An entry that is not an address was not written by a proxy, so everything before it is untrusted.
             let Some(address) = address(entry) else { break };
             client = address;
             if !self.contains(address) {
@@ -258,7 +260,8 @@ fn address(entry: &str) -> Option<IpAddr> {
 }
 
 impl crate::Hub {
-    /// Whose request it is, by its connection and what trusted proxies say ([`Config::trusted_proxies`]).
+    /// The client address of a request, from its connection and the headers of trusted proxies
+    /// ([`Config::trusted_proxies`]).
     pub fn client_address(&self, parts: &Parts) -> IpAddr {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         self.config().trusted_proxies.client(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), &parts.headers)
@@ -268,7 +271,7 @@ impl crate::Hub {
 impl FromStr for Origins {
     type Err = NotOrigins;
 
-    /// Origins with commas between them, `*` for every one; nothing for the hub's own alone.
+    /// Parses a comma-separated list of origins. `*` is every origin; an empty text is the hub's own origin only.
     fn from_str(text: &str) -> Result<Self, NotOrigins> {
         let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         match parts[..] {
@@ -279,20 +282,20 @@ impl FromStr for Origins {
     }
 }
 
-/// An origin that was listed, or a pattern of subdomains, in the form of [`normalized`].
+/// Parses a listed origin or a pattern of subdomains, and normalises it as [`normalized`] does.
 fn pattern(text: &str) -> Option<String> {
     let Some((scheme, domain)) = text.split_once("://*.") else {
         return normalized(text).filter(|origin| !origin.contains('*'));
     };
     let of_domain = normalized(&format!("{scheme}://{domain}")).filter(|origin| !origin.contains('*'))?;
     let url = Url::parse(&of_domain).ok()?;
-    // A top-level domain would allow the sites of everybody.
+    // A pattern on a top-level domain would allow unrelated sites.
     let narrow = matches!(url.host()?, Host::Domain(name) if name.contains('.') || name == "localhost");
     let web = matches!(url.scheme(), "http" | "https");
     (narrow && web).then(|| of_domain.replacen("://", "://*.", 1))
 }
 
-/// An origin in the form that browsers send (RFC 6454 section 6.2): lower case, punycode, no default port.
+/// Normalises an origin to the form that browsers send (RFC 6454 section 6.2): lower case, punycode, no default port.
 fn normalized(text: &str) -> Option<String> {
     let text = text.strip_suffix('/').unwrap_or(text);
     let (scheme, site) = match text {
@@ -308,9 +311,9 @@ fn normalized(text: &str) -> Option<String> {
             let url = Url::parse(&format!("{web}://{site}")).ok()?;
             Some(url.origin().ascii_serialization())
         }
-        // Addresses, but of no page.
+        // These schemes are not the origin of any page.
         "ws" | "wss" | "ftp" | "file" | "data" | "blob" | "javascript" | "about" => None,
-        // Pages of an application or an extension: the scheme and the name behind it are all there is.
+        // Pages of an application or an extension: the origin consists of the scheme and a name.
         other => {
             let fits = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
             let is_scheme = other.starts_with(|c: char| c.is_ascii_lowercase()) && other.chars().all(fits);
@@ -333,7 +336,7 @@ impl fmt::Display for Origins {
 impl FromStr for Proxies {
     type Err = NotProxies;
 
-    /// Addresses and networks with commas between them.
+    /// Parses a comma-separated list of addresses and networks.
     fn from_str(text: &str) -> Result<Self, NotProxies> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let net =
@@ -358,9 +361,9 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
-    // attack: an Origin that resembles an allowed one => not taken for it
+    // attack: an Origin that resembles an allowed one => rejected
     #[test]
-    fn pages_of_other_sites_are_told_apart() {
+    fn pages_of_other_sites_are_rejected() {
         let (listed, config): (Origins, _) =
             ("https://app.example.org, http://localhost:3000/".parse().unwrap(), Config::default());
         for (origin, host, same, in_list) in [
@@ -393,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_may_say_which_host_was_meant() {
+    fn the_forwarded_host_is_trusted_from_a_proxy_only() {
         let config = Config { trusted_proxies: "10.0.0.1".parse().unwrap(), ..Config::default() };
         let headers = headers(&[
             (ORIGIN, "https://hub.example.org"),
@@ -490,9 +493,9 @@ mod tests {
         assert!(logged.is_new("a", LOGGED_FOR_MS + 1));
     }
 
-    // attack: a forged X-Forwarded-For, also of bytes that are no text => ignored but for what a trusted proxy appended
+    // attack: a forged X-Forwarded-For, also with bytes that are not text => only the entries of trusted proxies count
     #[test]
-    fn only_proxies_that_are_named_are_believed() {
+    fn forwarding_headers_are_trusted_from_configured_proxies_only() {
         let proxies: Proxies = "10.0.0.0/8, 2001:db8::1".parse().unwrap();
         for (peer, forwarded, client) in [
             ("192.0.2.9", "203.0.113.7", "192.0.2.9"),
@@ -511,7 +514,7 @@ mod tests {
             let found = proxies.client(peer.parse().unwrap(), &headers);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {forwarded}");
         }
-        // Bytes of the client's, before what the proxy appended or in a line of their own, hide nobody.
+        // Bytes from the client do not hide its address, on the proxy's line or on a line of their own.
         let bytes = |bytes: &[u8]| HeaderValue::from_bytes(bytes).unwrap();
         for (first, second) in [(&b"\xff, 203.0.113.7"[..], None), (b"\xff", Some("203.0.113.7"))] {
             let mut lines = HeaderMap::new();
@@ -528,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_and_shown() {
+    fn lists_are_parsed_and_displayed() {
         for (text, shown) in [
             ("", "same"),
             ("*", "*"),

@@ -1,8 +1,8 @@
-//! How long a client that keeps coming back to be refused waits for its answer, and how many may wait at once.
+//! Delays the close frame of clients that are rejected repeatedly, and limits the number of sockets that wait for one.
 //!
-//! A client whose backoff starts anew with each socket that opens would otherwise come every second for ever. The first
-//! refusal is immediate; the socket of each further one is held first, without a session. Knows names and counts, and
-//! nothing of tokens or sessions.
+//! A client whose backoff restarts whenever its socket opens would otherwise reconnect every second forever. The first
+//! rejection is immediate. For each further one the socket is held without a session first. Knows identities and
+//! counts, and nothing of tokens or sessions.
 
 use crate::{address_group, clock, config::Config};
 use fanfare_core::ConnectionId;
@@ -23,19 +23,19 @@ use tokio::{
 
 type Hasher = foldhash::fast::RandomState;
 
-/// How long a refusal is remembered once its answer was given, in milliseconds.
+/// Time for which a rejection is remembered after its close frame, in milliseconds.
 const REMEMBERED_MS: u64 = 60_000;
-/// How many refused clients are remembered.
+/// Maximum number of rejected clients that are remembered.
 const MAX_REMEMBERED: usize = 100_000;
-/// The fewest and the most sockets that are held at once; between them it is a share of `max_connections`.
-const FEWEST: usize = 16;
-const MOST: usize = 256;
-/// The most that one network holds.
-const MOST_OF_A_NETWORK: usize = 64;
-/// What a client may send while it is held, in bytes.
+/// Bounds of the number of held sockets. In between it is a share of `max_connections`.
+const MIN_HELD: usize = 16;
+const MAX_HELD: usize = 256;
+/// Maximum number of held sockets of one network.
+const MAX_HELD_OF_NETWORK: usize = 64;
+/// Maximum number of bytes that a client may send while it is held.
 const MAX_SENT: usize = 4 << 10;
 
-/// Remembers who was refused, and counts the sockets that are held.
+/// Remembers rejected clients, and counts held sockets.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     hasher: Hasher,
@@ -44,27 +44,27 @@ pub(crate) struct Refusals {
     ended: watch::Sender<bool>,
 }
 
-/// Who is refused.
+/// The identity that rejections are counted by.
 #[derive(Debug, Clone, Copy, Hash)]
-pub(crate) enum Who<'a> {
+pub(crate) enum Identity<'a> {
     /// The user of a genuine token.
     User(&'a str),
-    /// A client that comes back as the connection it was, and finds its place taken.
+    /// A client that presents its connection ID, and exceeds a limit.
     Connection(ConnectionId),
-    /// Somebody from an address.
+    /// A client without a genuine token, by its address.
     Address(IpAddr),
 }
 
-/// No further socket is held.
+/// No further socket can be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// None of this network.
+    /// The limit of the network is reached.
     Network,
-    /// None at all.
+    /// The total limit is reached.
     All,
 }
 
-/// A socket to be held before it is refused. Dropping it makes room for another.
+/// The reservation of a held socket. Dropping it releases the place.
 #[derive(Debug)]
 pub(crate) struct Hold {
     refusals: Arc<Refusals>,
@@ -74,11 +74,11 @@ pub(crate) struct Hold {
 
 #[derive(Debug, Default)]
 struct Remembered {
-    /// How often, and until when that counts, by the hash of who it is.
+    /// Number of rejections, and the time until which they count, by the hash of the identity.
     clients: HashMap<u64, (u32, u64), Hasher>,
-    sweep_at: usize,
-    /// Where there is no room, not before this.
-    sweep_from_ms: u64,
+    clean_up_at: usize,
+    /// Earliest time of the next clean-up, if the last one freed no entry.
+    clean_up_from_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -93,39 +93,39 @@ impl Refusals {
         Self { hasher, remembered: Mutex::default(), held: Mutex::default(), ended }
     }
 
-    /// Notes a refusal, and gives how long its answer is delayed: nothing at first, then a second, and twice as long each
-    /// time up to `longest`.
-    pub(crate) fn note(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
+    /// Records a rejection, and returns the delay of its close frame: zero at first, then a second, doubling each time
+    /// up to `longest`.
+    pub(crate) fn note(&self, identity: Identity<'_>, mono_ms: u64, longest: Duration) -> Duration {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.sweep(mono_ms);
-        let who = self.hasher.hash_one(who);
-        if remembered.clients.len() >= MAX_REMEMBERED && !remembered.clients.contains_key(&who) {
+        remembered.drop_expired(mono_ms);
+        let identity = self.hasher.hash_one(identity);
+        if remembered.clients.len() >= MAX_REMEMBERED && !remembered.clients.contains_key(&identity) {
             return Duration::ZERO;
         }
-        let (times, until_ms) = remembered.clients.entry(who).or_insert((0, 0));
+        let (times, until_ms) = remembered.clients.entry(identity).or_insert((0, 0));
         *times = if *until_ms > mono_ms { times.saturating_add(1) } else { 0 };
         let delay = delay(*times).min(longest);
         *until_ms = mono_ms + clock::millis(delay) + REMEMBERED_MS;
         delay
     }
 
-    /// How long the answer to the next refusal would be delayed, of one who was refused lately.
-    pub(crate) fn owed(&self, who: Who<'_>, mono_ms: u64, longest: Duration) -> Duration {
-        let who = self.hasher.hash_one(who);
+    /// The delay of the next rejection of an identity, without recording one.
+    pub(crate) fn next_delay(&self, identity: Identity<'_>, mono_ms: u64, longest: Duration) -> Duration {
+        let identity = self.hasher.hash_one(identity);
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        match remembered.clients.get(&who) {
+        match remembered.clients.get(&identity) {
             Some(&(times, until_ms)) if until_ms > mono_ms => delay(times.saturating_add(1)).min(longest),
             _ => Duration::ZERO,
         }
     }
 
-    /// Forgets the refusals of one who was let in.
-    pub(crate) fn forget(&self, who: Who<'_>) {
-        let who = self.hasher.hash_one(who);
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&who);
+    /// Forgets the rejections of an identity after a successful connect.
+    pub(crate) fn forget(&self, identity: Identity<'_>) {
+        let identity = self.hasher.hash_one(identity);
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clients.remove(&identity);
     }
 
-    /// Makes room for a socket of an address.
+    /// Reserves a place for a socket of an address.
     pub(crate) fn hold(self: &Arc<Self>, address: IpAddr, delay: Duration, config: &Config) -> Result<Hold, Full> {
         let (all, of_a_network) = bounds(config.max_connections);
         let network = address_group(address);
@@ -142,7 +142,7 @@ impl Refusals {
         Ok(Hold { refusals: self.clone(), network, delay })
     }
 
-    /// Lets go of every socket that is held: nobody may wait for them.
+    /// Drops all held sockets, so that a shutdown does not wait for them.
     pub(crate) fn end(&self) {
         self.ended.send_replace(true);
     }
@@ -153,7 +153,7 @@ impl Refusals {
 }
 
 impl Hold {
-    /// Holds a socket for its time. Gives it back if its client is still there and the hub goes on.
+    /// Holds a socket for its delay. Returns it, unless the client disconnects or the hub shuts down.
     pub(crate) async fn wait(self, upgraded: Upgraded) -> Option<Upgraded> {
         let mut io = TokioIo::new(upgraded);
         let mut ended = self.refusals.ended.subscribe();
@@ -179,12 +179,12 @@ impl Drop for Hold {
 }
 
 impl Remembered {
-    /// Drops what no longer counts, whenever the number has doubled.
-    fn sweep(&mut self, mono_ms: u64) {
-        if self.clients.len() >= self.sweep_at.min(MAX_REMEMBERED) && mono_ms >= self.sweep_from_ms {
+    /// Drops expired entries, each time the number of entries has doubled.
+    fn drop_expired(&mut self, mono_ms: u64) {
+        if self.clients.len() >= self.clean_up_at.min(MAX_REMEMBERED) && mono_ms >= self.clean_up_from_ms {
             self.clients.retain(|_, (_, until_ms)| *until_ms > mono_ms);
-            self.sweep_at = 2 * self.clients.len().max(512);
-            self.sweep_from_ms = if self.clients.len() >= MAX_REMEMBERED { mono_ms + 1_000 } else { 0 };
+            self.clean_up_at = 2 * self.clients.len().max(512);
+            self.clean_up_from_ms = if self.clients.len() >= MAX_REMEMBERED { mono_ms + 1_000 } else { 0 };
         }
     }
 }
@@ -196,13 +196,14 @@ fn delay(times: u32) -> Duration {
     }
 }
 
-/// How many sockets are held in all, and of one network. Behind few connections there are few descriptors.
+/// The maximum numbers of held sockets, in total and of one network. They scale with `max_connections`, because file
+/// descriptors do.
 pub(crate) fn bounds(max_connections: usize) -> (usize, usize) {
-    let all = if max_connections == 0 { MOST } else { (max_connections / 8).clamp(FEWEST, MOST) };
-    (all, (all / 4).min(MOST_OF_A_NETWORK))
+    let all = if max_connections == 0 { MAX_HELD } else { (max_connections / 8).clamp(MIN_HELD, MAX_HELD) };
+    (all, (all / 4).min(MAX_HELD_OF_NETWORK))
 }
 
-/// Returns once the client has left, says that it leaves, or has sent more than anybody has to say unanswered.
+/// Returns once the client has disconnected, sent a close frame, or sent more than `MAX_SENT` bytes.
 async fn until_gone(io: &mut (impl AsyncRead + Unpin)) {
     let (mut buffer, mut sent) = ([0; 128], 0);
     while let Ok(n @ 1..) = io.read(&mut buffer).await {
@@ -222,36 +223,36 @@ mod tests {
     const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
-    fn the_delay_grows_and_ends_with_success_or_with_time() {
+    fn the_delay_grows_and_is_reset_by_a_connect_or_by_time() {
         let refusals = Refusals::new();
         let longest = Duration::from_secs(30);
         let mut now = 0;
         for seconds in [0, 1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(seconds));
+            assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::from_secs(seconds));
             now += 1_000 * seconds + 1_000;
         }
-        assert_eq!(refusals.note(Who::User("bob"), now, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::Address(HOME), now, longest), Duration::ZERO);
-        refusals.forget(Who::User("ann"));
-        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::User("ann"), now, longest), Duration::from_secs(1));
-        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, longest), Duration::ZERO);
-        assert_eq!(refusals.note(Who::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
-        let (tab, other) = (Who::Connection(ConnectionId(1)), Who::Connection(ConnectionId(2)));
+        assert_eq!(refusals.note(Identity::User("bob"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::Address(HOME), now, longest), Duration::ZERO);
+        refusals.forget(Identity::User("ann"));
+        assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::User("ann"), now, longest), Duration::from_secs(1));
+        assert_eq!(refusals.note(Identity::User("ann"), now + 61_000, longest), Duration::ZERO);
+        assert_eq!(refusals.note(Identity::User("ann"), now + 61_000, Duration::ZERO), Duration::ZERO);
+        let (tab, other) = (Identity::Connection(ConnectionId(1)), Identity::Connection(ConnectionId(2)));
         for seconds in [0, 1, 2, 4] {
-            assert_eq!(refusals.owed(tab, now, longest), Duration::from_secs(seconds));
+            assert_eq!(refusals.next_delay(tab, now, longest), Duration::from_secs(seconds));
             refusals.note(tab, now, longest);
         }
-        assert_eq!(refusals.owed(tab, now, Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(refusals.next_delay(tab, now, Duration::from_secs(3)), Duration::from_secs(3));
         assert_eq!(
-            [other, Who::User("ann")].map(|who| refusals.owed(who, now + 122_000, longest)),
+            [other, Identity::User("ann")].map(|identity| refusals.next_delay(identity, now + 122_000, longest)),
             [Duration::ZERO; 2]
         );
-        assert_eq!(refusals.owed(tab, now + 64_000, longest), Duration::ZERO);
+        assert_eq!(refusals.next_delay(tab, now + 64_000, longest), Duration::ZERO);
     }
 
     #[test]
-    fn few_sockets_are_held_and_fewer_of_one_network() {
+    fn held_sockets_are_limited_in_total_and_by_network() {
         let (refusals, config) = (Arc::new(Refusals::new()), Config { max_connections: 10, ..Config::default() });
         let hold = |address| refusals.hold(address, Duration::ZERO, &config);
         let v6 = |interface| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, interface));
@@ -267,14 +268,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_rejections_is_bounded() {
         let refusals = Refusals::new();
         for n in 0..u32::try_from(MAX_REMEMBERED).unwrap() + 10 {
-            refusals.note(Who::Address(IpAddr::V4(n.into())), 0, Duration::from_secs(30));
+            refusals.note(Identity::Address(IpAddr::V4(n.into())), 0, Duration::from_secs(30));
         }
         let count = || refusals.remembered.lock().unwrap().clients.len();
         assert_eq!(count(), MAX_REMEMBERED);
-        refusals.note(Who::User("ann"), 100_000, Duration::from_secs(30));
+        refusals.note(Identity::User("ann"), 100_000, Duration::from_secs(30));
         assert_eq!(count(), 1);
     }
 }

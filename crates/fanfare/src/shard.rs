@@ -1,6 +1,7 @@
-//! A thread with a poll loop that owns sockets and their sessions. Nothing else touches them.
+//! A thread that runs a poll loop and owns sockets and their sessions. No other thread accesses them.
 //!
-//! What a session does is the core's business; this reads bytes into it and offers sockets to it.
+//! The protocol is implemented by the sessions in `fanfare_core`. A shard passes them the bytes it reads, and offers
+//! them the sockets to write to.
 
 use crate::{
     admission::ExceededLimit,
@@ -9,7 +10,7 @@ use crate::{
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
     presence::ConnectionInfo,
-    refusals::{self, Who},
+    refusals::{self, Identity},
     socket::Socket,
     sys::{SLOW, SlowClient},
     trace::Written,
@@ -36,24 +37,24 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// How much is read at once, in bytes. One buffer serves all sockets of a shard.
+/// Maximum number of bytes read at once. One buffer serves all sockets of a shard.
 const READ_BYTES: usize = 64 << 10;
-/// How often a socket is read before the others have their turn.
+/// Number of reads from one socket before the other sockets are read.
 const READS_IN_A_ROW: usize = 4;
-/// After how many turns the clock is looked at.
-const TURNS_PER_LOOK: usize = 32;
-/// How long a sweep may take before it yields to reads.
-const SWEEP: Duration = Duration::from_millis(2);
-/// What a client reads whose token was revoked.
+/// Number of served sessions after which the clock is read.
+const SERVES_PER_CLOCK_READ: usize = 32;
+/// Time limit for a delivery pass, after which the shard reads its sockets again.
+const DELIVERY_PASS: Duration = Duration::from_millis(2);
+/// Close reason for a client whose token was revoked.
 const REVOKED: &str = "token_revoked: the token was revoked; get a new one";
 
-/// How long a shard without clients stays for those whose upgrade was under way when the drain began, so that they are
-/// told where to go instead of cut off.
+/// Time for which a draining shard without clients keeps running. Clients whose upgrade was in progress when the drain
+/// began then receive a close code instead of a reset.
 const LINGER_MS: u64 = 250;
-/// How often what is too old is let go.
+/// Interval of the node's housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
 
-/// What became of an event with the clients of a shard.
+/// The delivery of one event to the clients of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct DeliverySummary {
     pub(crate) connected: usize,
@@ -65,70 +66,74 @@ pub(crate) struct DeliverySummary {
 
 const WAKER: Token = Token(usize::MAX);
 
-/// How others reach a shard.
+/// The handle through which other threads reach a shard.
 #[derive(Debug)]
 pub(crate) struct ShardHandle {
-    /// `None` once the shard has ended: what it is asked then is dropped, and who waits for an answer hears that.
+    /// `None` once the shard has ended. Commands are then dropped, and with them their reply channels, so that no
+    /// sender waits.
     inbox: Mutex<Option<Vec<Command>>>,
     waker: Waker,
-    /// A wake is under way already.
+    /// Whether a wake-up is pending.
     awake: AtomicBool,
     pub(crate) open: AtomicUsize,
     pub(crate) overdue: AtomicUsize,
-    /// Clients that could be told to go by the next wave.
+    /// Clients that the next wave can disconnect.
     pub(crate) leaving: AtomicUsize,
-    /// How long it was busy, in microseconds.
+    /// Total busy time, in microseconds.
     pub(crate) busy_us: AtomicU64,
-    /// Clients that hold the topic `$sys`.
+    /// Clients that are subscribed to the topic `$sys`.
     pub(crate) watchers: AtomicUsize,
 }
 
-/// What a shard is asked to do.
+/// A command to a shard.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Take a client's socket over.
+    /// Take over a new client's socket.
     Register(Box<NewConnection>),
-    /// End a connection.
+    /// Close a connection.
     Close(ConnectionId, CloseCode, String),
-    /// End the connection that came at a time, because it is on another node since, or perhaps was before.
+    /// Close the connection if it is the one that was opened at `came_ms`: another node has a connection of the same
+    /// ID. `sure`: the other connection is known to be newer.
     CloseIfOlder { connection: ConnectionId, came_ms: u64, sure: bool },
-    /// Tell how many sessions are behind the head, and how far the last of them is.
-    Survey(oneshot::Sender<ClientLag>),
-    /// Tell who holds `$sys` how all nodes stand.
-    Tell(Arc<str>),
-    /// Tell who is slowest.
+    /// Reply with the lag of the shard's clients.
+    MeasureLag(oneshot::Sender<ClientLag>),
+    /// Send the status of all nodes to the subscribers of `$sys`.
+    SendStatus(Arc<str>),
+    /// Reply with the clients that lag most.
     Slowest(oneshot::Sender<Vec<SlowClient>>),
-    /// Tell what became of an event, and with each connection of a user.
+    /// Reply with the delivery of an event, and its state for each connection of a user.
     Trace(Arc<Entry>, Option<Arc<str>>, oneshot::Sender<DeliverySummary>),
-    /// Tell how a client stands.
+    /// Reply with the details of a client.
     Inspect(ConnectionId, oneshot::Sender<Option<ClientDetails>>),
-    /// Tell who is connected, or who of one user is.
+    /// Reply with all connections, or those of one user.
     List(Option<Arc<str>>, oneshot::Sender<Vec<ConnectionInfo>>),
-    /// Tell so many of those who are connected, from a slot on, and the slot where more may be.
+    /// Reply with the connections in up to `count` slots from a slot on, and the first slot after them, if any.
     ListFrom(usize, usize, oneshot::Sender<(Vec<ConnectionInfo>, Option<usize>)>),
-    /// End the connections whose tokens are no longer believed.
+    /// Close the connections whose tokens were revoked.
     Revoke(Revocation),
-    /// End every connection of a user.
+    /// Close every connection of a user.
     CloseUser(Arc<str>, CloseCode, String),
-    /// Take nobody in any more, and end once all have left or at a time.
+    /// Reject new connections, and end once all clients have disconnected, or at `until_ms`.
     Drain { reason: String, until_ms: u64 },
-    /// Tell so many clients to come back elsewhere; what an earlier wave left is void.
+    /// Disconnect up to this many clients. Replaces the unused rest of the previous wave.
     DrainWave(usize),
 }
 
-/// A client's socket on its way to its shard.
+/// An upgraded socket on its way to its shard.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
     pub(crate) socket: Socket,
-    /// What was read beyond the handshake.
+    /// Bytes that were read beyond the handshake.
     pub(crate) leftover: Vec<u8>,
     pub(crate) address: IpAddr,
-    /// When its request was read. Of two sockets of one connection the later one stays, whichever took longer since.
+    /// When its request was read. Of two sockets of one connection the one with the later request is kept, regardless
+    /// of which handshake finished first.
     pub(crate) came: Now,
     pub(crate) client: Result<ConnectRequest, Rejection>,
 }
 
-/// Why a client is turned away after its upgrade, so that a browser can read it.
+/// The reason why a client is rejected after its upgrade. Browsers show a page nothing else than a close code and a
+/// reason.
 #[derive(Debug)]
 pub(crate) struct Rejection {
     pub(crate) code: CloseCode,
@@ -136,28 +141,28 @@ pub(crate) struct Rejection {
 }
 
 impl From<ExceededLimit> for Rejection {
-    fn from(refusal: ExceededLimit) -> Self {
-        Self { code: CloseCode::TryAgainLater, reason: refusal.to_string() }
+    fn from(limit: ExceededLimit) -> Self {
+        Self { code: CloseCode::TryAgainLater, reason: limit.to_string() }
     }
 }
 
-/// A socket and what its session doesn't know.
+/// A socket, with the state that its session does not have.
 #[derive(Debug)]
 struct Conn {
     socket: Socket,
-    /// Where it is counted, while it is.
+    /// The address that it counts against, while it counts against the limits.
     counted: Option<IpAddr>,
-    /// When it came.
+    /// When its request was read.
     came: Now,
-    /// More may be readable than was read.
+    /// The socket may have more bytes to read.
     unread: bool,
-    /// The sending side was shut.
+    /// The sending side was shut down.
     shut: bool,
 }
 
 impl Conn {
-    /// Reads until a frame came or the socket is empty. Returns whether the socket is still there.
-    fn read_before_judging(
+    /// Reads until a frame arrives or the socket is empty. Returns false if the socket is closed.
+    fn read_before_timeout(
         &mut self,
         slot: Slot,
         sessions: &mut SessionTable,
@@ -188,42 +193,43 @@ impl Conn {
     }
 }
 
-/// The thread's own.
+/// The state of a shard's thread.
 pub(crate) struct Shard {
     node: Arc<Node>,
     handle: Arc<ShardHandle>,
     poll: Poll,
     sessions: SessionTable,
     conns: Vec<Option<Conn>>,
-    /// Sockets to read on with though nothing new was heard of them.
+    /// Sockets to read again although no readiness event is pending for them.
     unread: Vec<Slot>,
-    /// Sockets that count against no limit and are not closed yet, the oldest first: of clients that were rejected, and those
-    /// that another socket took over.
+    /// Sockets that count against no limit and are not closed yet, oldest first: sockets of rejected clients, and
+    /// sockets that a newer one replaced.
     closing: VecDeque<Slot>,
     entries: Vec<Arc<Entry>>,
     scratch: Box<[u8]>,
-    /// Does the node's housekeeping, for the first shard.
+    /// Runs the node's housekeeping. Set for the first shard only.
     housekeeping: Option<Box<dyn Fn(u64) + Send>>,
     housekeeping_due: u64,
     draining: Option<Draining>,
 }
 
-/// How a shard ends.
+/// The state of a drain.
 #[derive(Debug)]
 struct Draining {
-    /// Not before this.
+    /// The earliest time at which the shard may end.
     from_ms: u64,
     until_ms: u64,
     reason: String,
-    /// Who has still to be told; not before it was served up to here, so that nobody leaves without what was published.
+    /// Clients that are not disconnected yet. A client is disconnected only after it was served up to `head`, so that
+    /// it receives all events published before the drain.
     leaving: Vec<Slot>,
     head: u64,
-    /// How many may be told now, until it is known that no more can be.
+    /// The remaining capacity of the current wave. `None` once no further client can be disconnected in it.
     wave: Option<usize>,
 }
 
 impl ShardHandle {
-    /// Asks the shard to do something.
+    /// Sends a command to the shard.
     pub(crate) fn send(&self, command: Command) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(inbox) = &mut *inbox else { return };
@@ -231,17 +237,17 @@ impl ShardHandle {
         self.wake();
     }
 
-    /// Lets the shard look at the window and its inbox.
+    /// Wakes the shard, so that it reads the window and its inbox.
     pub(crate) fn wake(&self) {
         if !self.awake.swap(true, Ordering::SeqCst) {
-            // Only a shard that has ended can't be woken.
+            // Waking fails only if the shard has ended.
             let _ = self.waker.wake();
         }
     }
 }
 
 impl Drop for Shard {
-    /// However it ended, nobody is here any more, and nobody answers.
+    /// Runs however the shard ended, also after a panic. Dropping the inbox drops the reply channels of its commands.
     fn drop(&mut self) {
         *self.handle.inbox.lock().unwrap_or_else(PoisonError::into_inner) = None;
         for count in [&self.handle.open, &self.handle.overdue, &self.handle.leaving, &self.handle.watchers] {
@@ -283,12 +289,16 @@ impl Shard {
         &self.handle
     }
 
-    /// Makes this the shard that does the node's housekeeping, given the time in Unix milliseconds.
+    /// Makes this shard run the node's housekeeping. `act` receives the time in Unix milliseconds.
     pub(crate) fn set_housekeeping(&mut self, act: impl Fn(u64) + Send + 'static) {
         self.housekeeping = Some(Box::new(act));
     }
 
-    /// Runs until it is drained.
+    /// Runs the loop until the shard is drained.
+    ///
+    /// The order of the steps matters. Sockets are read before timeouts are handled, so that frames that have arrived
+    /// count as a sign of life. Sessions are served before a drain wave, which disconnects only clients that have
+    /// received all events. Counters are reported last, so that they include the whole iteration.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(1_024);
         let mut now = clock::now();
@@ -299,12 +309,13 @@ impl Shard {
             if let Err(error) = self.poll.poll(&mut events, wait)
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "a shard can't poll its sockets and ends");
+                tracing::error!(%error, "a shard failed to poll its sockets and ends; its clients are disconnected");
                 return;
             }
             let woken = Instant::now();
             now = clock::now();
             self.note_pause(wanted_ms, now);
+            // The wake-up flag is cleared before the window and the inbox are read: a later wake-up is not lost.
             self.handle.awake.store(false, Ordering::SeqCst);
             self.pull(now);
             self.handle_commands(now);
@@ -314,7 +325,7 @@ impl Shard {
             self.read_on(now);
             self.timeouts(now);
             self.run_housekeeping(now);
-            self.sweep(now);
+            self.serve_ready(now);
             self.drain_wave(now);
             self.report();
             let busy_us = u64::try_from(woken.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -323,7 +334,7 @@ impl Shard {
         }
     }
 
-    /// Until when to wait for something to happen, on the monotonic clock; `now` is when it was last looked.
+    /// The time until which the loop may sleep, on the monotonic clock. `now` is the time of the previous iteration.
     fn wake_ms(&self, now: Now) -> u64 {
         if self.sessions.has_ready() || !self.unread.is_empty() {
             return now.mono_ms;
@@ -337,15 +348,15 @@ impl Shard {
         due.min(self.draining.as_ref().map_or(u64::MAX, end))
     }
 
-    /// A process that was stopped, or whose machine was, goes on as if no time had passed.
+    /// Records a pause of the process or the machine. The paused time does not count towards any timeout.
     fn note_pause(&mut self, wanted_ms: u64, now: Now) {
         let paused_ms = self.sessions.woken(wanted_ms, now);
         if paused_ms > 0 {
             self.node.metrics.add(Counter::Pauses, 1);
             tracing::warn!(
                 paused_ms,
-                "a shard did not run for a while: the process was stopped, the machine frozen, or too busy; its clients get \
-                 as much longer to answer pings"
+                "a shard was paused: the process was stopped, or the machine was frozen or overloaded; timeouts of its \
+                 clients are extended by the pause"
             );
             if let Some(draining) = &mut self.draining {
                 draining.until_ms = draining.until_ms.saturating_add(paused_ms);
@@ -353,13 +364,14 @@ impl Shard {
         }
     }
 
-    /// Does what is due. Of a client that is silent for too long, the socket is read first: many may be waiting to be read.
+    /// Handles the timers that are due. The socket of a silent client is read before the client is timed out: after a
+    /// pause many sockets hold unread frames.
     fn timeouts(&mut self, now: Now) {
         let Self { sessions, conns, scratch, node, unread, .. } = self;
         let mut gone = Vec::new();
         sessions.timeouts(now, &mut |sessions, slot| {
             let Some(Some(conn)) = conns.get_mut(slot as usize) else { return true };
-            let there = conn.read_before_judging(slot, sessions, scratch, node, now);
+            let there = conn.read_before_timeout(slot, sessions, scratch, node, now);
             if !there {
                 gone.push(slot);
             } else if conn.unread {
@@ -378,7 +390,7 @@ impl Shard {
         self.draining.as_ref().is_some_and(over)
     }
 
-    /// Takes what is new in the window.
+    /// Reads new entries from the window.
     fn pull(&mut self, now: Now) {
         let mut entries = std::mem::take(&mut self.entries);
         let epoch = self.sessions.epoch();
@@ -386,7 +398,7 @@ impl Shard {
         if let Some(draining) = &mut self.draining
             && self.sessions.epoch() != epoch
         {
-            // What the log lost is not waited for.
+            // Entries that the log lost can never be delivered, so the drain must not wait for them.
             draining.head = draining.head.min(self.sessions.head());
         }
         self.sessions.take_news(news, &entries);
@@ -399,7 +411,7 @@ impl Shard {
         let commands = inbox.unwrap_or_default();
         for command in commands {
             match command {
-                Command::Register(adoption) => self.register(adoption, now),
+                Command::Register(new) => self.register(new, now),
                 Command::Close(connection, code, reason) => {
                     if let Some(slot) = self.sessions.holder(connection) {
                         self.sessions.close(slot, code, &reason, now);
@@ -408,12 +420,12 @@ impl Shard {
                 Command::CloseIfOlder { connection, came_ms, sure } => {
                     self.close_if_older(connection, came_ms, sure, now);
                 }
-                Command::Survey(reply) => {
+                Command::MeasureLag(reply) => {
                     let (clients, farthest) = self.sessions.behind();
-                    // Who asked may have gone.
+                    // The requester may have stopped waiting.
                     let _ = reply.send(ClientLag { clients, farthest });
                 }
-                Command::Tell(text) => self.sessions.tell_sys(&text, now),
+                Command::SendStatus(text) => self.sessions.tell_sys(&text, now),
                 Command::Slowest(reply) => {
                     let slow = self.sessions.slowest(SLOW).into_iter().map(|(session, behind_events)| SlowClient {
                         connection_id: session.connection().to_string(),
@@ -429,7 +441,7 @@ impl Shard {
                     let _ = reply.send(self.inspect(connection, now));
                 }
                 Command::List(user, reply) => {
-                    // Who asked may have gone.
+                    // The requester may have stopped waiting.
                     let _ = reply.send(self.list(user.as_deref()));
                 }
                 Command::ListFrom(from, count, reply) => {
@@ -468,12 +480,12 @@ impl Shard {
 
     fn trace(&self, entry: &Entry, user: Option<&str>) -> DeliverySummary {
         let head = self.sessions.head();
-        let mut traced = DeliverySummary { connected: self.sessions.len(), ..DeliverySummary::default() };
+        let mut summary = DeliverySummary { connected: self.sessions.len(), ..DeliverySummary::default() };
         for session in self.sessions.concerned(&entry.audience) {
-            traced.matched += 1;
+            summary.matched += 1;
             match session.delivery_state(entry.sequence, head) {
-                DeliveryState::Before => traced.came_later += 1,
-                DeliveryState::Waiting => traced.waiting += 1,
+                DeliveryState::Before => summary.came_later += 1,
+                DeliveryState::Waiting => summary.waiting += 1,
                 DeliveryState::Passed => {}
             }
         }
@@ -488,7 +500,7 @@ impl Shard {
                 DeliveryState::Passed => ClientFate::Written,
             },
         });
-        DeliverySummary { of_user: of_user.collect(), ..traced }
+        DeliverySummary { of_user: of_user.collect(), ..summary }
     }
 
     fn inspect(&self, connection: ConnectionId, now: Now) -> Option<ClientDetails> {
@@ -547,8 +559,8 @@ impl Shard {
         })
     }
 
-    fn register(&mut self, adoption: Box<NewConnection>, now: Now) {
-        let NewConnection { socket, mut leftover, address, came, client } = *adoption;
+    fn register(&mut self, new: Box<NewConnection>, now: Now) {
+        let NewConnection { socket, mut leftover, address, came, client } = *new;
         let (slot, counted) = match client.and_then(|request| self.admit(request, address, came, now)) {
             Ok((request, older)) => {
                 let slot = self.connect(request, address, now);
@@ -564,7 +576,7 @@ impl Shard {
         let conn = self.conns[at].insert(Conn { socket, counted, came, unread: false, shut: false });
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
-            tracing::warn!(%error, "a socket can't be watched and is dropped");
+            tracing::warn!(%error, "failed to register a socket with the poller; the connection is dropped");
             return self.drop_conn(slot);
         }
         if conn.socket.may_hold_input() {
@@ -582,8 +594,9 @@ impl Shard {
         }
     }
 
-    /// A connection is closing. There are files for so many only: beyond, the oldest is closed at once. Its close frame is
-    /// sent, and it is not waited until the client has read it.
+    /// Records a closing connection. The number of file descriptors for closing connections is limited: beyond it, the
+    /// oldest one is closed immediately. Its close frame is sent, but the hub does not wait until the client has read
+    /// it.
     fn note_closing(&mut self, slot: Slot, now: Now) {
         let shards = self.node.shards().len().max(1);
         let most = (refusals::bounds(self.node.config.max_connections).0 / shards).max(1);
@@ -592,15 +605,15 @@ impl Shard {
             && let Some(&oldest) = self.closing.front()
         {
             self.serve(oldest, now);
-            // Where that was its end, it is closed already.
+            // Serving it may already have closed it.
             if self.closing.front() == Some(&oldest) {
                 self.drop_conn(oldest);
             }
         }
     }
 
-    /// Counts a client in. The place of an older socket of the same connection is its own: that one, if there is one, counts
-    /// no longer.
+    /// Counts a client against the limits. If the connection has an older socket, the client takes over its place: the
+    /// older socket, if any, is returned and counts no longer.
     fn admit(
         &mut self,
         request: ConnectRequest,
@@ -609,28 +622,29 @@ impl Shard {
         now: Now,
     ) -> Result<(ConnectRequest, Option<Slot>), Rejection> {
         if self.draining.is_some() {
-            return Err(Rejection { code: CloseCode::Restart, reason: "the hub is going away".to_owned() });
+            return Err(Rejection { code: CloseCode::Restart, reason: "the hub is shutting down".to_owned() });
         }
         if self.node.is_revoked(&request.grant) {
-            // It was, since the handshake.
+            // The token was revoked after the handshake verified it. Revocations are stored before the shards are
+            // notified, so a revocation is found either here or by `Command::Revoke`.
             return Err(Rejection { code: CloseCode::Policy, reason: REVOKED.to_owned() });
         }
         let holder = self.sessions.holder(request.connection);
         let older = holder.and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
         if older.as_ref().is_some_and(|held| held.came.mono_ms > came.mono_ms) {
-            // It waited for the log, and its client has connected again meanwhile.
+            // This request waited for the log, and its client has connected again since.
             return Err(Rejection { code: CloseCode::Replaced, reason: CloseCode::REPLACED.to_owned() });
         }
         let replaced = older.as_ref().and_then(|conn| conn.counted);
         let user = &request.grant.user;
         let may_have_any = request.grant.admin;
-        let (node, who) = (&self.node, Who::Connection(request.connection));
-        node.admission.admit(user, may_have_any, address, replaced, &node.config).map_err(|refusal| {
-            node.metrics.add(refusal.counter(), 1);
-            node.refusals.note(who, now.mono_ms, node.config.refusal_delay);
-            Rejection::from(refusal)
+        let (node, identity) = (&self.node, Identity::Connection(request.connection));
+        node.admission.admit(user, may_have_any, address, replaced, &node.config).map_err(|limit| {
+            node.metrics.add(limit.counter(), 1);
+            node.refusals.note(identity, now.mono_ms, node.config.refusal_delay);
+            Rejection::from(limit)
         })?;
-        node.refusals.forget(who);
+        node.refusals.forget(identity);
         if let Some(older) = older
             && let Some(address) = older.counted.take()
         {
@@ -673,7 +687,8 @@ impl Shard {
         self.draining = Some(Draining { from_ms, until_ms, reason, leaving, head: self.sessions.head(), wave: None });
     }
 
-    /// Tells those of this wave to go who have what was published before the end, and counts who else could be told.
+    /// Disconnects the clients of this wave that have received all events published before the drain, and counts the
+    /// clients that a further wave could disconnect.
     fn drain_wave(&mut self, now: Now) {
         let Some(Draining { wave, leaving, head, reason, .. }) = &mut self.draining else { return };
         let Some(mut left) = *wave else { return };
@@ -688,13 +703,13 @@ impl Shard {
                 return true;
             }
             left -= 1;
-            // Spread over two seconds, so that who comes next is not met by all at once.
+            // Reconnects are spread over two seconds, so that they do not reach another node all at once.
             let reconnect_after_ms = u64::from(slot) * 7_919 % 2_000;
             sessions.go_away(slot, reconnect_after_ms, CloseCode::Restart, reason, now);
             false
         });
         *wave = (left > 0).then_some(left);
-        // Whoever can't be told yet must not take the other shards' share of a wave.
+        // Clients that are still lagging must not use up the other shards' share of a wave.
         self.handle.leaving.store(waiting, Ordering::Relaxed);
     }
 
@@ -711,18 +726,19 @@ impl Shard {
         }
     }
 
-    /// Sends what a socket has taken and not sent yet. Returns whether it takes more.
+    /// Sends the encrypted bytes that the socket still buffers. Returns whether it accepts more.
     fn flush(&mut self, slot: Slot) -> bool {
         let conn = self.conns.get_mut(slot as usize).and_then(Option::as_mut);
         conn.is_none_or(|conn| conn.socket.flush())
     }
 
-    /// Reads what a socket has. `to_the_end`: its end is near, so a short read doesn't mean that it is empty.
+    /// Reads a socket. With `to_the_end` a short read does not mean that the socket is empty, because its end may
+    /// follow.
     fn read(&mut self, slot: Slot, to_the_end: bool, now: Now) {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
         for _ in 0..READS_IN_A_ROW {
             if !self.sessions.wants_input(slot) {
-                // Read on once the client has taken its answers.
+                // Reading continues once the client has read its replies.
                 conn.unread = true;
                 return;
             }
@@ -755,14 +771,14 @@ impl Shard {
         }
     }
 
-    /// Serves who is ready, as long as a sweep may take.
-    fn sweep(&mut self, now: Now) {
+    /// Serves sessions that are ready, for at most `DELIVERY_PASS`.
+    fn serve_ready(&mut self, now: Now) {
         let start = Instant::now();
-        let mut turns = 0;
+        let mut served = 0;
         while let Some(slot) = self.sessions.next_ready() {
             self.serve(slot, now);
-            turns += 1;
-            if turns % TURNS_PER_LOOK == 0 && start.elapsed() >= SWEEP {
+            served += 1;
+            if served % SERVES_PER_CLOCK_READ == 0 && start.elapsed() >= DELIVERY_PASS {
                 return;
             }
         }
@@ -786,7 +802,8 @@ impl Shard {
         }
         let deaf = self.sessions.session(slot).is_some_and(|session| session.is_deaf() && !session.has_output());
         if deaf && !std::mem::replace(&mut conn.shut, true) {
-            // The client reads its close frame and then the end; a reset could take the frame from it.
+            // Only the sending side is shut down. A client with unsent data would receive a reset from a full close,
+            // and could lose the close frame.
             let _ = conn.socket.shut();
         }
     }
@@ -812,7 +829,7 @@ impl Shard {
             }
             if let Some(presence) = self.node.presence()
                 && connection != ConnectionId(0)
-                // A newer socket of the connection came here, perhaps within the same millisecond.
+                // A newer socket of the connection may have been registered here, perhaps within the same millisecond.
                 && self.sessions.holder(connection).is_none()
             {
                 presence.left(connection, &user, conn.came.mono_ms);
@@ -832,7 +849,7 @@ impl Shard {
         }
     }
 
-    /// Counts what clients said they have handled.
+    /// Counts the events that clients acknowledged.
     fn note_acknowledged(&mut self) {
         let acknowledged = self.sessions.take_acknowledged();
         if acknowledged.is_empty() {
@@ -844,7 +861,7 @@ impl Shard {
         }
     }
 
-    /// Tells the node what changed.
+    /// Publishes the shard's counters to the node.
     fn report(&mut self) {
         self.note_acknowledged();
         self.handle.open.store(self.sessions.len(), Ordering::Relaxed);
@@ -863,7 +880,7 @@ impl Shard {
         let now_ms = if deliveries.is_empty() { 0 } else { clock::now().unix_ms };
         let by_type = deliveries.iter().map(|count| (&*count.entry.event_type, u64::from(count.clients)));
         metrics.add_all_of_type(ByType::Deliveries, by_type);
-        // What is replayed says nothing of how long news takes.
+        // Replayed events are excluded, because they do not measure the delivery latency.
         for DeliveryCount { entry, clients, .. } in deliveries.iter().filter(|count| count.live) {
             metrics.measure(Measure::AppendToWrite, 1_000 * now_ms.saturating_sub(entry.appended_ms));
             if let (Some(tracer), Some(context)) = (&self.node.tracer, &entry.trace) {

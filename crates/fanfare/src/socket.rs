@@ -1,6 +1,6 @@
-//! A client's byte stream as its shard drives it: TCP, TLS over TCP, or one end of a pair.
+//! A client's byte stream as its shard drives it: TCP, TLS over TCP, or one end of a socket pair.
 //!
-//! Reading and sending never block. With TLS a client that takes nothing costs one record beyond the rest of a frame.
+//! Reads and writes never block. A TLS client that does not read costs one record beyond the rest of a frame.
 
 use mio::{
     event::Source,
@@ -14,17 +14,17 @@ use std::{
     net::Shutdown,
 };
 
-/// How much is encrypted before the kernel takes it: one record (RFC 8446 section 5.1).
+/// Number of bytes that are encrypted at once: one record (RFC 8446 section 5.1).
 const RECORD_BYTES: usize = 16 << 10;
 
 /// A client's byte stream.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    /// The client itself.
+    /// A TCP connection to the client.
     Tcp(TcpStream),
-    /// The client itself, through TLS whose handshake is over.
+    /// A TLS connection to the client, after its handshake.
     Tls(Box<Tls>),
-    /// One end of a pair whose other end a task joins to a stranger's stream.
+    /// One end of a socket pair. A task copies between the other end and a stream of unknown type.
     Bridge(UnixStream),
 }
 
@@ -44,7 +44,7 @@ impl Socket {
         }
     }
 
-    /// Reads what is there. Fewer bytes than fit mean that there are no more for now.
+    /// Reads available bytes. A read that does not fill the buffer means that no more bytes are available now.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
@@ -53,12 +53,12 @@ impl Socket {
         }
     }
 
-    /// Sends what the kernel takes. Returns how many bytes that were, which may be none only if there were none.
+    /// Sends as many bytes as the kernel accepts, and returns their number. Returns 0 only if `slices` is empty.
     pub(crate) fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
             let sent = match (&mut *self, slices) {
-                // The call itself, without the C library's bookkeeping for thread cancellation around it: of what a
-                // single small delivery costs beyond the kernel, that is the largest part.
+                // The system call without the C library's wrapper: its thread cancellation support is the largest part
+                // of the cost of a small delivery outside the kernel.
                 (Self::Tcp(stream), [only]) => Ok(net::send(stream, only, SendFlags::NOSIGNAL)?),
                 (Self::Tcp(stream), many) => stream.write_vectored(many),
                 (Self::Tls(tls), many) => tls.send(many),
@@ -71,21 +71,21 @@ impl Socket {
         }
     }
 
-    /// Sends on what was encrypted and not taken yet. Returns whether nothing of that is left.
+    /// Sends encrypted bytes that the kernel has not accepted yet. Returns whether none are left.
     pub(crate) fn flush(&mut self) -> bool {
         match self {
             Self::Tcp(_) | Self::Bridge(_) => true,
-            // What is wrong with the socket shows when it is next read.
+            // An error of the socket is reported by the next read.
             Self::Tls(tls) => tls.flush().unwrap_or(true),
         }
     }
 
-    /// Whether something may be there to read that the kernel does not tell of, because it was read already.
+    /// Whether bytes may be buffered in user space, for which the poller reports no readiness.
     pub(crate) fn may_hold_input(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down the sending side.
     pub(crate) fn shut(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -114,7 +114,7 @@ impl Tls {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.receive() {
                     Ok(true) => {}
                     Ok(false) => break,
-                    // What came before is handled first; the error comes again.
+                    // Bytes received before the error are processed first. The next read returns the error again.
                     Err(_) if filled > 0 => break,
                     Err(error) => return Err(error),
                 },
@@ -125,13 +125,13 @@ impl Tls {
         Ok(filled)
     }
 
-    /// Takes what the kernel has. Returns false at the stream's end.
+    /// Reads from the kernel. Returns false at the end of the stream.
     fn receive(&mut self) -> io::Result<bool> {
         if self.session.read_tls(&mut self.tcp)? == 0 {
             return Ok(false);
         }
         let read = self.session.process_new_packets();
-        // An answer, or the alert that says what was wrong.
+        // Sends a handshake reply, or the alert that states the error.
         self.flush()?;
         read.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(true)
@@ -150,7 +150,7 @@ impl Tls {
         if nothing { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
     }
 
-    /// Returns whether nothing encrypted is left to send.
+    /// Sends pending encrypted bytes. Returns whether none are left.
     fn flush(&mut self) -> io::Result<bool> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.tcp) {
@@ -164,15 +164,16 @@ impl Tls {
         Ok(true)
     }
 
-    /// Tells the client that this was the end, and not somebody in between (RFC 8446 section 6.1).
+    /// Sends `close_notify`, which distinguishes the end of the stream from a truncation by an attacker (RFC 8446
+    /// section 6.1).
     fn end(&mut self) {
         self.session.send_close_notify();
-        // Whoever takes nothing any more does not hear it.
+        // Best effort: a client that no longer reads does not receive it.
         let _ = self.flush();
     }
 }
 
-/// The next record's worth of `slices` behind its first `skip` bytes.
+/// The next record of `slices`, after its first `skip` bytes.
 fn part<'a>(slices: &'a [IoSlice<'_>], mut skip: usize) -> SmallVec<[IoSlice<'a>; 64]> {
     let mut room = RECORD_BYTES;
     let mut part = SmallVec::new();
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_take_all_that_there_is_in_order() {
+    fn records_cover_all_slices_in_order() {
         let bytes: Vec<u8> = (0..40_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
         let slices: Vec<_> = [0..10, 10..10, 10..20_000, 20_000..20_001, 20_001..40_000]
             .into_iter()

@@ -1,4 +1,4 @@
-//! What nodes tell of themselves to whoever holds the topic `$sys`: figures, who is slow, and what was published last.
+//! The status messages for subscribers of `$sys`: metrics of all nodes, slow clients and recently published events.
 
 use crate::{
     hub::Hub,
@@ -16,25 +16,25 @@ use std::{
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often it is told, while somebody listens.
+/// Interval between status messages, while `$sys` has subscribers.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Of how many slow clients a node tells.
+/// Number of slow clients that a node reports.
 pub(crate) const SLOW: usize = 10;
-/// Of how many events it is told at once; of more, their number.
+/// Maximum number of events in one status message; further events are only counted.
 const EVENTS: usize = 50;
 
-/// A node, of whichever version.
+/// The fields that nodes of every version report.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Named {
     pub(crate) node: String,
 }
 
-/// How a node stands.
+/// The status of a node.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct NodeFigures {
     pub(crate) node: String,
     pub(crate) version: String,
-    /// When this was said, in milliseconds since 1970-01-01T00:00:00Z.
+    /// When the status was taken, in milliseconds since 1970-01-01T00:00:00Z.
     pub(crate) at_ms: u64,
     pub(crate) ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,19 +47,19 @@ pub(crate) struct NodeFigures {
     pub(crate) window_bytes: usize,
     pub(crate) log_events: usize,
     pub(crate) log_bytes: usize,
-    /// How long each shard was busy, in microseconds.
+    /// Busy time of each shard since its start, in microseconds.
     pub(crate) busy_us: Vec<u64>,
-    /// Every counter that is not 0: a family's name, or the name and its label's value.
+    /// Every counter that is not 0, by family name, or by family name and label value.
     pub(crate) counters: BTreeMap<String, u64>,
-    /// How often each bucket was counted.
+    /// Count of each histogram bucket.
     pub(crate) latency: Vec<u64>,
     pub(crate) round_trip: Vec<u64>,
-    /// What the application adds.
+    /// The metrics that the application adds.
     pub(crate) process: BTreeMap<String, f64>,
     pub(crate) slow: Vec<SlowClient>,
 }
 
-/// A client that does not take events as fast as they come.
+/// A lagging client.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct SlowClient {
     pub(crate) connection_id: String,
@@ -67,7 +67,7 @@ pub(crate) struct SlowClient {
     pub(crate) behind_events: u64,
 }
 
-/// An event that was published since it was last told.
+/// An event published since the previous status message.
 #[derive(Debug, Serialize)]
 struct EventSummary {
     event_id: String,
@@ -82,19 +82,19 @@ struct EventSummary {
 
 #[derive(Serialize)]
 struct Sys<'a> {
-    /// The node that tells it.
+    /// The node that sends the message.
     node: &'a str,
     nodes: Vec<Box<RawValue>>,
     silent_nodes: usize,
-    /// The upper bounds of the buckets of `latency` and `round_trip`, in microseconds.
+    /// Upper bounds of the buckets of `latency` and `round_trip`, in microseconds.
     latency_bounds_us: &'a [u64],
     round_trip_bounds_us: &'a [u64],
     events: Vec<EventSummary>,
-    /// Events since the last time that are not among them.
+    /// Number of events since the previous message that are not in `events`.
     more_events: u64,
 }
 
-/// The counters that are not 0.
+/// The counters that are not 0, by name.
 pub(crate) fn counters(metrics: &crate::metrics::Metrics) -> BTreeMap<String, u64> {
     let named = Counter::ALL.iter().map(|&counter| {
         let family = counter.family().trim_start_matches("fanfare_");
@@ -104,8 +104,8 @@ pub(crate) fn counters(metrics: &crate::metrics::Metrics) -> BTreeMap<String, u6
     named.filter(|(_, count)| *count > 0).collect()
 }
 
-/// Tells it for as long as the hub is there.
-pub(crate) async fn tell(hub: Weak<crate::hub::Inner>) {
+/// Sends status messages to the local subscribers of `$sys` until the hub is dropped.
+pub(crate) async fn publish_status(hub: Weak<crate::hub::Inner>) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cursor = None;
@@ -120,22 +120,22 @@ pub(crate) async fn tell(hub: Weak<crate::hub::Inner>) {
         let Some(text) = describe(&hub, &mut cursor).await else { continue };
         let text: Arc<str> = text.into();
         for shard in hub.node().shards() {
-            shard.send(Command::Tell(text.clone()));
+            shard.send(Command::SendStatus(text.clone()));
         }
     }
 }
 
-/// Asks all nodes, and adds what was published since `cursor`.
+/// Queries all nodes, and adds the events published since `cursor`.
 async fn describe(hub: &Hub, cursor: &mut Option<Position>) -> Option<String> {
     let asked = hub.ask::<Value>(Question::Figures).await;
-    // Without the others there is still this node.
+    // If the other nodes cannot be queried, this node's status is sent alone.
     let (nodes, asked) = match asked {
         Ok((nodes, asked)) if !nodes.is_empty() => (nodes, asked),
         _ => (vec![serde_json::to_value(hub.node().figures().await).ok()?], 1),
     };
     let silent_nodes = asked.saturating_sub(nodes.len());
     let nodes = nodes.iter().filter_map(|node| serde_json::value::to_raw_value(node).ok()).collect();
-    let (events, more_events) = news(hub, cursor);
+    let (events, more_events) = recent_events(hub, cursor);
     let sys = Sys {
         node: &hub.node().name,
         nodes,
@@ -148,7 +148,7 @@ async fn describe(hub: &Hub, cursor: &mut Option<Position>) -> Option<String> {
     serde_json::to_string(&sys).ok()
 }
 
-fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<EventSummary>, u64) {
+fn recent_events(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<EventSummary>, u64) {
     let (entries, head) = {
         let window = hub.node().window.read();
         let head = Position { epoch: window.epoch(), sequence: window.head() };
@@ -160,7 +160,7 @@ fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<EventSummary>, u64) {
     };
     let (head, more) = head;
     *cursor = Some(head);
-    let told = entries.iter().map(|entry| EventSummary {
+    let summaries = entries.iter().map(|entry| EventSummary {
         event_id: entry.event_id.to_string(),
         event_type: entry.event_type.to_string(),
         audience: entry.audience.to_string(),
@@ -169,5 +169,5 @@ fn news(hub: &Hub, cursor: &mut Option<Position>) -> (Vec<EventSummary>, u64) {
         bytes: entry.json_len(),
         publisher: entry.publisher.as_deref().map(str::to_owned),
     });
-    (told.collect(), more)
+    (summaries.collect(), more)
 }

@@ -1,4 +1,4 @@
-//! A stream that fails when its peer stops reading. Knows bytes and time, and nothing of HTTP.
+//! A stream whose writes time out when its peer stops reading. Knows bytes and time, and nothing of HTTP.
 
 use std::{
     future::Future,
@@ -12,19 +12,19 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// How fast a peer must send a body or read a response once its time is used up, in bytes a second.
+/// Minimum rate at which a peer must send a body or read a response after its initial time limit, in bytes a second.
 pub(crate) const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 
-/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] when the peer does not read them in time.
+/// A stream whose writes fail with [`io::ErrorKind::TimedOut`] if the peer does not read them in time.
 ///
-/// A write that has to wait may take `timeout`, and a second more for each KiB that the peer reads meanwhile, until
-/// everything is written. Reads are not limited: an HTTP server limits those itself. Serve a hub's routes on such a stream
-/// so that clients that never read can't hold connections; the upgrade to WebSocket takes the stream out again.
+/// A pending write may take `timeout`, plus a second for each KiB that the peer reads meanwhile, until everything is
+/// written. Reads are not limited: an HTTP server has its own limits for them. Serve a hub's routes on such a stream,
+/// so that clients that never read cannot hold connections. The upgrade to WebSocket removes the wrapper.
 #[derive(Debug)]
 pub struct TimedStream<S> {
     stream: S,
     timeout: Duration,
-    /// Only while a write waits, so that a connection that is read costs no timer.
+    /// Set only while a write is pending, so that connections that are read need no timer.
     waiting: Option<Waiting>,
 }
 
@@ -36,17 +36,17 @@ struct Waiting {
 }
 
 impl<S> TimedStream<S> {
-    /// Limits the writes of a stream.
+    /// Limits the writes of `stream`.
     pub fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, waiting: None }
     }
 
-    /// The stream itself.
+    /// The wrapped stream.
     pub fn into_inner(self) -> S {
         self.stream
     }
 
-    /// Waits for the peer to read, or fails.
+    /// Returns an error once the peer has exceeded its time limit.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let timeout = self.timeout;
         let waiting = self.waiting.get_or_insert_with(|| {
@@ -57,13 +57,16 @@ impl<S> TimedStream<S> {
             ready!(waiting.deadline.as_mut().poll(cx));
             let deadline = waiting.since + timeout + time_for(waiting.written);
             if Instant::now() >= deadline {
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read the response"));
+                return Poll::Ready(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the peer did not read the response in time",
+                ));
             }
             waiting.deadline.as_mut().reset(deadline);
         }
     }
 
-    /// Passes on what a write returned.
+    /// Handles the result of a write.
     fn wrote(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match result {
             Poll::Pending => self.poll_deadline(cx).map(Err),
@@ -77,7 +80,8 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// Passes on the end of a flush or a shutdown: everything is written.
+    /// Handles the result of a flush or a shutdown. Once it completes, everything is written and the time limit is
+    /// cleared.
     fn flushed(&mut self, result: Poll<io::Result<()>>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if result.is_pending() {
             return self.poll_deadline(cx).map(Err);
@@ -87,7 +91,7 @@ impl<S> TimedStream<S> {
     }
 }
 
-/// How long so many bytes may take at the least speed.
+/// The time that `bytes` may take at the minimum rate.
 pub(crate) fn time_for(bytes: u64) -> Duration {
     Duration::from_millis(bytes.saturating_mul(1_000) / MIN_BYTES_PER_SECOND)
 }
@@ -137,7 +141,7 @@ mod tests {
 
     // attack: a client that never reads its response => the connection ends at handshake_timeout
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_reads_nothing_ends_the_write() {
+    async fn a_write_to_a_peer_that_never_reads_times_out() {
         let (ours, _theirs) = duplex(16);
         let begun = Instant::now();
         let error = TimedStream::new(ours, TIMEOUT).write_all(&[0; 64]).await.unwrap_err();
@@ -147,7 +151,7 @@ mod tests {
 
     // attack: a client that reads its response byte by byte => the connection ends soon after handshake_timeout
     #[tokio::test(start_paused = true)]
-    async fn a_trickle_gains_no_time() {
+    async fn a_peer_that_reads_byte_by_byte_times_out() {
         let (ours, mut theirs) = duplex(16);
         let reader = tokio::spawn(async move {
             while theirs.read_u8().await.is_ok() {
@@ -161,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_peer_that_goes_on_reading_gets_everything() {
+    async fn a_slow_peer_that_keeps_reading_receives_everything() {
         const BYTES: usize = 200 << 10;
         let (ours, mut theirs) = duplex(4 << 10);
         let writer = tokio::spawn(async move {
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_response_has_its_own_time() {
+    async fn each_response_has_its_own_time_limit() {
         let (ours, mut theirs) = duplex(16);
         let mut stream = TimedStream::new(ours, TIMEOUT);
         for _ in 0..5 {

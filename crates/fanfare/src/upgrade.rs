@@ -1,6 +1,7 @@
-//! From an HTTP request to a socket on a shard: the handshake of RFC 6455 section 4.2, and who it is.
+//! Upgrades an HTTP request to a socket on a shard: the handshake of RFC 6455 section 4.2, authentication, and the
+//! limits that apply before there is a session.
 //!
-//! Knows requests and sockets. What a client sees is decided by its shard and session.
+//! Knows requests and sockets. The messages of a connection are the business of its shard and session.
 
 use crate::{
     TimedStream,
@@ -10,7 +11,7 @@ use crate::{
     http::problem,
     metrics::Counter,
     node::{Node, auth_counter},
-    refusals::{Full, Hold, Who},
+    refusals::{Full, Hold, Identity},
     shard::{Command, NewConnection, Rejection},
     socket::{Socket, Tls},
 };
@@ -47,16 +48,16 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-/// The subprotocol a client offers beside its token, and gets.
+/// The subprotocol that a client offers besides its token, and that the hub selects.
 const SUBPROTOCOL: &str = "fanfare";
-/// What stands before a token that is offered as a subprotocol.
+/// Prefix of a token that is offered as a subprotocol.
 const BEARER_PROTOCOL: &str = "bearer.";
-/// How much the kernel takes for a client beyond what it can send at once, in bytes.
+/// Maximum number of unsent bytes that the kernel buffers for a client, beyond those in flight.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// RFC 6455 section 1.3.
 const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What may stand in the query of `/ws`, each once.
+/// The parameters in the query of `/ws`. Each may occur once.
 #[derive(Deserialize)]
 struct Parameters {
     token: Option<String>,
@@ -65,47 +66,49 @@ struct Parameters {
     topics: Option<String>,
 }
 
-/// Why a request can't be upgraded. Nobody is behind it who could read a close code.
+/// The reason why a request is not upgraded. These responses are for programs: a browser does not show them to its
+/// page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum BadUpgrade {
     #[error(
         "this is a WebSocket endpoint: connect with ws:// or wss://, or send Connection: Upgrade and Upgrade: websocket"
     )]
     NotAnUpgrade,
-    #[error("only version 13 of the WebSocket protocol is spoken here (Sec-WebSocket-Version: 13)")]
+    #[error("unsupported WebSocket version: send Sec-WebSocket-Version: 13")]
     Version,
     #[error("Sec-WebSocket-Key must be 16 bytes in base64")]
     Key,
-    #[error("the query can't be read: token, connection_id, last_event_id and topics may each stand there once")]
+    #[error("the query is not valid: token, connection_id, last_event_id and topics may each occur once")]
     Query,
-    #[error("the connection can't be upgraded: it needs HTTP/1.1")]
+    #[error("the connection cannot be upgraded: use HTTP/1.1")]
     Transport,
     #[error(transparent)]
     Flood(ExceededLimit),
-    #[error("refusal_delay: too many clients {of} wait for their refusal already; connect again after the time in Retry-After", of = match .full {
-        Full::Network => "from this address",
+    #[error("refusal_delay: too many rejected clients{of} already wait for their close frame; \
+             connect again after the time in Retry-After", of = match .full {
+        Full::Network => " from this address",
         Full::All => "",
     })]
     Held { full: Full, delay: Duration },
 }
 
-/// Where those are who came over no network.
-const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// The address of clients whose transport has no address.
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// What a client reads whose place can't be found now.
-const LOG_AWAY: &str =
-    "log_unavailable: the log can't be reached, so it is not known what this client missed; connect again";
+/// Close reason for a client whose cursor cannot be looked up.
+const LOG_UNAVAILABLE: &str =
+    "log_unavailable: the log is currently unavailable, so the cursor cannot be looked up; connect again later";
 
-/// A client that is turned away, and whose genuine token it showed.
-struct Refused {
-    why: Rejection,
+/// A rejected client, and the user of its token if the token is genuine.
+struct RejectedClient {
+    rejection: Rejection,
     user: Option<Arc<str>>,
 }
 
 /// The endpoint `GET /ws`.
 ///
-/// Whoever speaks WebSocket is upgraded, and then let in or turned away with a close code and a reason: a browser
-/// shows no other answer to its page.
+/// Every valid WebSocket request is upgraded, and then accepted, or rejected with a close code and a reason: a browser
+/// shows its page no other response.
 pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request) -> Response {
     match begin(&node, &mut request).await {
         Ok(response) => response,
@@ -113,12 +116,12 @@ pub(crate) async fn upgrade(State(node): State<Arc<Node>>, mut request: Request)
             if !matches!(error, BadUpgrade::Flood(_) | BadUpgrade::Held { .. }) {
                 node.metrics.add(Counter::BadUpgrades, 1);
             }
-            refuse(error)
+            error_response(error)
         }
     }
 }
 
-fn refuse(error: BadUpgrade) -> Response {
+fn error_response(error: BadUpgrade) -> Response {
     let mut response = problem(StatusCode::UPGRADE_REQUIRED, "upgrade_required", &error.to_string());
     match error {
         BadUpgrade::NotAnUpgrade | BadUpgrade::Transport => {}
@@ -127,14 +130,14 @@ fn refuse(error: BadUpgrade) -> Response {
         }
         BadUpgrade::Key | BadUpgrade::Query => *response.status_mut() = StatusCode::BAD_REQUEST,
         BadUpgrade::Flood(_) => {
-            return turn_back(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", error, 1);
+            return reject_without_upgrade(StatusCode::TOO_MANY_REQUESTS, "too_many_connects", error, 1);
         }
         BadUpgrade::Held { full, delay } => {
             let status = match full {
                 Full::Network => StatusCode::TOO_MANY_REQUESTS,
                 Full::All => StatusCode::SERVICE_UNAVAILABLE,
             };
-            return turn_back(status, "too_many_refusals", error, delay.as_secs().max(1));
+            return reject_without_upgrade(status, "too_many_refusals", error, delay.as_secs().max(1));
         }
     }
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -142,8 +145,8 @@ fn refuse(error: BadUpgrade) -> Response {
     response
 }
 
-/// An answer without an upgrade, after which the client's connection ends.
-fn turn_back(status: StatusCode, code: &'static str, error: BadUpgrade, retry_after: u64) -> Response {
+/// A response without an upgrade, after which the connection is closed.
+fn reject_without_upgrade(status: StatusCode, code: &'static str, error: BadUpgrade, retry_after: u64) -> Response {
     let mut response = problem(status, code, &error.to_string());
     response.headers_mut().insert(RETRY_AFTER, retry_after.into());
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -160,20 +163,20 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     let token = from_headers.map(str::to_owned).or_else(|| parameters.token.clone());
     let peer = crate::origin::peer(request.extensions());
     let address = peer.map(|peer| node.config.trusted_proxies.client(peer, headers));
-    let client = match turned_away_at_once(node, address, peer, headers)? {
-        Some(why) => Err(Refused { why, user: None }),
+    let client = match reject_early(node, address, peer, headers)? {
+        Some(rejection) => Err(RejectedClient { rejection, user: None }),
         None => identify(node, token.as_deref(), &parameters, address).await,
     };
     let hold = match &client {
         Ok(connect_request) => {
-            node.refusals.forget(Who::User(&connect_request.grant.user));
-            // Its shard may have refused it for a limit, which is known there alone.
-            let who = Who::Connection(connect_request.connection);
-            hold(node, node.refusals.owed(who, clock::now().mono_ms, node.config.refusal_delay), address)?
+            node.refusals.forget(Identity::User(&connect_request.grant.user));
+            // Its shard may have rejected it for a limit. Such rejections are counted by connection.
+            let identity = Identity::Connection(connect_request.connection);
+            hold(node, node.refusals.next_delay(identity, clock::now().mono_ms, node.config.refusal_delay), address)?
         }
-        Err(refused) => hold_back(node, refused, address)?,
+        Err(rejected) => hold_rejected(node, rejected, address)?,
     };
-    let client = client.map_err(|refused| refused.why);
+    let client = client.map_err(|rejected| rejected.rejection);
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -189,25 +192,26 @@ async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadU
     Ok(response)
 }
 
-/// How the socket of a client is held before it is refused, if it was refused lately.
-fn hold_back(node: &Node, refused: &Refused, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
-    let who = refused.user.as_deref().map_or(Who::Address(address.unwrap_or(NOWHERE)), Who::User);
-    hold(node, node.refusals.note(who, clock::now().mono_ms, node.config.refusal_delay), address)
+/// Counts a rejection, and reserves a place for the socket if its close frame is to be delayed.
+fn hold_rejected(node: &Node, rejected: &RejectedClient, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
+    let identity = rejected.user.as_deref().map_or(Identity::Address(address.unwrap_or(NO_ADDRESS)), Identity::User);
+    hold(node, node.refusals.note(identity, clock::now().mono_ms, node.config.refusal_delay), address)
 }
 
 fn hold(node: &Node, delay: Duration, address: Option<IpAddr>) -> Result<Option<Hold>, BadUpgrade> {
     if delay.is_zero() || !node.is_ready() {
         return Ok(None);
     }
-    node.refusals.hold(address.unwrap_or(NOWHERE), delay, &node.config).map(Some).map_err(|full| {
+    node.refusals.hold(address.unwrap_or(NO_ADDRESS), delay, &node.config).map(Some).map_err(|full| {
         node.metrics.add(Counter::LimitRefusals, 1);
         BadUpgrade::Held { full, delay }
     })
 }
 
-/// Why a client is turned away before it is asked who it is. Each that can read it costs a socket for a while, so that of
-/// those who come too fast only so many are told as may come; the rest is not even upgraded.
-fn turned_away_at_once(
+/// Checks the connect rate of the address and the origin, before authentication. Each upgraded rejection costs a socket
+/// for a while. The number of upgraded rejections is therefore limited by the same rate, and further requests are not
+/// upgraded.
+fn reject_early(
     node: &Node,
     address: Option<IpAddr>,
     peer: Option<IpAddr>,
@@ -215,17 +219,17 @@ fn turned_away_at_once(
 ) -> Result<Option<Rejection>, BadUpgrade> {
     let mono_ms = clock::now().mono_ms;
     if let Some(address) = address
-        && let Err(refusal) = node.admission.keeps_pace(address, mono_ms, &node.config)
+        && let Err(limit) = node.admission.check_connect_rate(address, mono_ms, &node.config)
     {
-        node.metrics.add(refusal.counter(), 1);
-        let told = node.admission.may_be_told(address, mono_ms, &node.config);
-        return if told { Ok(Some(refusal.into())) } else { Err(BadUpgrade::Flood(refusal)) };
+        node.metrics.add(limit.counter(), 1);
+        let upgrade = node.admission.may_upgrade_rejection(address, mono_ms, &node.config);
+        return if upgrade { Ok(Some(limit.into())) } else { Err(BadUpgrade::Flood(limit)) };
     }
     let foreign = node.check_origin(headers, peer).err();
     Ok(foreign.map(|error| Rejection { code: CloseCode::Policy, reason: error.reason() }))
 }
 
-/// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
+/// Validates the handshake (RFC 6455 section 4.2.1). Returns the value of `Sec-WebSocket-Accept`.
 fn check_handshake(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, BadUpgrade> {
     let websocket = has_token(headers, &UPGRADE, "websocket");
     if method != Method::GET || !has_token(headers, &CONNECTION, "upgrade") || !websocket {
@@ -244,12 +248,12 @@ fn check_handshake(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, 
     HeaderValue::from_str(&BASE64.encode(sha1.finish())).map_err(|_| BadUpgrade::Key)
 }
 
-/// Whether a header that is a list has an entry, in any case of letters.
+/// Whether a list header has an entry, ignoring ASCII case.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     list(headers, name).any(|entry| entry.eq_ignore_ascii_case(token))
 }
 
-/// The entries of a header that is a list, over all its lines.
+/// The entries of a list header, over all its lines.
 fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty())
@@ -261,14 +265,15 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// The token among the offered subprotocols, and the subprotocol to select: a browser insists on one that it offered.
+/// The token among the offered subprotocols, and the subprotocol to select. A browser requires that the selected one is
+/// among those that it offered.
 fn subprotocols(headers: &HeaderMap) -> (Option<&str>, Option<HeaderValue>) {
     let (mut token, mut other) = (None, None);
     for entry in list(headers, &SEC_WEBSOCKET_PROTOCOL) {
         if let Some(bearer) = entry.strip_prefix(BEARER_PROTOCOL) {
             token = Some((bearer, entry));
         } else if entry.split('.').filter(|part| !part.is_empty()).count() == 3 && token.is_none() {
-            // A token as it is: three parts with dots between them (RFC 7515 section 3.1).
+            // A bare token: three parts separated by dots (RFC 7515 section 3.1).
             token = Some((entry, entry));
         } else if entry == SUBPROTOCOL || other.is_none() {
             other = Some(entry);
@@ -278,27 +283,27 @@ fn subprotocols(headers: &HeaderMap) -> (Option<&str>, Option<HeaderValue>) {
     (token.map(|(token, _)| token), selected)
 }
 
-/// Who it is and what it wants, or why it is turned away.
+/// Authenticates a client, applies the limits of its user, and builds its connect request.
 async fn identify(
     node: &Node,
     token: Option<&str>,
     parameters: &Parameters,
     address: Option<IpAddr>,
-) -> Result<ConnectRequest, Refused> {
+) -> Result<ConnectRequest, RejectedClient> {
     let grant = node.authenticate(token).await.map_err(|error| {
         node.metrics.add(auth_counter(&error), 1);
         let genuine = matches!(error, AuthError::Expired { .. } | AuthError::NotYetValid { .. } | AuthError::Revoked);
         let user = token.filter(|_| genuine).and_then(|token| node.verifier.genuine_user(token));
-        Refused { why: turned_away(&error), user }
+        RejectedClient { rejection: auth_rejection(&error), user }
     })?;
     let returning = returning(node, parameters, &grant);
-    may_come(node, &grant, returning.is_some(), address).map_err(|refusal| {
-        node.metrics.add(refusal.counter(), 1);
-        Refused { why: refusal.into(), user: Some(grant.user.clone()) }
+    check_limits(node, &grant, returning.is_some(), address).map_err(|limit| {
+        node.metrics.add(limit.counter(), 1);
+        RejectedClient { rejection: limit.into(), user: Some(grant.user.clone()) }
     })?;
     let last_event_id = parameters.last_event_id.as_deref().and_then(given).map(str::to_owned);
     let connection = returning.unwrap_or_else(|| {
-        // The id of an event may be from before any loss, so a client that brings one is named of no epoch.
+        // An event ID as a cursor may date from before any loss of the log, so the new connection ID carries no epoch.
         let new = last_event_id.as_deref().is_none_or(|last| last.parse::<Position>().is_ok());
         node.names.issue((&grant).into(), if new { tag(node.window.read().epoch()) } else { 0 })
     });
@@ -307,28 +312,29 @@ async fn identify(
     Ok(ConnectRequest::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
 }
 
-/// A value that a client has. A script that has none writes the name of its language's absent value into the URL.
+/// Returns the value if it is present. Scripts that have no value write their language's absent value (`null`,
+/// `undefined`, `None`) into the URL.
 pub(crate) fn given(value: &str) -> Option<&str> {
     (!is_absent(value)).then_some(value)
 }
 
-/// The limits that are known before there is a session. One who comes back may take the place of an older socket, which its
-/// shard knows.
-fn may_come(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), ExceededLimit> {
+/// Checks the limits that are known before there is a session. A returning client may take over the place of an older
+/// socket, which only its shard knows.
+fn check_limits(node: &Node, grant: &Grant, returning: bool, address: Option<IpAddr>) -> Result<(), ExceededLimit> {
     let (user, config) = (&grant.user, &node.config);
     if !grant.admin {
-        node.admission.user_keeps_pace(user, clock::now().mono_ms, config)?;
+        node.admission.check_user_connect_rate(user, clock::now().mono_ms, config)?;
     }
     if returning { Ok(()) } else { node.admission.has_room(user, grant.admin, address, config) }
 }
 
-/// The name that a client comes back with, if it is its user's.
+/// The connection ID that the client presents, if it was issued to its user.
 fn returning(node: &Node, parameters: &Parameters, grant: &Grant) -> Option<ConnectionId> {
     let id = parameters.connection_id.as_deref()?.parse().ok()?;
     node.names.belongs_to(id, grant.into()).then_some(id)
 }
 
-fn turned_away(error: &AuthError) -> Rejection {
+fn auth_rejection(error: &AuthError) -> Rejection {
     let code = match error {
         AuthError::KeysUnavailable => CloseCode::TryAgainLater,
         _ => CloseCode::Policy,
@@ -336,7 +342,7 @@ fn turned_away(error: &AuthError) -> Rejection {
     Rejection { code, reason: format!("{}: {error}", error.code()) }
 }
 
-/// Waits for the socket to leave the HTTP server, and gives it to its shard.
+/// Waits until the HTTP server has released the socket, and passes it to its shard.
 async fn hand_over(
     node: Arc<Node>,
     on_upgrade: OnUpgrade,
@@ -364,17 +370,17 @@ async fn hand_over(
     }
     match take_socket(upgraded) {
         Ok((socket, leftover, peer)) => {
-            let paced = address.is_some();
-            let address = address.or(peer).unwrap_or(NOWHERE);
-            assign(&node, NewConnection { socket, leftover, address, came, client }, paced);
+            let rate_checked = address.is_some();
+            let address = address.or(peer).unwrap_or(NO_ADDRESS);
+            assign(&node, NewConnection { socket, leftover, address, came, client }, rate_checked);
         }
         Err(error) => tracing::debug!(%error, "a client left during its upgrade"),
     }
 }
 
-/// Lets the window catch up with the log for a client whose place it does not know: another node may have served it
-/// further than this one has read. All who wait cost one question to the log. While that is away nobody can tell whether
-/// the client has missed anything, so it is to come back later.
+/// Lets the window catch up with the log, for a client whose cursor is unknown to this node: another node may be ahead
+/// of it. All waiting clients share one request to the log. If the log is unavailable, it is unknown whether the client
+/// missed events, so the client is rejected and reconnects later.
 async fn catch_up_to(node: &Node, connect_request: &ConnectRequest) -> Result<(), Rejection> {
     let Some(last) = connect_request.last_event_id.as_deref() else { return Ok(()) };
     let known =
@@ -382,27 +388,28 @@ async fn catch_up_to(node: &Node, connect_request: &ConnectRequest) -> Result<()
     let Some(broker) = node.broker.get().and_then(Weak::upgrade).filter(|_| !known) else { return Ok(()) };
     match tokio::time::timeout(node.config.handshake_timeout, broker.catch_up()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Rejection { code: CloseCode::TryAgainLater, reason: LOG_AWAY.to_owned() }),
+        Ok(Err(_)) | Err(_) => Err(Rejection { code: CloseCode::TryAgainLater, reason: LOG_UNAVAILABLE.to_owned() }),
     }
 }
 
-/// Gives a socket to the shard of its connection, or anywhere to be turned away. `paced`: its address was looked at.
-fn assign(node: &Node, mut adoption: NewConnection, paced: bool) {
+/// Passes a socket to the shard of its connection; rejected clients are distributed over all shards. `rate_checked`:
+/// the connect rate of the address was already checked.
+fn assign(node: &Node, mut new: NewConnection, rate_checked: bool) {
     let mono_ms = clock::now().mono_ms;
-    if !paced && let Err(refusal) = node.admission.keeps_pace(adoption.address, mono_ms, &node.config) {
-        node.metrics.add(refusal.counter(), 1);
-        adoption.client = Err(refusal.into());
+    if !rate_checked && let Err(limit) = node.admission.check_connect_rate(new.address, mono_ms, &node.config) {
+        node.metrics.add(limit.counter(), 1);
+        new.client = Err(limit.into());
     }
-    let connection = adoption
+    let connection = new
         .client
         .as_ref()
         .map_or(ConnectionId(u128::from(mono_ms) << 64), |connect_request| connect_request.connection);
     if let Some(shard) = node.shard_of(connection) {
-        shard.send(Command::Register(Box::new(adoption)));
+        shard.send(Command::Register(Box::new(new)));
     }
 }
 
-/// The socket behind an upgraded connection, what was read beyond the handshake, and where it comes from.
+/// The socket of an upgraded connection, the bytes read beyond the handshake, and the peer address.
 fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr>)> {
     let upgraded = match downcast_timed::<TcpStream>(upgraded) {
         Ok((stream, leftover)) => {
@@ -417,11 +424,11 @@ fn take_socket(upgraded: Upgraded) -> io::Result<(Socket, Vec<u8>, Option<IpAddr
             let (tcp, peer) = take_stream(stream)?;
             Ok((Socket::Tls(Box::new(Tls { tcp, session })), leftover, peer))
         }
-        Err(stranger) => Ok((bridge(stranger)?, Vec::new(), None)),
+        Err(other) => Ok((bridge(other)?, Vec::new(), None)),
     }
 }
 
-/// The same, whether its writes had a time limit or not.
+/// As [`downcast`], with or without a [`TimedStream`] around the stream.
 fn downcast_timed<T>(upgraded: Upgraded) -> Result<(T, Vec<u8>), Upgraded>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -430,7 +437,7 @@ where
     timed.or_else(downcast::<T>)
 }
 
-/// The stream of the HTTP server, as hyper or hyper-util had it, and what was read beyond the handshake.
+/// The stream of the HTTP server, as wrapped by hyper or hyper-util, and the bytes read beyond the handshake.
 fn downcast<T>(upgraded: Upgraded) -> Result<(T, Vec<u8>), Upgraded>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -445,25 +452,25 @@ where
     Ok((io.into_inner(), leftover.to_vec()))
 }
 
-/// The socket of a stream, set up for a shard, and where it comes from.
+/// The socket of a stream, configured for a shard, and its peer address.
 fn take_stream(stream: TcpStream) -> io::Result<(mio::net::TcpStream, Option<IpAddr>)> {
     let stream = stream.into_std()?;
     let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
-    // Events are small, and late ones are worth nothing.
+    // Events are small, and Nagle's algorithm would delay them.
     stream.set_nodelay(true)?;
-    // What is not sent yet belongs in the window, once for all clients, and not in each slow one's socket.
+    // Unsent events belong in the window, which all clients share, and not in the socket buffer of each lagging client.
     SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
     Ok((mio::net::TcpStream::from_std(stream), peer))
 }
 
-/// Joins a stream that is not a TCP socket to one end of a pair, and returns the other.
+/// Connects a stream that is not a TCP socket to one end of a socket pair, and returns the other end.
 fn bridge(upgraded: Upgraded) -> io::Result<Socket> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
     let mut theirs = tokio::net::UnixStream::from_std(theirs)?;
     tokio::spawn(async move {
-        // Either end may break off; both are then closed, which is all there is to do.
+        // If either end fails, both are closed. There is nothing else to handle.
         let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut theirs).await;
     });
     Ok(Socket::Bridge(mio::net::UnixStream::from_std(ours)))

@@ -1,82 +1,84 @@
-//! What a node knows of one event or one client, for whoever asks why something came or did not. Every node is asked, and
-//! answers for itself; nothing here changes anything.
+//! Traces the delivery of an event, and the state of a client. Every node is queried and reports its own state. Nothing
+//! here changes state.
 
 use fanfare_core::{CloseCode, ConnectionId, Lineage, Position, lineage::Place, time::iso_8601};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, net::IpAddr, sync::Arc};
 use utoipa::ToSchema;
 
-/// How many clients that have left a node remembers.
-const MAX_DEPARTED: usize = 1_000;
+/// Number of recently closed connections that a node remembers.
+const MAX_RECENTLY_CLOSED: usize = 1_000;
 
-/// What all nodes are asked.
+/// A query to all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
-    /// What became of an event.
+    /// The delivery of an event.
     Event {
-        /// Which.
+        /// The event's ID.
         event_id: String,
-        /// Tell too how it stands with each connection of this user.
+        /// Also report the delivery state for each connection of this user.
         user: Option<String>,
     },
-    /// How the node stands.
+    /// The node's metrics.
     Figures,
-    /// How a client stands, or why it left.
+    /// The state of a client, or of its last connection.
     Client {
-        /// Which.
+        /// The connection's ID.
         connection: String,
     },
 }
 
-/// The journey of one event.
+/// The delivery of one event on all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Journey {
-    /// Its id.
+    /// The event's ID.
     #[schema(example = "order-7")]
     pub event_id: String,
-    /// Its type.
+    /// The event's type.
     #[schema(example = "note")]
     pub event_type: String,
-    /// Whom it is for: `everyone`, `user:ID`, `connection:ID` or `topic:NAME`.
+    /// The audience: `everyone`, `user:ID`, `connection:ID` or `topic:NAME`.
     #[schema(example = "user:ann")]
     pub audience: String,
-    /// Where it stands in the log.
+    /// The event's position in the log.
     #[schema(example = "pos-1f00c3-42")]
     pub position: String,
-    /// When the log took it, in ISO 8601, by the log's clock.
+    /// When the log accepted the event, in ISO 8601, by the log's clock.
     #[schema(example = "2026-11-23T09:30:00.125Z")]
     pub accepted_at: String,
-    /// Who published it: `user:ID` (over HTTP, by its token), `channel:NAME` (on Redis) or `application`.
+    /// The publisher: `user:ID` (over HTTP, by its token), `channel:NAME` (on Redis) or `application`.
     #[schema(example = "user:backend", nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
-    /// Its JSON, in bytes.
+    /// Size of the event's JSON, in bytes.
     pub bytes: usize,
-    /// What became of it on each node that answered.
+    /// The delivery on each node that responded.
     pub nodes: Vec<EventOnNode>,
-    /// How many nodes did not answer in time.
+    /// Number of nodes that did not respond in time.
     pub silent_nodes: usize,
-    /// Whether the event is for the user, connected or not, where one was asked about.
+    /// Whether the queried user is in the audience, connected or not. Absent if no user was given.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_in_audience: Option<InAudience>,
 }
 
-/// Whether an event is for a user.
+/// Whether a user is in the audience of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InAudience {
-    /// It is. A client of the user that returns with a cursor from before the event receives it while it is held.
+    /// The user is in the audience. A client of the user that resumes with a cursor before the event receives it, as
+    /// long as it is retained.
     Yes,
-    /// It is for a topic: for those clients of the user that subscribe to it.
+    /// The audience is a topic: the user's clients that subscribe to it receive the event.
     Subscribers,
-    /// It is not: no client of the user is ever sent it.
+    /// The user is not in the audience. No client of the user is sent the event.
     No,
 }
 
 impl InAudience {
-    /// As `audience`, in its text form, and `user` have it. `is_of_user`: whether a connection is the user's.
+    /// Compares a user with an audience in its text form. `is_of_user` returns whether a connection belongs to the
+    /// user.
     pub(crate) fn of(audience: &str, user: &str, is_of_user: impl Fn(ConnectionId) -> bool) -> Self {
         let is_in = match audience.split_once(':') {
             None => true,
@@ -88,124 +90,125 @@ impl InAudience {
     }
 }
 
-/// What became of an event on one node.
+/// The delivery of an event on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventOnNode {
     /// The node's name.
     #[schema(example = "5af7e6e8e4c2f20b")]
     pub node: String,
-    /// Whether the node holds it: it does not before the event has come there, nor once it is too old.
+    /// Whether the event is in the node's window. It is not before the event arrives on the node, nor after it is
+    /// evicted.
     pub held: bool,
-    /// Clients that are connected there now.
+    /// Number of clients that are connected to the node now.
     pub connected: usize,
-    /// Of those, the ones that it is for.
+    /// Number of those clients that are in the audience.
     pub matched: usize,
-    /// How many clients it was written to, those that have left since included.
+    /// Number of clients that the event was written to, including clients that have disconnected since.
     pub written: usize,
-    /// Clients that have not come to it yet, because they take no more for now.
+    /// Number of clients that the event is not written to yet, because their sockets currently accept no more data.
     pub waiting: usize,
-    /// How often a client said that it has handled it (`ack`).
+    /// Number of clients that acknowledged the event (`ack`).
     pub acknowledged: usize,
-    /// Those that it was not sent to, by reason.
+    /// Clients that were not sent the event, by reason.
     pub skipped: Skipped,
-    /// The user's connections there, where one was asked about.
+    /// The queried user's connections on this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub of_user: Vec<ClientAndEvent>,
 }
 
-/// Clients of a node that were not sent an event, by reason.
+/// Numbers of a node's clients that were not sent an event, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Skipped {
-    /// It is not for them.
+    /// Clients outside the audience.
     pub not_in_audience: usize,
-    /// They came, or came back, after it, with a cursor behind it or with none.
+    /// Clients that connected or resumed after the event, without a cursor or with a cursor after it.
     pub came_later: usize,
 }
 
-/// How an event stands with one client.
+/// The delivery state of an event for one client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClientAndEvent {
-    /// The client.
+    /// The client's connection ID.
     #[schema(format = "uuid")]
     pub connection_id: String,
-    /// How it stands.
+    /// The delivery state.
     pub fate: ClientFate,
 }
 
-/// How an event stands with a client.
+/// The delivery state of an event for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientFate {
-    /// It was written to the client's socket. Of a topic: if the client was subscribed by then.
+    /// The event was written to the client's socket. For a topic: if the client was subscribed at that time.
     Written,
-    /// The client takes no more for now and has not come to it.
+    /// The event is not written yet, because the client's socket currently accepts no more data.
     Waiting,
-    /// The client came after it, with a cursor behind it or with none.
+    /// The client connected after the event, without a cursor or with a cursor after it.
     CameLater,
-    /// It is not for this client.
+    /// The client is not in the audience.
     NotInAudience,
 }
 
-/// A client, connected or gone.
+/// A client, connected or disconnected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClientDetails {
-    /// Its name.
+    /// The connection ID.
     #[schema(format = "uuid")]
     pub connection_id: String,
     /// The user of its token.
     pub user_id: String,
-    /// The node that it is, or was, connected to.
+    /// The node that the client is or was connected to.
     #[schema(example = "5af7e6e8e4c2f20b")]
     pub node: String,
-    /// Since when, in ISO 8601.
+    /// When the client connected, in ISO 8601.
     #[schema(example = "2026-11-23T09:30:00.125Z")]
     pub connected_at: String,
-    /// Where it comes from.
+    /// The client's address.
     #[schema(example = "203.0.113.7")]
     pub address: String,
-    /// Its cursor: up to here it was sent all that it may see.
+    /// The client's cursor: its position in the log. All events of its audience up to here were sent.
     #[schema(example = "pos-1f00c3-42")]
     pub cursor: String,
-    /// How many events of the log lie between its cursor and the head.
+    /// Number of events in the log between the cursor and the head.
     pub behind_events: u64,
-    /// From its last ping that was answered to the answer, in milliseconds.
+    /// Round trip time of the last answered ping, in milliseconds.
     pub round_trip_ms: u32,
-    /// What only a client has that is still there.
+    /// Further details of a connected client.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<LiveDetails>,
-    /// How it ended, of one that has.
+    /// How a disconnected client was closed.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<ClosedDetails>,
 }
 
-/// A client that is there.
+/// Details of a connected client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LiveDetails {
-    /// Whether its token is an administrator's.
+    /// Whether the client has an administrator's token.
     pub admin: bool,
-    /// The topics that it holds.
+    /// The topics that the client subscribes to.
     pub topics: Vec<String>,
-    /// How long ago its last frame came, in milliseconds.
+    /// Time since its last frame, in milliseconds.
     pub last_frame_ms_ago: u64,
-    /// It owes an answer to a ping.
+    /// Whether it has not answered the last ping yet.
     pub overdue: bool,
-    /// Bytes that its socket has not taken: the rest of a frame.
+    /// Bytes that its socket has not accepted yet: the rest of a frame.
     pub waiting_bytes: usize,
-    /// The newest event that it was sent, if this node still holds it.
+    /// The newest event that it was sent, if this node still has it in its window.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_event_id: Option<String>,
 }
 
-/// How a client ended.
+/// How a client was closed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClosedDetails {
-    /// When, in ISO 8601.
+    /// When it was closed, in ISO 8601.
     #[schema(example = "2026-11-23T09:40:00.125Z")]
     pub at: String,
-    /// The close code; 1006 where the socket ended without a close.
+    /// The close code; 1006 if the socket ended without a close frame.
     #[schema(example = 4000)]
     pub code: u16,
     /// What the code means.
@@ -213,7 +216,7 @@ pub struct ClosedDetails {
     pub meaning: String,
 }
 
-/// A client that has left.
+/// A connection that was closed.
 #[derive(Debug)]
 pub(crate) struct ClosedConnection {
     pub(crate) connection: ConnectionId,
@@ -221,36 +224,36 @@ pub(crate) struct ClosedConnection {
     pub(crate) since_ms: u64,
     pub(crate) until_ms: u64,
     pub(crate) address: IpAddr,
-    /// A place of the log as it was then.
+    /// A position in the log as it was at that time.
     pub(crate) cursor: Position,
     pub(crate) round_trip_ms: u32,
     pub(crate) code: Option<CloseCode>,
 }
 
-/// The clients that have left a node, the newest last.
+/// The recently closed connections of a node, newest last.
 #[derive(Debug, Default)]
 pub(crate) struct RecentlyClosed(VecDeque<ClosedConnection>);
 
 impl RecentlyClosed {
     pub(crate) fn add(&mut self, closed_connection: ClosedConnection) {
-        if self.0.len() == MAX_DEPARTED {
+        if self.0.len() == MAX_RECENTLY_CLOSED {
             self.0.pop_front();
         }
         self.0.push_back(closed_connection);
     }
 
-    /// How a connection ended the last time.
+    /// The most recent close of a connection.
     pub(crate) fn find(&self, connection: ConnectionId) -> Option<&ClosedConnection> {
         self.0.iter().rev().find(|closed_connection| closed_connection.connection == connection)
     }
 }
 
 impl ClosedConnection {
-    /// How it ended on `node`, which serves this log up to `head`.
+    /// The details of the connection on `node`, whose log has `lineage` and `head`.
     pub(crate) fn details(&self, node: &str, lineage: &Lineage, head: u64) -> ClientDetails {
         let served = match lineage.place(self.cursor, head) {
             Place::At(sequence) | Place::Broken(sequence) => sequence,
-            // All of this log is new to it.
+            // The client received no event of this log.
             Place::Unknown => 0,
         };
         let (code, meaning) = match self.code {
@@ -272,15 +275,15 @@ impl ClosedConnection {
     }
 }
 
-/// What a node says to [`Question::Event`].
+/// A node's reply to [`Question::Event`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct EventAnswer {
     pub(crate) node: EventOnNode,
-    /// The event itself, where the node holds it.
+    /// The event, if it is in the node's window.
     pub(crate) event: Option<EventFacts>,
 }
 
-/// What is the same on every node.
+/// The properties of an event that are the same on every node.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct EventFacts {
     pub(crate) event_type: String,
@@ -291,7 +294,7 @@ pub(crate) struct EventFacts {
     pub(crate) bytes: usize,
 }
 
-/// Puts together what the nodes said. `None`: none of them holds the event.
+/// Merges the replies of the nodes. `None` if no node has the event in its window.
 pub(crate) fn journey(event_id: String, answers: Vec<EventAnswer>, asked: usize) -> Option<Journey> {
     let silent_nodes = asked.saturating_sub(answers.len());
     let (mut nodes, mut facts) = (Vec::with_capacity(answers.len()), None);
@@ -316,10 +319,10 @@ pub(crate) fn journey(event_id: String, answers: Vec<EventAnswer>, asked: usize)
     })
 }
 
-/// The client itself if a node has it, else how it ended the last time.
+/// The connected client if a node has it, otherwise the most recent close.
 pub(crate) fn client(answers: Vec<ClientDetails>) -> Option<ClientDetails> {
     let ended = |details: &ClientDetails| details.closed.as_ref().map(|closed| closed.at.clone());
-    // Who is there has not ended, and counts as the newest.
+    // A connected client precedes any closed connection.
     answers.into_iter().max_by_key(|details| (details.live.is_some(), ended(details)))
 }
 
@@ -352,17 +355,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_of_those_who_left_are_remembered() {
+    fn only_the_newest_closed_connections_are_remembered() {
         let mut recently_closed = RecentlyClosed::default();
-        for n in 0..MAX_DEPARTED as u128 + 5 {
+        for n in 0..MAX_RECENTLY_CLOSED as u128 + 5 {
             recently_closed.add(closed_connection(n));
         }
         assert!(recently_closed.find(ConnectionId(4)).is_none() && recently_closed.find(ConnectionId(5)).is_some());
-        assert_eq!(recently_closed.0.len(), MAX_DEPARTED);
+        assert_eq!(recently_closed.0.len(), MAX_RECENTLY_CLOSED);
     }
 
     #[test]
-    fn the_cursor_of_a_client_that_left_keeps_the_epoch_that_it_is_of() {
+    fn the_cursor_of_a_closed_connection_keeps_its_epoch() {
         let mut shortened = Lineage::new(1);
         shortened.begin(2, 2, fanfare_core::lineage::Loss::Nothing);
         for (lineage, behind) in [(Lineage::new(1), 6), (shortened, 7), (Lineage::new(2), 9)] {
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_there_counts_more_than_who_was() {
+    fn a_connected_client_precedes_a_closed_connection() {
         let gone = closed_connection(7).details("a", &Lineage::new(1), 9);
         assert_eq!((gone.behind_events, gone.closed.as_ref().unwrap().code), (6, 1006));
         let live = LiveDetails {

@@ -1,4 +1,4 @@
-//! The example that embeds a hub, as an application's users see it.
+//! The example `embed`, from the outside.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -17,7 +17,7 @@ const SECRET: &str = "a secret of thirty-two bytes, ok";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
-async fn an_application_publishes_from_its_own_route_and_ends_cleanly() {
+async fn an_application_publishes_from_its_own_route_and_shuts_down_gracefully() {
     let test = std::env::current_exe().unwrap();
     let example = test.parent().unwrap().parent().unwrap().join("examples/embed");
     let mut child = Command::new(example)

@@ -1,5 +1,5 @@
-//! The HTTP API from outside: every route and every error, against a running hub. Each answer is held against
-//! `/openapi.json` on the way.
+//! The HTTP API from the outside: every route and every error, against a running hub. Each response is checked against
+//! `/openapi.json`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 const SECRET: &str = "a secret that is long enough for a test of HS256";
 
-/// Who calls, which is also the user's id.
+/// The callers. The name is also the user's ID.
 const NOBODY: &str = "";
 const READER: &str = "reader";
 const PUBLISHER: &str = "publisher";
@@ -39,7 +39,7 @@ fn hub(config: Config) -> Hub {
     Hub::builder(Verifier::from_secret(SECRET).unwrap()).config(config).start().unwrap()
 }
 
-/// A token of one of the callers; made without the hub's own minter, as an application would.
+/// A token of a caller, created without the hub's own minter, as an application would.
 fn token(who: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let expires = if who == EXPIRED { now - 3_600 } else { now + 3_600 };
@@ -49,13 +49,13 @@ fn token(who: &str) -> String {
     jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 
-struct BrokerFuture {
+struct TestResponse {
     status: u16,
     headers: HeaderMap,
     text: String,
 }
 
-impl BrokerFuture {
+impl TestResponse {
     fn json(&self) -> Value {
         assert_eq!(self.header("content-type"), JSON, "{}", self.text);
         serde_json::from_str(&self.text).unwrap()
@@ -77,23 +77,23 @@ fn request(method: &str, path: &str, who: &str, media_type: &str, body: impl Int
     request.body(body.into()).unwrap()
 }
 
-async fn send(app: &Router, request: Request<Body>) -> BrokerFuture {
+async fn send(app: &Router, request: Request<Body>) -> TestResponse {
     let response = app.clone().oneshot(request).await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    BrokerFuture { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
+    TestResponse { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
 }
 
-async fn get(app: &Router, path: &str) -> BrokerFuture {
+async fn get(app: &Router, path: &str) -> TestResponse {
     call(app, request("GET", path, NOBODY, "", "")).await
 }
 
-async fn post(app: &Router, path: &str, body: &str) -> BrokerFuture {
+async fn post(app: &Router, path: &str, body: &str) -> TestResponse {
     call(app, request("POST", path, PUBLISHER, JSON, body.to_owned())).await
 }
 
-/// Sends a request, and holds the answer against the documentation.
-async fn call(app: &Router, request: Request<Body>) -> BrokerFuture {
+/// Sends a request, and checks that the response is documented.
+async fn call(app: &Router, request: Request<Body>) -> TestResponse {
     let (method, path) = (request.method().as_str().to_ascii_lowercase(), request.uri().path().to_owned());
     let answer = send(app, request).await;
     if let Some(operation) = operation(&spec(app).await, &method, &path) {
@@ -107,7 +107,7 @@ async fn spec(app: &Router) -> Value {
     send(app, request("GET", "/openapi.json", NOBODY, "", "")).await.json()
 }
 
-/// The documented operation whose path fits.
+/// The documented operation of a path.
 fn operation<'a>(spec: &'a Value, method: &str, path: &str) -> Option<&'a Value> {
     let path: Vec<_> = path.split('/').collect();
     let fits = |template: &str| {
@@ -118,7 +118,7 @@ fn operation<'a>(spec: &'a Value, method: &str, path: &str) -> Option<&'a Value>
     item.get(method)
 }
 
-/// A server on a free port, for the clients that watch what is published.
+/// A server on a free port, for clients that receive the published events.
 async fn serve(app: &Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -144,7 +144,7 @@ impl Client {
         client
     }
 
-    /// The next frame, as text and as JSON.
+    /// The next message, as text and as JSON.
     async fn next(&mut self) -> (String, Value) {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("in time").unwrap().unwrap();
@@ -154,7 +154,7 @@ impl Client {
         }
     }
 
-    /// The ids of what was published up to now and received: all that comes before an event that marks the end.
+    /// The IDs of the events received up to now. An event to this client marks the end.
     async fn received(&mut self, app: &Router) -> Vec<Value> {
         let mark = json!({"type": "mark", "audience": {"connection": self.id}}).to_string();
         let mark = post(app, "/events", &mark).await.json()["event_id"].clone();
@@ -200,7 +200,7 @@ async fn an_event_is_published_once_and_passes_through_unchanged() {
 }
 
 #[tokio::test]
-async fn an_audience_reaches_whom_it_names() {
+async fn each_audience_reaches_its_clients_only() {
     let app = hub(Config::default()).router();
     let address = serve(&app).await;
     let mut reader = Client::connect(address, READER, "&topics=project:7").await;
@@ -259,13 +259,13 @@ async fn a_batch_is_published_in_order_or_not_at_all() {
         assert_eq!(answer.json()["index"], 1);
         assert!(answer.json()["detail"].as_str().unwrap().contains(says), "{}", answer.text);
     }
-    assert_eq!(reader.received(&app).await, ["a", "b", "c"], "nothing of a bad batch is published");
+    assert_eq!(reader.received(&app).await, ["a", "b", "c"], "no event of a rejected batch is published");
     assert_eq!(hub.metrics().get(Counter::BadEvents), 5);
     assert_eq!(hub.metrics().get(Counter::LimitEventBytes), 1);
 }
 
 #[tokio::test]
-async fn the_references_endpoints_publish_what_it_published() {
+async fn the_endpoints_of_the_fastapi_hub_publish_the_same_events() {
     let app = hub(Config::default()).router();
     let mut reader = Client::connect(serve(&app).await, READER, "").await;
     let (status, activity, created) = ("task_status_update", "agent_activity_update", "calendar_event_created");
@@ -293,7 +293,8 @@ async fn the_references_endpoints_publish_what_it_published() {
         ("/calendar/events/create", r#"{"event_id":"c1","title":"T"}"#, calendar, created,
             r#"{"event_id":"c1","title":"T"}"#),
         ("/agents/a1/activity", r#"{"action":"think"}"#, sent, activity, r#"{"agent_id":"a1","action":"think"}"#),
-        // What the FastAPI hub took: numbers as ids, any status, any progress, and fields that name an audience elsewhere.
+        // Input that the FastAPI hub accepts: numbers as IDs, any status, any progress, and fields that name an
+        // audience in other requests.
         ("/tasks/t1/update?status=disabled&progress=150", "", updated, status,
             r#"{"task_id":"t1","status":"disabled","progress":150}"#),
         ("/tasks/t1/update?status=a%22b&progress=half", "", updated, status,
@@ -319,7 +320,7 @@ async fn the_references_endpoints_publish_what_it_published() {
     let (text, event) = reader.next().await;
     assert_eq!(event["data"]["event_id"], made["event_id"]);
     assert_eq!(made["event_id"].as_str().unwrap().len(), 36);
-    assert!(text.contains(r#""data":{"event_id":""#), "the id stands first: {text}");
+    assert!(text.contains(r#""data":{"event_id":""#), "the ID is the first field: {text}");
 }
 
 // attack: receiving another user's notifications, even as an administrator => delivered to their user only
@@ -366,18 +367,18 @@ async fn an_event_without_an_explicit_audience_is_rejected_with_the_right_form()
             assert_eq!((answer.status, &answer.json()["index"]), (422, &json!(0)), "{body}");
         }
     }
-    assert_eq!(hub.stats().window_events, 0, "nothing of it is published");
+    assert_eq!(hub.stats().window_events, 0, "no event is published");
 }
 
 #[tokio::test]
-async fn an_event_passes_as_the_wire_vectors_say() {
+async fn events_pass_through_as_in_the_wire_vectors() {
     let vectors: Value = serde_json::from_str(include_str!("../../../tests/wire/events.json")).unwrap();
     let (lenient, strict) = (hub(Config::default()), hub(Config { validate_events: true, ..Config::default() }));
     let (app, strict) = (lenient.router(), strict.router());
     let mut reader = Client::connect(serve(&app).await, READER, "").await;
     for case in vectors["cases"].as_array().unwrap() {
         let published = case["published"].as_str().unwrap();
-        // A field that the events endpoint rejects because it looks like an audience; channels pass it.
+        // Rejected by the events endpoint because it resembles an audience, but passed through by Redis channels.
         let Some(body) = published.strip_suffix('}').filter(|_| !published.contains(r#""user""#)) else { continue };
         let body = format!(r#"{body},"audience":"everyone"}}"#);
         let answer = post(&app, "/events", &body).await;
@@ -414,9 +415,9 @@ async fn a_number_is_a_users_id_as_in_a_token() {
     assert_eq!((user.received(&app).await, other.received(&app).await), (vec![json!("n")], vec![]));
 }
 
-// attack: an application publishes to a topic or with a type that begins with $ => refused, nothing is published
+// attack: an application publishes to a topic or with a type that begins with $ => rejected, nothing is published
 #[tokio::test]
-async fn the_library_refuses_what_is_reserved_for_the_hub() {
+async fn the_library_rejects_topics_and_types_that_are_reserved_for_the_hub() {
     let hub = hub(Config::default());
     let draft = |kind: &str| Draft::new(kind, &json!({})).unwrap();
     let topic = hub.publish(draft("note"), Audience::Topic("$sys".into())).await.unwrap_err();
@@ -430,11 +431,11 @@ async fn the_library_refuses_what_is_reserved_for_the_hub() {
     assert_eq!(hub.stats().window_events, 0);
 }
 
-/// Method, path, who asks, media type and body; then the status, the code and a part of the sentence in the answer.
+/// Method, path, caller, media type and body; then the status, the code and a part of the detail in the response.
 type ExceededLimit<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, u16, &'a str, &'a str);
 
 #[tokio::test]
-async fn what_is_refused_is_named_and_counted() {
+async fn each_rejection_has_its_code_and_is_counted() {
     let hub = hub(Config::default());
     let app = hub.router();
     let deep = format!(r#"{{"type":"note","data":{}1{}}}"#, r#"{"a":"#.repeat(70), "}".repeat(70));
@@ -461,10 +462,10 @@ async fn what_is_refused_is_named_and_counted() {
         ("GET", "/metrics", NOBODY, "", "", 401, "token_missing", ""),
         ("GET", "/metrics", PUBLISHER, "", "", 403, "forbidden", "administrator"),
         ("GET", "/events/e1", PUBLISHER, "", "", 403, "forbidden", "administrator"),
-        ("GET", "/events/e1", ADMIN, "", "", 404, "not_found", "no node holds an event \"e1\""),
+        ("GET", "/events/e1", ADMIN, "", "", 404, "not_found", "no node has an event \"e1\""),
         ("POST", "/events", PUBLISHER, JSON, r#"{"type":"a","audience":{"topic":"$sys"}}"#, 422, "invalid", "reserved for the hub"),
         ("POST", "/log-level", PUBLISHER, JSON, "{}", 403, "forbidden", "administrator"),
-        ("POST", "/log-level", ADMIN, JSON, r#"{"log_level":"debug"}"#, 404, "not_found", "has no switch"),
+        ("POST", "/log-level", ADMIN, JSON, r#"{"log_level":"debug"}"#, 404, "not_found", "does not support"),
         ("POST", "/nodes/n1/drain", PUBLISHER, "", "", 403, "forbidden", "administrator"),
         ("POST", "/nodes/n1/drain", ADMIN, "", "", 404, "not_found", "no node \"n1\""),
         ("GET", "/connections/c1", PUBLISHER, "", "", 403, "forbidden", "administrator"),
@@ -504,7 +505,7 @@ async fn what_is_refused_is_named_and_counted() {
         ("POST", &long_user, PUBLISHER, JSON, "{}", 422, "invalid", "256 bytes"),
         ("POST", "/agents/a/activity", PUBLISHER, JSON, r#"{"agent_id":"b"}"#, 422, "invalid", "`agent_id`"),
         ("GET", "/ws", READER, "", "", 426, "upgrade_required", "ws://"),
-        ("GET", "/events", PUBLISHER, "", "", 405, "method_not_allowed", "GET can't be done to /events"),
+        ("GET", "/events", PUBLISHER, "", "", 405, "method_not_allowed", "/events does not support GET"),
         ("DELETE", "/ws/health", NOBODY, "", "", 405, "method_not_allowed", "DELETE"),
         ("POST", "/docs", NOBODY, "", "", 405, "method_not_allowed", "POST"),
         ("GET", "/docs/nothing.js", NOBODY, "", "", 404, "not_found", "nothing.js"),
@@ -518,7 +519,7 @@ async fn what_is_refused_is_named_and_counted() {
         assert_eq!(challenge.starts_with("Bearer"), matches!(status, 401 | 403), "{what}");
         assert_eq!(answer.headers.contains_key(header::ALLOW), status == 405, "{what}");
     }
-    assert_eq!(hub.stats().window_events, 0, "nothing that was refused is published");
+    assert_eq!(hub.stats().window_events, 0, "no rejected event is published");
 
     let refused = |code: &str| u64::try_from(refusals.iter().filter(|r| r.6 == code).count()).unwrap();
     for (counter, codes) in [
@@ -536,7 +537,7 @@ async fn what_is_refused_is_named_and_counted() {
 }
 
 #[tokio::test]
-async fn the_limits_are_those_of_the_settings() {
+async fn limits_follow_the_settings() {
     let app = hub(Config { max_event_bytes: 200, max_batch_events: 2, ..Config::default() }).router();
     let event =
         |bytes: usize| json!({"type": "note", "audience": "everyone", "data": {"x": "x".repeat(bytes)}}).to_string();
@@ -555,7 +556,7 @@ async fn the_limits_are_those_of_the_settings() {
 
 // attack: an endless request body => 413 at the limit
 #[tokio::test]
-async fn a_body_is_read_no_further_than_its_limit() {
+async fn a_body_is_not_read_beyond_its_limit() {
     let app = hub(Config::default()).router();
     let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(" ".repeat(1_000)));
     let broken = futures_util::stream::iter([Ok("{"), Err(std::io::Error::other("gone"))]);
@@ -570,7 +571,7 @@ async fn a_body_is_read_no_further_than_its_limit() {
 }
 
 #[tokio::test]
-async fn json_by_another_name_or_none_is_taken() {
+async fn json_media_types_and_no_media_type_are_accepted() {
     let app = hub(Config::default()).router();
     for media_type in ["", "application/json; charset=utf-8", "Application/JSON", "application/cloudevents+json"] {
         let answer =
@@ -583,7 +584,7 @@ async fn json_by_another_name_or_none_is_taken() {
 }
 
 #[tokio::test]
-async fn health_is_what_the_reference_answers_and_true() {
+async fn health_has_the_fields_of_the_fastapi_hub_and_correct_values() {
     let hub = hub(Config::default());
     let app = hub.router();
     let _client = Client::connect(serve(&app).await, READER, "").await;
@@ -600,7 +601,7 @@ async fn health_is_what_the_reference_answers_and_true() {
     let keys: Vec<_> = health.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["status", "timestamp", "connections", "redis", "broker", "log", "window", "version"]);
     let ids_ms = health["log"]["idempotency_ms"].as_u64().expect("a number");
-    assert!(ids_ms < 3_600_000, "the log has just begun: {ids_ms}");
+    assert!(ids_ms < 3_600_000, "the log has just been created: {ids_ms}");
     assert_eq!(health["log"], json!({"nodes": 1, "idempotency_ms": ids_ms}));
 
     let version = env!("CARGO_PKG_VERSION");
@@ -687,17 +688,17 @@ async fn the_description_is_complete() {
 
     let mut closed = Vec::new();
     collect_closed_objects(&spec, "", &mut closed);
-    assert_eq!(closed, [""; 0], "a generated client can put nothing into an object without properties");
+    assert_eq!(closed, [""; 0], "a generated client cannot fill an object without properties");
 
     let mut references = Vec::new();
     collect_references(&spec, &mut references);
     assert!(!references.is_empty());
     for reference in references {
-        assert!(spec.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference} leads nowhere");
+        assert!(spec.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference} is not defined");
     }
 }
 
-/// The schemas of objects that are said to have nothing in them.
+/// The schemas of objects that are documented as empty.
 fn collect_closed_objects(value: &Value, at: &str, found: &mut Vec<String>) {
     let Some(fields) = value.as_object() else {
         return value.as_array().into_iter().flatten().for_each(|value| collect_closed_objects(value, at, found));
@@ -721,15 +722,15 @@ fn collect_references(value: &Value, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn the_docs_page_needs_nothing_from_elsewhere() {
+async fn the_docs_page_loads_nothing_from_other_hosts() {
     let app = hub(Config::default()).router();
-    // Also where an application nests the hub under a prefix.
+    // Also if an application nests the hub under a prefix.
     for (app, prefix) in [(app.clone(), ""), (Router::new().nest("/hub", app), "/hub")] {
         let file = async |name: &str| send(&app, request("GET", &format!("{prefix}/{name}"), NOBODY, "", "")).await;
         let page = file("docs").await;
         assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
         assert!(page.header("content-security-policy").starts_with("default-src 'self'"));
-        assert!(!page.text.contains("//"), "the page names another place: {}", page.text);
+        assert!(!page.text.contains("//"), "the page refers to another host: {}", page.text);
         let links: Vec<_> = page.text.split('"').filter(|part| part.starts_with("docs/")).collect();
         assert_eq!(links.len(), 5, "{links:?}");
         for link in links {
@@ -745,7 +746,7 @@ async fn the_docs_page_needs_nothing_from_elsewhere() {
 }
 
 #[tokio::test]
-async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
+async fn the_routes_merge_into_an_application_with_its_own_fallback() {
     let own = Router::new().route("/own", axum::routing::get(async || "own")).fallback(async || "theirs");
     let app = own.merge(hub(Config::default()).router());
     for (path, text) in [("/own", "own"), ("/nowhere", "theirs"), ("/tasks/nowhere", "theirs")] {
@@ -756,10 +757,10 @@ async fn it_merges_into_an_application_with_a_fallback_of_its_own() {
     let app = hub(Config::default()).router().fallback(fanfare::not_found);
     let answer = send(&app, request("GET", "/nowhere", NOBODY, "", "")).await;
     assert_eq!(answer.status, 404);
-    assert_eq!(answer.json(), json!({"detail": "there is nothing at /nowhere", "code": "not_found"}));
+    assert_eq!(answer.json(), json!({"detail": "no route /nowhere", "code": "not_found"}));
 }
 
-// attack: with compat, posting without a token beside the three endpoints, or with a bad token at them => 401
+// attack: with compat, a request without a token to other endpoints, or with an invalid token => 401
 #[tokio::test]
 async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
     let app = hub(Config { compat: true, ..Config::default() }).router();
@@ -792,7 +793,7 @@ async fn compat_accepts_what_the_fastapi_hub_accepted_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_path_with_a_slash_too_many_is_answered_with_the_right_one() {
+async fn a_path_with_extra_slashes_is_answered_with_the_right_path() {
     let app = hub(Config::default()).router().fallback(fanfare::not_found);
     for (method, path, right) in [
         ("GET", "/ws/", "/ws"),
@@ -803,24 +804,21 @@ async fn a_path_with_a_slash_too_many_is_answered_with_the_right_one() {
         ("GET", "/openapi.json/", "/openapi.json"),
     ] {
         let answer = send(&app, request(method, path, NOBODY, "", "")).await;
-        let detail = format!("there is nothing at {path}; did you mean {right}?");
+        let detail = format!("no route {path}; did you mean {right}?");
         assert_eq!(answer.status, 404, "{path}");
         assert_eq!(answer.json(), json!({"detail": detail, "code": "not_found"}));
     }
     let upgrade =
         axum::http::Request::get("/ws/?token=x").header("upgrade", "websocket").header("connection", "upgrade");
     let answer = send(&app, upgrade.body(axum::body::Body::empty()).unwrap()).await;
-    assert_eq!(
-        (answer.status, answer.json()["detail"].as_str()),
-        (404, Some("there is nothing at /ws/; did you mean /ws?"))
-    );
+    assert_eq!((answer.status, answer.json()["detail"].as_str()), (404, Some("no route /ws/; did you mean /ws?")));
     for path in ["/nowhere/", "/users/ann/notify/x/", "//"] {
-        let detail = format!("there is nothing at {path}");
+        let detail = format!("no route {path}");
         assert_eq!(send(&app, request("GET", path, NOBODY, "", "")).await.json()["detail"], detail);
     }
 }
 
-/// A token of a user with further claims.
+/// A token of a user, with further claims.
 fn token_with(user: &str, more: &Value) -> String {
     let mut claims = json!({"sub": user, "topics": ["*"]});
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -832,7 +830,7 @@ async fn connect_with(address: SocketAddr, token: &str) -> WebSocketStream<Maybe
 }
 
 /// The type of the next message, or the code and reason of a close.
-async fn heard(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>) -> String {
+async fn received(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>) -> String {
     match tokio::time::timeout(DEADLINE, socket.next()).await.expect("a message in time") {
         Some(Ok(Message::Text(text))) => {
             serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
@@ -843,7 +841,7 @@ async fn heard(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>) -> Strin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn revoked_tokens_open_nothing_and_hold_nothing() {
+async fn revoked_tokens_open_no_connections_and_existing_ones_are_closed() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     for (input, token, later) in [
         (
@@ -878,8 +876,8 @@ async fn revoked_tokens_open_nothing_and_hold_nothing() {
         let app = hub.router();
         let address = serve(&app).await;
         let (mut ended, mut stays) = (connect_with(address, &token).await, connect_with(address, &later).await);
-        assert_eq!((heard(&mut ended).await.as_str(), heard(&mut stays).await.as_str()), ("ack", "ack"));
-        // An administrator's own, so that it outlives what is revoked here.
+        assert_eq!((received(&mut ended).await.as_str(), received(&mut stays).await.as_str()), ("ack", "ack"));
+        // A separate administrator, whose token is not revoked here.
         let admin = token_with("root", &json!({"admin": true, "iat": now + 2, "jti": "root"}));
         let revoke = || {
             Request::builder()
@@ -894,11 +892,11 @@ async fn revoked_tokens_open_nothing_and_hold_nothing() {
             let answer = call(&app, revoke()).await;
             assert_eq!((answer.status, answer.json()), (200, json!({"status": "revoked"})), "{input}");
         }
-        assert!(heard(&mut ended).await.starts_with("1008 token_revoked: "), "{input}");
+        assert!(received(&mut ended).await.starts_with("1008 token_revoked: "), "{input}");
         let mut again = connect_with(address, &token).await;
-        assert!(heard(&mut again).await.starts_with("1008 token_revoked: "), "{input}");
+        assert!(received(&mut again).await.starts_with("1008 token_revoked: "), "{input}");
         let mut other = connect_with(address, &later).await;
-        assert_eq!(heard(&mut other).await, "ack", "{input}");
+        assert_eq!(received(&mut other).await, "ack", "{input}");
         assert_eq!(hub.metrics().get(Counter::TokensRevoked), 1);
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while hub.stats().local != 2 {
@@ -908,22 +906,22 @@ async fn revoked_tokens_open_nothing_and_hold_nothing() {
     }
 }
 
-// attack: revoke with a time in the far future, which locks a user out for good => 422
+// attack: a revocation with a time in the far future, which locks a user out permanently => 422
 #[tokio::test]
-async fn what_can_not_be_revoked_is_refused() {
+async fn invalid_revocations_are_rejected() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let hub = hub(Config::default());
     let app = hub.router();
     for (who, body, status, says) in [
-        (NOBODY, json!({"user": "ann"}), 401, "a token is needed"),
+        (NOBODY, json!({"user": "ann"}), 401, "no token"),
         (PUBLISHER, json!({"user": "ann"}), 403, "administrator"),
-        (ADMIN, json!({}), 422, "name a `user`"),
-        (ADMIN, json!({"user": "ann", "jti": "j"}), 422, "name a `user`"),
+        (ADMIN, json!({}), 422, "expected one of `user`"),
+        (ADMIN, json!({"user": "ann", "jti": "j"}), 422, "expected one of `user`"),
         (ADMIN, json!({"user": ""}), 422, "`user` must be"),
         (ADMIN, json!({"user": "x".repeat(257)}), 422, "`user` must be"),
         (ADMIN, json!({"jti": ""}), 422, "`jti` must be"),
         (ADMIN, json!({"jti": 7}), 422, "expected a string"),
-        (ADMIN, json!({"user": "ann", "jti": "j", "sid": "s"}), 422, "name a `user`"),
+        (ADMIN, json!({"user": "ann", "jti": "j", "sid": "s"}), 422, "expected one of `user`"),
         (ADMIN, json!({"sid": ""}), 422, "`sid` must be"),
         (ADMIN, json!({"issued_before": 99_999_999_999_u64}), 422, "future"),
         (ADMIN, json!({"issued_before": u64::MAX}), 422, "future"),
@@ -948,8 +946,8 @@ async fn a_hub_with_a_secret_serves_no_keys() {
     assert_eq!(answer.header("cache-control"), "public, max-age=300");
 }
 
-/// A connection as a browser makes it for a page of `origin`, and the first that is heard.
-async fn heard_from(address: SocketAddr, origin: &str) -> String {
+/// Connects as a browser does for a page of `origin`, and returns the first message or close.
+async fn first_message_from(address: SocketAddr, origin: &str) -> String {
     let mut request = tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(format!(
         "ws://{address}/ws?token={}",
         token(READER)
@@ -957,12 +955,12 @@ async fn heard_from(address: SocketAddr, origin: &str) -> String {
     .unwrap();
     request.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
     let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
-    heard(&mut socket).await
+    received(&mut socket).await
 }
 
 // attack: a page of another site that opens a socket => closed with origin_not_allowed and counted
 #[tokio::test]
-async fn pages_of_other_sites_are_turned_away() {
+async fn pages_of_other_sites_are_rejected() {
     let listed = Config { allowed_origins: "https://app.example.org".parse().unwrap(), ..Config::default() };
     for (config, app_may) in [(Config::default(), false), (listed, true)] {
         let hub = hub(config);
@@ -973,7 +971,7 @@ async fn pages_of_other_sites_are_turned_away() {
             ("https://evil.example.org".to_owned(), false),
             ("null".to_owned(), false),
         ] {
-            let heard = heard_from(address, &origin).await;
+            let heard = first_message_from(address, &origin).await;
             if may {
                 assert_eq!(heard, "ack", "{origin}");
             } else {
@@ -998,7 +996,7 @@ async fn pages_of_allowed_sites_may_call_the_api() {
     let answer = send(&app, preflight("https://app.example.org")).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, "https://app.example.org"));
     assert!(answer.header("access-control-allow-headers").contains("authorization"));
-    assert_eq!(answer.header("access-control-allow-credentials"), "", "never with what a browser adds by itself");
+    assert_eq!(answer.header("access-control-allow-credentials"), "", "never with credentials that a browser adds");
     let own = hub(Config::default());
     for (app, origin) in [(&app, "https://evil.example.org"), (&own.router(), "https://other.example.org")] {
         let answer = send(app, preflight(origin)).await;
@@ -1050,7 +1048,7 @@ async fn pages_of_allowed_sites_may_send_tracing_headers_and_those_configured() 
 
 // attack: a publisher over its rate => 429 with Retry-After; other publishers are not affected
 #[tokio::test]
-async fn publishers_are_told_when_they_publish_too_often() {
+async fn publishers_beyond_their_rate_are_rejected_with_retry_after() {
     let hub = hub(Config { publishes_per_second: 5, ..Config::default() });
     let app = hub.router();
     let batch =
@@ -1058,18 +1056,18 @@ async fn publishers_are_told_when_they_publish_too_often() {
             .to_string();
     assert_eq!(post(&app, "/events/batch", &batch).await.status, 200);
     let refused = loop {
-        // Two are left of the burst, and no more than one comes while this goes on.
+        // Two events are left of the burst, and at most one more accumulates during the test.
         let answer = post(&app, "/events", r#"{"type":"note","audience":"everyone"}"#).await;
         if answer.status != 201 {
             break answer;
         }
-        assert!(hub.metrics().get(Counter::Events) < 14, "never refused");
+        assert!(hub.metrics().get(Counter::Events) < 14, "never rejected");
     };
     assert_eq!((refused.status, &refused.json()["code"]), (429, &json!("too_many_events")));
     assert_eq!(refused.header("retry-after"), "1");
     assert!(hub.metrics().get(Counter::LimitPublishes) > 0);
     let other = request("POST", "/events", ADMIN, JSON, r#"{"type":"note","audience":"everyone"}"#);
-    assert_eq!(call(&app, other).await.status, 201, "another publisher is not concerned");
+    assert_eq!(call(&app, other).await.status, 201, "other publishers are not affected");
 }
 
 #[tokio::test]
@@ -1081,5 +1079,5 @@ async fn a_batch_larger_than_the_burst_is_accepted_when_nothing_else_was_publish
     let next = post(&app, "/events/batch", &batch).await;
     assert_eq!((next.status, next.json()["code"].as_str()), (429, Some("too_many_events")));
     let seconds: u64 = next.header("retry-after").parse().unwrap();
-    assert!((10..=20).contains(&seconds), "as long as the first one takes at the rate: {seconds}");
+    assert!((10..=20).contains(&seconds), "the time of the first batch at this rate: {seconds}");
 }

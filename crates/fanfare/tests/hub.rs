@@ -1,4 +1,4 @@
-//! The hub over real sockets, read by an independent WebSocket client.
+//! The hub over real sockets, with an independent WebSocket client.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -33,7 +33,7 @@ use tokio_tungstenite::{
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A hub that listens on a port of its own.
+/// A hub that listens on its own port.
 struct Server {
     hub: Hub,
     address: SocketAddr,
@@ -67,7 +67,7 @@ impl Server {
         format!("ws://{}/ws?token={}{query}", self.address, token(user))
     }
 
-    /// A client and its first frame.
+    /// Connects a client and returns its first message.
     async fn connect(&self, user: &str, query: &str) -> (Socket, Value) {
         let (mut socket, _) = tokio_tungstenite::connect_async(self.path(user, query)).await.unwrap();
         let ack = next(&mut socket).await;
@@ -75,7 +75,7 @@ impl Server {
         (socket, ack)
     }
 
-    /// A client whose kernel takes little for it, so that the hub notices soon that it does not read.
+    /// Connects a client with a small receive buffer, so that the hub soon notices when it stops reading.
     async fn connect_narrowly(&self, user: &str) -> WebSocketStream<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(32 << 10).unwrap();
@@ -91,7 +91,7 @@ impl Server {
     }
 }
 
-/// The next message, which must come in time.
+/// The next message, which must arrive in time.
 async fn next<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Value {
     match timeout_at(Instant::now() + PATIENCE, socket.next()).await.expect("a message in time") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
@@ -99,7 +99,7 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>
     }
 }
 
-/// The close frame that ends the connection, past whatever comes before it.
+/// The close frame of the connection. Earlier messages are skipped.
 async fn close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> CloseFrame {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -111,7 +111,7 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S
     }
 }
 
-/// Waits until something holds, which must be soon.
+/// Waits until a condition holds, which must be soon.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -121,7 +121,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replay_and_live_join_without_a_seam() {
+async fn a_resumed_client_receives_replayed_and_live_events_without_loss_or_duplicates() {
     const EVENTS: u64 = 3_000;
     let server =
         serve(Config { connects_per_second_per_address: 0, connects_per_second_per_user: 0, ..Config::default() })
@@ -144,7 +144,7 @@ async fn replay_and_live_join_without_a_seam() {
         let last = message["event_id"].as_str().unwrap();
         assert_eq!(message["data"]["n"], expected, "{message}");
         expected += 1;
-        // Leaves after ever other numbers of events, without a word, in the middle of the stream.
+        // Drops the socket without a close, in the middle of the stream, after varying numbers of events.
         if expected % (40 + 7 * (resumes % 5)) == 0 {
             let query = format!("&connection_id={connection}&last_event_id={last}");
             let (again, ack) = server.connect("ann", &query).await;
@@ -160,7 +160,7 @@ async fn replay_and_live_join_without_a_seam() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_stops_reading_delays_nobody_and_loses_nothing() {
+async fn a_client_that_stops_reading_delays_no_other_client_and_loses_no_events() {
     const EVENTS: u64 = 4_000;
     let server = serve(Config::default()).await;
     let mut slow = server.connect_narrowly("slow").await;
@@ -177,7 +177,7 @@ async fn a_client_that_stops_reading_delays_nobody_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_fell_out_of_the_window_is_told() {
+async fn a_client_that_lags_beyond_the_window_receives_a_gap() {
     const EVENTS: u64 = 4_000;
     let server = serve(Config { window_events: 100, ..Config::default() }).await;
     let mut slow = server.connect_narrowly("slow").await;
@@ -193,7 +193,7 @@ async fn a_client_that_fell_out_of_the_window_is_told() {
             missed = message["missed"].as_u64().unwrap();
         } else {
             let n = message["data"]["n"].as_u64().unwrap();
-            assert_eq!(n, last + 1 + std::mem::take(&mut missed), "what a gap does not tell of is there");
+            assert_eq!(n, last + 1 + std::mem::take(&mut missed), "events outside the gap are delivered");
             last = n;
         }
     }
@@ -202,7 +202,7 @@ async fn a_client_that_fell_out_of_the_window_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_socket_takes_a_connection_over() {
+async fn a_newer_socket_takes_over_the_connection() {
     let server = serve(Config { max_connections_per_user: 1, ..Config::default() }).await;
     let (mut old, ack) = server.connect("ann", "").await;
     let id = ack["connection_id"].as_str().unwrap();
@@ -215,12 +215,12 @@ async fn a_newer_socket_takes_a_connection_over() {
     assert_eq!(next(&mut new).await["data"]["n"], 1);
 
     let (_other, ack) = server.connect("bob", &format!("&connection_id={id}")).await;
-    assert_ne!(ack["connection_id"], id, "another user's name is never given");
+    assert_ne!(ack["connection_id"], id, "a connection ID of another user is not accepted");
     until("both are counted", || server.hub.stats().local == 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_sends_with_its_handshake_is_read() {
+async fn frames_sent_together_with_the_handshake_are_processed() {
     let server = serve(Config::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let mut request = format!(
@@ -244,7 +244,7 @@ async fn what_a_client_sends_with_its_handshake_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_no_tcp_socket_is_bridged() {
+async fn a_stream_other_than_a_tcp_socket_is_bridged() {
     let hub = start(Config::default());
     let (ours, theirs) = tokio::io::duplex(1_000);
     let service = hyper_util::service::TowerToHyperService::new(hub.router());
@@ -267,28 +267,28 @@ async fn a_stream_that_is_no_tcp_socket_is_bridged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shutdown_tells_everyone_to_come_back() {
+async fn a_shutdown_sends_goaway_and_closes_with_1012() {
     let server = serve(Config::default()).await;
     let (mut socket, _) = server.connect("ann", "").await;
     server.publish(1, 0, Audience::Everyone).await;
     let hub = server.hub.clone();
     let ending = tokio::spawn(async move { hub.shutdown(PATIENCE).await });
-    assert_eq!(next(&mut socket).await["data"]["n"], 1, "what was published is still delivered");
+    assert_eq!(next(&mut socket).await["data"]["n"], 1, "events published before the drain are delivered");
     let goaway = next(&mut socket).await;
     assert_eq!((&goaway["type"], &goaway["reason"]), (&json!("goaway"), &json!("shutdown")));
     assert!(goaway["reconnect_after_ms"].as_u64().unwrap() < 2_000);
     assert_eq!(u16::from(close(&mut socket).await.code), CloseCode::Restart.number());
     drop(socket);
-    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the hub ends once all have left").unwrap();
+    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the shutdown returns").unwrap();
     assert!(!server.hub.is_ready());
     assert_eq!(server.hub.stats().local, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_read_slowly_do_not_keep_others_from_being_told_to_go() {
+async fn lagging_clients_do_not_delay_the_drain_of_other_clients() {
     let server = serve(Config { shards: 2, drain_rate: 10, ..Config::default() }).await;
     let mut slow = [server.connect_narrowly("slow").await, server.connect_narrowly("slow").await];
-    // Each shard has one of either kind.
+    // Each shard has one client of either kind.
     let mut quick = [server.connect("quick", "").await.0, server.connect("quick", "").await.0];
     for n in 1..=4_000 {
         server.publish(n, 4_000, Audience::User("slow".into())).await;
@@ -301,13 +301,13 @@ async fn clients_that_read_slowly_do_not_keep_others_from_being_told_to_go() {
     }
     for socket in &mut slow {
         for n in 1..=4_000 {
-            assert_eq!(next(socket).await["data"]["n"], n, "nobody leaves without what was published");
+            assert_eq!(next(socket).await["data"]["n"], n, "a drained client has received all events");
         }
         assert_eq!(next(socket).await["type"], "goaway");
         assert_eq!(u16::from(close(socket).await.code), CloseCode::Restart.number());
     }
     drop((slow, quick));
-    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the hub ends once all have left").unwrap();
+    timeout_at(Instant::now() + PATIENCE, ending).await.expect("the shutdown returns").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,7 +323,7 @@ async fn a_user_can_be_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_left_of_clients_that_left() {
+async fn disconnected_clients_leave_no_state() {
     let server =
         serve(Config { connects_per_second_per_address: 0, connects_per_second_per_user: 0, ..Config::default() })
             .await;
@@ -334,18 +334,18 @@ async fn nothing_is_left_of_clients_that_left() {
         }
         drop(sockets);
     }
-    until("all have left", || server.hub.stats().local == 0).await;
+    until("all clients are disconnected", || server.hub.stats().local == 0).await;
     assert_eq!(server.hub.metrics().get(Counter::ClosedAbnormal), 200);
 }
 
-/// What became of an event on the one node that there is.
+/// The delivery of an event on the only node.
 async fn on_node(hub: &Hub, event_id: &str, user: Option<&str>) -> EventOnNode {
-    let journey = hub.journey(event_id, user).await.unwrap().expect("the event is held");
+    let journey = hub.journey(event_id, user).await.unwrap().expect("the event is retained");
     assert_eq!((journey.nodes.len(), journey.silent_nodes), (1, 0));
     journey.nodes.into_iter().next().unwrap()
 }
 
-/// Waits until so many clients are counted that an event was written to.
+/// Waits until the event is counted as written to this many clients.
 async fn until_written(hub: &Hub, event_id: &str, clients: usize) {
     let deadline = Instant::now() + PATIENCE;
     while on_node(hub, event_id, None).await.written < clients {
@@ -355,7 +355,7 @@ async fn until_written(hub: &Hub, event_id: &str, clients: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_journey_of_an_event_is_told() {
+async fn the_delivery_of_an_event_is_traced() {
     let server = serve(Config::default()).await;
     let (mut ann, _) = server.connect("ann", "&topics=t").await;
     let (mut bob, _) = server.connect("bob", "").await;
@@ -383,7 +383,7 @@ async fn the_journey_of_an_event_is_told() {
         journey.position.ends_with("-1") && journey.accepted_at.ends_with('Z') && journey.bytes > 20,
         "{journey:?}"
     );
-    // A shard counts what it has written after it has written it.
+    // A shard counts a delivery only after the write.
     until_written(&server.hub, "all", 2).await;
     for id in ["hers", "topic"] {
         until_written(&server.hub, id, 1).await;
@@ -403,7 +403,7 @@ async fn the_journey_of_an_event_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whether_an_event_is_for_a_user_is_told_whether_it_is_connected_or_not() {
+async fn a_trace_reports_whether_a_user_is_in_the_audience_even_if_disconnected() {
     let server = serve(Config::default()).await;
     let (mut ann, ack) = server.connect("ann", "&topics=t").await;
     let (_dan, _) = server.connect("dan", "").await;
@@ -422,8 +422,8 @@ async fn whether_an_event_is_for_a_user_is_told_whether_it_is_connected_or_not()
     let (mut bob, _) = server.connect("bob", "").await;
     bob.close(None).await.unwrap();
     drop(bob);
-    until("bob has left", || server.hub.stats().local == 2).await;
-    // Connected before the events, away since, and never seen.
+    until("bob is disconnected", || server.hub.stats().local == 2).await;
+    // Users that are connected, that have disconnected, and that are unknown.
     for user in ["ann", "dan", "bob", "eve"] {
         for (id, of_ann, of_others) in [
             ("everyone", InAudience::Yes, InAudience::Yes),
@@ -447,7 +447,7 @@ async fn whether_an_event_is_for_a_user_is_told_whether_it_is_connected_or_not()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_an_event_is_told() {
+async fn a_trace_reports_waiting_clients() {
     const EVENTS: u64 = 600;
     let server = serve(Config::default()).await;
     let mut slow = server.connect_narrowly("slow").await;
@@ -475,7 +475,7 @@ async fn who_waits_for_an_event_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_known_for_a_while_after_it_left() {
+async fn a_client_can_be_inspected_after_it_disconnected() {
     let server = serve(Config::default()).await;
     let (mut socket, ack) = server.connect("ann", "&topics=t").await;
     let id = ack["connection_id"].as_str().unwrap();
@@ -487,9 +487,9 @@ async fn a_client_is_known_for_a_while_after_it_left() {
     server.hub.disconnect(connection, "enough").await.unwrap();
     assert_eq!(u16::from(close(&mut socket).await.code), 4003);
     drop(socket);
-    until("it has left", || server.hub.stats().local == 0).await;
+    until("the client is disconnected", || server.hub.stats().local == 0).await;
     let closed = loop {
-        // Its socket is dropped once it has answered the close.
+        // The socket is dropped once the client has answered the close.
         let details = server.hub.client(connection).await.unwrap().unwrap();
         if let Some(closed) = details.closed {
             assert_eq!((details.live, &*details.user_id), (None, "ann"));
@@ -502,37 +502,37 @@ async fn a_client_is_known_for_a_while_after_it_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_all_nodes_stand_is_told_to_administrators_alone() {
+async fn only_administrators_receive_the_status_of_all_nodes() {
     let server = serve(Config::default()).await;
     let claims = Claims { sub: "ops".to_owned(), admin: true, ..Claims::default() };
     let admin = Minter::from_secret(SECRET).unwrap().mint(&claims);
     let url = format!("ws://{}/ws?token={admin}&topics=$sys", server.address);
     let (mut ops, _) = tokio_tungstenite::connect_async(url).await.unwrap();
     assert_eq!(next(&mut ops).await["type"], "ack");
-    // A pattern for everything is none for the hub's own.
+    // A pattern that matches every topic does not match topics reserved for the hub.
     let (mut ann, _) = server.connect("ann", "&topics=$sys").await;
     assert_eq!(next(&mut ann).await["error"], "forbidden");
     let first = next(&mut ops).await;
-    assert_eq!((&first["type"], &first["event_id"]), (&json!("$sys"), &Value::Null), "it has no place in the log");
+    assert_eq!((&first["type"], &first["event_id"]), (&json!("$sys"), &Value::Null), "it has no position in the log");
     server.publish(1, 10, Audience::Everyone).await;
     assert_eq!(next(&mut ops).await["data"]["n"], 1);
-    let told = loop {
-        let told = next(&mut ops).await;
-        if told["data"]["events"][0].is_object() {
-            break told["data"].clone();
+    let status = loop {
+        let status = next(&mut ops).await;
+        if status["data"]["events"][0].is_object() {
+            break status["data"].clone();
         }
     };
-    let node = &told["nodes"][0];
-    assert_eq!((&node["connections"], &node["ready"], &told["silent_nodes"]), (&json!(2), &json!(true), &json!(0)));
-    assert_eq!((&node["counters"]["events"], &node["window_events"]), (&json!(1), &json!(1)), "{told}");
-    assert_eq!(told["events"][0]["publisher"], "application");
-    assert_eq!(node["latency"].as_array().unwrap().len(), told["latency_bounds_us"].as_array().unwrap().len() + 1);
-    // It is in nobody's way: the log holds what was published alone.
+    let node = &status["nodes"][0];
+    assert_eq!((&node["connections"], &node["ready"], &status["silent_nodes"]), (&json!(2), &json!(true), &json!(0)));
+    assert_eq!((&node["counters"]["events"], &node["window_events"]), (&json!(1), &json!(1)), "{status}");
+    assert_eq!(status["events"][0]["publisher"], "application");
+    assert_eq!(node["latency"].as_array().unwrap().len(), status["latency_bounds_us"].as_array().unwrap().len() + 1);
+    // Status messages are not appended to the log.
     assert_eq!(server.hub.stats().head.sequence, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_is_told_to_drain() {
+async fn a_node_can_be_requested_to_drain() {
     let server = serve(Config::default()).await;
     let claims = Claims { sub: "ops".to_owned(), admin: true, ..Claims::default() };
     let admin = Minter::from_secret(SECRET).unwrap().mint(&claims);
@@ -544,11 +544,11 @@ async fn a_node_is_told_to_drain() {
     let name = next(&mut ops).await["data"]["node"].as_str().unwrap().to_owned();
     assert_eq!(server.hub.drain("no such node").await, Ok(false));
     assert_eq!(server.hub.drain(&name).await, Ok(true));
-    tokio::time::timeout(PATIENCE, server.hub.drain_wanted()).await.expect("the node is told");
+    tokio::time::timeout(PATIENCE, server.hub.drain_wanted()).await.expect("the node is notified");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absent_value_of_a_script_is_no_cursor_and_no_topic() {
+async fn absent_values_of_scripts_count_as_no_cursor_and_no_topic() {
     let server = serve(Config::default()).await;
     for n in 1..=5 {
         server.publish(n, 0, Audience::Everyone).await;
@@ -572,12 +572,12 @@ async fn an_absent_value_of_a_script_is_no_cursor_and_no_topic() {
         .publish(Draft::parse(r#"{"type":"note","data":{}}"#).unwrap(), Audience::Topic("null".into()))
         .await
         .unwrap();
-    assert_eq!(next(&mut socket).await["type"], "note", "among others it is a name");
+    assert_eq!(next(&mut socket).await["type"], "note", "in a list it is a topic");
 }
 
-// attack: connect again and again with an unknown cursor for the whole window => only so much is replayed by user and address
+// attack: repeated connects with an unknown cursor for the whole window => replay is limited by user and address
 #[tokio::test(flavor = "multi_thread")]
-async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_on_live() {
+async fn a_client_beyond_the_replay_limit_receives_only_its_gap_and_live_events() {
     const EVENTS: u64 = 10;
     let server = serve(Config { gap_replay_bytes_per_second: 1, window_events: 8, ..Config::default() }).await;
     let (_, ack) = server.connect("ann", "").await;
@@ -602,10 +602,10 @@ async fn after_too_much_replay_behind_gaps_a_client_gets_its_gap_alone_and_goes_
     }
     assert_eq!(server.hub.metrics().get(Counter::LimitGapReplay), 3);
     let (_, ack) = server.connect("ann", &cursor(&last)).await;
-    assert_eq!((&ack["replayed"], &ack["resumed"]), (&2.into(), &true.into()), "without a gap nothing is left out");
+    assert_eq!((&ack["replayed"], &ack["resumed"]), (&2.into(), &true.into()), "a replay without a gap is not limited");
 }
 
-/// Keeps revocations unless it is full.
+/// A store that fails while it is full.
 #[derive(Debug, Default)]
 struct Disk {
     full: AtomicBool,
@@ -624,9 +624,9 @@ impl RevocationStore for Disk {
     }
 }
 
-// attack: use a token that is revoked while the accounts' database or Redis is away => rejected at once at that node
+// attack: use a token revoked while the accounts database or Redis is unavailable => rejected immediately on that node
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_again() {
+async fn a_revocation_that_cannot_be_stored_or_announced_takes_effect_and_can_be_retried() {
     let mut redis = tokio::task::block_in_place(RedisServer::start);
     let (disk, hub) = (Arc::new(Disk::default()), Hub::builder(Verifier::from_secret(SECRET).unwrap()));
     let options = || RedisOptions::new(redis.url().parse().unwrap());
@@ -639,7 +639,7 @@ async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_aga
     let everywhere = async |user: &str| {
         let deadline = Instant::now() + PATIENCE;
         while !revoked(&second, user).await {
-            assert!(Instant::now() < deadline, "the other node never hears of {user}");
+            assert!(Instant::now() < deadline, "the other node never receives the revocation of {user}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -649,11 +649,11 @@ async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_aga
     assert!(matches!(first.revoke(of("ann")).await, Err(BrokerError::NotKept(_))));
     assert!(revoked(&first, "ann").await);
     everywhere("ann").await;
-    assert!(first.revoke(of("ann")).await.is_err(), "it is still not kept");
+    assert!(first.revoke(of("ann")).await.is_err(), "it is still not stored");
     disk.full.store(false, Ordering::Relaxed);
     assert_eq!(first.revoke(of("ann")).await, Ok(()));
     assert_eq!(first.revoke(of("ann")).await, Ok(()));
-    assert_eq!(*disk.kept.lock().unwrap(), [of("ann")], "kept once");
+    assert_eq!(*disk.kept.lock().unwrap(), [of("ann")], "stored once");
 
     tokio::task::block_in_place(|| redis.kill());
     assert!(matches!(first.revoke(of("bob")).await, Err(BrokerError::Unavailable(_))));
@@ -663,7 +663,7 @@ async fn a_revocation_that_can_not_be_kept_or_told_takes_effect_and_is_tried_aga
     assert!(!revoked(&first, "eve").await && !revoked(&second, "eve").await);
 }
 
-/// A hub whose log is in Redis, which listens on a port of its own.
+/// A hub with its log in Redis, on its own port.
 async fn serve_with_redis(redis: &RedisServer) -> Server {
     let options = RedisOptions::new(redis.url().parse().unwrap());
     let hub = Hub::builder(Verifier::from_secret(SECRET).unwrap()).start_with_redis(options).await.unwrap();
@@ -671,7 +671,7 @@ async fn serve_with_redis(redis: &RedisServer) -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_another_node_has_too_ends_for_good_only_if_that_one_is_newer_for_certain() {
+async fn a_connection_is_closed_with_4001_only_if_the_one_on_another_node_is_known_to_be_newer() {
     let redis = tokio::task::block_in_place(RedisServer::start);
     let cli = |arguments: &[&str]| tokio::task::block_in_place(|| redis.cli(arguments));
     let server = serve_with_redis(&redis).await;
@@ -699,7 +699,7 @@ async fn a_connection_that_another_node_has_too_ends_for_good_only_if_that_one_i
     assert_eq!(
         (u16::from(frame.code), frame.reason.as_str()),
         (1012, CloseCode::UNDECIDED),
-        "an earlier one is meant by the first"
+        "the first message concerns an earlier connection"
     );
 
     let (mut socket, _) = server.connect("ann", &format!("&connection_id={id}")).await;
@@ -721,7 +721,7 @@ async fn a_socket_that_waits_for_the_log_does_not_take_over_a_later_one() {
     let id = ack["connection_id"].as_str().unwrap().to_owned();
     drop(first);
     redis.stop();
-    // Its cursor is unknown, so that the hub asks the log, which does not answer.
+    // Its cursor is unknown, so the hub queries the log, which does not respond.
     let path = server.path("ann", &format!("&connection_id={id}&last_event_id=unknown"));
     let (mut early, _) = tokio_tungstenite::connect_async(path).await.unwrap();
     let (mut late, ack) = server.connect("ann", &format!("&connection_id={id}")).await;

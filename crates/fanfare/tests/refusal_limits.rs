@@ -1,4 +1,5 @@
-//! Clients that are refused again and again, over real sockets: when their answer comes, and what they hold meanwhile.
+//! Clients that are rejected repeatedly, over real sockets: the delay of their close frames, and the limits on held
+//! sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -42,19 +43,19 @@ async fn connect(address: SocketAddr, token: &str) -> Result<Socket, tungstenite
     timeout(PATIENCE, tokio_tungstenite::connect_async(url)).await.expect("an answer in time").map(|(socket, _)| socket)
 }
 
-/// The code and the reason of the close that ends a connection.
-async fn refusal(socket: &mut Socket) -> (u16, String) {
+/// The code and reason of the close frame.
+async fn rejection(socket: &mut Socket) -> (u16, String) {
     match timeout(PATIENCE, socket.next()).await.expect("a close in time") {
         Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.to_string()),
         other => panic!("expected a close frame, got {other:?}"),
     }
 }
 
-/// How long a refused client had an open socket.
+/// How long a rejected client's socket was open.
 async fn held(address: SocketAddr, token: &str, reason: &str) -> Duration {
     let mut socket = connect(address, token).await.unwrap();
     let opened = Instant::now();
-    let (_, why) = refusal(&mut socket).await;
+    let (_, why) = rejection(&mut socket).await;
     assert!(why.starts_with(reason), "{why}");
     opened.elapsed()
 }
@@ -67,21 +68,21 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-// attack: a client reconnects at once after every refusal => each further refusal comes later, up to refusal_delay
+// attack: a client that reconnects after every rejection => close frames are delayed more and more, up to refusal_delay
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_comes_back_again_and_again_waits_longer_each_time() {
+async fn the_close_frame_of_a_client_that_is_rejected_repeatedly_is_delayed_more_each_time() {
     let (_hub, address) = serve(Config { refusal_delay: Duration::from_secs(2), ..Config::default() }).await;
     held(address, &expired("ann"), "token_expired").await;
-    // A frame may take a while to come, and never comes early.
+    // A frame may arrive late, but never early.
     for (n, seconds) in [1, 2, 2].into_iter().enumerate() {
         let delay = held(address, &expired("ann"), "token_expired").await;
         assert!(delay + Duration::from_millis(100) >= Duration::from_secs(seconds), "{n}: {delay:?}");
     }
 
-    // Another user of the same address is not delayed, whoever of it waits.
+    // Another user from the same address is not delayed.
     let mut ann = connect(address, &expired("ann")).await.unwrap();
     let anns = async {
-        assert!(refusal(&mut ann).await.1.starts_with("token_expired"));
+        assert!(rejection(&mut ann).await.1.starts_with("token_expired"));
         Instant::now()
     };
     let bobs = async {
@@ -89,27 +90,27 @@ async fn a_client_that_comes_back_again_and_again_waits_longer_each_time() {
         Instant::now()
     };
     let (ann, bob) = tokio::join!(anns, bobs);
-    assert!(bob < ann, "bob's first refusal comes before ann's fifth");
+    assert!(bob < ann, "bob's first rejection precedes ann's fifth");
 
-    // One who is let in begins anew.
+    // A successful connect resets the delay.
     let mut socket = connect(address, &token("ann", None)).await.unwrap();
     assert!(matches!(socket.next().await, Some(Ok(Message::Text(text))) if text.contains("ack")));
     let mut again = connect(address, &expired("ann")).await.unwrap();
     let mut bob = connect(address, &expired("bob")).await.unwrap();
     let ann_first = async {
-        refusal(&mut again).await;
+        rejection(&mut again).await;
         Instant::now()
     };
     let bob_later = async {
-        refusal(&mut bob).await;
+        rejection(&mut bob).await;
         Instant::now()
     };
     let (ann, bob) = tokio::join!(ann_first, bob_later);
-    assert!(ann < bob, "ann's first refusal comes before bob's second");
+    assert!(ann < bob, "ann's first rejection precedes bob's second");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_refusal_is_delayed() {
+async fn every_kind_of_rejection_is_delayed() {
     let config = Config { max_connections_per_user: 1, refusal_delay: Duration::from_secs(1), ..Config::default() };
     let (_hub, address) = serve(config).await;
     let ann = token("ann", None);
@@ -124,19 +125,19 @@ async fn every_kind_of_refusal_is_delayed() {
         request.headers_mut().insert(header::ORIGIN, "https://evil.example.org".parse().unwrap());
         let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
         let opened = Instant::now();
-        assert!(refusal(&mut socket).await.1.starts_with("origin_not_allowed"));
+        assert!(rejection(&mut socket).await.1.starts_with("origin_not_allowed"));
         opened.elapsed()
     };
     foreign().await;
     assert!(foreign().await >= wait);
 
-    // One whose place was taken while it was away learns that from its shard.
+    // A returning client whose place was taken is rejected by its shard.
     let Some(Ok(Message::Text(ack))) = connect(address, &token("cid", None)).await.unwrap().next().await else {
         panic!("no ack");
     };
     let ack: serde_json::Value = serde_json::from_str(&ack).unwrap();
     let cid = token("cid", None);
-    // The place is free once the hub has seen that the first one left.
+    // The place is free once the hub has noticed the disconnect.
     let mut second = None;
     until("the place is taken", async || {
         let mut socket = connect(address, &cid).await.unwrap();
@@ -155,12 +156,15 @@ async fn every_kind_of_refusal_is_delayed() {
     })
     .await;
 
-    assert!(held(address, "no.such.token", "token_invalid").await >= wait, "by its address, which was refused before");
+    assert!(
+        held(address, "no.such.token", "token_invalid").await >= wait,
+        "counted by address, which was rejected before"
+    );
 }
 
-// attack: one address opens many sockets that are refused => few are held, the others get an HTTP error and no socket
+// attack: one address opens many sockets that are rejected => few are held, the others receive an HTTP error
 #[tokio::test(flavor = "multi_thread")]
-async fn few_refused_clients_are_held_and_one_that_leaves_makes_room() {
+async fn held_sockets_are_limited_and_a_disconnect_frees_a_place() {
     let config = Config { max_connections: 10, refusal_delay: Duration::from_secs(600), ..Config::default() };
     let (hub, address) = serve(config).await;
     let mut sockets = Vec::new();
@@ -170,7 +174,7 @@ async fn few_refused_clients_are_held_and_one_that_leaves_makes_room() {
             Err(tungstenite::Error::Http(answer)) => break answer,
             Err(other) => panic!("{other}"),
         }
-        // The first ones are refused after no time or seconds, and each makes room for another.
+        // The first rejections have short delays, and each frees a place.
         assert!(sockets.len() < 20, "no bound");
     };
     assert!(sockets.len() >= 4, "{}", sockets.len());
@@ -178,7 +182,7 @@ async fn few_refused_clients_are_held_and_one_that_leaves_makes_room() {
     assert!(refused.headers().contains_key(header::RETRY_AFTER));
     assert!(hub.metrics().get(Counter::LimitRefusals) > 0);
 
-    // A user with a good token is not concerned.
+    // A user with a valid token is not affected.
     let mut good = connect(address, &token("ann", None)).await.unwrap();
     assert!(matches!(good.next().await, Some(Ok(Message::Text(_)))));
 
@@ -187,7 +191,7 @@ async fn few_refused_clients_are_held_and_one_that_leaves_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_that_ends_does_not_wait_for_those_that_are_held() {
+async fn a_shutdown_does_not_wait_for_held_sockets() {
     let config = Config { refusal_delay: Duration::from_secs(600), ..Config::default() };
     let (hub, address) = serve(config).await;
     let mut held = Vec::new();

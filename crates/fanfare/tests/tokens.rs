@@ -1,4 +1,4 @@
-//! Tokens of every algorithm, the vectors of the standards, and what people try against a verifier.
+//! Tokens of every algorithm, the test vectors of the RFCs, and attacks on a verifier.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 const NOW: u64 = 1_800_000_000;
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// Of each kind of key two, which take a while to make.
+/// Two keys of each kind, generated once because that is slow.
 static KEYS: LazyLock<Vec<(Family, [KeyPair; 2])>> = LazyLock::new(|| {
     let rsa = || KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
     let other = |algorithm| KeyPair::generate_for(algorithm).unwrap();
@@ -44,7 +44,7 @@ fn encode(json: &Value) -> String {
 }
 
 #[test]
-fn a_token_of_each_algorithm_comes_back_and_no_other_key_will_do() {
+fn a_token_of_each_algorithm_is_accepted_with_its_own_key_only() {
     for algorithm in with_keys() {
         let [key, other] = pair(algorithm.family());
         let minter = Minter::from_pem(algorithm, &key.serialize_pem()).unwrap();
@@ -66,7 +66,7 @@ fn a_token_of_each_algorithm_comes_back_and_no_other_key_will_do() {
 }
 
 #[test]
-fn no_secret_is_in_what_is_shown_of_keys() {
+fn the_jwks_contains_no_secret() {
     for algorithm in with_keys() {
         let minter = Minter::from_pem(algorithm, &pair(algorithm.family())[0].serialize_pem()).unwrap();
         let jwks = minter.keys().to_jwks();
@@ -96,10 +96,10 @@ fn two_keys_are_valid_during_a_rotation() {
     }
 }
 
-/// A public key is known to everybody: whoever could pass it off as a secret could sign (RFC 8725 section 2.1).
-// attack: a token signed by HMAC with the public key as its secret (algorithm confusion) => rejected as a wrong algorithm or signature
+/// A public key is known to clients. If it were accepted as a secret, they could sign with it (RFC 8725 section 2.1).
+// attack: a token signed by HMAC with the public key as its secret (algorithm confusion) => rejected
 #[test]
-fn a_public_key_never_serves_as_a_secret() {
+fn a_public_key_is_never_accepted_as_a_secret() {
     for algorithm in with_keys() {
         let key = &pair(algorithm.family())[0];
         let verifier = Verifier::new(Keys::from_text(algorithm, &key.public_key_pem()).unwrap());
@@ -111,7 +111,7 @@ fn a_public_key_never_serves_as_a_secret() {
             let error = verifier.verify(&format!("{message}.{signature}"), NOW).unwrap_err();
             let expected = algorithm.name();
             assert_eq!(error, Flaw::Algorithm { found: "HS256", expected }.into());
-            // The same with a header that says what is expected.
+            // The same with the expected algorithm in the header.
             let message = format!("{}.{}", encode(&json!({"alg": algorithm.name()})), encode(&json!({"sub": "ann"})));
             let signature = BASE64.encode(aws_lc_rs::hmac::sign(&hmac, message.as_bytes()));
             assert_eq!(verifier.verify(&format!("{message}.{signature}"), NOW), Err(Flaw::Signature.into()));
@@ -121,10 +121,10 @@ fn a_public_key_never_serves_as_a_secret() {
     }
 }
 
-/// What a header says of keys comes from whoever made the token (RFC 8725 sections 3.9 and 3.10).
+/// Keys in a header are chosen by the token's creator (RFC 8725 sections 3.9 and 3.10).
 // attack: a token whose header brings or names its own key (jwk, jku, x5u, x5c, kid) => rejected
 #[test]
-fn no_header_brings_a_key_of_its_own() {
+fn keys_in_a_token_header_are_ignored() {
     for algorithm in with_keys() {
         let [ours, theirs] = pair(algorithm.family());
         let verifier = Verifier::new(Minter::from_pem(algorithm, &ours.serialize_pem()).unwrap().keys().clone());
@@ -160,7 +160,7 @@ fn no_header_brings_a_key_of_its_own() {
     }
 }
 
-/// A token of any header and claims with a right signature by `key`.
+/// A token with any header and claims, signed by `key`.
 fn signed(header: &Value, claims: &Value, key: &KeyPair, algorithm: Algorithm) -> String {
     let message = format!("{}.{}", encode(header), encode(claims));
     let pem = key.serialize_pem();
@@ -176,7 +176,7 @@ fn signed(header: &Value, claims: &Value, key: &KeyPair, algorithm: Algorithm) -
 
 // attack: tokens with missing, zeroed, cut, doubled or transplanted signatures => rejected as token_invalid
 #[test]
-fn signatures_that_are_none_are_refused() {
+fn malformed_signatures_are_rejected() {
     for algorithm in with_keys() {
         let minter = Minter::from_pem(algorithm, &pair(algorithm.family())[0].serialize_pem()).unwrap();
         let verifier = Verifier::new(minter.keys().clone());
@@ -206,10 +206,10 @@ fn signatures_that_are_none_are_refused() {
     }
 }
 
-/// The examples of RFC 7515 appendices A.1 to A.3 and RFC 8037 appendix A.4: signatures that are right, on claims that
-/// name no user, or on no claims at all. A byte more in them, and they are wrong.
+/// The examples of RFC 7515 appendices A.1 to A.3 and RFC 8037 appendix A.4. Their signatures are valid, but their
+/// claims name no user. With one changed byte the signatures are not valid.
 #[test]
-fn the_vectors_of_the_standards() {
+fn the_test_vectors_of_the_rfcs() {
     const CLAIMS: &str =
         "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
     let secret = BASE64
@@ -272,18 +272,19 @@ fn the_vectors_of_the_standards() {
     }
 }
 
-/// RFC 7519 section 3.1 with the secret of RFC 7515 appendix A.1 is the first vector above; section 6.1 is unsecured.
+/// The vector of RFC 7519 section 3.1, with the secret of RFC 7515 appendix A.1, is the first one above. Section 6.1
+/// has the unsecured token.
 // attack: a token with alg none => rejected
 #[test]
-fn an_unsecured_token_is_refused() {
+fn an_unsecured_token_is_rejected() {
     let token = "eyJhbGciOiJub25lIn0.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.";
     let verifier = Verifier::from_secret(SECRET).unwrap();
     let error = verifier.verify(token, NOW).unwrap_err();
-    assert_eq!(error, Flaw::Algorithm { found: "nothing (alg: none)", expected: "HS256" }.into());
+    assert_eq!(error, Flaw::Algorithm { found: "no algorithm (alg: none)", expected: "HS256" }.into());
 }
 
 #[test]
-fn keys_that_do_not_fit_are_refused_with_what_would() {
+fn keys_of_the_wrong_kind_are_rejected_with_the_expected_kind() {
     let pem = |family| pair(family)[0].public_key_pem();
     for algorithm in with_keys() {
         for (family, _) in KEYS.iter().filter(|(family, _)| *family != algorithm.family()) {
@@ -302,12 +303,12 @@ fn keys_that_do_not_fit_are_refused_with_what_would() {
         assert_eq!(Keys::from_text(algorithm, "{}").map(drop), Err(KeyError::NoneFits { keys: 1, algorithm }));
     }
     let error = KeyError::WrongKind { algorithm: Algorithm::Es384 }.to_string();
-    assert_eq!(error, "ES384 takes an EC key on the curve P-384, and this is none");
+    assert_eq!(error, "not a key for ES384, which needs an EC key on the curve P-384");
 }
 
 // attack: a JWKS with weak, symmetric, private or encryption keys => none of them is used to verify tokens
 #[test]
-fn of_a_set_only_those_keys_are_taken_that_are_for_the_algorithm() {
+fn only_keys_for_the_algorithm_are_used_from_a_set() {
     let jwk = |family: Family, algorithm| {
         let minter = Minter::from_pem(algorithm, &pair(family)[0].serialize_pem()).unwrap();
         minter.keys().to_jwks()["keys"][0].clone()
@@ -336,7 +337,7 @@ fn of_a_set_only_those_keys_are_taken_that_are_for_the_algorithm() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_known_is_asked_for() {
+async fn an_unknown_key_is_fetched() {
     let [old, new] =
         pair(Family::P256).each_ref().map(|key| Minter::from_pem(Algorithm::Es256, &key.serialize_pem()).unwrap());
     let (verifier, source) = Verifier::new(Keys::none(Algorithm::Es256)).with_source();
@@ -359,13 +360,13 @@ async fn a_key_that_is_not_known_is_asked_for() {
         pair(Family::P256).each_ref().map(|key| Minter::from_pem(Algorithm::Es256, &key.serialize_pem()).unwrap());
     let (old, new) = (old.mint(&claims()), new.mint(&claims()));
     let verify = async |token: &str| verifier.verify_or_refresh(token, NOW).await.map(drop);
-    assert_eq!(verify(&old).await, Err(AuthError::KeysUnavailable), "the source is down, and there was never a key");
+    assert_eq!(verify(&old).await, Err(AuthError::KeysUnavailable), "the source is down, and has never provided a key");
     assert_eq!(verify(&old).await, Ok(()), "fetched");
-    assert_eq!(verify(&old).await, Ok(()), "without asking");
-    assert_eq!(verify(&new).await, Err(Flaw::UnknownKey.into()), "asked a moment ago");
+    assert_eq!(verify(&old).await, Ok(()), "without a fetch");
+    assert_eq!(verify(&new).await, Err(Flaw::UnknownKey.into()), "fetched a moment ago");
     assert_eq!(verify(&new).await, Ok(()), "rotated");
-    assert_eq!(verify(&old).await, Err(AuthError::KeysUnavailable), "nobody knows");
-    assert_eq!(verify(&new).await, Ok(()), "what was fetched stays while the source is down");
+    assert_eq!(verify(&old).await, Err(AuthError::KeysUnavailable), "the source is down");
+    assert_eq!(verify(&new).await, Ok(()), "fetched keys remain in use while the source is down");
     assert_eq!(verify(&old).await, Err(AuthError::KeysUnavailable));
     asked.await.unwrap();
 }

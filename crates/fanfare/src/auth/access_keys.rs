@@ -1,68 +1,69 @@
-//! Access keys: what a publisher shows instead of a token, valid until it is revoked. Only their hashes are kept.
+//! Access keys: credentials for publishers that are valid until they are revoked. Only their hashes are stored.
 
 use aws_lc_rs::{digest, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use fanfare_core::Grant;
 use std::{collections::HashMap, fmt};
 
-/// The access keys that are believed.
+/// The access keys that a verifier accepts.
 #[derive(Default)]
 pub struct AccessKeys {
     grants: HashMap<[u8; 32], Grant>,
 }
 
-/// An access key that is believed.
+/// An access key that is accepted.
 #[derive(Debug, Clone)]
 pub struct AccessKey {
-    /// The SHA-256 of the key. A key is 256 random bits, which no dictionary holds, so that a fast hash is enough.
+    /// The SHA-256 of the key. A fast hash suffices, because a key has 256 random bits and cannot be guessed.
     pub digest: [u8; 32],
-    /// What it is called. Its bearer's user is `key:` and this.
+    /// Its name. The user of its bearer is `key:` followed by the name.
     pub name: String,
-    /// Its bearer may publish.
+    /// Whether its bearer may publish.
     pub publish: bool,
-    /// Its bearer may do everything.
+    /// Whether its bearer has all permissions.
     pub admin: bool,
-    /// When it was made, in seconds since 1970-01-01T00:00:00Z: what is older is not replayed to its bearer, which may have
-    /// the name of an earlier key. 0: not known.
+    /// When it was created, in seconds since 1970-01-01T00:00:00Z; 0 if unknown. Older events are not replayed to its
+    /// bearer, because an earlier key may have had the same name.
     pub created_at: u64,
 }
 
-/// A key that was just made. Nobody can read it again later.
+/// A newly created key. Its text cannot be recovered later.
 #[derive(Clone)]
 pub struct NewAccessKey {
-    /// What its bearer shows.
+    /// The key that its bearer presents.
     pub text: String,
-    /// What is kept of it: its SHA-256.
+    /// The SHA-256 of the key, which is stored.
     pub digest: [u8; 32],
 }
 
 impl AccessKeys {
-    /// What every access key begins with, so that it is told from a token, and found where it leaked.
+    /// Prefix of every access key. It distinguishes keys from tokens, and lets secret scanners find leaked keys.
     pub const PREFIX: &str = "ffk_";
 
-    /// Makes a key.
+    /// Generates a key.
     ///
     /// # Errors
-    /// If the system gives no randomness.
+    /// If the system's random number generator fails.
     pub fn generate() -> std::io::Result<NewAccessKey> {
         let mut secret = [0; 32];
-        rand::fill(&mut secret).map_err(|_| std::io::Error::other("the system gives no randomness"))?;
+        rand::fill(&mut secret).map_err(|_| std::io::Error::other("the system's random number generator failed"))?;
         let text = format!("{}{}", Self::PREFIX, URL_SAFE_NO_PAD.encode(secret));
         Ok(NewAccessKey { digest: digest_of(&text), text })
     }
 
-    /// What a key is revoked by, as a token is by its `jti` ([`Grant::token`]): the first 64 bits of its digest.
+    /// The identifier that a key is revoked by, as a token is by its `jti` ([`Grant::token`]): the first 64 bits of its
+    /// digest.
     pub fn token_of(digest: &[u8; 32]) -> u64 {
         digest.iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte))
     }
 
-    /// Whether a text has the form of a key.
+    /// Whether a text has the format of a key.
     pub(super) fn could_be(text: &str) -> bool {
         let secret = text.strip_prefix(Self::PREFIX).map(|secret| URL_SAFE_NO_PAD.decode(secret));
         secret.is_some_and(|secret| secret.is_ok_and(|secret| secret.len() == 32))
     }
 
-    /// What a key allows.
+    /// The grant of a key.
     pub(super) fn grant(&self, key: &str) -> Option<Grant> {
         self.grants.get(&digest_of(key)).cloned()
     }
@@ -74,7 +75,7 @@ impl FromIterator<AccessKey> for AccessKeys {
             user: format!("key:{}", key.name).into(),
             publish: key.publish,
             admin: key.admin,
-            // It is revoked by itself, and not with tokens by their age.
+            // A key is revoked individually, and never together with tokens by age.
             issued_at: Some(u64::MAX),
             token: Some(Self::token_of(&key.digest)),
             replay_from: (key.created_at > 0).then(|| key.created_at + 1),

@@ -1,18 +1,18 @@
-//! How tokens are signed.
+//! Signature algorithms of tokens.
 
 use std::{fmt, str::FromStr};
 
 macro_rules! algorithms {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $jwt:ident;)+) => {
-        /// How tokens are signed (RFC 7518 section 3.1).
+        /// A signature algorithm of tokens (RFC 7518 section 3.1).
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Algorithm { $($(#[doc = $doc])+ $name,)+ }
 
         impl Algorithm {
-            /// Every algorithm there is here.
+            /// Every supported algorithm.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name in a token's header and in settings.
+            /// The name used in token headers and settings.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text),+ }
             }
@@ -47,7 +47,7 @@ algorithms! {
     EdDsa = "EdDSA", EdDSA;
 }
 
-/// What kind of key an algorithm takes.
+/// The kind of key that an algorithm needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// A secret, which signs and verifies.
@@ -63,7 +63,7 @@ pub enum Family {
 }
 
 impl Algorithm {
-    /// What kind of key it takes.
+    /// The kind of key that the algorithm needs.
     pub const fn family(self) -> Family {
         match self {
             Self::Hs256 | Self::Hs384 | Self::Hs512 => Family::Secret,
@@ -74,8 +74,8 @@ impl Algorithm {
         }
     }
 
-    /// The shortest secret that it may be used with, in bytes: as long as its hash (RFC 7518 section 3.2). 0 for those
-    /// that take no secret.
+    /// The minimum length of a secret in bytes, which is the length of the hash (RFC 7518 section 3.2). 0 for
+    /// algorithms that use no secret.
     pub const fn min_secret_bytes(self) -> usize {
         match self {
             Self::Hs256 => 32,
@@ -87,7 +87,7 @@ impl Algorithm {
 }
 
 impl Family {
-    /// What a key of this kind is called.
+    /// A description of such a key, as a noun phrase.
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Secret => "a secret",
@@ -99,9 +99,9 @@ impl Family {
     }
 }
 
-/// The text names no algorithm of [`Algorithm::ALL`].
+/// The text does not name an algorithm of [`Algorithm::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an algorithm that signs tokens here: expected {}", names(", "))]
+#[error("unsupported algorithm: expected one of {}", names(", "))]
 pub struct NotAnAlgorithm;
 
 impl FromStr for Algorithm {
@@ -122,14 +122,18 @@ fn names(separator: &str) -> String {
     Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>().join(separator)
 }
 
-/// The name of an algorithm, as text of our own: what a stranger wrote is not repeated.
+/// The name of an algorithm, as a static text. Text from an unverified token is never repeated in a message.
 pub(super) fn known_name(alg: &str) -> &'static str {
     const KNOWN: &[&str] = &[
         "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
         "EdDSA",
     ];
     let found = KNOWN.iter().find(|name| **name == alg);
-    found.copied().unwrap_or(if alg.eq_ignore_ascii_case("none") { "nothing (alg: none)" } else { "something unknown" })
+    found.copied().unwrap_or(if alg.eq_ignore_ascii_case("none") {
+        "no algorithm (alg: none)"
+    } else {
+        "an unknown algorithm"
+    })
 }
 
 #[cfg(test)]
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn algorithms_have_names() {
+    fn algorithms_are_parsed_from_their_names() {
         for &algorithm in Algorithm::ALL {
             assert_eq!(algorithm.to_string().parse(), Ok(algorithm));
             assert_eq!(known_name(algorithm.name()), algorithm.name());

@@ -1,4 +1,4 @@
-//! What a token says: the claims that the hub writes and reads.
+//! The claims of a token.
 
 use super::{Expected, Flaw};
 use aws_lc_rs::digest;
@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// What a token says. Times are in seconds since 1970-01-01T00:00:00Z.
+/// The claims of a token. Times are in seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Claims {
     /// The user; 1 to [`MAX_USER_BYTES`] bytes.
     pub sub: String,
-    /// When the token ends. None: never.
+    /// When the token expires. `None`: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exp: Option<u64>,
-    /// When it was made.
+    /// When the token was issued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iat: Option<u64>,
-    /// The token's own id.
+    /// The token's ID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
-    /// The login that the token comes from: all of its tokens can be revoked together.
+    /// The login that the token belongs to. All tokens of a login can be revoked together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sid: Option<String>,
-    /// Events from before are not replayed to the bearer.
+    /// Events before this time are not replayed to the bearer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_from: Option<u64>,
-    /// Who made it.
+    /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
-    /// Whom it is for.
+    /// The audience.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aud: Option<String>,
-    /// The bearer may publish.
+    /// Whether the bearer may publish.
     pub publish: bool,
-    /// The bearer may do everything.
+    /// Whether the bearer has all permissions.
     pub admin: bool,
-    /// Patterns of the topics that the bearer may subscribe to; `*` stands for any run of characters.
+    /// Patterns of the topics that the bearer may subscribe to. `*` matches any sequence of characters.
     pub topics: Vec<String>,
 }
 
-/// The claims that the hub reads, not looked at yet. A claim that is null counts as left out.
+/// The claims that the hub reads, before validation. A claim that is null counts as absent.
 #[derive(Deserialize)]
 pub(super) struct RawClaims<'a> {
     #[serde(borrow)]
@@ -70,7 +70,7 @@ pub(super) struct RawClaims<'a> {
     topics: Option<&'a RawValue>,
 }
 
-/// A name: some publishers number their users.
+/// A name, as a string or a number: some issuers number their users.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Name {
@@ -94,14 +94,14 @@ impl Texts {
     }
 }
 
-/// The id by which a token, or a login, is told from others: the first 64 bits of the SHA-256 of its `jti`, or `sid`.
+/// The 64-bit identifier of a token or a login: the first 64 bits of the SHA-256 of its `jti` or `sid`.
 pub fn token_id(jti: &str) -> u64 {
     let digest = digest::digest(&digest::SHA256, jti.as_bytes());
     digest.as_ref().iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte))
 }
 
 impl RawClaims<'_> {
-    /// What the claims grant, and from when on.
+    /// The grant of the claims, and the time from which it is valid (`nbf`).
     pub(super) fn read(&self, expected: &Expected) -> Result<(Grant, u64), Flaw> {
         self.check_issuer(expected)?;
         self.check_audience(expected)?;
@@ -126,14 +126,14 @@ impl RawClaims<'_> {
         if found.as_deref() == Some(issuer) { Ok(()) } else { Err(Flaw::Issuer) }
     }
 
-    /// RFC 7519 section 4.1.3: a token for others is refused, even where nobody is expected.
+    /// A token with an audience is rejected even if the hub expects none (RFC 7519 section 4.1.3).
     fn check_audience(&self, expected: &Expected) -> Result<(), Flaw> {
         let found: Option<Texts> = claim("aud", self.aud, "a string or a list of strings")?;
         match (found, &expected.audience) {
             (None, None) => Ok(()),
             (Some(found), Some(audience)) => {
-                let ours = found.list().iter().any(|one| **one == **audience);
-                if ours { Ok(()) } else { Err(Flaw::Audience) }
+                let matches = found.list().iter().any(|name| **name == **audience);
+                if matches { Ok(()) } else { Err(Flaw::Audience) }
             }
             _ => Err(Flaw::Audience),
         }
@@ -152,7 +152,7 @@ impl RawClaims<'_> {
         Ok(user)
     }
 
-    /// Providers have sessions of their own in this claim, of any form.
+    /// Identity providers use `sid` for sessions of their own, in any format. Other formats are ignored.
     fn session(&self) -> Option<u64> {
         match serde_json::from_str(self.sid?.get()).ok()? {
             Name::Text(id) => Some(token_id(&id)),
@@ -166,7 +166,7 @@ impl RawClaims<'_> {
     }
 }
 
-/// The value of a claim, if it is there.
+/// The value of a claim, if present.
 fn claim<'a, T: Deserialize<'a>>(
     name: &'static str,
     raw: Option<&'a RawValue>,
@@ -175,8 +175,8 @@ fn claim<'a, T: Deserialize<'a>>(
     raw.map(|raw| serde_json::from_str(raw.get()).map_err(|_| Flaw::Claim { name, expected })).transpose()
 }
 
-/// A `NumericDate` in whole seconds: the RFC allows fractions, which `round` cuts in the safe direction. Before 1970
-/// is 1970.
+/// A `NumericDate` in whole seconds. RFC 7519 allows fractions, which `round` rounds in the safe direction. Times
+/// before 1970 become 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
 fn instant(name: &'static str, raw: Option<&RawValue>, round: fn(f64) -> f64) -> Result<Option<u64>, Flaw> {
     if let Some(secs) = raw.and_then(|raw| raw.get().parse().ok()) {

@@ -1,5 +1,5 @@
-//! The keys that tokens are verified with: secrets, or public keys as PEM, JWK or JWKS (RFC 7517). All are for one
-//! algorithm, so that a public key can never serve as a secret.
+//! The keys that verify tokens: secrets, or public keys as PEM, JWK or JWKS (RFC 7517). All keys are for one algorithm,
+//! so a public key can never be used as a secret.
 
 use super::{
     Flaw,
@@ -14,13 +14,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt;
 
-/// The most keys of a set that are used; each may cost one signature check for a token that names none.
+/// Maximum number of keys used from a set. A token without a `kid` may cost one signature verification for each.
 const MAX_KEYS: usize = 32;
 
-/// The shortest RSA modulus, in bytes.
+/// Minimum length of an RSA modulus, in bytes.
 const MIN_RSA_BYTES: usize = 2_048 / 8;
 
-/// Keys that verify tokens of one algorithm: any of them may have signed a token, so that two are valid during a rotation.
+/// Keys that verify tokens of one algorithm. Any of them may have signed a token, so two keys are valid during a
+/// rotation.
 #[derive(Clone)]
 pub struct Keys {
     algorithm: Algorithm,
@@ -29,53 +30,54 @@ pub struct Keys {
 
 #[derive(Clone)]
 struct Key {
-    /// The name that tokens give it in `kid`. `None`: it is tried for all of them.
+    /// The key's `kid`. `None`: the key is tried for every token.
     id: Option<String>,
     key: DecodingKey,
-    /// As it may be shown to anybody; `None` for a secret.
+    /// The public key, for the JWKS; `None` for a secret.
     public: Option<Jwk>,
 }
 
-/// Why a key can't be used.
+/// The reason why a key was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The secret can be found by trying.
+    /// The secret can be brute-forced.
     #[error(
-        "the secret has {bytes} bytes, and can be found by trying: {algorithm} needs at least {needed} random bytes, such as \
-         from: openssl rand -hex {needed}"
+        "the secret has {bytes} bytes; {algorithm} needs at least {needed}. Generate one with: \
+         openssl rand -hex {needed}"
     )]
     Short {
-        /// How long it is.
+        /// Its length, in bytes.
         bytes: usize,
-        /// How long it must be.
+        /// The minimum length, in bytes.
         needed: usize,
-        /// For what.
+        /// The algorithm that it is for.
         algorithm: Algorithm,
     },
-    /// Whoever has the public key could sign with it.
-    #[error(
-        "the secret is a key in PEM form: a public key is no secret; name it as a key, and the algorithm that it is for"
-    )]
+    /// The secret is a PEM key. If it were public, any client could sign tokens with it.
+    #[error("the secret is a key in PEM form: configure it as a public or private key, with its algorithm")]
     KeyAsSecret,
-    /// The algorithm takes another kind of key.
-    #[error("{algorithm} takes {expected}, and this is none", expected = .algorithm.family().describe())]
+    /// The key is not of the kind that the algorithm needs.
+    #[error("not a key for {algorithm}, which needs {expected}", expected = .algorithm.family().describe())]
     WrongKind {
         /// The algorithm.
         algorithm: Algorithm,
     },
-    /// A private key stands where a public one is expected.
-    #[error("this is a private key; only its public half belongs here")]
+    /// A private key was configured as a public key.
+    #[error("this is a private key; use its public key here")]
     Private,
-    /// The text is no key.
-    #[error("this is no {expected}", expected = if *.private { "private key in PEM form (PKCS#8)" } else { "key in PEM form, JWK or JWKS" })]
+    /// The text is not a key.
+    #[error("not a {expected}", expected = match .private {
+        true => "private key in PEM form (PKCS#8)",
+        false => "key in PEM form, JWK or JWKS",
+    })]
     Unreadable {
-        /// A private key was expected.
+        /// Whether a private key was expected.
         private: bool,
     },
     /// The set has no key for the algorithm.
     #[error("none of the {keys} keys is for {algorithm}")]
     NoneFits {
-        /// How many there are.
+        /// Number of keys in the set.
         keys: usize,
         /// The algorithm.
         algorithm: Algorithm,
@@ -83,24 +85,24 @@ pub enum KeyError {
 }
 
 impl Keys {
-    /// No key: no token is believed until there are some.
+    /// An empty set of keys. All tokens are rejected until keys are added.
     pub fn none(algorithm: Algorithm) -> Self {
         Self { algorithm, keys: Vec::new() }
     }
 
-    /// A secret.
+    /// A set with one secret.
     ///
     /// # Errors
-    /// If it can't be a secret for the algorithm.
+    /// If the secret is not suitable for the algorithm.
     pub fn from_secret(algorithm: Algorithm, secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(algorithm, secret)?;
         Ok(Self { algorithm, keys: vec![Key { id: None, key: DecodingKey::from_secret(secret), public: None }] })
     }
 
-    /// Public keys, as PEM, JWK or JWKS. Of a JWKS those keys are taken that are for the algorithm.
+    /// Public keys, as PEM, JWK or JWKS. Keys of a JWKS that are not for the algorithm are ignored.
     ///
     /// # Errors
-    /// If there is none, or the text can't be read.
+    /// If the text is malformed, or has no key for the algorithm.
     pub fn from_text(algorithm: Algorithm, text: &str) -> Result<Self, KeyError> {
         if algorithm.family() == Family::Secret {
             return Err(KeyError::WrongKind { algorithm });
@@ -110,13 +112,13 @@ impl Keys {
         Ok(Self { algorithm, keys })
     }
 
-    /// The public key of a private one, with the name that its tokens give it.
+    /// The public key of a private key, with the `kid` that its tokens have.
     pub(super) fn of_private(algorithm: Algorithm, public: Jwk) -> Result<Self, KeyError> {
         let id = public.common.key_id.clone();
         Ok(Self { algorithm, keys: vec![Key::of_jwk(algorithm, public, id)?] })
     }
 
-    /// These keys and others of the same algorithm.
+    /// Adds other keys of the same algorithm.
     #[must_use]
     pub fn and(mut self, others: Self) -> Self {
         debug_assert_eq!(self.algorithm, others.algorithm, "keys of one algorithm");
@@ -124,22 +126,22 @@ impl Keys {
         self
     }
 
-    /// What they are for.
+    /// The algorithm of the keys.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// How many there are.
+    /// Number of keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The public keys as a JWKS (RFC 7517 section 5); no secret is among them.
+    /// The public keys as a JWKS (RFC 7517 section 5). Secrets are never included.
     pub fn to_jwks(&self) -> Value {
         let public = self.keys.iter().filter_map(|key| {
             let mut jwk = key.public.clone()?;
@@ -150,18 +152,18 @@ impl Keys {
         json!({ "keys": public.collect::<Vec<_>>() })
     }
 
-    /// Checks a signature with the keys that a token may have been signed with.
+    /// Verifies a signature with every key that may have made it.
     pub(super) fn verify(&self, message: &str, signature: &str, id: Option<&str>) -> Result<(), Flaw> {
         let mut fitting = self.keys.iter().filter(|key| match (&key.id, id) {
             (Some(name), Some(id)) => name == id,
             _ => true,
         });
-        let right = |key: &Key| {
+        let verifies = |key: &Key| {
             let algorithm = self.algorithm.jwt();
             crypto::verify(signature, message.as_bytes(), &key.key, algorithm).unwrap_or(false)
         };
         let Some(first) = fitting.next() else { return Err(Flaw::UnknownKey) };
-        if right(first) || fitting.any(right) { Ok(()) } else { Err(Flaw::Signature) }
+        if verifies(first) || fitting.any(verifies) { Ok(()) } else { Err(Flaw::Signature) }
     }
 }
 
@@ -188,7 +190,7 @@ impl Key {
                     && okp.curve == EllipticCurve::Ed25519
                     && is_coordinate(&okp.x, 32)
             }
-            // Secrets, and what is not known yet.
+            // Secrets and unknown kinds.
             _ => false,
         };
         if !fits {
@@ -203,7 +205,7 @@ fn is_coordinate(text: &str, bytes: usize) -> bool {
     URL_SAFE_NO_PAD.decode(text).is_ok_and(|decoded| decoded.len() == bytes)
 }
 
-/// Whether a key of a set is for signatures of the algorithm (RFC 7517 section 4).
+/// Whether a key of a set may be used for signatures of the algorithm (RFC 7517 section 4).
 fn is_for(algorithm: Algorithm, jwk: &Jwk) -> bool {
     let common = &jwk.common;
     let used = common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature);
@@ -225,7 +227,7 @@ fn from_json(algorithm: Algorithm, text: &str) -> Result<Vec<Key>, KeyError> {
     if set.iter().any(|key| key.get("d").is_some()) {
         return Err(KeyError::Private);
     }
-    // Keys of kinds that nobody here knows must not keep the others from use (RFC 7517 section 5).
+    // Keys of unknown kinds are ignored, so that the others can be used (RFC 7517 section 5).
     let known = set.iter().filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
     let fitting = known.filter(|jwk| is_for(algorithm, jwk));
     let keys: Vec<Key> = fitting
@@ -238,7 +240,7 @@ fn from_json(algorithm: Algorithm, text: &str) -> Result<Vec<Key>, KeyError> {
     if keys.is_empty() { Err(KeyError::NoneFits { keys: set.len(), algorithm }) } else { Ok(keys) }
 }
 
-/// One or several public keys, one after the other.
+/// One or several concatenated public keys.
 fn from_pem(algorithm: Algorithm, text: &str) -> Result<Vec<Key>, KeyError> {
     if text.contains("PRIVATE KEY-----") {
         return Err(KeyError::Private);
@@ -263,7 +265,7 @@ fn from_pem(algorithm: Algorithm, text: &str) -> Result<Vec<Key>, KeyError> {
     .collect()
 }
 
-/// Whether a text can be the secret of an algorithm.
+/// Checks that a secret is suitable for an algorithm.
 pub(super) fn check_secret(algorithm: Algorithm, secret: &[u8]) -> Result<(), KeyError> {
     let (bytes, needed) = (secret.len(), algorithm.min_secret_bytes());
     if algorithm.family() != Family::Secret {

@@ -1,4 +1,4 @@
-//! Makes tokens.
+//! Issues tokens.
 
 use super::{
     algorithm::{Algorithm, Family},
@@ -17,35 +17,35 @@ use std::fmt;
 pub struct Minter {
     key: EncodingKey,
     algorithm: Algorithm,
-    /// The other half of a private key; none for a secret.
+    /// The public key of a private key; empty for a secret.
     keys: Keys,
-    /// What tokens call it.
+    /// The key's `kid`.
     id: Option<String>,
 }
 
 impl Minter {
-    /// A minter that signs with `secret`.
+    /// Creates a minter that signs with `secret`.
     ///
     /// # Errors
-    /// If it can't be a secret for the algorithm.
+    /// If the secret is not suitable for the algorithm.
     pub fn new(algorithm: Algorithm, secret: &[u8]) -> Result<Self, KeyError> {
         check_secret(algorithm, secret)?;
         Ok(Self { key: EncodingKey::from_secret(secret), algorithm, keys: Keys::none(algorithm), id: None })
     }
 
-    /// A minter for HS256.
+    /// Creates a minter for HS256.
     ///
     /// # Errors
-    /// If it can't be a secret for HS256.
+    /// If the secret is not suitable for HS256.
     pub fn from_secret(secret: &str) -> Result<Self, KeyError> {
         Self::new(Algorithm::Hs256, secret.as_bytes())
     }
 
-    /// A minter that signs with a private key in PEM form: PKCS#8, or PKCS#1 for RSA. Its tokens name the key by its
-    /// thumbprint (RFC 7638).
+    /// Creates a minter that signs with a private key in PEM form: PKCS#8, or PKCS#1 for RSA. The `kid` of its tokens
+    /// is the key's thumbprint (RFC 7638).
     ///
     /// # Errors
-    /// If it is no private key, or not for the algorithm.
+    /// If the text is not a private key for the algorithm.
     pub fn from_pem(algorithm: Algorithm, pem: &str) -> Result<Self, KeyError> {
         if !pem.contains("PRIVATE KEY-----") {
             return Err(KeyError::Unreadable { private: true });
@@ -62,40 +62,42 @@ impl Minter {
         let id = Some(public.thumbprint(ThumbprintHash::SHA256).map_err(|_| wrong)?);
         public.common.key_id.clone_from(&id);
         let keys = Keys::of_private(algorithm, public)?;
-        // A key that can't sign, or is too short, shows it here rather than at the first token.
+        // A key that cannot sign, or is too short, must fail here rather than at the first token.
         let signature = crypto::sign(b"a trial", &key, algorithm.jwt()).map_err(|_| wrong)?;
         keys.verify("a trial", &signature, id.as_deref()).map_err(|_| wrong)?;
         Ok(Self { key, algorithm, keys, id })
     }
 
-    /// The public half of its private key, which its tokens are verified with; none for a secret.
+    /// The public key that verifies this minter's tokens; empty for a secret.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// The token that says `claims`.
+    /// Issues a token with `claims`.
     pub fn mint(&self, claims: &Claims) -> String {
         let mut header = serde_json::json!({ "alg": self.algorithm.name(), "typ": "JWT" });
         if let Some(id) = &self.id {
             header["kid"] = id.as_str().into();
         }
-        // Strings, numbers and booleans always have a JSON text.
-        let claims = serde_json::to_string(claims).expect("claims have a JSON text");
+        // Strings, numbers and booleans can always be serialised.
+        let claims = serde_json::to_string(claims).expect("claims are serialisable");
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signature = crypto::sign(token.as_bytes(), &self.key, self.algorithm.jwt()).expect("a key that has signed");
+        let signature =
+            crypto::sign(token.as_bytes(), &self.key, self.algorithm.jwt()).expect("the key has signed before");
         token.push('.');
         token.push_str(&signature);
         token
     }
 }
 
-/// The key alone, where the public half is appended to it (RFC 8410 section 7, version 2), which not every reader knows.
+/// The private key alone. PKCS#8 version 2 appends the public key to it (RFC 8410 section 7), which not every parser
+/// supports.
 fn plain_ed25519(key: EncodingKey) -> EncodingKey {
     const HEADER: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     match key.as_bytes() {
-        // The same header, but for the length and the version.
+        // The same header, except for the length and the version.
         long if long.len() > 48 && long[5..16] == HEADER[5..] => {
             EncodingKey::from_ed_der(&[&HEADER, &long[16..48]].concat())
         }

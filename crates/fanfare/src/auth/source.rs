@@ -1,5 +1,5 @@
-//! Keys that come from elsewhere and change: a JWKS that an identity provider serves. Knows when they are wanted, and
-//! not how they are fetched.
+//! Verification keys from an external source that change over time, such as the JWKS of an identity provider. Knows
+//! when keys are wanted, and not how they are fetched.
 
 use super::Keys;
 use arc_swap::ArcSwap;
@@ -15,35 +15,35 @@ use tokio::{
     time::timeout,
 };
 
-/// How long somebody whose key is not known waits for the keys to be fetched anew.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a request with an unknown key waits for the keys to be fetched again.
+const WAIT: Duration = Duration::from_secs(3);
 
-/// What a verifier knows of the source of its keys.
+/// The state of a verifier's source of keys.
 #[derive(Debug, Default)]
 pub(super) struct Source {
     wanted: Notify,
-    /// Changes with each attempt to fetch, whatever came of it.
+    /// Number of attempts to fetch, successful or not.
     attempts: watch::Sender<u64>,
     down: AtomicBool,
 }
 
-/// Feeds a verifier with keys. Made by [`Verifier::with_source`](super::Verifier::with_source).
+/// Feeds a verifier with keys. Created by [`Verifier::with_source`](super::Verifier::with_source).
 #[derive(Debug)]
 pub struct KeySource {
     source: Arc<Source>,
     keys: Arc<ArcSwap<Keys>>,
-    /// Those that the verifier had before.
+    /// The verifier's own keys, which never change.
     own: Arc<Keys>,
 }
 
 impl Source {
-    /// Waits until there was an attempt to fetch the keys.
+    /// Waits for the next attempt to fetch the keys.
     pub(super) async fn refresh(&self) {
         let mut attempts = self.attempts.subscribe();
         attempts.mark_unchanged();
         self.wanted.notify_one();
-        // Where it takes long, the keys at hand decide.
-        let _ = timeout(PATIENCE, attempts.changed()).await;
+        // After a timeout the known keys decide.
+        let _ = timeout(WAIT, attempts.changed()).await;
     }
 
     /// Whether the last attempt failed.
@@ -58,26 +58,26 @@ impl KeySource {
         Self { source, keys, own }
     }
 
-    /// Waits until somebody shows a token whose key is not known. Who asks is answered by [`renew`](Self::renew),
-    /// [`fail`](Self::fail) or [`keep`](Self::keep).
+    /// Waits until a request presents a token with an unknown key. The caller then calls [`renew`](Self::renew),
+    /// [`fail`](Self::fail) or [`keep`](Self::keep), which wakes the waiting requests.
     pub async fn wanted(&self) {
         self.source.wanted.notified().await;
     }
 
-    /// Replaces what came from the source before.
+    /// Replaces the keys of the source after a successful fetch.
     pub fn renew(&self, keys: Keys) {
         self.keys.store(Arc::new(Keys::clone(&self.own).and(keys)));
         self.source.down.store(false, Ordering::Relaxed);
         self.keep();
     }
 
-    /// The source could not be asked. The keys that came from it before stay.
+    /// Records a failed fetch. The previous keys of the source remain in use.
     pub fn fail(&self) {
         self.source.down.store(true, Ordering::Relaxed);
         self.keep();
     }
 
-    /// The source was not asked: it was a moment ago.
+    /// Wakes the waiting requests without a fetch, because the last one was a moment ago.
     pub fn keep(&self) {
         self.source.attempts.send_modify(|attempts| *attempts += 1);
     }

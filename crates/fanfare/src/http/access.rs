@@ -1,4 +1,4 @@
-//! Who may call: extractors that let a request pass or answer 401 and 403. Knows tokens only by what they grant.
+//! Authorisation: extractors that accept a request or answer it with 401 or 403. They know tokens only by their grant.
 
 use super::error::{ApiError, ErrorCode};
 use crate::{Grant, Hub, hub::Origin, upgrade::bearer};
@@ -8,21 +8,22 @@ use axum::{
 };
 use std::sync::Arc;
 
-/// The request's token allows publishing.
+/// A request whose token allows publishing.
 pub(super) struct Publisher {
-    /// Whose it is, as its limit counts.
+    /// The user that the publish rate is counted for.
     user: Arc<str>,
-    /// The trace that the request belongs to.
+    /// The `traceparent` of the request.
     trace: Option<String>,
 }
 
-/// Likewise; with `compat`, a request without a token passes as well.
+/// As [`Publisher`]. With `compat`, also a request without a token.
 pub(super) struct CompatPublisher(pub(super) Publisher);
 
-/// The request's token allows everything.
+/// A request with an administrator's token.
 pub(super) struct Admin;
 
-/// The user that requests without a token count as, all together. No token names it: `$` is the hub's own.
+/// The user that all requests without a token are counted for. No token can have this user, because `$` is reserved for
+/// the hub.
 const ANONYMOUS: &str = "$compat";
 
 impl FromRequestParts<Hub> for Publisher {
@@ -31,7 +32,7 @@ impl FromRequestParts<Hub> for Publisher {
     async fn from_request_parts(parts: &mut Parts, hub: &Hub) -> Result<Self, ApiError> {
         let grant = grant(&parts.headers, hub).await?;
         if !grant.may_publish() {
-            return Err(forbidden("the token does not allow publishing: it needs the claim \"publish\": true"));
+            return Err(forbidden("the token does not allow publishing; it needs the claim \"publish\": true"));
         }
         Self::counted(grant.user, &parts.headers, hub)
     }
@@ -56,14 +57,14 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Whose it is, as the log notes it, and what it is traced under.
+    /// The publisher as recorded in the log, and its trace context.
     pub(super) fn origin(self) -> Origin {
         Origin { publisher: format!("user:{}", self.user).into(), trace: self.trace }
     }
 
-    /// Counts events against the publisher's limit; a request counts as one already.
+    /// Counts further events of a request against the publisher's rate. The request itself already counts as one.
     pub(super) fn count(&self, events: usize, hub: &Hub) -> Result<(), ApiError> {
-        hub.publisher_keeps_pace(&self.user, events).map_err(|ms| {
+        hub.check_publish_rate(&self.user, events).map_err(|ms| {
             let detail = format!("publishes_per_second: publish less often; try again in {} ms", ms.max(1));
             ApiError::new(ErrorCode::TooManyEvents, detail).retry_after(ms.div_ceil(1_000))
         })
@@ -77,7 +78,7 @@ impl FromRequestParts<Hub> for Admin {
         if grant(&parts.headers, hub).await?.admin {
             Ok(Self)
         } else {
-            Err(forbidden("this needs an administrator's token: one with the claim \"admin\": true"))
+            Err(forbidden("this needs an administrator's token, with the claim \"admin\": true"))
         }
     }
 }

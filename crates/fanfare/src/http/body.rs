@@ -1,4 +1,5 @@
-//! Request bodies as text and as fields, within their limits. Knows JSON's form, and not what the fields mean.
+//! Request bodies as text and as fields, within their limits. Knows the syntax of JSON, and not the meaning of the
+//! fields.
 
 use super::{
     BodyTimeout,
@@ -17,10 +18,10 @@ use fanfare_core::{
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// What a request may hold beside the event itself: the audience, and the white space of pretty JSON.
+/// Allowance for the audience and the white space of formatted JSON, beyond the event itself.
 const ENVELOPE_BYTES: usize = 4 << 10;
 
-/// The largest batch, whatever the settings multiply to.
+/// Maximum size of a batch, regardless of the settings.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// The JSON text of one event.
@@ -29,10 +30,10 @@ pub(super) struct EventText(pub(super) String);
 /// The JSON text of a batch.
 pub(super) struct BatchText(pub(super) String);
 
-/// The fields of a JSON object in their order.
+/// The fields of a JSON object, in order.
 pub(super) struct Fields(Object);
 
-/// The fields of a JSON object, if there is one: an empty body and `null` are none.
+/// The fields of a JSON object, if there is one. An empty body and `null` count as absent.
 pub(super) struct OptionalFields(pub(super) Option<Fields>);
 
 struct Limit {
@@ -98,7 +99,7 @@ impl FromRequest<Hub> for OptionalFields {
 
 impl Fields {
     fn parse(text: &str) -> Result<Self, ApiError> {
-        // These fields become an event's `data`, one level further down.
+        // The fields become an event's `data`, one level deeper.
         let depth = json::depth(text) + 1;
         if depth > MAX_DEPTH {
             return Err(EventError::TooDeep { depth }.into());
@@ -123,27 +124,28 @@ impl Fields {
         self.0.take(name)
     }
 
-    /// The fields as an event of their own.
+    /// The fields as an event.
     pub(super) fn into_draft(self) -> Result<Draft, EventError> {
         let text = serde_json::to_string(&self).map_err(|error| EventError::Json(error.to_string()))?;
         Draft::parse(&text)
     }
 
-    /// Puts a field before all others.
+    /// Inserts a field before all others.
     pub(super) fn put_first<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), EventError> {
         let raw = serde_json::value::to_raw_value(value).map_err(|error| EventError::Json(error.to_string()))?;
         self.0.0.insert(0, (name.to_owned(), raw));
         Ok(())
     }
 
-    /// Puts the name that the path gave first; a body that names another contradicts the path, and yields to it if `lenient`.
+    /// Inserts the ID of the path as the first field. A different ID in the body is an error, or is ignored if
+    /// `lenient`.
     pub(super) fn put_path_id(&mut self, name: &'static str, id: &str, lenient: bool) -> Result<(), ApiError> {
         if let Some(own) = self.take(name)
             && !lenient
             && json::number(&own) != Some(id)
             && serde_json::from_str::<String>(own.get()).ok().as_deref() != Some(id)
         {
-            return Err(invalid(format!("the field `{name}` is not the one in the path: leave it out")));
+            return Err(invalid(format!("the field `{name}` does not match the path: remove it")));
         }
         Ok(self.put_first(name, &id)?)
     }
@@ -163,7 +165,7 @@ fn empty(expected: &str) -> ApiError {
     ApiError::new(ErrorCode::NotJson, format!("the body is empty: expected {expected}"))
 }
 
-/// The body as text, none if it is empty.
+/// The body as text; `None` if it is empty.
 async fn read(mut request: Request, limit: Limit) -> Result<Option<String>, ApiError> {
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if declared.is_some_and(|bytes: usize| bytes > limit.bytes) {
@@ -177,7 +179,7 @@ async fn read(mut request: Request, limit: Limit) -> Result<Option<String>, ApiE
         _ => ApiError::new(ErrorCode::BadRequest, rejection.body_text()),
     })?;
     if bytes.is_empty() {
-        // Without a body its type says nothing: `curl -d ''` declares a form.
+        // An empty body has no relevant type: `curl -d ''` declares a form.
         return Ok(None);
     }
     media_type?;
@@ -186,7 +188,7 @@ async fn read(mut request: Request, limit: Limit) -> Result<Option<String>, ApiE
         .map_err(|error| ApiError::new(ErrorCode::NotJson, format!("not JSON: {}", error.utf8_error())))
 }
 
-/// JSON by declaration, or undeclared.
+/// Accepts JSON media types, and requests without a media type.
 fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(declared) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());

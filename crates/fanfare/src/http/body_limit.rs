@@ -1,4 +1,4 @@
-//! How long a request's body may take, and what becomes of one that nobody reads. Knows bytes and time, and no route.
+//! Limits the time of a request's body, and discards bodies that no handler reads. Knows bytes and time, and no route.
 
 use crate::timed_stream::time_for;
 use axum::{
@@ -22,16 +22,16 @@ use tokio::{
     time::{Instant, Sleep, sleep_until, timeout},
 };
 
-/// How much of a body that was not wanted is read all the same, in bytes.
+/// Maximum number of bytes of an unread body that are discarded.
 const MAX_DISCARDED: usize = 32 << 20;
 
-/// A request's body did not come in time.
+/// A request's body was not received in time.
 #[derive(Debug, thiserror::Error)]
-#[error("the body did not come in time (handshake_timeout)")]
+#[error("the body was not received in time (handshake_timeout)")]
 pub struct BodyTimeout;
 
 impl BodyTimeout {
-    /// Whether an error was caused by one.
+    /// Whether an error was caused by a body timeout.
     pub fn caused(error: &(dyn Error + 'static)) -> bool {
         let mut error = Some(error);
         while let Some(this) = error {
@@ -44,16 +44,19 @@ impl BodyTimeout {
     }
 }
 
-/// Middleware: a body may take `limit`, and a second more for each KiB of it; what reads it then gets a [`BodyTimeout`]. A
-/// body that was not read when the response is ready is discarded first, up to 32 MiB and within `limit`: a client that is
-/// still sending would else see its connection reset, and not the response.
+/// Middleware that limits the time of a request's body to `limit`, plus a second for each KiB of it. Reading the body
+/// then fails with [`BodyTimeout`].
 ///
-/// The hub's own routes have it. For other routes of an application: `axum::middleware::from_fn_with_state(limit, limit_body)`.
+/// A body that is unread when the response is ready is discarded first, up to 32 MiB and within `limit`. A client that
+/// is still sending would otherwise see its connection reset instead of the response.
+///
+/// The hub's own routes use it. For other routes of an application: `axum::middleware::from_fn_with_state(limit,
+/// limit_body)`.
 pub async fn limit_body(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    // Such a client sends the body only when it is asked to, which reading does.
+    // With `Expect: 100-continue` the client sends the body only once it is read.
     let expects = request.headers().contains_key(header::EXPECT);
     let (give_back, mut rest) = oneshot::channel();
     let timed = |body| {
@@ -61,10 +64,10 @@ pub async fn limit_body(State(limit): State<Duration>, request: Request, next: N
         Body::new(TimedBody { body, give_back, was_read: false, clock: Clock::new(limit) })
     };
     let mut response = next.run(request.map(timed)).await;
-    // None where all of it was read, or where the response goes on reading it.
+    // Empty if the body was read to its end, or if the response still reads it.
     if let Ok((rest, was_read)) = rest.try_recv() {
-        let comes = was_read || !expects;
-        let discarded = comes && timeout(limit, discard(rest)).await.unwrap_or(false);
+        let is_sent = was_read || !expects;
+        let discarded = is_sent && timeout(limit, discard(rest)).await.unwrap_or(false);
         if !discarded {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -72,7 +75,7 @@ pub async fn limit_body(State(limit): State<Duration>, request: Request, next: N
     response
 }
 
-/// Reads a body to its end. False if it is too long or breaks off.
+/// Reads a body to its end. Returns false if it is too long or fails.
 async fn discard(mut body: Body) -> bool {
     let mut discarded = 0;
     while let Some(frame) = body.frame().await {
@@ -84,7 +87,8 @@ async fn discard(mut body: Body) -> bool {
     true
 }
 
-/// A body with a deadline. Dropped before its end, it is given back, and whether any of it was read.
+/// A body with a deadline. If it is dropped before its end, the rest is sent back, together with whether any of it was
+/// read.
 struct TimedBody {
     body: Option<Body>,
     give_back: Option<oneshot::Sender<(Body, bool)>>,
@@ -96,7 +100,7 @@ struct Clock {
     begun: Instant,
     limit: Duration,
     bytes: u64,
-    /// Only once something was waited for.
+    /// Set once a read had to wait.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -132,7 +136,7 @@ impl HttpBody for TimedBody {
                 Poll::Ready(ended)
             }
             Poll::Pending => self.clock.poll_over(cx).map(|()| {
-                // It had its time: nobody waits for the rest of it.
+                // The deadline has passed, so the rest is not discarded either.
                 self.body = None;
                 Some(Err(axum::Error::new(BodyTimeout)))
             }),
@@ -153,7 +157,7 @@ impl Drop for TimedBody {
         if let (Some(body), Some(give_back)) = (self.body.take(), self.give_back.take())
             && !body.is_end_stream()
         {
-            // An error says that the response is not waited for any more.
+            // Sending fails once the middleware no longer waits.
             let _ = give_back.send((body, self.was_read));
         }
     }

@@ -1,4 +1,4 @@
-//! Who is connected and how to end it, over all nodes. For administrators: it tells names and addresses.
+//! Lists and closes connections on all nodes. For administrators, because the responses contain names and addresses.
 
 use super::{
     access::Admin,
@@ -12,44 +12,44 @@ use fanfare_core::time::iso_8601;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// What a client is told where nobody said why it was disconnected.
-const REASON: &str = "an administrator ended the connection";
+/// The close reason if the request gives none.
+const REASON: &str = "an administrator closed the connection";
 
-/// A client that is connected.
+/// A connected client.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ConnectionBody {
     #[schema(format = "uuid")]
     connection_id: String,
     user_id: String,
-    /// The node that it is connected to.
+    /// The node that the client is connected to.
     #[schema(example = "5af7e6e8e4c2f20b")]
     node: String,
-    /// Since when, in ISO 8601.
+    /// When the client connected, in ISO 8601.
     #[schema(example = "2026-11-23T09:30:00.125Z")]
     connected_at: String,
-    /// Where it comes from.
+    /// The client's address.
     #[schema(example = "203.0.113.7")]
     address: String,
 }
 
-/// A user's connections on all nodes, the longest connected first.
+/// A user's connections on all nodes, oldest first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UserConnectionsBody {
     user_id: String,
     connections: Vec<ConnectionBody>,
 }
 
-/// What was ended.
+/// The result of a disconnect.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DisconnectedBody {
-    /// How many connections were told to go.
+    /// Number of connections that are being closed.
     disconnected: usize,
 }
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ReasonParams {
-    /// What the client reads as the close's reason; at most 123 bytes of it.
+    /// The close reason, at most 123 bytes.
     #[param(nullable = false)]
     reason: Option<String>,
 }
@@ -68,16 +68,19 @@ impl From<ConnectionInfo> for ConnectionBody {
 
 /// List a user's connections
 ///
-/// On all nodes. A node that dies takes its connections off the list within ten seconds.
+/// On all nodes. The connections of a node that crashed are removed within ten seconds.
 #[utoipa::path(
     get,
     path = "/users/{user_id}/connections",
     tag = "operate",
     operation_id = "user_connections",
     security(("bearer" = [])),
-    params(("user_id" = String, Path, description = "The user, by the `sub` of its tokens.")),
-    responses((status = 200, description = "The connections; none for a user who is not connected.", body = UserConnectionsBody),
-        RegistryErrors)
+    params(("user_id" = String, Path, description = "The user: the `sub` of its tokens.")),
+    responses(
+        (status = 200, description = "The connections; empty if the user is not connected.",
+            body = UserConnectionsBody),
+        RegistryErrors,
+    )
 )]
 pub(super) async fn of_user(
     _: Admin,
@@ -90,15 +93,15 @@ pub(super) async fn of_user(
 
 /// Disconnect a user
 ///
-/// Every connection of the user is closed with code 4003, on whichever node it is. Clients don't come back by themselves.
+/// Every connection of the user is closed with code 4003, on all nodes. Clients do not reconnect by themselves.
 #[utoipa::path(
     post,
     path = "/users/{user_id}/disconnect",
     tag = "operate",
     operation_id = "disconnect_user",
     security(("bearer" = [])),
-    params(("user_id" = String, Path, description = "The user, by the `sub` of its tokens."), ReasonParams),
-    responses((status = 200, description = "Every node was told.", body = DisconnectedBody), RegistryErrors)
+    params(("user_id" = String, Path, description = "The user: the `sub` of its tokens."), ReasonParams),
+    responses((status = 200, description = "All nodes were notified.", body = DisconnectedBody), RegistryErrors)
 )]
 pub(super) async fn disconnect_user(
     _: Admin,
@@ -107,31 +110,32 @@ pub(super) async fn disconnect_user(
     Params(ReasonParams { reason }): Params<ReasonParams>,
 ) -> Result<Json<DisconnectedBody>, ApiError> {
     let disconnected = hub.connections_of(&user_id).await?.len();
-    // Whoever is not on the list yet is told too.
+    // Notifies all nodes, because a new connection may not be on the list yet.
     hub.disconnect_user(&user_id, reason.as_deref().unwrap_or(REASON)).await?;
     Ok(Json(DisconnectedBody { disconnected }))
 }
 
-/// A node that was told to end.
+/// A node that was requested to drain.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DrainedBody {
-    /// The node.
+    /// The node's name.
     #[schema(example = "5af7e6e8e4c2f20b")]
     node: String,
 }
 
 /// Drain a node
 ///
-/// The node takes nobody in any more, tells its clients to come back elsewhere, in waves, and ends. A supervisor or a service
-/// manager starts another in its place.
+/// The node rejects new connections, disconnects its clients in waves, and exits. A supervisor or service manager
+/// starts another process in its place.
 #[utoipa::path(
     post,
     path = "/nodes/{node}/drain",
     tag = "operate",
     operation_id = "drain",
     security(("bearer" = [])),
-    params(("node" = String, Path, description = "The node, by the name that the dashboard and `/connections` tell.")),
-    responses((status = 202, description = "It was told.", body = DrainedBody), ConnectionErrors)
+    params(("node" = String, Path,
+        description = "The node's name, as on the dashboard and in `GET /users/{user_id}/connections`.")),
+    responses((status = 202, description = "The node was notified.", body = DrainedBody), ConnectionErrors)
 )]
 pub(super) async fn drain(
     _: Admin,
@@ -141,20 +145,21 @@ pub(super) async fn drain(
     if hub.drain(&node).await? {
         return Ok((StatusCode::ACCEPTED, Json(DrainedBody { node })));
     }
-    Err(ApiError::new(ErrorCode::NotFound, format!("no node {node:?} is there")))
+    Err(ApiError::new(ErrorCode::NotFound, format!("no node {node:?}")))
 }
 
-/// Disconnect one client
+/// Disconnect a client
 ///
-/// Its connection is closed with code 4003, on whichever node it is. The client does not come back by itself.
+/// Its connection is closed with code 4003, on any node. The client does not reconnect by itself.
 #[utoipa::path(
     delete,
     path = "/connections/{connection_id}",
     tag = "operate",
     operation_id = "disconnect",
     security(("bearer" = [])),
-    params(("connection_id" = String, Path, format = "uuid", description = "As its `ack` told it."), ReasonParams),
-    responses((status = 200, description = "Its node was told.", body = DisconnectedBody), ConnectionErrors)
+    params(("connection_id" = String, Path, format = "uuid",
+        description = "The `connection_id` of the client's first `ack`."), ReasonParams),
+    responses((status = 200, description = "The node was notified.", body = DisconnectedBody), ConnectionErrors)
 )]
 pub(super) async fn disconnect(
     _: Admin,
@@ -162,7 +167,7 @@ pub(super) async fn disconnect(
     PathId(id): PathId,
     Params(ReasonParams { reason }): Params<ReasonParams>,
 ) -> Result<Json<DisconnectedBody>, ApiError> {
-    let unknown = || ApiError::new(ErrorCode::NotFound, format!("no connection {id:?} is there"));
+    let unknown = || ApiError::new(ErrorCode::NotFound, format!("no connection {id:?}"));
     let connection: ConnectionId = id.parse().map_err(|_| unknown())?;
     hub.connection(connection).await?.ok_or_else(unknown)?;
     hub.disconnect(connection, reason.as_deref().unwrap_or(REASON)).await?;

@@ -1,4 +1,4 @@
-//! What pages of other sites may do (CORS), and what they are told where they may not.
+//! Cross-origin requests (CORS): permissions, and the response to preflight requests that are not allowed.
 
 use super::error::problem;
 use crate::{
@@ -20,7 +20,8 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 /// Headers that tracing and monitoring libraries add to a page's requests.
 const TRACING_HEADERS: [&str; 5] = ["traceparent", "tracestate", "baggage", "sentry-trace", "x-request-id"];
 
-/// What pages of other sites may do. The hub itself has no credentials that a browser would add by itself.
+/// The permissions of pages on allowed origins. The hub itself uses no credentials that a browser adds, such as
+/// cookies.
 pub(super) fn permissions(origins: AllowOrigin, config: &Config) -> CorsLayer {
     let headers = [AUTHORIZATION, CONTENT_TYPE].into_iter().chain(TRACING_HEADERS.map(HeaderName::from_static));
     let listed = matches!(config.allowed_origins, Origins::Listed(_));
@@ -37,8 +38,8 @@ pub(super) fn permissions(origins: AllowOrigin, config: &Config) -> CorsLayer {
         .max_age(Duration::from_secs(600))
 }
 
-/// Answers the question that a browser asks before a page's request (a preflight) with 403 where the page's site is not
-/// allowed. The page can't see it; its developer can, with what to set.
+/// Answers preflight requests from origins that are not allowed with 403. The page cannot read the response; its
+/// developer finds the setting to change in it.
 pub(super) async fn reject_preflights(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     if request.method() == Method::OPTIONS

@@ -1,5 +1,5 @@
-//! The API's description (OpenAPI 3.1) and a page to read and try it, both without any network: the page's parts are
-//! in the binary, and its policy forbids it to load anything from elsewhere.
+//! The OpenAPI 3.1 description of the API, and a page to read and try it. Both work without a network: the page's parts
+//! are embedded in the binary, and its policy forbids it to load anything from other hosts.
 
 use super::error::{ApiError, ErrorBody, ErrorCode};
 use crate::Hub;
@@ -17,10 +17,10 @@ use utoipa::{
     openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-/// Paths in it are relative, so that it also works where an application nests the hub under a prefix.
+/// Its paths are relative, so that it also works if an application nests the hub under a prefix.
 const PAGE: &str = include_str!("docs.html");
 
-/// Starts the page; a file of its own, because the policy allows no script inside the page.
+/// Starts the page. A separate file, because the policy allows no inline script.
 const START: &str = r##"SwaggerUIBundle({
   url: "openapi.json", dom_id: "#docs", deepLinking: true, validatorUrl: null, tryItOutEnabled: true,
   tagsSorter: undefined, displayRequestDuration: true,
@@ -30,14 +30,14 @@ const START: &str = r##"SwaggerUIBundle({
 const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
-/// The file that carries the page's own start.
+/// The name of the page's start script.
 const START_FILE: &str = "start.js";
 
-/// The description without its routes, which their own declarations add.
+/// The description without its routes, which are added by their own declarations.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "fanfare", description = include_str!("description.md"), license(name = "MIT OR Apache-2.0")),
-    // Relative to the description itself, so that it also holds behind a proxy and under a prefix.
+    // Relative to the description itself, so that it also works behind a proxy and under a prefix.
     servers((url = ".", description = "The hub that serves this description.")),
     paths(websocket),
     components(schemas(ErrorBody)),
@@ -45,8 +45,8 @@ const START_FILE: &str = "start.js";
     tags(
         (name = "connect", description = "Receive events over WebSocket."),
         (name = "publish", description = "Publish events to everyone, a user, a connection or a topic."),
-        (name = "reference", description = "Typed events, as the hub that fanfare takes over from offers them."),
-        (name = "health", description = "How the hub stands; no token needed."),
+        (name = "reference", description = "Typed events, with the endpoints of the FastAPI hub."),
+        (name = "health", description = "The status of the hub. No token needed."),
         (name = "operate", description = "For operators."),
     )
 )]
@@ -59,7 +59,7 @@ impl Modify for Bearer {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("JWT")
-            .description(Some("A signed token; the claim `publish` allows publishing, `admin` everything."))
+            .description(Some("A signed token. The claim `publish` allows publishing, and `admin` all requests."))
             .build();
         let components = openapi.components.get_or_insert_default();
         components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
@@ -75,37 +75,39 @@ impl Modify for Bearer {
     description = include_str!("websocket.md"),
     security((), ("bearer" = [])),
     params(
-        ("token" = Option<String>, Query, description = "The token, where neither `Authorization: Bearer` nor an \
-            entry of `Sec-WebSocket-Protocol` carries it."),
+        ("token" = Option<String>, Query, description = "The token, if neither `Authorization: Bearer` nor an entry of \
+            `Sec-WebSocket-Protocol` carries it."),
         ("connection_id" = Option<String>, Query, format = "uuid",
-            description = "Take up this identity again; the last `ack` told it."),
+            description = "Resume as this connection: the `connection_id` of the first `ack`."),
         ("last_event_id" = Option<String>, Query, example = "pos-1f00c3-42",
-            description = "The `event_id` of the last frame received, whatever it was: what came after is replayed."),
+            description = "The cursor: the `log_position` of the last message received, or its `event_id`. Later \
+                events are replayed."),
         ("topics" = Option<String>, Query, example = "project:7,project:9",
-            description = "Topics to subscribe to, with commas between."),
+            description = "Topics to subscribe to, separated by commas."),
     ),
     responses(
-        (status = 101, description = "The connection speaks WebSocket from here on. A token that is missing or not \
-            valid is answered by close code 1008, with a reason."),
-        (status = 400, description = "The handshake has no proper key (RFC 6455 section 4.2.1).", body = ErrorBody),
-        (status = 429, description = "Connects come too fast from this address (`connects_per_second_per_address`), or \
-            too many of its clients wait for their refusal (`refusal_delay`).",
+        (status = 101, description = "The connection is upgraded. A missing or invalid token is answered with close \
+            code 1008 and a reason."),
+        (status = 400, description = "The handshake has no valid key (RFC 6455 section 4.2.1), or the query is not \
+            valid.", body = ErrorBody),
+        (status = 429, description = "The address exceeds its connect rate (`connects_per_second_per_address`), or too \
+            many of its rejected clients wait for their close frame (`refusal_delay`).",
             body = ErrorBody, headers(("Retry-After" = u32))),
-        (status = 503, description = "Too many clients wait for their refusal (`refusal_delay`).",
+        (status = 503, description = "Too many rejected clients wait for their close frame (`refusal_delay`).",
             body = ErrorBody, headers(("Retry-After" = u32))),
-        (status = 426, description = "Not a WebSocket handshake, or of another version than 13.", body = ErrorBody,
+        (status = 426, description = "Not a WebSocket handshake, or not version 13.", body = ErrorBody,
             headers(("Upgrade" = String), ("Sec-WebSocket-Version" = String)),
             example = json!({"detail": "this is a WebSocket endpoint", "code": "upgrade_required"})),
     )
 )]
-#[expect(dead_code, reason = "it describes a route that the hub answers outside of this module")]
+#[expect(dead_code, reason = "it describes a route that is implemented outside of this module")]
 fn websocket() {}
 
 pub(super) fn description() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
-/// Describes routes as open to requests without a token.
+/// Marks routes as open to requests without a token.
 pub(super) fn open(spec: &mut utoipa::openapi::OpenApi, paths: &[&str]) {
     for path in paths {
         if let Some(post) = spec.paths.paths.get_mut(*path).and_then(|item| item.post.as_mut()) {

@@ -1,4 +1,5 @@
-//! What goes wrong in a request: one table of codes, from which the answers, the counters and the documentation come.
+//! The errors of the API: one table of codes, from which the responses, the counters and the documentation are
+//! generated.
 
 use crate::{AudienceError, AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter};
 use axum::{
@@ -14,12 +15,12 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What a publisher should wait before it tries again, in seconds.
+/// Default for `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: u64 = 1;
 
 macro_rules! error_codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $status:literal, $word:literal $(, $counter:ident)?;)+) => {
-        /// What went wrong, as a program reads it.
+        /// An error code, for programs.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(super) enum ErrorCode { $($(#[doc = $doc])+ $name,)+ }
 
@@ -31,7 +32,7 @@ macro_rules! error_codes {
                 match self { $(Self::$name => $status),+ }
             }
 
-            /// The word in the answer's `code`.
+            /// The value of `code` in the response.
             pub(super) const fn word(self) -> &'static str {
                 match self { $(Self::$name => $word),+ }
             }
@@ -52,9 +53,9 @@ macro_rules! error_codes {
 error_codes! {
     /// The body is not JSON.
     NotJson = 400, "not_json", BadEvents;
-    /// The body ended before its end, or the request can't be read.
+    /// The body is truncated, or the request is malformed.
     BadRequest = 400, "bad_request";
-    /// There is no bearer token.
+    /// The request has no bearer token.
     TokenMissing = 401, "token_missing", AuthMissing;
     /// The token has expired.
     TokenExpired = 401, "token_expired", AuthExpired;
@@ -64,33 +65,33 @@ error_codes! {
     TokenInvalid = 401, "token_invalid", AuthInvalid;
     /// The token was revoked.
     TokenRevoked = 401, "token_revoked", AuthRevoked;
-    /// The token does not allow this.
+    /// The token does not allow this request.
     Forbidden = 403, "forbidden", AuthForbidden;
-    /// There is nothing under this path.
+    /// No route has this path, or the resource does not exist.
     NotFound = 404, "not_found";
-    /// The path exists, but not for this method; `Allow` names the methods it has.
+    /// The route does not support this method; `Allow` lists the methods that it supports.
     MethodNotAllowed = 405, "method_not_allowed";
-    /// The body did not come in time (`handshake_timeout`).
+    /// The body was not received in time (`handshake_timeout`).
     RequestTimeout = 408, "request_timeout", LimitHandshake;
-    /// The body is larger than an event may be (`max_event_bytes`).
+    /// The body exceeds the size limit of an event (`max_event_bytes`).
     BodyTooLarge = 413, "body_too_large", LimitEventBytes;
-    /// The event is larger than it may be (`max_event_bytes`).
+    /// The event exceeds the size limit (`max_event_bytes`).
     EventTooLarge = 413, "event_too_large", LimitEventBytes;
-    /// The batch is larger than it may be (`max_batch_events`).
+    /// The batch exceeds the limit (`max_batch_events`).
     BatchTooLarge = 413, "batch_too_large", LimitBatch;
-    /// The body is declared to be something other than JSON.
+    /// The media type of the body is not JSON.
     UnsupportedMediaType = 415, "unsupported_media_type", BadEvents;
-    /// A field is missing or has a value that it can't have; `detail` names it.
+    /// A field is missing, or its value is not valid; `detail` names the field.
     Invalid = 422, "invalid", BadEvents;
-    /// More events a second than this publisher may (`publishes_per_second`); `Retry-After` says when to try again.
+    /// The publisher exceeds its rate (`publishes_per_second`); retry after the time in `Retry-After`.
     TooManyEvents = 429, "too_many_events", LimitPublishes;
-    /// The keys that tokens are verified with can't be had now; try again.
+    /// The keys that verify tokens are currently unavailable; retry.
     KeysUnavailable = 503, "keys_unavailable", AuthUnavailable;
-    /// The log can't be reached, and nothing was published; try again.
+    /// The log is currently unavailable, and nothing was published; retry.
     LogUnavailable = 503, "log_unavailable";
-    /// The event is in the log, and no replica has it yet (`durability`); publish it again under the same `event_id`.
+    /// The event is in the log, but not on a replica yet (`durability`); publish it again with the same `event_id`.
     NotReplicated = 503, "not_replicated";
-    /// The revocation is in force, but the accounts' database can't be written, and a restart would forget it.
+    /// The revocation is in force, but could not be stored in the accounts database, so a restart would lose it; retry.
     NotKept = 503, "not_kept";
 }
 
@@ -99,27 +100,27 @@ error_codes! {
 pub(super) struct ApiError {
     code: ErrorCode,
     body: ErrorBody,
-    /// The hub counted it already.
+    /// Whether the hub already counted the error.
     counted: bool,
-    /// What to wait before the next attempt, in seconds.
+    /// The value of `Retry-After`, in seconds.
     retry_after: u64,
 }
 
-/// The answer to a request that failed.
+/// The response to a failed request.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
-    /// What was wrong, and where, as a sentence.
+    /// A sentence that states what is wrong and where.
     detail: String,
-    /// The same as one word for a program.
+    /// The error code, for programs.
     code: &'static str,
-    /// Which event of a batch it was, counted from 0.
+    /// Index of the event in its batch, from 0, if the error concerns one event.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
 }
 
 impl ErrorCode {
-    /// The same request may go well a moment later: `Retry-After` says when.
+    /// Whether the request may succeed later. The response then has `Retry-After`.
     pub(super) const fn is_for_later(self) -> bool {
         matches!(
             self,
@@ -134,20 +135,20 @@ impl ApiError {
         Self { code, body, counted: false, retry_after: RETRY_AFTER_SECS }
     }
 
-    /// Says when to try again, in seconds.
+    /// Sets `Retry-After`, in seconds.
     pub(super) fn retry_after(mut self, secs: u64) -> Self {
         self.retry_after = secs.max(1);
         self
     }
 
-    /// The error is that of one event of a batch.
+    /// Marks the error as that of one event of a batch.
     pub(super) fn in_batch(mut self, index: usize) -> Self {
         self.body.detail = format!("events[{index}]: {}", self.body.detail);
         self.body.index = Some(index);
         self
     }
 
-    /// What is wrong with `text`: if it isn't broken JSON, then it is `otherwise`.
+    /// The error of `text`: a JSON syntax error if it has one, else `otherwise`.
     pub(super) fn of_text(text: &str, otherwise: impl Into<Self>) -> Self {
         match serde_json::from_str::<serde::de::IgnoredAny>(text) {
             Err(error) => Self::new(ErrorCode::NotJson, format!("not JSON: {error}")),
@@ -239,12 +240,13 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An error in the API's form, for an application's own routes: what was wrong as a word and as a sentence.
+/// An error response in the API's format, for an application's own routes. `code` is for programs, and `detail` is a
+/// sentence.
 pub fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response {
     (status, Json(ErrorBody { detail: detail.to_owned(), code, index: None })).into_response()
 }
 
-/// `WWW-Authenticate` by RFC 6750 section 3: a request without a token is told no error.
+/// The value of `WWW-Authenticate` (RFC 6750 section 3). A request without a token receives no error code.
 pub(super) const fn challenge(code: ErrorCode) -> Option<&'static str> {
     match code.status() {
         401 => Some(match code {
@@ -256,7 +258,7 @@ pub(super) const fn challenge(code: ErrorCode) -> Option<&'static str> {
     }
 }
 
-/// Counts the errors that the handlers answered with.
+/// Counts the error responses of the handlers.
 pub(super) async fn count(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     if let Some(counter) = response.extensions().get::<ErrorCode>().and_then(|code| code.counter()) {
@@ -265,17 +267,17 @@ pub(super) async fn count(State(hub): State<Hub>, request: Request, next: Next) 
     response
 }
 
-/// Answers 404 as the API does, for an application that wants it as its fallback. A path with a slash too many is told
-/// the right one.
+/// The API's 404 response, for an application that uses it as its fallback. It suggests the right path if the request's
+/// path only has extra slashes.
 pub async fn not_found(request: Request) -> Response {
     let path = request.uri().path();
     let hint = super::paths::without_extra_slashes(path).map(|path| format!("; did you mean {path}?"));
-    let detail = format!("there is nothing at {path}{}", hint.unwrap_or_default());
+    let detail = format!("no route {path}{}", hint.unwrap_or_default());
     ApiError::new(ErrorCode::NotFound, detail).into_response()
 }
 
 pub(super) async fn method_not_allowed(request: Request) -> Response {
-    let detail = format!("{} can't be done to {}", request.method(), request.uri().path());
+    let detail = format!("{} does not support {}", request.uri().path(), request.method());
     ApiError::new(ErrorCode::MethodNotAllowed, detail).into_response()
 }
 
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_each_word_once_and_only_error_statuses() {
+    fn the_table_has_each_code_once_and_only_error_statuses() {
         let mut words: Vec<_> = ErrorCode::ALL.iter().map(|code| code.word()).collect();
         words.sort_unstable();
         words.dedup();
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_away_is_to_be_tried_again() {
+    fn an_unavailable_log_is_answered_with_retry_after() {
         let response =
             ApiError::from(PublishError::Broker(BrokerError::Unavailable("gone".to_owned()))).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -1,4 +1,4 @@
-//! Publishing events as they are: one, or a batch in which all are valid or none is published.
+//! Publishes events as they are: one event, or a batch of which either all or none are published.
 
 use super::{
     access::Publisher,
@@ -17,32 +17,33 @@ use utoipa::{
     openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder, Schema, Type},
 };
 
-/// An event to publish. Fields beyond the named ones reach the clients unchanged and in order.
+/// An event to publish. Further fields are passed on to the clients unchanged and in order.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
 pub(super) struct EventInput {
-    /// What happened, as clients switch on it. The types of the protocol's own frames and types that begin with `$` are
+    /// The type, by which clients distinguish events. The types of protocol messages and types that begin with `$` are
     /// reserved.
     #[schema(min_length = 1, max_length = 256, example = "note")]
     #[schema(
         pattern = "^(?!(?:ack|ping|pong|error|gap|goaway|subscribe|unsubscribe|auth|auth_expiring)$)(?!\\$)[^\\x00-\\x1f\\x7f-\\x9f]+$"
     )]
     r#type: String,
-    /// The content, usually an object. With `validate_events` it must be one, and the types `task_status_update`,
-    /// `agent_activity_update` and `calendar_event_created` check the fields that they know.
+    /// The content, usually an object. With `validate_events` it must be an object, and the documented fields of the
+    /// types `task_status_update`, `agent_activity_update` and `calendar_event_created` are validated.
     #[schema(example = json!({"text": "hello"}))]
     data: Option<Value>,
-    /// Publishing again under the same id publishes nothing and answers with the first one's position. Generated if
-    /// missing. Not of the form `pos-…-…`, which is reserved for the hub. A number becomes a string.
+    /// Identifies the event. If an event with the same ID is in the log, nothing is appended, and the response has the
+    /// existing event's position. Generated if missing. Must not have the form `pos-…-…`, which is reserved for the
+    /// hub. A number becomes a string.
     #[schema(nullable = false, min_length = 1, max_length = 128, pattern = "^(?!pos-)[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     event_id: Option<String>,
-    /// When it happened, in ISO 8601. The current time if missing.
+    /// When the event happened, in ISO 8601. The current time if missing.
     #[schema(nullable = false)]
     timestamp: Option<String>,
-    /// Who receives it.
+    /// The audience.
     #[schema(schema_with = audience_schema)]
     audience: Value,
-    /// Anything else.
+    /// Further fields.
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
 }
@@ -56,24 +57,24 @@ fn audience_schema() -> Schema {
         ObjectBuilder::new().description(Some(what)).property(name, id).required(name).additional_properties(Some(only))
     };
     OneOfBuilder::new()
-        .description(Some("Who receives it."))
+        .description(Some("The audience."))
         .item(id().enum_values(Some(["everyone"])).description(Some("Every connection.")))
         .item(object(
             "user",
             id().min_length(Some(1)).max_length(Some(MAX_USER_BYTES)),
-            "Every connection of one user. A number is taken as its digits.",
+            "Every connection of one user. A number becomes a string.",
         ))
         .item(object("connection", id().pattern(Some(uuid)), "One connection."))
         .item(object(
             "topic",
             id().pattern(Some(topic)).max_length(Some(MAX_TOPIC_BYTES)),
-            "Every connection that subscribed to the topic.",
+            "Every connection that subscribes to the topic.",
         ))
         .examples([serde_json::json!({ "user": "alice" })])
         .into()
 }
 
-/// Events to publish, in their order.
+/// Events to publish, in order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Batch<'a> {
@@ -81,39 +82,39 @@ struct Batch<'a> {
     events: Vec<&'a RawValue>,
 }
 
-/// Events to publish, in their order: as an array, or as an object that holds one.
+/// Events to publish, in order: as an array, or in an object.
 #[derive(ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "it documents two shapes, of which the text is read")]
+#[expect(dead_code, reason = "it documents two forms; the text itself is parsed")]
 pub(super) enum BatchInput {
-    /// The events themselves.
+    /// An array of events.
     Array(Vec<EventInput>),
-    /// The events in an object.
+    /// An object with the events.
     Object(EventsInput),
 }
 
 /// Events in an object.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "it documents the object, of which the text is read")]
+#[expect(dead_code, reason = "it documents the object; the text itself is parsed")]
 pub(super) struct EventsInput {
     events: Vec<EventInput>,
 }
 
-/// An event that stands in the log.
+/// An event in the log.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct PublishedBody {
-    /// The event's id, as given or as made.
+    /// The event's ID, from the publisher or generated by the hub.
     #[schema(example = "3f0c9d8e-6a8e-4d0c-9b7e-2f4f6f1f2a3b")]
     event_id: String,
-    /// Where it stands in the log.
+    /// The event's position in the log.
     #[schema(example = "pos-1f00c3-42")]
     position: String,
-    /// The log had an event of this id before; this one was not published again.
+    /// Whether the log already had an event of this ID. If so, nothing was appended.
     duplicate: bool,
 }
 
-/// What became of a batch, event by event.
+/// The results of a batch, in the order of its events.
 #[derive(Serialize, ToSchema)]
 pub(super) struct BatchBody {
     results: Vec<PublishedBody>,
@@ -127,8 +128,8 @@ impl From<Published> for PublishedBody {
 
 /// Publish one event
 ///
-/// An answer of success means that the event is in the log: every authorised client receives it. `audience` is required;
-/// fields such as `user` or `topic` beside it are rejected, because they choose nobody.
+/// A successful response means that the event is in the log, and every authorised client receives it. `audience` is
+/// required. Fields such as `user` or `topic` beside it are rejected, because they do not select the audience.
 #[utoipa::path(
     post,
     path = "/events",
@@ -138,7 +139,7 @@ impl From<Published> for PublishedBody {
     request_body = EventInput,
     responses(
         (status = 201, description = "Published.", body = PublishedBody),
-        (status = 200, description = "The log already had an event of this id.", body = PublishedBody,
+        (status = 200, description = "The log already had an event of this ID.", body = PublishedBody,
             example = json!({"event_id": "order-7", "position": "pos-1f00c3-42", "duplicate": true})),
         PublishErrors,
     )
@@ -154,9 +155,10 @@ pub(super) async fn publish(
     Ok((status, Json(published.into())))
 }
 
-/// Publish many events
+/// Publish a batch of events
 ///
-/// They are published in their order, all or none: if one is not valid, the answer's `index` says which it is.
+/// The events are published in order, either all or none. If an event is not valid, the `index` of the response
+/// identifies it.
 #[utoipa::path(
     post,
     path = "/events/batch",
@@ -172,7 +174,7 @@ pub(super) async fn publish(
             "events": [{"type": "note", "event_id": "n-1", "audience": "everyone", "data": {"n": 1}}],
         }))),
     )),
-    responses((status = 200, description = "All stand in the log.", body = BatchBody), BatchErrors)
+    responses((status = 200, description = "All events are in the log.", body = BatchBody), BatchErrors)
 )]
 pub(super) async fn publish_batch(
     publisher: Publisher,
@@ -191,8 +193,8 @@ pub(super) async fn publish_batch(
     Ok(Json(BatchBody { results: published.into_iter().map(PublishedBody::from).collect() }))
 }
 
-/// Fields that other APIs name an audience with. As fields of an event they would be passed on, and the event would reach
-/// whomever `audience` names.
+/// Fields that select the audience in other APIs. In an event they would be passed on as data, and the event would
+/// reach another audience than intended.
 const MISPLACED: &[(&str, &str)] = &[
     ("user", "user"),
     ("users", "user"),
@@ -205,7 +207,7 @@ const MISPLACED: &[(&str, &str)] = &[
     ("audiences", "user"),
 ];
 
-/// Reads an event and its audience.
+/// Parses an event and its audience.
 fn parse(text: &str) -> Result<(Draft, Audience), ApiError> {
     let mut draft = Draft::parse(text).map_err(|error| ApiError::of_text(text, error))?;
     if let Some(&(field, kind)) = MISPLACED.iter().find(|(field, _)| draft.field(field).is_some()) {
@@ -213,26 +215,26 @@ fn parse(text: &str) -> Result<(Draft, Audience), ApiError> {
     }
     let audience = draft.take("audience").ok_or_else(|| {
         invalid(
-            "the field `audience` is missing: send \"audience\": \"everyone\" to reach every connection, or {\"user\": ID}, \
-             {\"connection\": UUID} or {\"topic\": NAME}",
+            "the field `audience` is missing: send \"audience\": \"everyone\" to reach every connection, or \
+             {\"user\": ID}, {\"connection\": UUID} or {\"topic\": NAME}",
         )
     })?;
     Ok((draft, Audience::from_json(&audience)?))
 }
 
-/// Names the right form, with the value if it is one name.
+/// The error for a misplaced field. It suggests the right form, with the value if it is a single name.
 fn misplaced(field: &str, kind: &str, value: Option<&RawValue>) -> ApiError {
     let name = value.map_or("", RawValue::get);
     let single = name.len() <= 64 && name.starts_with(|c: char| c == '"' || c.is_ascii_digit());
     let name = if single { name } else { "..." };
     let several = if field.ends_with('s') { ", one event for each" } else { "" };
     invalid(format!(
-        "the field `{field}` does not choose who receives the event: send \"audience\": {{\"{kind}\": {name}}}{several}; if it \
+        "the field `{field}` does not select the audience: send \"audience\": {{\"{kind}\": {name}}}{several}; if it \
          belongs to the event, put it into `data`"
     ))
 }
 
-/// The audience of one user.
+/// The audience for one user.
 pub(super) fn user(id: &str) -> Result<Audience, ApiError> {
     let audience = Audience::User(Arc::from(id));
     audience.check()?;
@@ -265,7 +267,7 @@ mod tests {
     use utoipa::PartialSchema;
 
     #[test]
-    fn the_documented_pattern_excludes_the_protocols_types() {
+    fn the_documented_pattern_excludes_the_types_of_protocol_messages() {
         let schema = serde_json::to_value(EventInput::schema()).unwrap();
         let pattern = schema["properties"]["type"]["pattern"].as_str().unwrap();
         assert!(pattern.starts_with(&format!("^(?!(?:{})$)", RESERVED_TYPES.join("|"))), "{pattern}");

@@ -1,5 +1,5 @@
-//! How the hub stands, for people, load balancers and the reference's monitors. Open to everybody, so it tells
-//! figures and no names.
+//! The status of the hub, for people, load balancers and monitors written for the FastAPI hub. The routes need no
+//! token, so they return numbers and no names.
 
 use crate::{Hub, Stats, clock};
 use axum::{Json, extract::State, http::StatusCode};
@@ -9,22 +9,22 @@ use utoipa::ToSchema;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// How the hub stands.
+/// The status of the hub.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HealthBody {
-    /// `healthy`, or `unhealthy` where `problem` says why.
+    /// `healthy`, or `unhealthy` if there is a `problem`.
     #[schema(example = "healthy")]
     status: &'static str,
-    /// What is wrong, where something is. Connected clients are served all the same, from the window.
+    /// The problem, if any. Connected clients are still served from the window.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
-    /// Now, in ISO 8601.
+    /// The current time, in ISO 8601.
     #[schema(example = "2026-11-23T09:30:00.125Z")]
     timestamp: String,
     connections: ConnectionsBody,
     redis: RedisBody,
-    /// What holds the log: `memory` or `redis`.
+    /// The backend of the log: `memory` or `redis`.
     #[schema(example = "memory")]
     broker: &'static str,
     log: LogBody,
@@ -39,42 +39,42 @@ struct ConnectionsBody {
     total: usize,
     /// On this node.
     local: usize,
-    /// Of those here, the ones that answered their last heartbeat.
+    /// Local connections that answered their last ping.
     alive: usize,
-    /// Of those here, the ones that owe an answer.
+    /// Local connections that have not answered their last ping yet.
     dead: usize,
 }
 
 /// Whether Redis is in use and reachable.
 #[derive(Serialize, ToSchema)]
 struct RedisBody {
-    /// It answers, and its log is in order.
+    /// Whether Redis responds and the log in it is healthy.
     connected: bool,
-    /// What is published on its channels is heard.
+    /// Whether the node is subscribed to Redis channels.
     pubsub_connected: bool,
 }
 
-/// The log as this node sees it.
+/// The log, as seen by this node.
 #[derive(Serialize, ToSchema)]
 struct LogBody {
-    /// How many nodes share it.
+    /// Number of nodes that share the log.
     #[schema(example = 1)]
     nodes: usize,
-    /// How long the newest probe took through it, in milliseconds; none where no network lies between.
+    /// Time that the newest probe took through the log and back, in milliseconds. Absent for the in-memory log.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_ms: Option<u64>,
-    /// For how many milliseconds back an event that is published again is recognised.
+    /// Age up to which a duplicate event is recognised, in milliseconds.
     #[schema(example = 7_200_000)]
     idempotency_ms: u64,
 }
 
-/// What this node can replay.
+/// The events that this node can replay.
 #[derive(Serialize, ToSchema)]
 struct WindowBody {
     events: usize,
     bytes: usize,
-    /// The place of the newest event.
+    /// The position of the newest event.
     #[schema(example = "pos-1f00c3-42")]
     head: String,
 }
@@ -90,7 +90,7 @@ pub(super) struct ServiceBody {
     version: &'static str,
 }
 
-/// Whether a probe is answered well.
+/// The result of a probe.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ProbeBody {
     status: &'static str,
@@ -126,9 +126,9 @@ impl From<Stats> for HealthBody {
     operation_id = "ws_health",
     security(()),
     responses(
-        (status = 200, description = "The hub serves.", body = HealthBody),
-        (status = 503, description = "The log is away, takes no events or is late; `problem` says which. Connected \
-            clients are served from the window.", body = HealthBody),
+        (status = 200, description = "The hub is healthy.", body = HealthBody),
+        (status = 503, description = "The log is unavailable, accepts no events, or is too slow; `problem` states the \
+            cause. Connected clients are still served from the window.", body = HealthBody),
     )
 )]
 pub(super) async fn connections(State(hub): State<Hub>) -> (StatusCode, Json<HealthBody>) {
@@ -144,28 +144,30 @@ pub(super) async fn connections(State(hub): State<Hub>) -> (StatusCode, Json<Hea
     tag = "health",
     operation_id = "health",
     security(()),
-    responses((status = 200, description = "The process answers.", body = ServiceBody))
+    responses((status = 200, description = "The process responds.", body = ServiceBody))
 )]
 pub(super) async fn service() -> Json<ServiceBody> {
     Json(ServiceBody { status: "healthy", service: "fanfare", version: VERSION })
 }
 
-/// Whether the process lives
+/// Liveness probe
 ///
-/// If it doesn't answer, restart it.
+/// Restart the process if it does not respond.
 #[utoipa::path(
     get,
     path = "/health/live",
     tag = "health",
     operation_id = "health_live",
     security(()),
-    responses((status = 200, description = "It lives.", body = ProbeBody, example = json!({"status": "live"})))
+    responses(
+        (status = 200, description = "The process responds.", body = ProbeBody, example = json!({"status": "live"})),
+    )
 )]
 pub(super) async fn live() -> Json<ProbeBody> {
     Json(ProbeBody { status: "live" })
 }
 
-/// Whether to send new clients here
+/// Readiness probe
 #[utoipa::path(
     get,
     path = "/health/ready",
@@ -173,8 +175,9 @@ pub(super) async fn live() -> Json<ProbeBody> {
     operation_id = "health_ready",
     security(()),
     responses(
-        (status = 200, description = "Send clients.", body = ProbeBody, example = json!({"status": "ready"})),
-        (status = 503, description = "Send none: the hub is shutting down, or its log is not in order.", body = ProbeBody,
+        (status = 200, description = "The node accepts clients.", body = ProbeBody,
+            example = json!({"status": "ready"})),
+        (status = 503, description = "The node is draining, or its log is unhealthy.", body = ProbeBody,
             example = json!({"status": "not_ready"})),
     )
 )]

@@ -1,4 +1,4 @@
-//! How much is logged, switched while the hub runs.
+//! Changes the log filter at runtime.
 
 use super::{
     access::Admin,
@@ -11,18 +11,18 @@ use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// How much is to be logged.
+/// A log filter.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogLevelBody {
-    /// A level for all, or by module.
+    /// A level for all modules, or levels by module.
     #[schema(example = "info,fanfare::shard=debug")]
     log_level: String,
 }
 
-/// Switch what is logged
+/// Change the log level
 ///
-/// On all nodes, until they end: their next start has the setting `log_level` again.
+/// On all nodes, until they exit. A restarted node uses the setting `log_level` again.
 #[utoipa::path(
     post,
     path = "/log-level",
@@ -30,7 +30,7 @@ pub(super) struct LogLevelBody {
     operation_id = "set_log_level",
     security(("bearer" = [])),
     request_body = LogLevelBody,
-    responses((status = 200, description = "Every node was told.", body = LogLevelBody), LogErrors)
+    responses((status = 200, description = "All nodes were notified.", body = LogLevelBody), LogErrors)
 )]
 pub(super) async fn set(
     _: Admin,
@@ -40,9 +40,9 @@ pub(super) async fn set(
     let input: LogLevelBody =
         serde_json::from_str(&text).map_err(|error| ApiError::of_text(&text, invalid(error.to_string())))?;
     let Some(switch) = hub.log_switch() else {
-        return Err(ApiError::new(ErrorCode::NotFound, "this application's log has no switch".to_owned()));
+        return Err(ApiError::new(ErrorCode::NotFound, "this application does not support log levels".to_owned()));
     };
-    switch.check(&input.log_level).map_err(|error| invalid(format!("the field `log_level` can't be that: {error}")))?;
+    switch.check(&input.log_level).map_err(|error| invalid(format!("the field `log_level` is not valid: {error}")))?;
     hub.set_log_level(&input.log_level).await?;
     Ok(Json(input))
 }

@@ -1,4 +1,4 @@
-//! The hub's figures in the text form that Prometheus reads (OpenMetrics 1.0).
+//! The hub's metrics in the OpenMetrics 1.0 text format.
 
 use super::{access::Admin, error::ApiError, responses::AdminErrors};
 use crate::{
@@ -19,45 +19,51 @@ use std::fmt;
 
 type Gauge = (&'static str, &'static str, fn(&Stats) -> usize);
 
-/// What is not counted but stands at some figure now: name, help and figure.
+/// Gauges: name, description and value.
 const GAUGES: &[Gauge] = &[
     ("fanfare_connections", "Connections on this node.", |stats| stats.local),
     ("fanfare_window_events", "Events that this node can replay.", |stats| stats.window_events),
     ("fanfare_window_bytes", "Bytes of the events that this node can replay.", |stats| stats.window_bytes),
-    ("fanfare_log_events", "Events that the log holds; of one in Redis as of the last beat.", |stats| stats.log.events),
-    ("fanfare_log_bytes", "Bytes of the events that the log holds.", |stats| stats.log.bytes),
+    ("fanfare_log_events", "Events in the log. For a log in Redis, as of the node's last heartbeat.", |stats| {
+        stats.log.events
+    }),
+    ("fanfare_log_bytes", "Bytes of the events in the log.", |stats| stats.log.bytes),
     ("fanfare_log_head", "The sequence of the newest event that this node has.", |stats| {
         usize::try_from(stats.head.sequence).unwrap_or(usize::MAX)
     }),
-    ("fanfare_overdue_connections", "Connections on this node that owe an answer to a ping.", |stats| stats.dead),
-    ("fanfare_healthy", "1 where the log takes and gives events in time, else 0.", |stats| {
-        usize::from(stats.log.problem.is_none())
+    ("fanfare_overdue_connections", "Connections on this node that have not answered their last ping yet.", |stats| {
+        stats.dead
     }),
-    ("fanfare_redis_connected", "1 where the log is in Redis and Redis answers.", |stats| {
+    ("fanfare_healthy", "1 if the log is healthy, otherwise 0.", |stats| usize::from(stats.log.problem.is_none())),
+    ("fanfare_redis_connected", "1 if the log is in Redis and Redis responds, otherwise 0.", |stats| {
         usize::from(stats.log.connected)
     }),
     ("fanfare_nodes", "Nodes that share the log.", |stats| stats.log.cluster.map_or(1, |(_, nodes)| nodes)),
-    ("fanfare_cluster_connections", "Connections on all nodes, as of the last beat.", |stats| stats.connections),
+    ("fanfare_cluster_connections", "Connections on all nodes, as of their last heartbeats.", |stats| {
+        stats.connections
+    }),
 ];
 
-const LAG: (&str, &str) =
-    ("fanfare_log_lag_seconds", "How long the newest probe took through the log, or is under way.");
+const LAG: (&str, &str) = (
+    "fanfare_log_lag_seconds",
+    "Round trip time of the newest probe through the log, or its age if it is still pending.",
+);
 
 const HORIZON: (&str, &str) = (
     "fanfare_idempotency_horizon_seconds",
-    "For how long back an event that is published again is recognised: up to idempotency_horizon, less since a start \
-     of the log or where idempotency_events is too small.",
+    "Age up to which a duplicate event is recognised: up to idempotency_horizon; less after a start of the log, or if \
+     idempotency_events is too small.",
 );
 
 const BEHIND: (&str, &str) = (
     "fanfare_clients_behind",
-    "Clients of this node that don't take events as fast as they come, and wait behind the log's head.",
+    "Lagging clients on this node: clients that read more slowly than events are published for them.",
 );
 const FARTHEST: (&str, &str) =
-    ("fanfare_client_lag_events_max", "How many events of the log the last of the clients behind is behind its head.");
+    ("fanfare_client_lag_events_max", "Largest lag of a client on this node, in events behind the head of the log.");
 const BUSY: (&str, &str) =
-    ("fanfare_shard_busy_seconds", "How long a shard's thread was busy, by shard: its rate is the busy share.");
-const BUILD: (&str, &str) = ("fanfare_build", "The version that runs.");
+    ("fanfare_shard_busy_seconds", "Busy time of each shard's thread; its rate is the utilisation.");
+const BUILD: (&str, &str) = ("fanfare_build", "The version of the hub.");
 
 #[derive(Debug)]
 struct Gauges {
@@ -103,7 +109,7 @@ impl Collector for Gauges {
 
 /// Metrics for Prometheus
 ///
-/// Needs an administrator's token, which Prometheus sends with `authorization` in its scrape settings.
+/// Needs an administrator's token. Prometheus sends it with `authorization` in its scrape configuration.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -111,7 +117,7 @@ impl Collector for Gauges {
     operation_id = "metrics",
     security(("bearer" = [])),
     responses(
-        (status = 200, description = "The figures.", body = String, content_type = CONTENT_TYPE,
+        (status = 200, description = "The metrics.", body = String, content_type = CONTENT_TYPE,
             example = "# TYPE fanfare_connects counter\nfanfare_connects_total 3\n# EOF\n"),
         AdminErrors,
     )
@@ -123,14 +129,14 @@ pub(super) async fn metrics(
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics_text(&hub).await))
 }
 
-/// All figures as they are now.
+/// All metrics with their current values.
 pub(crate) async fn metrics_text(hub: &Hub) -> String {
     let mut registry = Registry::default();
     let of_application = hub.figures();
     registry.register_collector(Box::new(Counters(hub.metrics().clone())));
     registry.register_collector(Box::new(Gauges { late: hub.lateness().await, stats: hub.stats(), of_application }));
     let mut text = String::new();
-    // Writing into a string can't fail.
+    // Writing to a string cannot fail.
     text::encode(&mut text, &registry).unwrap_or_default();
     text
 }

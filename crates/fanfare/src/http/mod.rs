@@ -1,7 +1,7 @@
-//! The HTTP API: publishing, health, metrics and its own documentation. Knows the hub's handle, and nothing of
-//! sockets, sessions or the log behind it.
+//! The HTTP API: publishing, health, metrics and its own documentation. Knows the hub's handle, and nothing of sockets,
+//! sessions or the log behind it.
 //!
-//! A route and its description are one item, so that `/openapi.json` can't name a route that isn't there.
+//! A route and its OpenAPI description are one item, so `/openapi.json` cannot list a route that does not exist.
 
 mod access;
 mod body;
@@ -28,7 +28,8 @@ use crate::Hub;
 use axum::{Router, middleware};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Every route of the API, and more that an application describes. It has no fallback of its own, so that it merges into any application.
+/// Every route of the API, and further routes that an application describes. The router has no fallback, so it merges
+/// into any application.
 pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
     let (router, mut spec) = OpenApiRouter::with_openapi(docs::description())
         .merge(more)

@@ -1,14 +1,14 @@
-//! The paths of the API, for the hint in a 404.
+//! The paths of the API, for the hint in a 404 response.
 
 use std::{collections::BTreeSet, sync::RwLock};
 
-/// Paths that the API's description does not list.
+/// Paths that the OpenAPI description does not list.
 const UNLISTED: [&str; 2] = ["/docs", "/openapi.json"];
 
-/// The templates of all routers of this process. They serve as a hint only, so that hubs need not be told apart.
+/// The path templates of all routers of this process. They only serve as a hint, so hubs of one process share them.
 static KNOWN: RwLock<BTreeSet<String>> = RwLock::new(BTreeSet::new());
 
-/// Adds the paths of a router, such as `/events/{event_id}`.
+/// Adds the path templates of a router, such as `/events/{event_id}`.
 pub(super) fn learn<'a>(templates: impl Iterator<Item = &'a String>) {
     if let Ok(mut known) = KNOWN.write() {
         known.extend(templates.cloned());
@@ -16,7 +16,7 @@ pub(super) fn learn<'a>(templates: impl Iterator<Item = &'a String>) {
     }
 }
 
-/// The existing path that `path` would be without slashes at its end and double slashes.
+/// The existing path that results from removing trailing and double slashes from `path`.
 pub(super) fn without_extra_slashes(path: &str) -> Option<String> {
     let right: String = segments(path).flat_map(|segment| ["/", segment]).collect();
     let exists = || KNOWN.read().is_ok_and(|known| known.iter().any(|template| fits(template, &right)));

@@ -1,5 +1,5 @@
-//! The endpoints of the hub that fanfare takes over from: same paths, same input, same answers. Each puts an event
-//! together and publishes it; what was published stands in the headers `fanfare-event-id` and `fanfare-position`.
+//! The endpoints of the FastAPI hub, with the same paths, inputs and responses. Each builds an event and publishes it.
+//! The headers `fanfare-event-id` and `fanfare-position` identify the published event.
 
 use super::{
     access::{CompatPublisher, Publisher},
@@ -29,7 +29,7 @@ use utoipa::{
 pub(super) const OPEN_WITH_COMPAT: [&str; 3] =
     ["/tasks/{task_id}/update", "/users/{user_id}/notify", "/agents/{agent_id}/activity"];
 
-/// The name that the path holds.
+/// The ID in the path.
 pub(super) struct PathId(pub(super) String);
 
 impl FromRequestParts<Hub> for PathId {
@@ -41,7 +41,7 @@ impl FromRequestParts<Hub> for PathId {
     }
 }
 
-/// The query, of which only the known parameters are read.
+/// The query. Unknown parameters are ignored.
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: serde::de::DeserializeOwned> FromRequestParts<Hub> for Params<T> {
@@ -56,10 +56,10 @@ impl<T: serde::de::DeserializeOwned> FromRequestParts<Hub> for Params<T> {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TaskParams {
-    /// What the task is doing; needed here or in the body, and the body's counts.
+    /// The task's status. Required here or in the body; the body takes precedence.
     #[param(schema_with = status_schema, required = false)]
     status: Option<String>,
-    /// How much is done, in percent; the body's counts.
+    /// The progress in percent; the body takes precedence.
     #[param(nullable = false, value_type = Option<f64>)]
     progress: Option<String>,
 }
@@ -67,7 +67,7 @@ pub(super) struct TaskParams {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct NotifyParams {
-    /// What to say, where there is no body.
+    /// The message, used if there is no body.
     #[param(nullable = false)]
     message: Option<String>,
 }
@@ -76,53 +76,51 @@ fn status_schema() -> Object {
     let names = TaskStatus::NAMES.join(", ");
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some(format!(
-            "What the task is doing: {names}, or any other text unless `validate_events` is set."
-        )))
+        .description(Some(format!("The task's status: {names}, or any other text unless `validate_events` is set.")))
         .examples(["running"])
         .build()
 }
 
-/// How a task stands. Further fields go into the event's `data`.
+/// The status of a task. Further fields are added to the event's `data`.
 #[derive(ToSchema)]
 #[schema(example = json!({"status": "in_progress", "progress": 40, "step": "upload"}))]
 #[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
 pub(super) struct TaskInput {
-    /// Needed here or in the query.
+    /// The task's status. Required here or in the query.
     #[schema(schema_with = status_schema, required = false)]
     status: Option<String>,
-    /// How much is done, in percent. 0 to 100 with `validate_events`.
+    /// The progress in percent; 0 to 100 with `validate_events`.
     progress: Option<f64>,
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
 }
 
-/// An event of the calendar, all of which becomes the event's `data`.
+/// A calendar event. All fields become the `data` of the published event.
 #[derive(ToSchema)]
 #[schema(example = json!({"title": "Review", "start_time": "2026-12-01T10:00:00Z"}))]
 #[expect(dead_code, reason = "it documents the fields, which themselves pass through as text")]
 pub(super) struct CalendarInput {
-    /// The calendar's id of it; made if left out.
+    /// The ID of the calendar event; generated if missing.
     #[schema(nullable = false, min_length = 1)]
     event_id: Option<String>,
-    /// What it is called.
+    /// The title.
     #[schema(nullable = false, min_length = 1)]
     title: Option<String>,
-    /// When it begins, in ISO 8601.
+    /// The start time, in ISO 8601.
     #[schema(nullable = false, min_length = 1)]
     start_time: Option<String>,
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
 }
 
-/// What was done, in a word.
+/// The result, as one word.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StatusBody {
     #[schema(example = "sent")]
     status: &'static str,
 }
 
-/// What was done to a task.
+/// The result of a task update.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TaskBody {
     #[schema(example = "Task update broadcasted")]
@@ -130,7 +128,7 @@ pub(super) struct TaskBody {
     task_id: String,
 }
 
-/// What was done for a user.
+/// The result of a notification.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UserBody {
     #[schema(example = "Notification sent")]
@@ -138,16 +136,16 @@ pub(super) struct UserBody {
     user_id: String,
 }
 
-/// What was done in the calendar.
+/// The result of creating a calendar event.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CalendarBody {
     #[schema(example = "Calendar event created")]
     message: &'static str,
-    /// The calendar's id of the event; the published event's own is in `fanfare-event-id`.
+    /// The ID of the calendar event. The ID of the published event is in `fanfare-event-id`.
     event_id: String,
 }
 
-type Answer<T> = Result<(HeaderMap, Json<T>), ApiError>;
+type ApiResult<T> = Result<(HeaderMap, Json<T>), ApiError>;
 
 /// Broadcast a task's status
 #[utoipa::path(
@@ -157,10 +155,11 @@ type Answer<T> = Result<(HeaderMap, Json<T>), ApiError>;
     operation_id = "update_task",
     security(("bearer" = [])),
     params(("task_id" = String, Path, description = "The task.", example = "task-7"), TaskParams),
-    request_body(content = Option<TaskInput>, description = "May be left out if the query has the status."),
+    request_body(content = Option<TaskInput>, description = "Optional if the query has the status."),
     responses(
         (status = 200, description = "A `task_status_update` was published to everyone.", body = StatusBody,
-            headers(("fanfare-event-id" = String), ("fanfare-position" = String)), example = json!({"status": "updated"})),
+            headers(("fanfare-event-id" = String), ("fanfare-position" = String)),
+            example = json!({"status": "updated"})),
         PublishErrors,
     )
 )]
@@ -170,12 +169,12 @@ pub(super) async fn update_task(
     PathId(task_id): PathId,
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
-) -> Answer<StatusBody> {
+) -> ApiResult<StatusBody> {
     let published = publish_task(&hub, publisher, &task_id, params, fields).await?;
     Ok(answer(&published, StatusBody { status: "updated" }))
 }
 
-/// Broadcast a task's status, answering with a message
+/// Broadcast a task's status, with a message in the response
 #[utoipa::path(
     post,
     path = "/tasks/{task_id}/broadcast-update",
@@ -183,7 +182,7 @@ pub(super) async fn update_task(
     operation_id = "broadcast_task_update",
     security(("bearer" = [])),
     params(("task_id" = String, Path, description = "The task.", example = "task-7"), TaskParams),
-    request_body(content = Option<TaskInput>, description = "May be left out if the query has the status."),
+    request_body(content = Option<TaskInput>, description = "Optional if the query has the status."),
     responses(
         (status = 200, description = "A `task_status_update` was published to everyone.", body = TaskBody,
             headers(("fanfare-event-id" = String), ("fanfare-position" = String))),
@@ -196,15 +195,15 @@ pub(super) async fn broadcast_task_update(
     PathId(task_id): PathId,
     Params(params): Params<TaskParams>,
     OptionalFields(fields): OptionalFields,
-) -> Answer<TaskBody> {
+) -> ApiResult<TaskBody> {
     let published = publish_task(&hub, publisher, &task_id, params, fields).await?;
     Ok(answer(&published, TaskBody { message: "Task update broadcasted", task_id }))
 }
 
 /// Notify a user
 ///
-/// The body becomes the `data` of an `agent_activity_update` to the user. A body that has a `type` and `data` of its
-/// own is published as that event.
+/// The body becomes the `data` of an `agent_activity_update` to the user. A body that has both `type` and `data` is
+/// published as that event.
 #[utoipa::path(
     post,
     path = "/users/{user_id}/notify",
@@ -212,7 +211,7 @@ pub(super) async fn broadcast_task_update(
     operation_id = "notify_user",
     security(("bearer" = [])),
     params(("user_id" = String, Path, description = "The user.", example = "alice"), NotifyParams),
-    request_body(content = Option<BTreeMap<String, Value>>, description = "May be left out if the query has a message.",
+    request_body(content = Option<BTreeMap<String, Value>>, description = "Optional if the query has a message.",
         example = json!({"message": "Your report is ready"})),
     responses(
         (status = 200, description = "Published to the user.", body = StatusBody,
@@ -226,13 +225,13 @@ pub(super) async fn notify_user(
     PathId(user_id): PathId,
     Params(params): Params<NotifyParams>,
     OptionalFields(fields): OptionalFields,
-) -> Answer<StatusBody> {
+) -> ApiResult<StatusBody> {
     let draft = notification(params, fields)?;
     let published = hub.publish_by(draft, events::user(&user_id)?, publisher.origin()).await?;
     Ok(answer(&published, StatusBody { status: "sent" }))
 }
 
-/// Notify a user, answering with a message
+/// Notify a user, with a message in the response
 #[utoipa::path(
     post,
     path = "/users/{user_id}/send-notification",
@@ -253,13 +252,13 @@ pub(super) async fn send_notification(
     State(hub): State<Hub>,
     PathId(user_id): PathId,
     fields: Fields,
-) -> Answer<UserBody> {
+) -> ApiResult<UserBody> {
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
     let published = hub.publish_by(draft, events::user(&user_id)?, publisher.origin()).await?;
     Ok(answer(&published, UserBody { message: "Notification sent", user_id }))
 }
 
-/// Broadcast a new event of the calendar
+/// Broadcast a new calendar event
 #[utoipa::path(
     post,
     path = "/calendar/events/create",
@@ -277,7 +276,7 @@ pub(super) async fn create_calendar_event(
     publisher: Publisher,
     State(hub): State<Hub>,
     mut fields: Fields,
-) -> Answer<CalendarBody> {
+) -> ApiResult<CalendarBody> {
     let event_id = match fields.get("event_id").filter(|own| own.get() != "null") {
         Some(own) => serde_json::from_str(own.get()).unwrap_or_else(|_| own.get().to_owned()),
         None => {
@@ -292,7 +291,7 @@ pub(super) async fn create_calendar_event(
     Ok(answer(&published, CalendarBody { message: "Calendar event created", event_id }))
 }
 
-/// Broadcast what an agent does
+/// Broadcast an agent's activity
 #[utoipa::path(
     post,
     path = "/agents/{agent_id}/activity",
@@ -300,7 +299,8 @@ pub(super) async fn create_calendar_event(
     operation_id = "record_agent_activity",
     security(("bearer" = [])),
     params(("agent_id" = String, Path, description = "The agent.", example = "agent-7")),
-    request_body(content = BTreeMap<String, Value>, description = "What there is to say beside `agent_id`.",
+    request_body(content = BTreeMap<String, Value>,
+        description = "The `data` of an `agent_activity_update`, without `agent_id`.",
         example = json!({"action": "searching", "status": "active"})),
     responses(
         (status = 200, description = "An `agent_activity_update` was published to everyone.", body = StatusBody,
@@ -313,7 +313,7 @@ pub(super) async fn record_agent_activity(
     State(hub): State<Hub>,
     PathId(agent_id): PathId,
     mut fields: Fields,
-) -> Answer<StatusBody> {
+) -> ApiResult<StatusBody> {
     fields.put_path_id("agent_id", &agent_id, hub.config().compat)?;
     let draft = Draft::new(AgentActivityUpdate::TYPE, &fields)?;
     let published = hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?;
@@ -332,8 +332,8 @@ async fn publish_task(
     Ok(hub.publish_by(draft, Audience::Everyone, publisher.origin()).await?)
 }
 
-/// `task_id`, `status` and `progress` in this order, and the rest of the body as it came. If `lenient`, there may be no
-/// `status`.
+/// The event's `data`: `task_id`, `status` and `progress` in this order, followed by the other fields of the body.
+/// `status` is optional if `lenient`.
 fn task_data(task_id: &str, params: &TaskParams, mut fields: Fields, lenient: bool) -> Result<Fields, ApiError> {
     let status = params.status.as_deref().map(raw).transpose()?;
     let progress = params.progress.as_deref().map(number_or_text).transpose()?;
@@ -345,14 +345,14 @@ fn task_data(task_id: &str, params: &TaskParams, mut fields: Fields, lenient: bo
         None if lenient => {}
         None => {
             let names = TaskStatus::NAMES.join(", ");
-            return Err(invalid(format!("the field `status` is missing: it is a text such as {names}")));
+            return Err(invalid(format!("the field `status` is missing: send a text such as {names}")));
         }
     }
     fields.put_path_id("task_id", task_id, lenient)?;
     Ok(fields)
 }
 
-/// The query's `progress` as JSON: in the digits that it came in, or as a string if it is no number.
+/// The query's `progress` as JSON: a number with its original digits, or a string if it is not a number.
 fn number_or_text(param: &str) -> Result<Box<RawValue>, ApiError> {
     match serde_json::from_str::<f64>(param) {
         Ok(_) => RawValue::from_string(param.trim().to_owned()).map_err(|error| invalid(error.to_string())),
@@ -366,9 +366,9 @@ fn raw(text: &str) -> Result<Box<RawValue>, ApiError> {
 
 fn notification(params: NotifyParams, fields: Option<Fields>) -> Result<Draft, ApiError> {
     let Some(fields) = fields else {
-        let message = params.message.ok_or_else(|| {
-            invalid("there is nothing to say: send a JSON object, or the parameter `message` in the query")
-        })?;
+        let message = params
+            .message
+            .ok_or_else(|| invalid("no notification: send a JSON object, or the parameter `message` in the query"))?;
         return Ok(Draft::new(AgentActivityUpdate::TYPE, &serde_json::json!({ "message": message }))?);
     };
     if !(fields.contains("type") && fields.contains("data")) {
@@ -383,7 +383,7 @@ fn notification(params: NotifyParams, fields: Option<Fields>) -> Result<Draft, A
 fn answer<T>(published: &Published, body: T) -> (HeaderMap, Json<T>) {
     let marks =
         [("fanfare-event-id", published.event_id.clone()), ("fanfare-position", published.position.to_string())];
-    // An event's id may hold letters beyond ASCII, which a header carries as bytes (RFC 9110 section 5.5).
+    // An event ID may have characters beyond ASCII, which a header carries as bytes (RFC 9110 section 5.5).
     let headers = marks.into_iter().filter_map(|(name, value)| {
         Some((HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).ok()?))
     });

@@ -1,4 +1,4 @@
-//! The documentation of what can go wrong, made from the table of codes.
+//! The documentation of error responses, generated from the table of error codes.
 
 use super::error::{ErrorBody, ErrorCode, challenge};
 use std::collections::BTreeMap;
@@ -7,25 +7,25 @@ use utoipa::{
     openapi::{ContentBuilder, Header, RefOr, ResponseBuilder, example::ExampleBuilder},
 };
 
-/// What can go wrong with a request that needs a token, for the documentation.
+/// Errors of requests that need an administrator's token.
 pub(super) struct AdminErrors;
 
-/// What can go wrong with the list of who is connected.
+/// Errors of requests for the list of connections.
 pub(super) struct RegistryErrors;
 
-/// What can go wrong with one connection of it.
+/// Errors of requests for one connection.
 pub(super) struct ConnectionErrors;
 
-/// What can go wrong with revoking tokens.
+/// Errors of revoking tokens.
 pub(super) struct RevokeErrors;
 
-/// What can go wrong with switching what is logged.
+/// Errors of changing the log level.
 pub(super) struct LogErrors;
 
-/// What can go wrong with publishing.
+/// Errors of publishing.
 pub(super) struct PublishErrors;
 
-/// What can go wrong with publishing a batch.
+/// Errors of publishing a batch.
 pub(super) struct BatchErrors;
 
 const ADMIN: &[ErrorCode] = &[
@@ -107,7 +107,7 @@ impl IntoResponses for BatchErrors {
     }
 }
 
-/// One answer for each status, with an example for each code.
+/// One response for each status, with an example for each code.
 fn responses(codes: &[ErrorCode]) -> Responses {
     let mut by_status: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
     for &code in codes {

@@ -1,4 +1,4 @@
-//! Tokens that are no longer believed, and the keys that tokens are verified with.
+//! Revocation of tokens, and the keys that verify tokens.
 
 use super::{
     access::Admin,
@@ -21,55 +21,57 @@ use fanfare_core::{Revocation, audience::MAX_USER_BYTES};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The last second of the year 9999: nothing says when the last token of a login expires that others issue.
+/// The last second of the year 9999. The expiry of the last token of a login is unknown if another issuer issues its
+/// tokens.
 const FOR_GOOD: u64 = 253_402_300_799;
 
-/// How far ahead a revocation may be, in seconds: less than a time of issue, so that tokens dated behind it are good.
+/// How far in the future a revocation may be, in seconds. It is less than the tolerance for `iat`, so tokens issued
+/// after the revocation are dated after it.
 const AHEAD_SECS: u64 = CLOCK_TOLERANCE_SECS / 2;
 
-/// Which tokens are believed no longer: those of a user, one token, those of a login, or all that were issued before a time.
+/// The tokens to revoke: those of a user, one token, those of a login, or all that were issued before a time.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"user": "alice"}))]
 pub(super) struct RevokeInput {
-    /// Those of this user that were issued before now, or before `issued_before`.
+    /// Revokes the tokens of this user that were issued before now, or before `issued_before`.
     #[schema(nullable = false, min_length = 1, max_length = 256)]
     user: Option<String>,
-    /// The one with this `jti`.
+    /// Revokes the token with this `jti`.
     #[schema(nullable = false, min_length = 1)]
     jti: Option<String>,
-    /// Those with this `sid`: all of one login, with its refresh tokens.
+    /// Revokes the tokens with this `sid`: all tokens of one login, including its refresh tokens.
     #[schema(nullable = false, min_length = 1)]
     sid: Option<String>,
-    /// Those that were issued before this time, in seconds since 1970-01-01T00:00:00Z; at most 30 s from now. A token without
-    /// `iat` counts as the oldest.
+    /// Revokes the tokens that were issued before this time, in seconds since 1970-01-01T00:00:00Z; at most 30 s from
+    /// now. A token without `iat` counts as the oldest.
     #[schema(nullable = false, example = 1_800_000_000)]
     issued_before: Option<u64>,
 }
 
-/// What was done.
+/// The result of a revocation.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RevokedBody {
     #[schema(example = "revoked")]
     status: &'static str,
 }
 
-/// The public keys that tokens are verified with (RFC 7517 section 5).
+/// The public keys that verify tokens (RFC 7517 section 5).
 #[derive(Serialize, ToSchema)]
 pub(super) struct JwksBody {
     keys: Vec<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl RevokeInput {
-    /// Tokens tell their time of issue in whole seconds: those of the running second are among them, and those that were
-    /// issued since an earlier revocation of this second, which count as later than it.
+    /// The revocation, as of `unix_secs`. Times of issue are whole seconds. The revocation therefore includes tokens of
+    /// the current second, and tokens issued since an earlier revocation in this second, which are dated after it.
     fn read(self, unix_secs: u64, tokens_valid_from: impl Fn(&str) -> u64) -> Result<Revocation, ApiError> {
-        // A time that is far ahead would revoke every token until then, and no later revocation takes it back.
+        // A later time would revoke every token until then, and a revocation cannot be undone.
         let latest = unix_secs + AHEAD_SECS;
         if self.issued_before.is_some_and(|before| before > latest) {
             return Err(invalid(format!(
-                "the field `issued_before` is in the future: it is a time in seconds since 1970, at most {latest}, \
-                 {AHEAD_SECS} s from now"
+                "the field `issued_before` is too far in the future: it is a time in seconds since 1970, at most \
+                 {latest} ({AHEAD_SECS} s from now)"
             )));
         }
         match (self.user, self.jti, self.sid, self.issued_before) {
@@ -86,7 +88,7 @@ impl RevokeInput {
             (None, None, Some(_), None) => Err(invalid("the field `sid` must be the id of a login")),
             (None, None, None, Some(before)) => Ok(Revocation::Everyone { before }),
             _ => Err(invalid(
-                "name a `user`, with or without `issued_before`, or a `jti`, a `sid`, or `issued_before` alone",
+                "expected one of `user` (with or without `issued_before`), `jti`, `sid`, or `issued_before` alone",
             )),
         }
     }
@@ -94,9 +96,10 @@ impl RevokeInput {
 
 /// Revoke tokens
 ///
-/// Takes effect at once and on all nodes: connections that were opened with such a token are closed with code 1008, and it
-/// opens no new one. By user, all tokens that were issued up to now, so that a new login works. Logins at this hub that began
-/// before the time are ended with their refresh tokens; a `jti` ends one token alone, and its login goes on.
+/// Takes effect immediately and on all nodes. Connections that were opened with a revoked token are closed with code
+/// 1008, and the token opens no new one. A revocation by user includes all tokens issued up to now; a new login works.
+/// Logins at this hub that began before the time are ended, including their refresh tokens. A revocation by `jti`
+/// revokes one token only; its login continues.
 #[utoipa::path(
     post,
     path = "/tokens/revoke",
@@ -104,7 +107,7 @@ impl RevokeInput {
     operation_id = "revoke_tokens",
     security(("bearer" = [])),
     request_body = RevokeInput,
-    responses((status = 200, description = "No node believes them any more.", body = RevokedBody), RevokeErrors)
+    responses((status = 200, description = "All nodes reject the tokens.", body = RevokedBody), RevokeErrors)
 )]
 pub(super) async fn revoke(
     _: Admin,
@@ -118,9 +121,9 @@ pub(super) async fn revoke(
     Ok(Json(RevokedBody { status: "revoked" }))
 }
 
-/// The keys that tokens are verified with
+/// The keys that verify tokens
 ///
-/// As a JWKS, for others that verify this hub's tokens. Empty where tokens are signed with a secret.
+/// As a JWKS, for other services that verify this hub's tokens. Empty if tokens are signed with a secret.
 #[utoipa::path(
     get,
     path = "/.well-known/jwks.json",

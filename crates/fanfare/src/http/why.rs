@@ -1,4 +1,4 @@
-//! Why an event came or did not, and how a client stands. For administrators: it tells names and addresses.
+//! Traces deliveries and inspects clients. For administrators, because the responses contain names and addresses.
 
 use super::{
     access::Admin,
@@ -17,23 +17,24 @@ use utoipa::IntoParams;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct JourneyParams {
-    /// Tell too how it stands with each connection of this user.
+    /// Also report the delivery state for each connection of this user.
     #[param(nullable = false)]
     user: Option<String>,
 }
 
-/// The journey of an event
+/// Trace the delivery of an event
 ///
-/// When the log took it and from whom, and on each node: how many clients it is for, to how many it was written, who waits for
-/// it, how often it was acknowledged, and who was passed over for which reason.
+/// When the log accepted the event, and its publisher. For each node: the number of clients in the audience, the number
+/// of clients it was written to, the number of waiting clients, the number of acknowledgements, and the number of
+/// skipped clients by reason.
 #[utoipa::path(
     get,
     path = "/events/{event_id}",
     tag = "operate",
     operation_id = "journey",
     security(("bearer" = [])),
-    params(("event_id" = String, Path, description = "The event, by its id."), JourneyParams),
-    responses((status = 200, description = "The journey so far.", body = Journey), ConnectionErrors)
+    params(("event_id" = String, Path, description = "The event's ID."), JourneyParams),
+    responses((status = 200, description = "The delivery so far.", body = Journey), ConnectionErrors)
 )]
 pub(super) async fn event(
     _: Admin,
@@ -43,31 +44,35 @@ pub(super) async fn event(
 ) -> Result<Json<Journey>, ApiError> {
     let journey = hub.journey(&id, user.as_deref()).await?;
     let unknown = || {
-        let detail = format!("no node holds an event {id:?}: it was never published, or it is older than window_age");
+        let detail = format!("no node has an event {id:?} in its window: it was never published, or it was evicted");
         ApiError::new(ErrorCode::NotFound, detail)
     };
     Ok(Json(journey.ok_or_else(unknown)?))
 }
 
-/// One client
+/// Inspect a client
 ///
-/// Who it is, since when and from where, its cursor and how far that is behind the log's head; of one that has left a while
-/// ago, how it ended. Each node remembers the last 1,000 that left.
+/// Its user, when it connected and from which address, its cursor, and its lag behind the head of the log. For a
+/// recently disconnected client, also its close code. Each node remembers its last 1,000 disconnected clients.
 #[utoipa::path(
     get,
     path = "/connections/{connection_id}",
     tag = "operate",
     operation_id = "client",
     security(("bearer" = [])),
-    params(("connection_id" = String, Path, format = "uuid", description = "As its `ack` told it.")),
-    responses((status = 200, description = "How it stands, or how it ended.", body = ClientDetails), ConnectionErrors)
+    params(("connection_id" = String, Path, format = "uuid",
+        description = "The `connection_id` of the client's first `ack`.")),
+    responses(
+        (status = 200, description = "The client's state, or its last connection.", body = ClientDetails),
+        ConnectionErrors,
+    )
 )]
 pub(super) async fn client(
     _: Admin,
     State(hub): State<Hub>,
     PathId(id): PathId,
 ) -> Result<Json<ClientDetails>, ApiError> {
-    let unknown = || ApiError::new(ErrorCode::NotFound, format!("no connection {id:?} is there, or was lately"));
+    let unknown = || ApiError::new(ErrorCode::NotFound, format!("no connection {id:?} is open or was closed recently"));
     let connection: ConnectionId = id.parse().map_err(|_| unknown())?;
     Ok(Json(hub.client(connection).await?.ok_or_else(unknown)?))
 }
