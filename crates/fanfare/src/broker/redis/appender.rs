@@ -48,7 +48,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<
         }
         match result {
             Ok(results) => {
-                shared.note_room();
+                shared.note_writable();
                 answer(batch, results);
             }
             Err(LinkError::Full(why)) => {
@@ -108,7 +108,7 @@ async fn append(
     if replicas == 0 {
         return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
     }
-    let window = shared.tail.window().read();
+    let window = shared.follower.window().read();
     let appended = |&place: &i64| {
         let (sequence, duplicate) = (place.unsigned_abs(), place < 0);
         // What was in the log already stands in the epoch of its first append. One that no lineage remembers is a `gap` to

@@ -139,7 +139,7 @@ impl Members {
     }
 
     /// Those that take part in the same recovery are members afterwards.
-    pub(super) fn met(&mut self, names: impl IntoIterator<Item = String>) {
+    pub(super) fn add_reported(&mut self, names: impl IntoIterator<Item = String>) {
         for name in names {
             self.list.entry(name).or_insert(self.version + 1);
         }
@@ -163,7 +163,7 @@ impl Members {
     }
 
     /// Nobody could write to the server at `ms`: no one became a member until then, if this node knew of all before.
-    pub(super) fn nobody_could(&mut self, ms: u64) {
+    pub(super) fn no_joins_until(&mut self, ms: u64) {
         if self.informed_left(ms) > 0 {
             self.informed_ms = Some(ms);
         }
@@ -234,7 +234,7 @@ impl Joining {
             sleep(self.pause).await;
             self.pause = (self.pause * 2).min(LATER);
         }
-        shared.note_room();
+        shared.note_writable();
         shared.joined.send_replace(true);
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Joining {
     async fn ask(&mut self, shared: &Shared, link: &Link, ended: &mut BTreeSet<String>) -> Result<bool, LinkError> {
         let keys = &shared.keys;
         let (head, epoch) = {
-            let window = shared.tail.window().read();
+            let window = shared.follower.window().read();
             (window.head(), window.epoch())
         };
         let at = clock::now().mono_ms;
@@ -365,9 +365,9 @@ mod tests {
         assert_eq!(members.informed_left(5), 0);
         members.informed(1_000);
         assert_eq!(members.informed_left(2_000), 11_000);
-        members.nobody_could(12_000);
+        members.no_joins_until(12_000);
         assert_eq!(members.informed_left(20_000), 4_000);
-        members.nobody_could(30_000);
+        members.no_joins_until(30_000);
         assert_eq!(members.informed_left(30_000), 0);
     }
 

@@ -86,13 +86,13 @@ const REFUSED: Duration = Duration::from_secs(1);
 
 /// Writes all who are here, then what changes, until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
-    let mut listing = Listing::new(shared);
+    let mut listing = Writer::new(shared);
     loop {
         match listing.turn(shared, link).await {
             Ok(()) => sleep(FLUSH).await,
             // Changes are not collected meanwhile, there may be any number of them.
             Err(LinkError::Full(_)) => {
-                (listing.walk, listing.whole) = (None, true);
+                (listing.resync, listing.whole) = (None, true);
                 sleep(REFUSED).await;
             }
             Err(error) => return Err(error),
@@ -101,28 +101,28 @@ pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, Link
 }
 
 /// What is written when.
-struct Listing {
+struct Writer {
     /// Since when this turn and the pause before it last, on the monotonic clock.
     turn_ms: u64,
     refresh: Instant,
     sweep: Instant,
     beat: u64,
-    walk: Option<Walk>,
+    resync: Option<Resync>,
     clock: ServerClock,
     /// What is listed is not the truth: all are to be written anew, at once.
     whole: bool,
 }
 
-impl Listing {
+impl Writer {
     fn new(shared: &Shared) -> Self {
         let now = Instant::now();
-        let (beat, clock) = (shared.last_beat(), ServerClock::default());
+        let (beat, clock) = (shared.last_heartbeat(), ServerClock::default());
         Self {
             turn_ms: clock::now().mono_ms,
             refresh: now + REFRESH,
             sweep: now + SWEEP,
             beat,
-            walk: None,
+            resync: None,
             clock,
             whole: true,
         }
@@ -132,19 +132,19 @@ impl Listing {
         let now_ms = clock::now().mono_ms;
         self.clock.ran(std::mem::replace(&mut self.turn_ms, now_ms), now_ms);
         // A node that was silent for long was taken for dead, and what it had written was swept away.
-        let beat = shared.last_beat();
+        let beat = shared.last_heartbeat();
         self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
         self.beat = beat;
         if self.whole || Instant::now() >= self.sweep {
             // After the clock was set, the times that this node has written can't be compared with new ones.
             self.whole |= self.clock.measure(link).await?;
         }
-        if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
+        if self.whole || (self.resync.is_none() && Instant::now() >= self.refresh) {
             self.refresh = Instant::now() + REFRESH;
-            self.walk = Some(Walk::begin(shared, link).await?);
+            self.resync = Some(Resync::begin(shared, link).await?);
         }
         // Nobody waits for a refresh, so it takes its time, and the memory of one piece.
-        walk_on(shared, link, self.clock, &mut self.walk, if self.whole { usize::MAX } else { 1 }).await?;
+        advance(shared, link, self.clock, &mut self.resync, if self.whole { usize::MAX } else { 1 }).await?;
         self.whole = false;
         let changes = shared.pending().take();
         write(shared, link, self.clock, changes.into_iter()).await?;
@@ -216,7 +216,7 @@ impl ServerClock {
 
 /// A walk over all connections of this node, to write each anew and then take away what is no longer here.
 #[derive(Debug)]
-struct Walk {
+struct Resync {
     own: String,
     /// What was written before.
     old: String,
@@ -224,7 +224,7 @@ struct Walk {
     place: Option<u64>,
 }
 
-impl Walk {
+impl Resync {
     async fn begin(shared: &Shared, link: &Link) -> Result<Self, LinkError> {
         let own = shared.keys.connections_of_node(&shared.node);
         let old = format!("{own}:old");
@@ -238,7 +238,7 @@ impl Walk {
         let Some(place) = self.place else {
             return Ok(sweep_some(shared, link, &shared.node, &self.old, &self.own).await? > 0);
         };
-        let (here, next) = shared.tail.clients_from(place, BATCH).await.unwrap_or_default();
+        let (here, next) = shared.follower.clients_from(place, BATCH).await.unwrap_or_default();
         self.place = next;
         write(shared, link, clock, here.into_iter().map(|client| (client.connection, Change::Arrived(client)))).await?;
         Ok(true)
@@ -246,17 +246,17 @@ impl Walk {
 }
 
 /// Goes on with a walk by so many pieces, or to its end.
-async fn walk_on(
+async fn advance(
     shared: &Shared,
     link: &Link,
     clock: ServerClock,
-    walk: &mut Option<Walk>,
+    resync: &mut Option<Resync>,
     pieces: usize,
 ) -> Result<(), LinkError> {
     for _ in 0..pieces {
-        let Some(under_way) = walk else { return Ok(()) };
+        let Some(under_way) = resync else { return Ok(()) };
         if !under_way.step(shared, link, clock).await? {
-            *walk = None;
+            *resync = None;
         }
     }
     Ok(())
@@ -337,7 +337,7 @@ pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Op
 
 async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Result<Vec<ConnectionInfo>, BrokerError> {
     let (link, keys) = (shared.link()?, &shared.keys);
-    let mut command = link.script(Script::ConnectionInfo, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
+    let mut command = link.script(Script::ListConnections, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
     command.arg(&keys.connection).arg(ALIVE_MS).arg(one.map(|id| id.to_string()));
     let found: Vec<(String, String, String, u64, u64, String)> = read(link.call(&command).await?)?;
     let client = |(id, user, node, since_ms, came_ms, address): (String, String, String, u64, u64, String)| {

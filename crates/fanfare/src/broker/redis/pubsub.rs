@@ -143,7 +143,7 @@ pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Recor
 
 /// Forgets what has come by the log meanwhile.
 fn forget_known(shared: &Shared, waiting: &mut VecDeque<(Instant, Record)>) {
-    let window = shared.tail.window().read();
+    let window = shared.follower.window().read();
     waiting.retain(|(_, record)| window.find(record.event.event_id()).is_none());
 }
 

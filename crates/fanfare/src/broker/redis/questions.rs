@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// How long nodes may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often it is looked who has answered.
 const LOOK: Duration = Duration::from_millis(10);
@@ -32,7 +32,7 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
     // Those who live now: of one that has just come, the last beat does not know.
     let alive = cmd("ZCOUNT").arg(&shared.keys.nodes).arg(now.saturating_sub(ALIVE_MS)).arg("+inf").take();
     let nodes: usize = read(link.call(&alive).await?)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
     let key = shared.keys.answers(&id);
     loop {
         let there: usize = read(link.call(cmd("LLEN").arg(&key)).await?)?;
@@ -56,7 +56,7 @@ pub(super) fn answer(shared: &Arc<Shared>, id: &str, question: &str, asked_ms: u
             Ok(_) => return,
             Err(error) => return tracing::debug!(%error, "a question was not answered"),
         }
-        let said = shared.tail.answer(question).await.unwrap_or_default().unwrap_or_default();
+        let said = shared.follower.answer(question).await.unwrap_or_default().unwrap_or_default();
         // One that has nothing to say says so, or it would be waited for.
         let mut told = redis::pipe();
         told.rpush(&key, said).expire(&key, KEPT_SECS);

@@ -62,16 +62,16 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
         let found = look(shared, link).await?;
         match &found.lineage {
             Some(lineage) if found.confirmed => {
-                let gone_back = fresh.is_none() && has_gone_back(shared, lineage, found.head);
-                if gone_back || found.old {
-                    if gone_back {
+                let regressed = fresh.is_none() && has_regressed(shared, lineage, found.head);
+                if regressed || found.old {
+                    if regressed {
                         tracing::error!(head = found.head, "the log has gone back; all nodes put back what they hold");
                     } else {
                         tracing::warn!(
                             "the log is of an older version; nodes of that version take no part in it any more"
                         );
                     }
-                    doubt(shared, link, &found, if gone_back { found.head } else { MAX_SEQUENCE }).await?;
+                    doubt(shared, link, &found, if regressed { found.head } else { MAX_SEQUENCE }).await?;
                     sleep(AGAIN).await;
                     continue;
                 }
@@ -81,7 +81,7 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                 }
                 drop(members);
                 adopt(shared, lineage, found.head, fresh.is_some());
-                shared.reports_no_more();
+                shared.stop_reporting();
                 return Ok(found.head);
             }
             _ => {}
@@ -89,11 +89,11 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
         let mut lossy = false;
         if fresh.is_none() {
             let may_jump = clock::millis(began.elapsed()) >= SETTLE_MS;
-            match put_back(shared, link, &found, may_jump).await? {
-                Back::Done { lossy: more } => lossy = more,
+            match restore(shared, link, &found, may_jump).await? {
+                RestoreOutcome::Done { lossy: more } => lossy = more,
                 // After anything was put back it is looked again: another node may have been at it too.
-                Back::Changed => continue,
-                Back::Later => {
+                RestoreOutcome::Changed => continue,
+                RestoreOutcome::Later => {
                     sleep(AGAIN).await;
                     continue;
                 }
@@ -118,8 +118,8 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
 }
 
 /// Whether the server has less than this node knows to have been there.
-fn has_gone_back(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
-    let window = shared.tail.window().read();
+fn has_regressed(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
+    let window = shared.follower.window().read();
     let ours = window.lineage();
     let known = shared.unseen().back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     ours.extends(lineage) && (ours.current() != lineage.current() || head < known)
@@ -157,7 +157,7 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
 }
 
 /// What came of putting back.
-enum Back {
+enum RestoreOutcome {
     /// There is nothing to put back. `lossy`: this node holds entries that have no place in the log any more.
     Done {
         /// See above.
@@ -181,19 +181,19 @@ struct Lost {
 }
 
 /// Puts back what the log lost, as long as nobody else changes it.
-async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -> Result<Back, LinkError> {
-    let (ours, lost) = match what_is_lost(shared, found) {
+async fn restore(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -> Result<RestoreOutcome, LinkError> {
+    let (ours, lost) = match lost_entries(shared, found) {
         Ok(lost) => lost,
-        Err(lossy) => return Ok(Back::Done { lossy }),
+        Err(lossy) => return Ok(RestoreOutcome::Done { lossy }),
     };
     let Lost { mut cut, entries: mut lost, jumps, stranded } = lost;
     if jumps && !may_jump {
-        return Ok(Back::Later);
+        return Ok(RestoreOutcome::Later);
     }
     let (lineage, newest, mut before, mut head) =
         (ours.to_string(), format!("{:x}", ours.current()), found.text.clone(), found.head);
     if lost.is_empty() && before == lineage && cut.is_none_or(|cut| head <= cut) {
-        return Ok(Back::Done { lossy: stranded });
+        return Ok(RestoreOutcome::Done { lossy: stranded });
     }
     let mut restored = 0;
     loop {
@@ -229,13 +229,13 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -
         tracing::warn!(events = restored, "the log had lost events; they were put back");
         shared.metrics.add(Counter::EventsRestored, restored);
     }
-    Ok(Back::Changed)
+    Ok(RestoreOutcome::Changed)
 }
 
 /// What this node holds that the log lacks, and the lineage that the log then has; if it can't be put back, whether anything is
 /// lost by that.
-fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
-    let window = shared.tail.window().read();
+fn lost_entries(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
+    let window = shared.follower.window().read();
     let ours = window.lineage().clone();
     let unseen = shared.unseen();
     let head = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
@@ -304,7 +304,7 @@ async fn confirm(
     let settle = fresh.map_or(SETTLE_MS, |secs| settle_of_fresh(&shared.options.url, secs, empty));
     command.arg(&link.server).arg(&shared.node).arg(epoch).arg(since).arg(settle).arg(GRACE_MS).arg(known);
     {
-        let (mut members, window) = (shared.members(), shared.tail.window().read());
+        let (mut members, window) = (shared.members(), shared.follower.window().read());
         members.reports_to(&link.server);
         command.arg(members.informed_left(clock::now().mono_ms)).arg(u8::from(lossy));
         match window.epoch() {
@@ -322,14 +322,14 @@ async fn confirm(
     let Some(Value::Int(nodes)) = answer.first() else { return Ok(Confirmed::Yes) };
     let reported: Vec<String> = read(Value::Array(answer[1..].to_vec()))?;
     let count = reported.len();
-    shared.members().met(reported);
+    shared.members().add_reported(reported);
     Ok(Confirmed::Missing { nodes: nodes.unsigned_abs(), reported: count })
 }
 
 /// Keeps of the window what the log has too.
 fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
     let mut unseen = shared.unseen();
-    let mut window = shared.tail.window().write();
+    let mut window = shared.follower.window().write();
     let ours = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     let same = if fresh { None } else { window.lineage().shared_with(ours, lineage, head) };
     match same {

@@ -20,7 +20,7 @@ pub(super) enum Script {
     Doubt,
     Register,
     Sweep,
-    ConnectionInfo,
+    ListConnections,
     Remove,
     Revoke,
 }

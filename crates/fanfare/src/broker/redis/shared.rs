@@ -2,7 +2,7 @@
 
 use super::{
     RedisOptions,
-    heartbeat::BeatAnswer,
+    heartbeat::HeartbeatAnswer,
     keys::Keys,
     link::{Link, LinkError},
     members::Members,
@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     /// This node's name, made anew at each start.
     pub(super) node: String,
-    pub(super) tail: Arc<dyn LogFollower>,
+    pub(super) follower: Arc<dyn LogFollower>,
     pub(super) metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// Acknowledged entries that have not come back by the tail yet.
@@ -55,19 +55,19 @@ pub(super) struct Shared {
     /// Until when the server is known to be the one, on the monotonic clock; always, where none can take its place.
     lease_ms: AtomicU64,
     /// When that was last asked; always, where nobody is to be asked.
-    word_ms: AtomicU64,
+    sentinel_ms: AtomicU64,
     /// Something waits for this node's next beat.
-    pub(super) beat_now: Notify,
+    pub(super) heartbeat_now: Notify,
     /// Who came and left since that was last written.
     pending: Mutex<Pending>,
     /// When the last beat was answered, on the monotonic clock.
-    last_beat_ms: AtomicU64,
+    last_heartbeat_ms: AtomicU64,
     /// This node has heard the channels for longest, and puts what it hears into the log at once.
     pub(super) is_channel_leader: AtomicBool,
     /// Others took this node for dead, perhaps because the server's clock was set, and what it had registered was swept away.
     pub(super) unlisted: AtomicBool,
     /// It was said that ids are forgotten before their time.
-    told_horizon: AtomicBool,
+    warned_horizon: AtomicBool,
     /// The window's head.
     pub(super) head: watch::Sender<u64>,
 }
@@ -107,7 +107,7 @@ impl Shared {
         options: RedisOptions,
         bounds: Bounds,
         node: String,
-        tail: Arc<dyn LogFollower>,
+        follower: Arc<dyn LogFollower>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let keys = Keys::new(&options.namespace, options.url.is_cluster());
@@ -118,7 +118,7 @@ impl Shared {
             bounds,
             keys,
             node,
-            tail,
+            follower,
             metrics,
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
@@ -193,7 +193,7 @@ impl Shared {
 
     /// The epoch that the log is in, as far as this node knows.
     pub(super) fn epoch(&self) -> u64 {
-        self.tail.window().read().epoch()
+        self.follower.window().read().epoch()
     }
 
     /// When the last beat was answered, in milliseconds on the monotonic clock.

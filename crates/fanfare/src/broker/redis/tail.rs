@@ -3,7 +3,7 @@
 use super::{
     connection::Connection,
     link::{BLOCK, Link, LinkError, read},
-    piece::Piece,
+    page_size::PageSize,
     questions,
     record::{self, Foreign, Item, stream_id, text},
     revoked,
@@ -20,23 +20,28 @@ const MAX_JUMP: u64 = 1 << 20;
 
 /// Fills the window up to the log's head.
 pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<(), LinkError> {
-    let mut piece = Piece::default();
+    let mut page_size = PageSize::default();
     loop {
-        let from = shared.tail.window().read().head() + 1;
-        let page =
-            cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(piece.count()).take();
+        let from = shared.follower.window().read().head() + 1;
+        let page = cmd("XRANGE")
+            .arg(&shared.keys.log)
+            .arg(stream_id(from))
+            .arg("+")
+            .arg("COUNT")
+            .arg(page_size.count())
+            .take();
         let items = record::items(link.call(&page).await?, shared.epoch())?;
-        if take_items(shared, link, items, &mut piece, false).await? == Taken::All {
+        if take_items(shared, link, items, &mut page_size, false).await? == Taken::All {
             break;
         }
     }
-    let behind = shared.tail.window().read().head() < head;
+    let behind = shared.follower.window().read().head() < head;
     if behind {
         // The log no longer has what came before its head.
-        shared.tail.window().write().jump(head);
+        shared.follower.window().write().jump(head);
     }
-    shared.head.send_replace(shared.tail.window().read().head());
-    shared.tail.wake();
+    shared.head.send_replace(shared.follower.window().read().head());
+    shared.follower.wake();
     Ok(())
 }
 
@@ -55,14 +60,14 @@ async fn take_items(
     shared: &Shared,
     link: &Link,
     items: Vec<Item>,
-    piece: &mut Piece,
+    page_size: &mut PageSize,
     live: bool,
 ) -> Result<Taken, LinkError> {
-    let taken = if items.len() < piece.count() { Taken::All } else { Taken::Part };
-    piece.was(items.len(), items.iter().map(Item::weight).sum());
+    let taken = if items.len() < page_size.count() { Taken::All } else { Taken::Part };
+    page_size.was(items.len(), items.iter().map(Item::weight).sum());
     let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
     let (lineage, mut next) = {
-        let window = shared.tail.window().read();
+        let window = shared.follower.window().read();
         (window.lineage().clone(), window.head() + 1)
     };
     for item in items {
@@ -101,7 +106,7 @@ async fn take_items(
 async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let (lineage, ours) = {
-        let window = shared.tail.window().read();
+        let window = shared.follower.window().read();
         (window.lineage().clone(), window.head())
     };
     let mut remove = link.script(Script::Remove, &[&keys.log, &keys.epoch, &keys.ids]);
@@ -141,28 +146,28 @@ pub(super) async fn run(
     mut connection: Connection,
     orders: &mut String,
 ) -> Result<Infallible, LinkError> {
-    let (keys, block, mut piece) = (&shared.keys, clock::millis(BLOCK), Piece::default());
+    let (keys, block, mut page_size) = (&shared.keys, clock::millis(BLOCK), PageSize::default());
     loop {
         let head = *shared.head.borrow();
         let mut xread = cmd("XREAD");
-        xread.arg("BLOCK").arg(block).arg("COUNT").arg(piece.count()).arg("STREAMS");
+        xread.arg("BLOCK").arg(block).arg("COUNT").arg(page_size.count()).arg("STREAMS");
         xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
         let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
             let items = record::items(answer, shared.epoch())?;
-            all = take_items(shared, link, items, &mut piece, true).await? == Taken::All;
-            shared.tail.wake();
+            all = take_items(shared, link, items, &mut page_size, true).await? == Taken::All;
+            shared.follower.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {
             for item in &items {
-                match foreign_order(item) {
-                    Some(id) => remove_order(shared, link, id).await?,
+                match foreign_control_entry(item) {
+                    Some(id) => remove_control_entry(shared, link, id).await?,
                     None => handle_control(shared, item, orders, all)?,
                 }
             }
-            if items.iter().any(orders_all_revocations) {
+            if items.iter().any(announces_revocations) {
                 revoked::take_over(shared, link).await?;
             }
         }
@@ -180,7 +185,7 @@ fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
 /// Puts entries into the window that the log has behind its head.
 fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     let mut unseen = shared.unseen();
-    let mut window = shared.tail.window().write();
+    let mut window = shared.follower.window().write();
     for entry in entries {
         let head = window.head();
         if entry.sequence <= head {
@@ -203,7 +208,7 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
 
 /// The id of an entry of the control stream that only somebody else can have written: it orders nothing, or stands at the
 /// last possible time.
-fn foreign_order(item: &Value) -> Option<&str> {
+fn foreign_control_entry(item: &Value) -> Option<&str> {
     let Value::Array(parts) = item else { return None };
     let [id, fields] = &parts[..] else { return None };
     let id = text(id)?;
@@ -213,7 +218,7 @@ fn foreign_order(item: &Value) -> Option<&str> {
 }
 
 /// Whether an entry of the control stream orders to read all revocations: they are too many for an order each.
-fn orders_all_revocations(item: &Value) -> bool {
+fn announces_revocations(item: &Value) -> bool {
     let Value::Array(parts) = item else { return false };
     let Some(Value::Array(fields)) = parts.get(1) else { return false };
     fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k") && text(&pair[1]) == Some("revocations"))
@@ -225,7 +230,7 @@ fn is_at_the_end(id: &str) -> bool {
 }
 
 /// Removes a foreign entry of the control stream, with all of the stream if ids would go on from its end.
-async fn remove_order(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
+async fn remove_control_entry(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
     let control = &shared.keys.control;
     let removed: u64 = read(link.call(cmd("XDEL").arg(control).arg(id)).await?)?;
     // Only the node that removed it begins anew, so that what others say meanwhile is not lost.
@@ -263,15 +268,15 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
             }
         }
         // Whoever joins waits until a member knows of it.
-        "joined" => shared.beat_now.notify_one(),
+        "joined" => shared.heartbeat_now.notify_one(),
         "disconnect" => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.handle_control(ControlMessage::Disconnect { connection, reason });
+                shared.follower.handle_control(ControlMessage::Disconnect { connection, reason });
             }
         }
         "replaced" if field("n") == shared.node => {
             if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.handle_control(ControlMessage::Replaced {
+                shared.follower.handle_control(ControlMessage::Replaced {
                     connection,
                     came_ms,
                     sure: field("d").is_empty(),
@@ -280,19 +285,19 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
         }
         "revoke" => {
             if let Some(revocation) = revoked::read(field("w"), field("s").parse().unwrap_or(0)) {
-                shared.tail.handle_control(ControlMessage::Revoke(revocation));
+                shared.follower.handle_control(ControlMessage::Revoke(revocation));
             }
         }
         "surplus" if field("n") == shared.node => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.handle_control(ControlMessage::OverUserLimit { connection });
+                shared.follower.handle_control(ControlMessage::OverUserLimit { connection });
             }
         }
-        "log_level" => shared.tail.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
-        "drain" => shared.tail.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
+        "log_level" => shared.follower.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
+        "drain" => shared.follower.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
         "disconnect_user" => {
-            shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason });
+            shared.follower.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason });
         }
         _ => {}
     }
@@ -300,7 +305,7 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
 }
 
 /// An order as the control stream holds it.
-pub(super) fn order_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
+pub(super) fn control_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
     match order {
         ControlMessage::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]

@@ -215,7 +215,7 @@ impl RedisUrl {
             let stream = self.dial(at).await?;
             Connection::over(stream, &info, limit).await.map_err(|error| LinkError::connecting(at, error))
         };
-        in_time(at, CONNECT, connecting).await
+        with_timeout(at, CONNECT, connecting).await
     }
 
     /// Opens a connection that hears channels.
@@ -229,7 +229,7 @@ impl RedisUrl {
             let stream = self.dial(at).await?;
             PubSub::new(&info, stream).await.map_err(|error| LinkError::connecting(at, error))
         };
-        in_time(at, limit, connecting).await
+        with_timeout(at, limit, connecting).await
     }
 
     async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<Connection, LinkError> {
@@ -238,7 +238,7 @@ impl RedisUrl {
 }
 
 /// Waits for a connection, because the settings' own times don't cover the whole of a handshake.
-async fn in_time<T>(
+async fn with_timeout<T>(
     at: &Address,
     limit: Duration,
     connecting: impl Future<Output = Result<T, LinkError>>,

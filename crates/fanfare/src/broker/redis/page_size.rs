@@ -11,17 +11,17 @@ const BYTES: usize = 1 << 20;
 
 /// The size of the next piece, which follows from that of the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct PageSize {
     count: usize,
 }
 
-impl Default for Piece {
+impl Default for PageSize {
     fn default() -> Self {
         Self { count: FIRST }
     }
 }
 
-impl Piece {
+impl PageSize {
     /// How many entries to ask for.
     pub(super) fn count(self) -> usize {
         self.count
@@ -43,23 +43,23 @@ mod tests {
 
     #[test]
     fn a_piece_is_about_a_megabyte() {
-        let mut piece = Piece::default();
+        let mut page_size = PageSize::default();
         let mut sizes = Vec::new();
         for _ in 0..5 {
-            sizes.push(piece.count());
-            piece.was(piece.count(), piece.count() * 100);
+            sizes.push(page_size.count());
+            page_size.was(page_size.count(), page_size.count() * 100);
         }
         assert_eq!(sizes, [64, 128, 256, 512, 512], "small events come in larger pieces");
-        piece.was(512, 512 * 64_000);
-        assert_eq!(piece.count(), 16, "large ones in smaller");
-        piece.was(16, 16 * 4_000_000);
-        assert_eq!(piece.count(), 1, "and never in none");
-        piece.was(1, 100);
-        piece.was(2, 200);
-        assert_eq!(piece.count(), 4, "there may be small ones behind them");
-        piece.was(3, 300);
-        assert_eq!(piece.count(), FIRST, "a log that is followed is read as a new one");
-        piece.was(0, 0);
-        assert_eq!(piece.count(), FIRST);
+        page_size.was(512, 512 * 64_000);
+        assert_eq!(page_size.count(), 16, "large ones in smaller");
+        page_size.was(16, 16 * 4_000_000);
+        assert_eq!(page_size.count(), 1, "and never in none");
+        page_size.was(1, 100);
+        page_size.was(2, 200);
+        assert_eq!(page_size.count(), 4, "there may be small ones behind them");
+        page_size.was(3, 300);
+        assert_eq!(page_size.count(), FIRST, "a log that is followed is read as a new one");
+        page_size.was(0, 0);
+        assert_eq!(page_size.count(), FIRST);
     }
 }
