@@ -203,7 +203,7 @@ impl RedisBroker {
             };
             let before = entries.len();
             entries.extend(items.into_iter().filter_map(entry));
-            page_size.was(read, entries[before..].iter().map(|entry: &Arc<Entry>| entry.frame.len()).sum());
+            page_size.adapt(read, entries[before..].iter().map(|entry: &Arc<Entry>| entry.frame.len()).sum());
             match entries.last() {
                 Some(last) if read == count => from = last.sequence + 1,
                 _ => break,

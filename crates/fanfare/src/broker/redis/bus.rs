@@ -148,7 +148,7 @@ impl Bus {
         while let Ok(job) = self.jobs.try_recv() {
             batch.push(job);
         }
-        appender::refuse(batch, error);
+        appender::fail(batch, error);
         // Waiters remain queued for the next link, unless their callers have given up.
         while let Ok(waiter) = self.waiters.try_recv() {
             self.waiting.push(waiter);

@@ -97,7 +97,7 @@ pub(super) async fn apply_all(shared: &Shared, link: &Link) -> Result<(), LinkEr
                     shared.metrics.add(Counter::BadLogEntries, 1);
                     let member = member.escape_ascii();
                     tracing::error!(
-                        "skipped an entry of {key} that is not a revocation: {member}; check what else writes to this key"
+                        "skipped an entry of {key} that is not a revocation: {member}; check what else writes to it"
                     );
                 }
             }

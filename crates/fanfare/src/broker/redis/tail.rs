@@ -64,7 +64,7 @@ async fn take_items(
     live: bool,
 ) -> Result<Taken, LinkError> {
     let taken = if items.len() < page_size.count() { Taken::All } else { Taken::Part };
-    page_size.was(items.len(), items.iter().map(Item::weight).sum());
+    page_size.adapt(items.len(), items.iter().map(Item::weight).sum());
     let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
     let (lineage, mut next) = {
         let window = shared.follower.window().read();
