@@ -88,16 +88,16 @@ impl Bus {
         forward: impl Future<Output = ()> + Send + 'static,
         started: oneshot::Sender<Result<(), LinkError>>,
     ) -> std::io::Result<Option<thread::JoinHandle<()>>> {
-        let live = async move || {
+        let task = async move || {
             environment::spawn(forward);
             self.run(started).await;
         };
         if let Some(environment) = environment::current() {
-            environment.spawn(Box::pin(live()));
+            environment.spawn(Box::pin(task()));
             return Ok(None);
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(move || runtime.block_on(live())).map(Some)
+        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(move || runtime.block_on(task())).map(Some)
     }
 
     async fn run(mut self, started: oneshot::Sender<Result<(), LinkError>>) {
@@ -108,7 +108,7 @@ impl Bus {
             let tried = clock::now().mono_ms;
             let ended = tokio::select! {
                 biased;
-                ended = self.live(&mut started) => ended,
+                ended = self.run_link(&mut started) => ended,
                 () = stopped(&mut stop) => return self.leave().await,
             };
             let Err(error) = ended;
@@ -162,7 +162,7 @@ impl Bus {
     /// during the recovery. The recovery (`settle`) completes before the window is filled, because it decides which
     /// part of the window remains valid. The node joins after its window has been filled. Revocations are applied
     /// before the node reports that it is up.
-    async fn live(
+    async fn run_link(
         &mut self,
         started: &mut Option<oneshot::Sender<Result<(), LinkError>>>,
     ) -> Result<Infallible, LinkError> {
@@ -176,7 +176,7 @@ impl Bus {
         check_key(&link, &keys.log, "stream").await?;
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
         let mut pubsub = link.pubsub(url).await?;
-        pubsub::listen(&shared, &mut pubsub).await?;
+        pubsub::subscribe(&shared, &mut pubsub).await?;
         let since = link.clock_ms().await?;
         let fresh = self.fresh.then_some(facts.uptime);
         let head = tokio::select! {

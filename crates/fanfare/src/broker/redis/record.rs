@@ -203,7 +203,7 @@ mod tests {
         assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
     }
 
-    // attack: entries written straight into the log's stream, forged frames and $ types too => skipped, with their place
+    // attack: entries written straight into the log's stream, including forged frames and $ types => skipped
     #[test]
     fn an_entry_that_is_not_a_valid_event_is_foreign() {
         let with = |name: &str, value: &str| {

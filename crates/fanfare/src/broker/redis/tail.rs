@@ -1,4 +1,4 @@
-//! Brings the log's news into the window, in order and without a hole, and what nodes order each other.
+//! Reads the log into the window, in order and without holes, and the commands of other nodes from the control stream.
 
 use super::{
     connection::Connection,
@@ -15,10 +15,11 @@ use fanfare_core::{Lineage, Position, window::Entry};
 use redis::{Value, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-/// How far the next entry may be from the window's head before it is doubted: as far as the scripts follow foreign entries.
+/// The maximum distance of the next entry from the window's head. An entry farther away is suspect. The scripts follow
+/// foreign entries up to the same distance.
 const MAX_JUMP: u64 = 1 << 20;
 
-/// Fills the window up to the log's head.
+/// Reads until the window has reached the head of the log.
 pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<(), LinkError> {
     let mut page_size = PageSize::default();
     loop {
@@ -37,7 +38,7 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     }
     let behind = shared.follower.window().read().head() < head;
     if behind {
-        // The log no longer has what came before its head.
+        // The log has already evicted the entries before its head.
         shared.follower.window().write().jump(head);
     }
     shared.head.send_replace(shared.follower.window().read().head());
@@ -45,23 +46,23 @@ pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<
     Ok(())
 }
 
-/// Whether the window has all that the log had at the time of an answer.
+/// Whether the window has everything that the log had at the time of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
     All,
-    /// There may be more behind the window's head.
+    /// There may be further entries after the window's head.
     Part,
 }
 
-/// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
-/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a
-/// link that begins the log was just looked at, so such an entry is foreign.
+/// Pushes entries into the window, up to the first suspect one, and examines that one. While the link is in use
+/// (`in_use`), an entry of another epoch means that the server has another history by now. When a link begins, the log
+/// has just been confirmed, so such an entry is foreign.
 async fn take_items(
     shared: &Shared,
     link: &Link,
     items: Vec<Item>,
     page_size: &mut PageSize,
-    live: bool,
+    in_use: bool,
 ) -> Result<Taken, LinkError> {
     let taken = if items.len() < page_size.count() { Taken::All } else { Taken::Part };
     page_size.adapt(items.len(), items.iter().map(Item::weight).sum());
@@ -73,12 +74,12 @@ async fn take_items(
     for item in items {
         match item {
             Item::Event(entry, epoch) if epoch.is_some_and(|epoch| !is_of(&lineage, &entry, epoch)) => {
-                if live {
+                if in_use {
                     take(shared, entries);
-                    return Err(LinkError::NotMaster("the log has gone on under another epoch".to_owned()));
+                    return Err(LinkError::NotMaster("the log continues in another epoch".to_owned()));
                 }
                 let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
-                suspect = Some(Foreign { sequence, id, why: "its epoch (e) is not the log's" });
+                suspect = Some(Foreign { sequence, id, why: "its epoch (e) is not that of the log" });
             }
             Item::Event(entry, _) if entry.sequence <= next.saturating_add(MAX_JUMP) => {
                 next = next.max(entry.sequence + 1);
@@ -86,7 +87,7 @@ async fn take_items(
             }
             Item::Event(entry, _) => {
                 let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
-                suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the log's head" });
+                suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the head of the log" });
             }
             Item::Foreign(foreign) => suspect = Some(foreign),
         }
@@ -101,8 +102,8 @@ async fn take_items(
     }
 }
 
-/// Decides on an entry that seems not to be the log's own. Behind the log's head it is removed, so that the log goes on; at
-/// a place that the log has given, it is read again, and skipped if it is no event: its place stays, for nobody.
+/// Examines a suspect entry. Behind the log's head it is removed, so that the log can continue. At a sequence that the
+/// log has assigned, it is read again. If it is not an event, a placeholder takes its sequence.
 async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let (lineage, ours) = {
@@ -115,7 +116,7 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     if let Some(sequence) = suspect.sequence.filter(|sequence| *sequence <= head) {
         let again = cmd("XRANGE").arg(&keys.log).arg(&suspect.id).arg(&suspect.id).take();
         match record::items(link.call(&again).await?, shared.epoch())?.pop() {
-            // What was there in the meantime, or a log that was trimmed far ahead.
+            // The entry was replaced by an event in the meantime, or the log was trimmed far ahead.
             Some(Item::Event(event, epoch)) if epoch.is_none_or(|epoch| is_of(&lineage, &event, epoch)) => {
                 take(shared, vec![event]);
                 return Ok(());
@@ -128,7 +129,7 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     let what = if entry.is_some() { "skipped" } else { "removed" };
     let Foreign { id, why, .. } = &suspect;
     tracing::error!(
-        "the stream {} holds an entry that is no event, and it is {what}: {id}: {why}; check what else writes to this key",
+        "{what} an entry of the stream {} that is not an event: {id}: {why}; check what else writes to this key",
         keys.log
     );
     take(shared, entry.into_iter().collect());
@@ -139,19 +140,20 @@ fn is_of(lineage: &Lineage, entry: &Entry, epoch: u64) -> bool {
     lineage.epoch_at(entry.sequence).is_none_or(|ours| ours == epoch)
 }
 
-/// Follows the log and the nodes' orders until the link ends. `orders` is the place up to which orders were read.
+/// Follows the log and the control stream until the link ends. `control_id` is the ID of the last entry that was read
+/// from the control stream.
 pub(super) async fn run(
     shared: &Arc<Shared>,
     link: &Link,
     mut connection: Connection,
-    orders: &mut String,
+    control_id: &mut String,
 ) -> Result<Infallible, LinkError> {
     let (keys, block, mut page_size) = (&shared.keys, clock::millis(BLOCK), PageSize::default());
     loop {
         let head = *shared.head.borrow();
         let mut xread = cmd("XREAD");
         xread.arg("BLOCK").arg(block).arg("COUNT").arg(page_size.count()).arg("STREAMS");
-        xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
+        xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*control_id);
         let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
         let mut streams = streams(answer)?;
         let mut all = true;
@@ -164,7 +166,7 @@ pub(super) async fn run(
             for item in &items {
                 match foreign_control_entry(item) {
                     Some(id) => remove_control_entry(shared, link, id).await?,
-                    None => handle_control(shared, item, orders, all)?,
+                    None => handle_control(shared, item, control_id, all)?,
                 }
             }
             if items.iter().any(announces_revocations) {
@@ -174,7 +176,7 @@ pub(super) async fn run(
     }
 }
 
-/// The entries of each stream that has some.
+/// Splits a response into the entries of each stream.
 fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
     if answer == Value::Nil {
         return Ok(HashMap::new());
@@ -182,7 +184,8 @@ fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
     Ok(super::link::read::<Vec<(String, Value)>>(answer)?.into_iter().collect())
 }
 
-/// Puts entries into the window that the log has behind its head.
+/// Pushes entries after the window's head into the window. An entry that this node acknowledged itself is taken from
+/// the list of unread entries, so that it is stored once. Locks the list before the window.
 fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     let mut unseen = shared.unseen();
     let mut window = shared.follower.window().write();
@@ -192,8 +195,12 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
             continue;
         }
         if entry.sequence > head + 1 {
-            // The log was trimmed, or cut into, faster than this node read.
-            tracing::warn!(from = head + 1, to = entry.sequence - 1, "events were gone before this node read them");
+            // The log was trimmed, or entries were deleted from it, before this node read them.
+            tracing::warn!(
+                from = head + 1,
+                to = entry.sequence - 1,
+                "events were removed from the log before this node read them"
+            );
             window.jump(entry.sequence - 1);
         }
         while unseen.pop_front_if(|own| own.sequence < entry.sequence).is_some() {}
@@ -206,54 +213,56 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     shared.members().covered(head);
 }
 
-/// The id of an entry of the control stream that only somebody else can have written: it orders nothing, or stands at the
-/// last possible time.
+/// The ID of an entry of the control stream that no node can have written: it has no command, or its ID has the last
+/// possible time.
 fn foreign_control_entry(item: &Value) -> Option<&str> {
     let Value::Array(parts) = item else { return None };
     let [id, fields] = &parts[..] else { return None };
     let id = text(id)?;
-    let orders =
+    let has_command =
         matches!(fields, Value::Array(fields) if fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k")));
-    (!orders || is_at_the_end(id)).then_some(id)
+    (!has_command || is_at_the_end(id)).then_some(id)
 }
 
-/// Whether an entry of the control stream orders to read all revocations: they are too many for an order each.
+/// Whether an entry of the control stream requests that all revocations are read, because there are too many for a
+/// command each.
 fn announces_revocations(item: &Value) -> bool {
     let Value::Array(parts) = item else { return false };
     let Some(Value::Array(fields)) = parts.get(1) else { return false };
     fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k") && text(&pair[1]) == Some("revocations"))
 }
 
-/// Whether an id has the last possible time: there would soon be none behind it.
+/// Whether an ID has the last possible time, after which the stream accepts no further entries.
 fn is_at_the_end(id: &str) -> bool {
     id.split_once('-').is_some_and(|(ms, _)| ms.parse() == Ok(u64::MAX))
 }
 
-/// Removes a foreign entry of the control stream, with all of the stream if ids would go on from its end.
+/// Removes a foreign entry of the control stream. If its ID would prevent further entries, the whole stream is deleted.
 async fn remove_control_entry(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
     let control = &shared.keys.control;
     let removed: u64 = read(link.call(cmd("XDEL").arg(control).arg(id)).await?)?;
-    // Only the node that removed it begins anew, so that what others say meanwhile is not lost.
+    // Only the node that removed the entry deletes the stream, so that commands of other nodes are not lost after that.
     if removed > 0 {
         if is_at_the_end(id) {
             link.call(cmd("DEL").arg(control)).await?;
         }
         shared.metrics.add(Counter::BadLogEntries, 1);
         tracing::error!(
-            "the stream {control} held an entry that no node wrote, and it was removed: {id}; check what else writes to this key"
+            "removed an entry of the stream {control} that no node wrote: {id}; check what else writes to this key"
         );
     }
     Ok(())
 }
 
-/// Reads one message of the control stream. `all`: the window has all that the log had at the time of the answer.
-fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
+/// Executes one command of the control stream. `all`: the window has everything that the log had at the time of the
+/// response.
+fn handle_control(shared: &Arc<Shared>, item: &Value, control_id: &mut String, all: bool) -> Result<(), LinkError> {
     let Value::Array(parts) = item else { return Ok(()) };
     let [id, Value::Array(fields)] = &parts[..] else { return Ok(()) };
     let fields: HashMap<&str, &str> =
         fields.chunks_exact(2).filter_map(|pair| Some((text(&pair[0])?, text(&pair[1])?))).collect();
     if let Some(id) = text(id) {
-        id.clone_into(orders);
+        id.clone_into(control_id);
     }
     let field = |name: &str| fields.get(name).copied().unwrap_or_default();
     let reason = field("r").to_owned();
@@ -264,10 +273,11 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
             }
             let (head, ours) = (field("h").parse().unwrap_or(0), *shared.head.borrow());
             if all && head > ours {
-                return Err(LinkError::Answer(format!("the log was at {head} and gave nothing behind {ours}")));
+                let why = format!("the log's head is at {head}, but it has no entries after {ours}");
+                return Err(LinkError::Answer(why));
             }
         }
-        // Whoever joins waits until a member knows of it.
+        // A joining node waits until the heartbeat of a member shows that it has read the new list.
         "joined" => shared.heartbeat_now.notify_one(),
         "disconnect" => {
             if let Ok(connection) = field("c").parse() {
@@ -304,7 +314,7 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
     Ok(())
 }
 
-/// An order as the control stream holds it.
+/// Encodes a command for the control stream.
 pub(super) fn control_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
     match order {
         ControlMessage::Disconnect { connection, reason } => {
