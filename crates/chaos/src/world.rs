@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_was_put_back_is_read_from_the_log() {
-        let line = "2026-11-27T02:02:22Z  WARN fanfare::broker: the log had lost events; this node restored them events=412";
+        let line = "2026-11-27T02:02:22Z  WARN fanfare: the log had lost events; this node restored them events=412";
         assert_eq!(put_back(line), Some(412));
         assert_eq!(put_back("another line events=3"), None);
     }
