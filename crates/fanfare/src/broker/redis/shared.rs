@@ -130,13 +130,13 @@ impl Shared {
             listed: AtomicBool::new(false),
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
-            word_ms: AtomicU64::new(u64::MAX),
-            beat_now: Notify::new(),
+            sentinel_ms: AtomicU64::new(u64::MAX),
+            heartbeat_now: Notify::new(),
             pending: Mutex::default(),
-            last_beat_ms: AtomicU64::new(0),
+            last_heartbeat_ms: AtomicU64::new(0),
             is_channel_leader: AtomicBool::new(false),
             unlisted: AtomicBool::new(false),
-            told_horizon: AtomicBool::new(false),
+            warned_horizon: AtomicBool::new(false),
             head: watch::channel(0).0,
         }
     }
@@ -167,20 +167,20 @@ impl Shared {
         }
     }
 
-    pub(super) fn reports_no_more(&self) {
+    pub(super) fn stop_reporting(&self) {
         *self.reporting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Grants the lease for `lasts` from `mono_ms`, when the sentinels were asked.
     pub(super) fn set_lease(&self, mono_ms: u64, lasts: Duration) {
         self.lease_ms.store(mono_ms + clock::millis(lasts), Ordering::Relaxed);
-        self.word_ms.store(mono_ms, Ordering::Relaxed);
+        self.sentinel_ms.store(mono_ms, Ordering::Relaxed);
     }
 
     /// Records that this node was a member at `mono_ms`. With Sentinel this counts only up to the time at which a
     /// majority last confirmed the server, because a node could join at another server after that.
     pub(super) fn informed(&self, members: &mut Members, mono_ms: u64) {
-        members.informed(mono_ms.min(self.word_ms.load(Ordering::Relaxed)));
+        members.informed(mono_ms.min(self.sentinel_ms.load(Ordering::Relaxed)));
     }
 
     /// Fails if the lease has expired: another server may hold the log.
@@ -202,12 +202,12 @@ impl Shared {
     }
 
     /// When the last heartbeat was answered, in milliseconds on the monotonic clock.
-    pub(super) fn last_beat(&self) -> u64 {
-        self.last_beat_ms.load(Ordering::Relaxed)
+    pub(super) fn last_heartbeat(&self) -> u64 {
+        self.last_heartbeat_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_beat(&self) {
-        self.last_beat_ms.store(clock::now().mono_ms, Ordering::Relaxed);
+    pub(super) fn note_heartbeat(&self) {
+        self.last_heartbeat_ms.store(clock::now().mono_ms, Ordering::Relaxed);
     }
 
     /// The current link.
@@ -224,7 +224,7 @@ impl Shared {
 
     pub(super) fn up(&self, link: Link) {
         self.pending().set_idle(false);
-        self.note_beat();
+        self.note_heartbeat();
         let mut state = self.state();
         *state = State {
             link: Some(link),
@@ -254,7 +254,7 @@ impl Shared {
     }
 
     /// Records that Redis accepts writes.
-    pub(super) fn note_room(&self) {
+    pub(super) fn note_writable(&self) {
         if self.state().full.take().is_some() {
             tracing::info!("Redis accepts writes again");
         }
@@ -265,13 +265,13 @@ impl Shared {
     }
 
     /// Fails if no event can be appended although there is a link.
-    pub(super) fn check_room(&self) -> Result<(), BrokerError> {
+    pub(super) fn check_writable(&self) -> Result<(), BrokerError> {
         // A member attempts the append: Redis may accept writes again. A node that is still joining does not append.
         let full = if *self.joined.borrow() { None } else { self.state().full.clone() };
         full.map_or(Ok(()), |why| Err(BrokerError::Unavailable(why)))
     }
 
-    pub(super) fn note_beat_answer(&self, answer: &BeatAnswer) {
+    pub(super) fn note_heartbeat_answer(&self, answer: &HeartbeatAnswer) {
         let mut state = self.state();
         state.cluster = Some((answer.connections, answer.nodes));
         (state.events, state.bytes) = (answer.events, answer.bytes);
@@ -281,7 +281,7 @@ impl Shared {
     /// Warns once if event IDs are forgotten before the horizon.
     pub(super) fn note_horizon(&self, ids_ms: u64, forgotten: bool) {
         let horizon_ms = self.bounds.ids_ms;
-        if forgotten && ids_ms < horizon_ms && !self.told_horizon.swap(true, Ordering::Relaxed) {
+        if forgotten && ids_ms < horizon_ms && !self.warned_horizon.swap(true, Ordering::Relaxed) {
             crate::broker::warn_of_short_horizon(ids_ms, horizon_ms);
         }
     }
@@ -312,7 +312,7 @@ impl Shared {
     }
 
     /// Extends the deadlines of probes by a time in which this process did not run.
-    pub(super) fn excuse_probes(&self, late: Duration) {
+    pub(super) fn extend_probes(&self, late: Duration) {
         let (now, mut state) = (Instant::now(), self.state());
         let State { probes, echoes, lag, .. } = &mut *state;
         for (_, sent) in probes.iter_mut().chain(echoes) {

@@ -170,7 +170,7 @@ pub(super) async fn run(
                 }
             }
             if items.iter().any(announces_revocations) {
-                revoked::take_over(shared, link).await?;
+                revoked::apply_all(shared, link).await?;
             }
         }
     }
