@@ -53,8 +53,8 @@ impl ConnectionIdIssuer {
         [random, code & OF_USER] == [id.halves()[0], id.halves()[1] & OF_USER]
     }
 
-    /// Puts the code behind the random half. Version 8 (a layout of one's own) and variant of RFC 9562 make the name
-    /// a UUID to everyone else.
+    /// Appends the code to the random half. The version 8 (custom layout) and the variant of RFC 9562 make the result a
+    /// valid UUID.
     fn complete(&self, random: u64, bearer: Bearer<'_>) -> ConnectionId {
         let random = random & !0xf000 | 0x8000;
         let mut signer = hmac::Context::with_key(&self.key);

@@ -430,7 +430,7 @@ async fn a_listed_channel_provides_the_type_of_its_events() {
     assert_eq!((&first["payload"]["task_id"], first.get("data")), (&7.into(), None));
 }
 
-// attack: entries written straight into the log's stream => removed or skipped, counted, and every node goes on
+// attack: entries written straight into the log's stream => removed or skipped, counted, no node stops
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_entries_in_the_stream_are_not_delivered_and_stop_no_node() {
     let server = RedisServer::start();

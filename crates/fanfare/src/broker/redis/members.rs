@@ -114,8 +114,8 @@ impl Members {
         self.version
     }
 
-    /// The version of the list for which this node can vouch: its window has everything that nodes missing from that
-    /// list acknowledged. 0 if it cannot vouch for any version yet.
+    /// The version of the list for which this node speaks in a report: its window has everything that nodes which are
+    /// no longer on that list acknowledged. 0 if it does not speak for removed members yet.
     pub(super) fn vouched_version(&self) -> u64 {
         if self.behind.is_some() { 0 } else { self.version }
     }

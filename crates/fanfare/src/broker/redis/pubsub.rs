@@ -149,7 +149,9 @@ fn forget_known(shared: &Shared, waiting: &mut VecDeque<(Instant, Record)>) {
     waiting.retain(|(_, record)| window.find(record.event.event_id()).is_none());
 }
 
-/// The number of waiting messages that this node must append now.
+/// The number of waiting messages that this node must append now. The channel leader appends all of them. Any other
+/// node waits for [`HOLD`] after it received a message and after the link was established, so that the leader's append
+/// can arrive first.
 fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
     let Some(up) = shared.up_since() else { return 0 };
     if shared.is_channel_leader.load(Ordering::Relaxed) {

@@ -78,7 +78,8 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                             "upgrading a log of an older version; nodes of that version can no longer use it"
                         );
                     }
-                    withdraw(shared, link, &found, if regressed { found.head } else { MAX_SEQUENCE }).await?;
+                    revoke_confirmation(shared, link, &found, if regressed { found.head } else { MAX_SEQUENCE })
+                        .await?;
                     sleep(RETRY).await;
                     continue;
                 }
@@ -132,8 +133,8 @@ fn has_regressed(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
     ours.extends(lineage) && (ours.current() != lineage.current() || head < known)
 }
 
-/// Withdraws the server's confirmation, unless its head is beyond `head`. All nodes then restore their entries.
-async fn withdraw(shared: &Shared, link: &Link, found: &Found, head: u64) -> Result<(), LinkError> {
+/// Revokes the server's confirmation, unless its head is beyond `head`. All nodes then restore their entries.
+async fn revoke_confirmation(shared: &Shared, link: &Link, found: &Found, head: u64) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let mut command = link.script(Script::Doubt, &[&keys.log, &keys.epoch, &keys.ids]);
     link.call(command.arg(&link.server).arg(&found.text).arg(head)).await?;

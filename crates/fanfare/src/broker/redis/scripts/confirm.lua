@@ -7,7 +7,7 @@
 --       node is informed: no node can become a member without its knowledge, 9 '1' if it has entries that could not be
 --       restored (lossy), 10 its newest epoch ('-': it has followed no log), 11 for how many ms the node has been
 --       reporting here by its own clock, 12 version of the data format, 13 name of the member, 14 its former names
---       separated by commas ('-': none), 15 the version of the members that the node vouches for, then its members as
+--       separated by commas ('-': none), 15 the version of the members that the node speaks for, then its members as
 --       pairs of a name and the version at which it became a member
 -- Returns {lineage} once the server is confirmed, otherwise the number of missing nodes and the names of those that
 -- have reported.
