@@ -138,7 +138,7 @@ pub trait LogFollower: Send + Sync + fmt::Debug {
     fn wake(&self);
 
     /// Executes a command of a node. Must not block.
-    fn handle_control(&self, order: ControlMessage);
+    fn handle_control(&self, message: ControlMessage);
 
     /// The revocations that the node knows.
     fn revocations(&self) -> Vec<Revocation>;
@@ -180,7 +180,7 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>>;
 
     /// Sends a command to all nodes. Nodes that are disconnected and return within minutes execute it too.
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()>;
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()>;
 
     /// Asks all nodes. Returns the answers that arrived in time, and the number of nodes that were asked.
     fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)>;

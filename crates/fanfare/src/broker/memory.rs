@@ -164,10 +164,10 @@ impl Broker for MemoryBroker {
         })
     }
 
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
         let followers = self.log().followers.clone();
         for follower in followers {
-            follower.handle_control(order.clone());
+            follower.handle_control(message.clone());
         }
         Box::pin(ready(Ok::<_, BrokerError>(())))
     }

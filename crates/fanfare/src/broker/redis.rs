@@ -170,15 +170,15 @@ impl RedisBroker {
         }
     }
 
-    async fn order_now(&self, order: ControlMessage) -> Result<(), BrokerError> {
+    async fn send_control(&self, message: ControlMessage) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
-        if let ControlMessage::Revoke(revocation) = &order {
+        if let ControlMessage::Revoke(revocation) = &message {
             let one = std::slice::from_ref(revocation);
             return Ok(revoked::store(&link, &self.shared.keys, one, Announce::All).await?);
         }
         let mut command = cmd("XADD");
         command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_ENTRIES).arg("*");
-        for (name, value) in tail::control_fields(&order) {
+        for (name, value) in tail::control_fields(&message) {
             command.arg(name).arg(value);
         }
         link.call(&command).await?;
@@ -241,8 +241,8 @@ impl Broker for RedisBroker {
         Box::pin(self.range_now(after, limit))
     }
 
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
-        Box::pin(self.order_now(order))
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
+        Box::pin(self.send_control(message))
     }
 
     fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {

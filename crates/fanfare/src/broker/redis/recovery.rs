@@ -31,8 +31,8 @@ const GRACE_MS: u64 = 13_000;
 /// The time for which a node without heartbeats counts as alive, in milliseconds.
 pub(super) const ALIVE_MS: u64 = 10_000;
 
-/// The version of the data format in Redis. A confirmation records it, and nodes with another version do not use the
-/// log.
+/// The version of the data format in Redis. A confirmation records it. A node rejects a log of a newer version, and
+/// recovers one of an older version before it uses it.
 const FORMAT: u32 = 3;
 
 /// The interval between two attempts.

@@ -315,8 +315,8 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, control_id: &mut String, a
 }
 
 /// Encodes a command for the control stream.
-pub(super) fn control_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
-    match order {
+pub(super) fn control_fields(message: &ControlMessage) -> Vec<(&'static str, String)> {
+    match message {
         ControlMessage::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
         }
