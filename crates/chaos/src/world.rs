@@ -258,9 +258,9 @@ fn revive(server: &mut RedisServer) {
     }
 }
 
-/// The number of events in a line that says that they were put back.
+/// The number of restored events in a log line about them.
 fn put_back(line: &str) -> Option<u64> {
-    let (_, rest) = line.split_once("they were put back")?;
+    let (_, rest) = line.split_once("this node restored them")?;
     let digits = rest.chars().skip_while(|c| *c != '=').skip(1).skip_while(|c| !c.is_ascii_digit() || *c == '\u{1b}');
     digits.take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_was_put_back_is_read_from_the_log() {
-        let line = "2026-11-27T02:02:22Z  WARN fanfare::broker: the log had lost events; they were put back events=412";
+        let line = "2026-11-27T02:02:22Z  WARN fanfare: the log had lost events; this node restored them events=412";
         assert_eq!(put_back(line), Some(412));
         assert_eq!(put_back("another line events=3"), None);
     }

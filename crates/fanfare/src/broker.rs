@@ -1,4 +1,4 @@
-//! Where the log lives. Knows events and positions, and not who is connected.
+//! The log: its traits and its backends. It handles events and positions, and has no knowledge of sessions.
 
 mod ids;
 mod memory;
@@ -12,187 +12,192 @@ use crate::{presence::ConnectionInfo, why::Question};
 use fanfare_core::{Audience, ConnectionId, Event, Position, Revocation, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-/// A future that a broker answers with.
+/// The future that broker methods return.
 pub type BrokerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
-/// An event and whom it is for, on its way into the log.
+/// An event with its audience, to be appended to the log.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// The event, complete.
+    /// The event, with all fields that the hub adds.
     pub event: Event,
-    /// Whom it is for.
+    /// The clients that may receive it.
     pub audience: Audience,
-    /// Who published it, as a text for people.
+    /// The publisher, as a display name.
     pub publisher: Option<Arc<str>>,
-    /// What its publish is traced as ([`Publishing::context`](crate::trace::Publishing::context)).
+    /// The trace context of its publish ([`Publishing::context`](crate::trace::Publishing::context)).
     pub trace: Option<Arc<str>>,
 }
 
-/// An event's place in the log.
+/// The result of an append: the position of the event in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
-    /// The place.
+    /// The position.
     pub position: Position,
-    /// The log had an event of this id already, at this place; nothing was appended.
+    /// The log already knew the `event_id`, at this position. Nothing was appended.
     pub duplicate: bool,
 }
 
-/// Why the log could not take or give an event.
+/// Why an operation of the log failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// The log can't be reached. Whether it holds the event is not known; publishing it again under the same `event_id`
-    /// publishes it once.
-    #[error("the log can't be reached: {0}")]
+    /// The log is unavailable. It is unknown whether the log has the event; publishing it again under the same
+    /// `event_id` appends it at most once.
+    #[error("the log is unavailable: {0}")]
     Unavailable(String),
-    /// The event is in the log, but not yet where a failover would find it. Publishing it again under the same
-    /// `event_id` waits again.
-    #[error("the event is in the log, but not on a replica yet ({replicas} of {wanted} answered in time)")]
+    /// The event is in the log, but no replica has acknowledged it, so a failover may lose it. Publishing it again
+    /// under the same `event_id` waits for the replicas again.
+    #[error("the event is in the log, but {replicas} of {wanted} replicas acknowledged it in time; publish it again")]
     NotReplicated {
-        /// Replicas that have it.
+        /// Replicas that acknowledged it.
         replicas: u64,
-        /// Replicas that were asked for.
+        /// Replicas that have to acknowledge it.
         wanted: u64,
     },
-    /// A revocation is in force, as far as the nodes could be told, but a restart would forget it.
-    #[error("the revocation is in force until the hub restarts, because it can't be kept: {0}")]
+    /// The revocation was sent to the nodes, but not stored: a node that restarts does not know it.
+    #[error("the revocation could not be stored, so it is in force only until the hub restarts: {0}")]
     NotKept(String),
 }
 
-/// What one node has all nodes do.
+/// A command that one node sends to all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlMessage {
-    /// End a connection.
+    /// Close a connection.
     Disconnect {
-        /// Which.
+        /// The connection.
         connection: ConnectionId,
-        /// What its client reads.
+        /// The reason in the close frame.
         reason: String,
     },
-    /// End a connection, because its client is on another node since.
+    /// Close a connection whose client has reconnected to another node.
     Replaced {
-        /// Which.
+        /// The connection.
         connection: ConnectionId,
-        /// When it came, by the clock of the node that has it ([`ConnectionInfo::came_ms`](crate::registry::Present::came_ms)): a later one of
-        /// the same name stays.
+        /// When it connected, by the monotonic clock of its node ([`ConnectionInfo::came_ms`]). A later connection with
+        /// the same ID stays open.
         came_ms: u64,
-        /// The other connection is the newer one for certain. If not, the clients of both have to be able to come back: the newer
-        /// one does.
+        /// The other connection is certainly the newer one. If this is `false`, the clients of both connections must be
+        /// able to reconnect, because it is unknown which of them is still in use.
         sure: bool,
     },
-    /// End a connection that is one too many of its user, over all nodes.
+    /// Close a connection that exceeds the limit of its user over all nodes.
     OverUserLimit {
-        /// Which.
+        /// The connection.
         connection: ConnectionId,
     },
-    /// Believe some tokens no longer, and end the connections that they opened.
+    /// Reject the revoked tokens, and close the connections that they authenticated.
     Revoke(Revocation),
-    /// Have a node see its clients off and end.
+    /// Drain a node and end its process.
     Drain {
-        /// Which.
+        /// The name of the node.
         node: String,
     },
-    /// Log so much from now on.
+    /// Set the log level.
     LogLevel {
-        /// As the application's log understands it.
+        /// A filter in the format of the application's logger.
         filter: String,
     },
-    /// End every connection of a user.
+    /// Close all connections of a user.
     DisconnectUser {
-        /// Whose.
+        /// The user.
         user: Arc<str>,
-        /// What its clients read.
+        /// The reason in the close frames.
         reason: String,
     },
 }
 
-/// How the log stands.
+/// The status of the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BackendStatus {
-    /// What is wrong, as a sentence; `None`: the log takes and gives events.
+    /// The problem, as a sentence. `None` if events can be appended and are delivered.
     pub problem: Option<String>,
-    /// Redis answers. Always false for a log in memory, which has none.
+    /// The node is connected to Redis. Always `false` for the in-memory log.
     pub connected: bool,
-    /// What publishers `PUBLISH` on Redis' channels is heard.
+    /// The node receives what publishers `PUBLISH` on Redis channels.
     pub listening: bool,
-    /// How long the newest probe took from its append to its return.
+    /// The time from the append of the newest probe to its delivery.
     pub lag: Option<Duration>,
-    /// How many events the log holds.
+    /// The number of events in the log.
     pub events: usize,
-    /// How many bytes of events the log holds.
+    /// The size of the events in the log, in bytes.
     pub bytes: usize,
-    /// How far back the log knows all ids of events: an event that is published again within that time is a duplicate.
+    /// How far back the log remembers all event IDs. An event that is published again within that time is a duplicate.
     pub horizon: Duration,
-    /// Connections on all nodes together and how many nodes there are, where others than this one are known.
+    /// The connections on all nodes and the number of nodes. `None` if other nodes are unknown.
     pub cluster: Option<(usize, usize)>,
 }
 
-/// Follows a log: a node.
+/// A node that follows a log.
+///
+/// The broker pushes entries into [`window`](Self::window) and calls [`wake`](Self::wake) after it has released the
+/// window's lock.
 pub trait LogFollower: Send + Sync + fmt::Debug {
-    /// The node's window, into which the broker writes.
+    /// The node's window, which the broker fills.
     fn window(&self) -> &SharedWindow;
 
-    /// Says that the window has changed, once no lock is held any more. Must not block.
+    /// Notifies the node that its window has changed. Called without any lock held. Must not block.
     fn wake(&self);
 
-    /// Carries out what a node ordered. Must not block.
-    fn handle_control(&self, order: ControlMessage);
+    /// Executes a command of a node. Must not block.
+    fn handle_control(&self, message: ControlMessage);
 
-    /// The tokens that the node believes no longer.
+    /// The revocations that the node knows.
     fn revocations(&self) -> Vec<Revocation>;
 
-    /// How many clients the node has.
+    /// The number of clients that are connected to the node.
     fn connections(&self) -> usize;
 
-    /// The node's clients, or those of one user.
+    /// The clients that are connected to the node, or those of one user.
     fn clients(&self, of_user: Option<&str>) -> BrokerFuture<'_, Vec<ConnectionInfo>>;
 
-    /// About `count` of the node's clients from a place on, and the next place if there are more. A place is 0, or what
-    /// the call before gave; clients that come meanwhile may be left out.
+    /// One page of about `count` of the node's clients, and the place of the next page if there is one. `place` is 0,
+    /// or the next place that the previous call returned. Clients that connect during the iteration may be missing.
     fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)>;
 
-    /// What the node has to say to a question, as JSON; `None`: nothing.
+    /// The node's answer to a question, as JSON. `None` if it knows nothing about the subject.
     fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>>;
 }
 
-/// A log: one order for all events of all publishers.
+/// A log: a total order of all events of all publishers.
 pub trait Broker: Send + Sync + fmt::Debug + 'static {
-    /// What holds the log, as `/ws/health` names it.
+    /// The name of the backend in `/ws/health`.
     fn name(&self) -> &'static str;
 
-    /// How it stands now.
+    /// The current status.
     fn status(&self) -> BackendStatus;
 
-    /// Appends records in their order. A record whose `event_id` the log knows is not appended again: it remembers ids
-    /// for longer than events ([`Bounds::ids_ms`](fanfare_core::window::Bounds::ids_ms)).
+    /// Appends records in their order. A record whose `event_id` the log knows is not appended again. The log remembers
+    /// IDs for longer than it retains events ([`Bounds::ids_ms`](fanfare_core::window::Bounds::ids_ms)).
     ///
-    /// An answer means that every record is in the log; an error, that none of them was acknowledged.
+    /// On success every record is in the log. After an error none of them is acknowledged.
     fn append(&self, records: Vec<Record>) -> BrokerFuture<'_, Vec<Appended>>;
 
-    /// Returns once every node's window that follows this broker here has all that was in the log at the call, or at
-    /// its return to a log that was away: callers limit how long they wait.
+    /// Waits until the windows of all nodes that follow this broker in this process have every event that was in the
+    /// log at the time of the call, or at the time when an unavailable log was reached again. It has no timeout:
+    /// callers limit how long they wait.
     fn catch_up(&self) -> BrokerFuture<'_, ()>;
 
-    /// The entries behind a place, oldest first, at most `limit`.
+    /// The entries with a sequence greater than `after`, oldest first, at most `limit`.
     fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>>;
 
-    /// Has every node carry something out, those included that are cut off now and come back within minutes.
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()>;
+    /// Sends a command to all nodes. Nodes that are disconnected and return within minutes execute it too.
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()>;
 
-    /// Asks every node, and gives what those said that answered in time, and how many were asked.
+    /// Asks all nodes. Returns the answers that arrived in time, and the number of nodes that were asked.
     fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)>;
 
-    /// Lets go of what is too old at `unix_ms`.
+    /// Evicts the events that are too old at `unix_ms`, in milliseconds since 1970-01-01T00:00:00Z.
     fn expire(&self, unix_ms: u64);
 
-    /// Ends what the broker does in the background, once this node has no clients any more.
+    /// Stops the background work of the broker. Must be called after the node has drained its clients.
     fn stop(&self);
 }
 
-/// Says that so many events are published that their ids are not remembered for as long as they should be.
+/// Warns that event IDs are forgotten before `idempotency_horizon`, because too many events are published.
 fn warn_of_short_horizon(covered_ms: u64, horizon_ms: u64) {
     tracing::warn!(
-        "an event that is published again is recognised for {} s, not for {} s (idempotency_horizon): more than \
-         idempotency_events were published in that time; raise it, or publishers must not repeat an event later",
+        "duplicate events are recognised for {} s instead of {} s (idempotency_horizon), because more than \
+         idempotency_events were published in that time; increase idempotency_events, or make sure that publishers \
+         do not retry an event later than that",
         covered_ms / 1_000,
         horizon_ms / 1_000
     );

@@ -1,33 +1,33 @@
-//! What the log in Redis takes from the world around it: time, randomness, connections and tasks. A deterministic
-//! simulation puts its own in their place, for the thread that it runs on. Everything else has the system's.
+//! Time, randomness, connections and tasks for the log in Redis. A deterministic simulation replaces them for the
+//! current thread. Otherwise they are those of the operating system and of tokio.
 
 use fanfare_core::time::Now;
 use std::{cell::RefCell, fmt, io, pin::Pin, rc::Rc};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// A stream to a server.
+/// A byte stream to a server.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection on its way.
+/// A connection attempt.
 pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
-/// A task in the background. It stays on its thread.
+/// A background task. It is polled on the thread that spawned it.
 pub type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A simulated world.
+/// A simulated environment.
 pub trait Environment: fmt::Debug {
-    /// The time on both clocks.
+    /// The current time of the monotonic clock and of the wall clock.
     fn now(&self) -> Now;
 
-    /// Fills `bytes` with randomness.
+    /// Fills `bytes` with random bytes.
     fn fill(&self, bytes: &mut [u8]);
 
     /// Opens a connection to a server.
     fn dial(&self, host: &str, port: u16) -> Dialing;
 
-    /// Runs a task until it ends.
+    /// Spawns a task that runs to completion.
     fn spawn(&self, task: Task);
 }
 
@@ -35,42 +35,42 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<dyn Environment>>> = const { RefCell::new(None) };
 }
 
-/// Does something in a simulated world.
+/// Calls `act` with `environment` as the environment of this thread.
 pub fn enter<T>(environment: &Rc<dyn Environment>, act: impl FnOnce() -> T) -> T {
-    /// Puts the world of before back, also after a panic.
-    struct Leave(Option<Rc<dyn Environment>>);
+    /// Restores the previous environment, even after a panic.
+    struct Restore(Option<Rc<dyn Environment>>);
 
-    impl Drop for Leave {
+    impl Drop for Restore {
         fn drop(&mut self) {
             CURRENT.set(self.0.take());
         }
     }
 
-    let _leave = Leave(CURRENT.replace(Some(environment.clone())));
+    let _restore = Restore(CURRENT.replace(Some(environment.clone())));
     act()
 }
 
-/// The simulated world, if there is one.
+/// The simulated environment of this thread, if any.
 pub(crate) fn current() -> Option<Rc<dyn Environment>> {
     CURRENT.with_borrow(Clone::clone)
 }
 
-/// The simulated time, if there is one.
+/// The simulated time, in a simulation.
 pub(crate) fn now() -> Option<Now> {
     current().map(|environment| environment.now())
 }
 
-/// Fills `bytes` with simulated randomness. Returns whether there is some.
+/// Fills `bytes` with simulated randomness. Returns `false` outside of a simulation.
 pub(crate) fn fill(bytes: &mut [u8]) -> bool {
     current().inspect(|environment| environment.fill(bytes)).is_some()
 }
 
-/// A simulated connection, in a simulated world.
+/// Opens a simulated connection. `None` outside of a simulation.
 pub(crate) fn dial(host: &str, port: u16) -> Option<Dialing> {
     current().map(|environment| environment.dial(host, port))
 }
 
-/// Runs a task in the background, in whichever world.
+/// Spawns a background task, in the simulation or on tokio.
 pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     match current() {
         Some(environment) => environment.spawn(Box::pin(task)),

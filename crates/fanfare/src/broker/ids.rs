@@ -1,4 +1,4 @@
-//! Which ids of events a log in memory knows again, also when it has evicted the events themselves.
+//! The event IDs that an in-memory log remembers, including those of evicted events.
 
 use fanfare_core::window::Bounds;
 use std::{
@@ -6,49 +6,51 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-/// How many generations are remembered beside the current one.
+/// The number of generations that are retained besides the current one.
 const OLDER: usize = 2;
 
-/// The ids of a log's newest events, each as a keyed hash of 128 bits.
+/// The IDs of the newest events of a log, each as a keyed hash of 128 bits.
 ///
-/// They are kept in generations: a generation ends after half of the horizon, or with half of the ids that are to be
-/// remembered, and the two before the current one stay. So an id is known for the whole horizon, unless more events
-/// than [`Bounds::ids`] came meanwhile, and at most one and a half times as many are remembered.
+/// IDs are stored in generations. A generation ends after half of the horizon, or when it has half of [`Bounds::ids`],
+/// and the two generations before the current one are retained. An ID is therefore remembered for the whole horizon,
+/// unless more than [`Bounds::ids`] events are published in that time. At most one and a half times that number is
+/// stored.
 #[derive(Debug)]
 pub(crate) struct Ids {
-    /// Two hashers that know nothing of each other: who chooses ids can't make two of them look the same.
+    /// Two independent hashers, so that a publisher that chooses IDs cannot construct collisions.
     hashers: [RandomState; 2],
-    /// The newest last; never empty.
+    /// Oldest first. Never empty.
     generations: VecDeque<Generation>,
-    /// How many ids and milliseconds a generation has at most.
-    most: usize,
+    /// The maximum number of IDs in a generation. `period_ms` is its maximum age in milliseconds.
+    max_ids: usize,
     period_ms: u64,
     horizon_ms: u64,
-    /// Somebody was told that the ids are too many for the horizon.
-    told: bool,
+    /// The warning about a short horizon was logged.
+    warned: bool,
 }
 
 #[derive(Debug)]
 struct Generation {
-    /// When it began, in milliseconds since 1970-01-01T00:00:00Z.
+    /// When it was started, in milliseconds since 1970-01-01T00:00:00Z.
     began_ms: u64,
     sequences: HashMap<(u64, u64), u64>,
 }
 
 impl Ids {
-    /// None so far: what was published before `unix_ms` is not known.
+    /// Creates an empty list: IDs of events published before `unix_ms` are unknown.
     pub(crate) fn new(bounds: Bounds, unix_ms: u64) -> Self {
         Self {
             hashers: [RandomState::new(), RandomState::new()],
             generations: VecDeque::from([Generation::new(unix_ms)]),
-            most: (bounds.ids / 2).max(1),
+            max_ids: (bounds.ids / 2).max(1),
             period_ms: bounds.ids_ms / 2,
             horizon_ms: bounds.ids_ms,
-            told: false,
+            warned: false,
         }
     }
 
-    /// The place of an event with this id. The id then counts as new.
+    /// The sequence of the event with this ID. A match in an older generation is copied to the current one, so the ID
+    /// is remembered for another horizon.
     pub(crate) fn find(&mut self, event_id: &str, unix_ms: u64) -> Option<u64> {
         let key = self.key(event_id);
         let (age, sequence) = self
@@ -64,12 +66,12 @@ impl Ids {
         Some(sequence)
     }
 
-    /// Remembers the place of an event.
+    /// Remembers the sequence of an event.
     pub(crate) fn insert(&mut self, event_id: &str, sequence: u64, unix_ms: u64) {
         self.put(self.key(event_id), sequence, unix_ms);
     }
 
-    /// For how long back all ids are known, in milliseconds: at most the horizon.
+    /// How far back all IDs are remembered, in milliseconds. At most the horizon.
     pub(crate) fn covered_ms(&self, unix_ms: u64) -> u64 {
         let oldest = self.generations.front().map_or(unix_ms, |oldest| oldest.began_ms);
         unix_ms.saturating_sub(oldest).min(self.horizon_ms)
@@ -83,7 +85,7 @@ impl Ids {
     fn put(&mut self, key: (u64, u64), sequence: u64, unix_ms: u64) {
         let Some(current) = self.generations.back() else { return };
         let (full, old) =
-            (current.sequences.len() >= self.most, unix_ms.saturating_sub(current.began_ms) >= self.period_ms);
+            (current.sequences.len() >= self.max_ids, unix_ms.saturating_sub(current.began_ms) >= self.period_ms);
         if full || old {
             self.rotate(unix_ms);
         }
@@ -99,7 +101,7 @@ impl Ids {
         }
         self.generations.pop_front();
         let covered_ms = self.covered_ms(unix_ms);
-        if covered_ms < self.horizon_ms && !std::mem::replace(&mut self.told, true) {
+        if covered_ms < self.horizon_ms && !std::mem::replace(&mut self.warned, true) {
             super::warn_of_short_horizon(covered_ms, self.horizon_ms);
         }
     }
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_known_for_the_horizon_and_forgotten_some_time_after() {
+    fn an_id_is_remembered_for_the_horizon_and_forgotten_some_time_after() {
         let mut ids = ids(1_000, 100);
         let mut known_for = Vec::new();
         for n in 0..1_000_u64 {
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_asked_for_again_is_known_for_longer() {
+    fn a_duplicate_extends_the_time_that_its_id_is_remembered() {
         let mut ids = ids(1_000, 100);
         ids.insert("a", 1, 0);
         for n in 1..100 {
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_horizon_that_is_left_is_told() {
+    fn memory_is_bounded_and_a_short_horizon_is_logged() {
         let mut ids = ids(100, 1_000);
         for n in 0..10_000_u64 {
             ids.insert(&format!("e{n}"), n + 1, n);
@@ -154,9 +156,9 @@ mod tests {
             assert!(held <= 150, "{held}");
             let hundredth = ids.key(&format!("e{}", n.saturating_sub(99)));
             let known = ids.generations.iter().any(|one| one.sequences.contains_key(&hundredth));
-            assert!(known, "the newest hundred are known");
+            assert!(known, "the newest hundred IDs are remembered");
         }
         assert!((100..=150).contains(&ids.covered_ms(9_999)), "{}", ids.covered_ms(9_999));
-        assert!(ids.told);
+        assert!(ids.warned);
     }
 }

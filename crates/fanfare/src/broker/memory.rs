@@ -1,4 +1,4 @@
-//! The log of a single process, in its memory.
+//! The in-memory log of a single process.
 
 use super::{
     Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, Record, ids::Ids,
@@ -18,7 +18,8 @@ use std::{
     time::Duration,
 };
 
-/// A log in this process's memory. It ends with the process; the next one has another epoch.
+/// A log in the memory of this process. It is lost when the process exits; the log of the next process has another
+/// epoch.
 #[derive(Debug)]
 pub struct MemoryBroker {
     epoch: u64,
@@ -27,34 +28,35 @@ pub struct MemoryBroker {
 
 #[derive(Debug)]
 struct Log {
-    /// A log that is bounded like a window is one.
+    /// The log has the same bounds as a window, so it is one.
     entries: Window,
     ids: Ids,
-    tails: Vec<Arc<dyn LogFollower>>,
+    followers: Vec<Arc<dyn LogFollower>>,
 }
 
 impl MemoryBroker {
-    /// An empty log. `epoch` must not have been another log's.
+    /// Creates an empty log. `epoch` must not have been used by another log.
     pub fn new(epoch: u64, bounds: Bounds) -> Self {
         let now = clock::now().unix_ms;
-        // It is unknown what an earlier process published, and which clients received it.
+        // It is unknown what an earlier process published, and which clients received it: the lineage starts with a
+        // loss.
         let entries = Window::new(Lineage::begun(epoch, now), 0, bounds);
-        Self { epoch, log: Mutex::new(Log { entries, ids: Ids::new(bounds, now), tails: Vec::new() }) }
+        Self { epoch, log: Mutex::new(Log { entries, ids: Ids::new(bounds, now), followers: Vec::new() }) }
     }
 
-    /// Has `tail` follow the log from its head on. Its window must be empty.
-    pub fn follow(&self, tail: Arc<dyn LogFollower>) {
+    /// Adds a follower, from the head of the log on. Its window must be empty.
+    pub fn follow(&self, follower: Arc<dyn LogFollower>) {
         let mut log = self.log();
         {
-            let mut window = tail.window().write();
+            let mut window = follower.window().write();
             window.adopt(log.entries.lineage().clone(), 0);
             window.jump(log.entries.head());
         }
-        log.tails.push(tail);
+        log.followers.push(follower);
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        // Nothing in the lock's reach leaves the log half changed.
+        // No code under the lock leaves the log in an inconsistent state, so a poisoned lock can be used.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,14 +68,14 @@ impl MemoryBroker {
         if fresh.is_empty() {
             return appended;
         }
-        for tail in &log.tails {
-            let mut window = tail.window().write();
+        for follower in &log.followers {
+            let mut window = follower.window().write();
             fresh.iter().for_each(|entry| window.push(entry.clone()));
         }
-        let tails = log.tails.clone();
+        let followers = log.followers.clone();
         drop(log);
-        for tail in tails {
-            tail.wake();
+        for follower in followers {
+            follower.wake();
         }
         appended
     }
@@ -97,17 +99,17 @@ impl Log {
 
 impl MemoryBroker {
     async fn clients(&self, of_user: Option<&str>) -> Result<Vec<ConnectionInfo>, BrokerError> {
-        let tails = self.log().tails.clone();
+        let followers = self.log().followers.clone();
         let mut clients = Vec::new();
-        for tail in tails {
-            clients.extend(tail.clients(of_user).await?);
+        for follower in followers {
+            clients.extend(follower.clients(of_user).await?);
         }
         clients.sort_by_key(|client| (client.since_ms, client.connection));
         Ok(clients)
     }
 }
 
-/// The nodes themselves know who is connected.
+/// The nodes in this process are asked for their clients.
 impl Presence for MemoryBroker {
     fn arrived(&self, _client: ConnectionInfo) {}
 
@@ -141,7 +143,7 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(self.append_now(records))))
     }
 
-    /// The windows never lag behind.
+    /// Returns immediately: `append` pushes into all windows before it returns.
     fn catch_up(&self) -> BrokerFuture<'_, ()> {
         Box::pin(ready(Ok(())))
     }
@@ -152,20 +154,20 @@ impl Broker for MemoryBroker {
     }
 
     fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
-        let tails = self.log().tails.clone();
+        let followers = self.log().followers.clone();
         Box::pin(async move {
             let mut answers = Vec::new();
-            for tail in &tails {
-                answers.extend(tail.answer(question.clone()).await?);
+            for follower in &followers {
+                answers.extend(follower.answer(question.clone()).await?);
             }
-            Ok((answers, tails.len()))
+            Ok((answers, followers.len()))
         })
     }
 
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
-        let tails = self.log().tails.clone();
-        for tail in tails {
-            tail.handle_control(order.clone());
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
+        let followers = self.log().followers.clone();
+        for follower in followers {
+            follower.handle_control(message.clone());
         }
         Box::pin(ready(Ok::<_, BrokerError>(())))
     }

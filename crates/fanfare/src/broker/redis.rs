@@ -1,4 +1,4 @@
-//! The log in Redis, shared by all nodes: a stream, appended to by a script that takes each `event_id` once.
+//! The log in Redis, shared by all nodes. The log is a stream; a script appends to it and accepts each `event_id` once.
 
 mod appender;
 mod bus;
@@ -8,8 +8,8 @@ mod inspect;
 mod keys;
 mod link;
 mod members;
+mod page_size;
 mod parameters;
-mod piece;
 mod presence;
 mod pubsub;
 mod questions;
@@ -42,10 +42,10 @@ use fanfare_core::{
     window::{Bounds, Entry},
 };
 use keys::CONTROL_ENTRIES;
-use piece::Piece;
+use page_size::PageSize;
 use presence::Change;
 use redis::cmd;
-use revoked::Ordered;
+use revoked::Announce;
 use shared::{Job, Shared};
 use std::{
     fmt,
@@ -58,46 +58,46 @@ use tokio::{
     time::timeout,
 };
 
-/// How many appends wait for the link at once.
+/// The maximum number of appends that wait for the link.
 const MAX_JOBS: usize = 10_000;
 
-/// How long an append may take from its call to its answer.
+/// The timeout of an append, including its time in the queue.
 const APPEND: Duration = Duration::from_secs(5);
 
-/// When an event counts as published.
+/// The point at which an event counts as published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// Redis has it.
+    /// Redis has executed the append.
     #[default]
     Log,
-    /// A replica has it too, so that a failover does not lose it.
+    /// At least one replica has acknowledged the append, so a failover does not lose the event.
     Replica,
 }
 
-/// How a log in Redis is to be.
+/// The configuration of a log in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisOptions {
-    /// Where it is.
+    /// The URL of Redis.
     pub url: RedisUrl,
-    /// What all keys and channels begin with. `ws` is what the reference's publishers use.
+    /// The prefix of all keys and channels. Compatible publishers use `ws`.
     pub namespace: String,
-    /// Further channels, by their whole names, on which events are published. They are for everyone, unless they have an
-    /// `audience`; one without a `type` has the channel's name as its type.
+    /// Further channels on which events are published, by their full names. Events on them are for everyone, unless
+    /// they have an `audience`. The channel's name is the type of an event without `type`.
     pub channels: Vec<String>,
-    /// When an event counts as published.
+    /// The point at which an event counts as published.
     pub durability: Durability,
-    /// How long news may take through the log before the hub counts as not healthy, and makes the link anew.
+    /// The maximum delay of a probe through the log. A node beyond it is unhealthy and reconnects to Redis.
     pub lag_limit: Duration,
-    /// The largest event that is taken from a channel, in bytes of JSON.
+    /// The maximum size of an event on a channel, in bytes of JSON.
     pub max_event_bytes: usize,
-    /// Apply [`Draft::validate`](fanfare_core::Draft::validate) to the events that are taken from channels.
+    /// Apply [`Draft::validate`](fanfare_core::Draft::validate) to events on channels.
     pub validate_events: bool,
-    /// Connections that a user may have on all nodes together. 0: no limit.
+    /// The maximum number of connections of a user on all nodes. 0: no limit.
     pub max_connections_per_user: usize,
 }
 
 impl RedisOptions {
-    /// As they are unless something else is set.
+    /// The default options.
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,
@@ -122,32 +122,33 @@ pub struct RedisBroker {
 }
 
 impl RedisBroker {
-    /// Connects as `node`, a name that no other has, fills the window of `tail` from the log, and follows the log from then on.
+    /// Connects to Redis as `node`, fills the window of `follower` from the log, and follows the log. `node` must be
+    /// unique: no other node may have this name, now or earlier.
     ///
     /// # Errors
-    /// If Redis can't be reached for ten seconds, or is not one that can hold the log.
+    /// If Redis cannot be reached for ten seconds, or cannot hold the log.
     pub async fn connect(
         options: RedisOptions,
         bounds: Bounds,
         node: String,
-        tail: Arc<dyn LogFollower>,
+        follower: Arc<dyn LogFollower>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, LinkError> {
-        // The first who needs TLS says how; an application may have done so already.
+        // The provider is global to the process. An error means that the application has installed one already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let shared = Arc::new(Shared::new(options, bounds, node, tail, metrics));
+        let shared = Arc::new(Shared::new(options, bounds, node, follower, metrics));
         let (jobs, jobs_in) = mpsc::channel(MAX_JOBS);
         let (waiters, waiters_in) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
-        let (heard, heard_in) = pubsub::queue();
+        let (received, received_in) = pubsub::queue();
         let (started, warm) = oneshot::channel();
-        let bus = Bus::new(shared.clone(), jobs_in, waiters_in, heard, stopped);
+        let bus = Bus::new(shared.clone(), jobs_in, waiters_in, received, stopped);
         let thread = bus
-            .spawn(pubsub::forward(shared.clone(), heard_in, jobs.clone()), started)
-            .map_err(|error| LinkError::Unreachable(format!("the system gives no thread: {error}")))?;
+            .spawn(pubsub::forward(shared.clone(), received_in, jobs.clone()), started)
+            .map_err(|error| LinkError::Unreachable(format!("failed to start the thread for Redis: {error}")))?;
         match warm.await {
             Ok(result) => result?,
-            Err(_) => return Err(LinkError::Unreachable("the thread for Redis ended".to_owned())),
+            Err(_) => return Err(LinkError::Unreachable("the thread for Redis exited unexpectedly".to_owned())),
         }
         Ok(Self { shared, jobs, waiters, stop, thread: Mutex::new(thread) })
     }
@@ -157,26 +158,28 @@ impl RedisBroker {
             return Ok(Vec::new());
         }
         self.shared.link()?;
-        self.shared.check_room()?;
+        self.shared.check_writable()?;
         let (reply, answer) = oneshot::channel();
         let sent = self.jobs.try_send(Job { records, reply });
-        sent.map_err(|_| BrokerError::Unavailable(format!("{MAX_JOBS} appends wait for Redis already")))?;
+        sent.map_err(|_| BrokerError::Unavailable(format!("the queue of {MAX_JOBS} appends to Redis is full")))?;
         match timeout(APPEND, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(BrokerError::Unavailable("the link to Redis ended meanwhile".to_owned())),
-            Err(_) => Err(BrokerError::Unavailable("Redis did not answer in time".to_owned())),
+            Ok(Err(_)) => {
+                Err(BrokerError::Unavailable("the connection to Redis was lost during the append".to_owned()))
+            }
+            Err(_) => Err(BrokerError::Unavailable("Redis did not respond in time".to_owned())),
         }
     }
 
-    async fn order_now(&self, order: ControlMessage) -> Result<(), BrokerError> {
+    async fn send_control(&self, message: ControlMessage) -> Result<(), BrokerError> {
         let link = self.shared.link()?;
-        if let ControlMessage::Revoke(revocation) = &order {
+        if let ControlMessage::Revoke(revocation) = &message {
             let one = std::slice::from_ref(revocation);
-            return Ok(revoked::keep(&link, &self.shared.keys, one, Ordered::All).await?);
+            return Ok(revoked::store(&link, &self.shared.keys, one, Announce::All).await?);
         }
         let mut command = cmd("XADD");
         command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_ENTRIES).arg("*");
-        for (name, value) in tail::order_fields(&order) {
+        for (name, value) in tail::control_fields(&message) {
             command.arg(name).arg(value);
         }
         link.call(&command).await?;
@@ -185,9 +188,9 @@ impl RedisBroker {
 
     async fn range_now(&self, after: u64, limit: usize) -> Result<Vec<Arc<Entry>>, BrokerError> {
         let link = self.shared.link()?;
-        let (mut from, mut piece, mut entries) = (after.saturating_add(1), Piece::default(), Vec::new());
+        let (mut from, mut page_size, mut entries) = (after.saturating_add(1), PageSize::default(), Vec::new());
         while entries.len() < limit {
-            let count = piece.count().min(limit - entries.len());
+            let count = page_size.count().min(limit - entries.len());
             let mut page = cmd("XRANGE");
             page.arg(&self.shared.keys.log).arg(record::stream_id(from)).arg("+");
             let epoch = self.shared.epoch();
@@ -201,7 +204,7 @@ impl RedisBroker {
             };
             let before = entries.len();
             entries.extend(items.into_iter().filter_map(entry));
-            piece.was(read, entries[before..].iter().map(|entry: &Arc<Entry>| entry.frame.len()).sum());
+            page_size.adapt(read, entries[before..].iter().map(|entry: &Arc<Entry>| entry.frame.len()).sum());
             match entries.last() {
                 Some(last) if read == count => from = last.sequence + 1,
                 _ => break,
@@ -211,10 +214,10 @@ impl RedisBroker {
     }
 
     async fn catch_up_now(&self) -> Result<(), BrokerError> {
-        let (waiter, level) = oneshot::channel();
-        // An error means that the bus has ended, which the waiter hears too.
+        let (waiter, caught_up) = oneshot::channel();
+        // If sending fails, the bus has ended and dropped the receiver, so the next line returns the error.
         let _ = self.waiters.send(waiter);
-        level.await.map_err(|_| BrokerError::Unavailable("the hub ends".to_owned()))
+        caught_up.await.map_err(|_| BrokerError::Unavailable("the hub is shutting down".to_owned()))
     }
 }
 
@@ -239,8 +242,8 @@ impl Broker for RedisBroker {
         Box::pin(self.range_now(after, limit))
     }
 
-    fn order(&self, order: ControlMessage) -> BrokerFuture<'_, ()> {
-        Box::pin(self.order_now(order))
+    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
+        Box::pin(self.send_control(message))
     }
 
     fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
@@ -251,7 +254,7 @@ impl Broker for RedisBroker {
         })
     }
 
-    /// Redis keeps its own time.
+    /// Does nothing: the scripts evict by Redis' own clock.
     fn expire(&self, _unix_ms: u64) {}
 
     fn stop(&self) {
@@ -260,7 +263,7 @@ impl Broker for RedisBroker {
         if let Some(thread) = thread
             && thread.join().is_err()
         {
-            tracing::error!("the thread for Redis ended by a panic");
+            tracing::error!("the thread for Redis panicked");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A node's window, which its broker writes and its shards read.
+//! A node's window, shared between its broker, which writes it, and its shards, which read it.
 
 use fanfare_core::{
     Position,
@@ -7,22 +7,22 @@ use fanfare_core::{
 };
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// A window behind a lock that is held for look-ups and pushes, never across a system call.
+/// A window behind a lock. The lock is held for look-ups and pushes, and never across a system call.
 #[derive(Debug)]
 pub struct SharedWindow(RwLock<Window>);
 
 impl SharedWindow {
-    /// Shares a window.
+    /// Wraps a window.
     pub fn new(window: Window) -> Self {
         Self(RwLock::new(window))
     }
 
-    /// The window as it is.
+    /// Locks the window for reading.
     pub fn read(&self) -> RwLockReadGuard<'_, Window> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The window, to change it.
+    /// Locks the window for writing.
     pub fn write(&self) -> RwLockWriteGuard<'_, Window> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }

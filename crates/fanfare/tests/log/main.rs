@@ -1,6 +1,6 @@
-//! The log: one suite over memory and Redis in every topology, and what Redis alone can do to it.
+//! Tests of the log: one suite for memory and for Redis in every topology, and tests of failures that only Redis has.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition ends the test")]
 
 mod node;
 mod redis;

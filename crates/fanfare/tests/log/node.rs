@@ -1,4 +1,4 @@
-//! A node reduced to what a log needs of it: a window, and a list of what it was ordered.
+//! A minimal node: a window, and a record of the commands that it received.
 
 use fanfare::{
     Audience, Draft,
@@ -30,7 +30,7 @@ pub(crate) const BOUNDS: Bounds =
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) window: SharedWindow,
-    pub(crate) orders: Mutex<Vec<ControlMessage>>,
+    pub(crate) commands: Mutex<Vec<ControlMessage>>,
     pub(crate) clients: Mutex<Vec<ConnectionInfo>>,
 }
 
@@ -41,13 +41,13 @@ impl LogFollower for Node {
 
     fn wake(&self) {}
 
-    fn handle_control(&self, order: ControlMessage) {
-        self.orders.lock().unwrap().push(order);
+    fn handle_control(&self, command: ControlMessage) {
+        self.commands.lock().unwrap().push(command);
     }
 
     fn revocations(&self) -> Vec<Revocation> {
-        let orders = self.orders.lock().unwrap();
-        let revocations = orders.iter().filter_map(|order| match order {
+        let commands = self.commands.lock().unwrap();
+        let revocations = commands.iter().filter_map(|command| match command {
             ControlMessage::Revoke(revocation) => Some(revocation.clone()),
             _ => None,
         });
@@ -70,9 +70,9 @@ impl LogFollower for Node {
 
     fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)> {
         let (clients, place) = (self.clients.lock().unwrap(), usize::try_from(place).unwrap());
-        let piece: Vec<_> = clients.iter().skip(place).take(count).cloned().collect();
-        let next = place + piece.len();
-        Box::pin(ready(Ok((piece, (next < clients.len()).then_some(next as u64)))))
+        let page: Vec<_> = clients.iter().skip(place).take(count).cloned().collect();
+        let next = place + page.len();
+        Box::pin(ready(Ok((page, (next < clients.len()).then_some(next as u64)))))
     }
 }
 
@@ -82,12 +82,12 @@ impl Node {
         Arc::new(Self {
             name: format!("node-{}", COUNT.fetch_add(1, Ordering::Relaxed)),
             window: SharedWindow::new(Window::new(Lineage::new(0), 0, bounds)),
-            orders: Mutex::default(),
+            commands: Mutex::default(),
             clients: Mutex::default(),
         })
     }
 
-    /// The ids of all that the window holds.
+    /// The IDs of the events in the window.
     pub(crate) fn ids(&self) -> Vec<String> {
         let window = self.window.read();
         window.since(window.floor()).map(|entry| entry.event_id.to_string()).collect()
@@ -98,7 +98,7 @@ impl Node {
     }
 }
 
-/// A node that follows the log of a Redis.
+/// Connects a new node to the log in a Redis.
 pub(crate) async fn linked(url: &str) -> (Arc<RedisBroker>, Arc<Node>) {
     linked_with(RedisOptions::new(url.parse().unwrap()), BOUNDS).await.unwrap()
 }
@@ -110,7 +110,7 @@ pub(crate) async fn linked_with(
     linked_as(options, Node::new(bounds), bounds).await
 }
 
-/// A node that is there already, and follows the log of a Redis from now on.
+/// Connects an existing node to the log in a Redis.
 pub(crate) async fn linked_as(
     options: RedisOptions,
     node: Arc<Node>,
@@ -126,18 +126,18 @@ pub(crate) fn record(id: &str, audience: Audience) -> Record {
     Record { event: draft.finish(0, || id.to_owned()).unwrap(), audience, publisher: None, trace: None }
 }
 
-/// Appends events for everyone, each on its own.
+/// Appends events for everyone, one at a time.
 pub(crate) async fn append(broker: &dyn Broker, ids: impl IntoIterator<Item = String>) {
     for id in ids {
         broker.append(vec![record(&id, Audience::Everyone)]).await.unwrap();
     }
 }
 
-/// As a publisher does it: again and again until the log has it.
-pub(crate) async fn append_patiently(broker: &dyn Broker, id: &str) {
+/// Appends an event, and retries until the log accepts it, as publishers do.
+pub(crate) async fn append_with_retries(broker: &dyn Broker, id: &str) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while let Err(error) = broker.append(vec![record(id, Audience::Everyone)]).await {
-        assert!(Instant::now() < deadline, "{id} was never taken: {error}");
+        assert!(Instant::now() < deadline, "the log never accepted {id}: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -146,11 +146,11 @@ pub(crate) fn ids(prefix: &str, range: std::ops::RangeInclusive<u64>) -> Vec<Str
     range.map(|n| format!("{prefix}{n}")).collect()
 }
 
-/// Waits until something holds, which must be soon.
+/// Waits until a condition holds.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,8 +1,8 @@
-//! What happens to a log in Redis: interruptions, losses, strangers, and servers that are not what they should be.
+//! Failures of a log in Redis: interruptions, losses, foreign entries, and unsupported servers.
 
 use crate::{
-    node::{BOUNDS, Node, append, append_patiently, ids, linked, linked_as, linked_with, record, until},
-    suite::list,
+    node::{BOUNDS, Node, append, append_with_retries, ids, linked, linked_as, linked_with, record, until},
+    suite::until_listed,
 };
 use fanfare::{
     Audience, ConnectionId,
@@ -30,11 +30,10 @@ use std::{
 };
 use testbed::{RedisServer, Sentinels};
 
-/// A client that has no name of this log.
-const NAMELESS: ConnectionId = ConnectionId(0);
+/// The connection ID of a client without one.
+const NO_ID: ConnectionId = ConnectionId(0);
 
-/// Ids go on from one generation to the next, and are known in the current one, where publishers look, once they were
-/// asked for.
+/// IDs are copied to the current generation when they are queried.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_are_remembered_in_generations() {
     let server = RedisServer::start();
@@ -44,7 +43,7 @@ async fn ids_are_remembered_in_generations() {
     let known = |key: &str| server.cli(&["HLEN", key]).parse::<usize>().unwrap();
     assert_eq!((known("ws:ids"), known("ws:ids:1"), known("ws:ids:2")), (10, 50, 0));
     assert_eq!(server.cli(&["HGET", "ws:ids", "e3"]), "");
-    // In one batch with others, some of them new.
+    // In one batch with other events, some of them new.
     let mixed = ["e3", "f1", "e60", "f1", "e4"].map(|id| record(id, Audience::Everyone));
     let places = broker.append(mixed.to_vec()).await.unwrap();
     let places: Vec<_> = places.iter().map(|appended| (appended.position.sequence, appended.duplicate)).collect();
@@ -54,16 +53,16 @@ async fn ids_are_remembered_in_generations() {
     let all = known("ws:ids") + known("ws:ids:1") + known("ws:ids:2");
     assert!((100..=150).contains(&all), "{all}");
     let again = broker.append(vec![record("e1", Audience::Everyone)]).await.unwrap();
-    assert!(!again[0].duplicate, "beyond the bound an id is forgotten");
+    assert!(!again[0].duplicate, "IDs beyond the limit are forgotten");
     broker.catch_up().await.unwrap();
     assert_eq!(node.head(), 252);
-    until("the horizon that is left is told", || broker.status().horizon > Duration::ZERO).await;
+    until("the status has the remaining horizon", || broker.status().horizon > Duration::ZERO).await;
     assert!(broker.status().horizon < Duration::from_secs(7_200));
 }
 
-/// A Redis that lost everything is given back what the node holds, and not the ids of what came before that.
+/// The nodes restore the events in their windows to a Redis that lost its data, but not the IDs of evicted events.
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_a_redis_lost_make_bare_cursors_doubtful() {
+async fn a_cursor_that_is_an_event_id_receives_a_gap_after_redis_lost_its_ids() {
     let mut server = RedisServer::start();
     let bounds = Bounds { events: 10, ..BOUNDS };
     let (broker, node) = linked_with(RedisOptions::new(server.url().parse().unwrap()), bounds).await.unwrap();
@@ -72,28 +71,28 @@ async fn ids_that_a_redis_lost_make_bare_cursors_doubtful() {
     let epoch = node.window.read().epoch();
     server.kill();
     server.restart();
-    append_patiently(&*broker, "e7").await;
+    append_with_retries(&*broker, "e7").await;
     broker.catch_up().await.unwrap();
     let window = node.window.read();
     assert_ne!(window.epoch(), epoch);
     assert_eq!(window.find("e7"), Some(51), "its id was lost");
     let [before, after] = [epoch, window.epoch()].map(|epoch| ConnectionId(u128::from(tag(epoch)) << 108));
-    for connection in [before, NAMELESS] {
+    for connection in [before, NO_ID] {
         let start = window.start(Some("e7"), connection);
         assert_eq!(
             (start.cursor, start.gap.map(|gap| gap.reason)),
             (51, Some(GapReason::Reset)),
-            "it stood at 7 before"
+            "its first position was 7"
         );
     }
     let place = format!("pos-{epoch:x}-50");
-    for (cursor, connection) in [("e7", after), ("e50", before), (&place, NAMELESS)] {
+    for (cursor, connection) in [("e7", after), ("e50", before), (&place, NO_ID)] {
         assert_eq!(window.start(Some(cursor), connection).gap, None, "{cursor}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_is_warmed_from_the_log() {
+async fn a_new_node_fills_its_window_from_the_log() {
     let server = RedisServer::start();
     let (first, _) = linked(&server.url()).await;
     append(&*first, ids("e", 1..=1_500)).await;
@@ -105,7 +104,7 @@ async fn a_window_is_warmed_from_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_nodes_see_one_order() {
+async fn all_nodes_receive_events_in_the_same_order() {
     let server = RedisServer::start();
     let (first, one) = linked(&server.url()).await;
     let (second, other) = linked(&server.url()).await;
@@ -124,43 +123,43 @@ async fn all_nodes_see_one_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_node_is_asked_and_one_that_is_gone_is_missed() {
+async fn a_question_reaches_every_node_and_a_crashed_node_is_counted_as_silent() {
     let server = RedisServer::start();
     let (first, one) = linked(&server.url()).await;
     let (second, other) = linked(&server.url()).await;
-    until("both are known", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
+    until("both nodes are counted", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
     let question = Question::Client { connection: "c1".to_owned() };
     let (answers, asked) = first.ask(question.clone()).await.unwrap();
     let expected = [&one, &other].map(|node| format!("{} heard {question:?}", node.name));
     assert_eq!((answers.iter().collect::<BTreeSet<_>>(), asked), (expected.iter().collect(), 2));
-    // Gone without a word, as by a crash: it is asked until its beat is old.
+    // A crashed node: questions count it until its heartbeat is too old.
     server.cli(&["HSET", "ws:node:ghost", "connections", "0"]);
     server.cli(&["ZADD", "ws:nodes", "9999999999999", "ghost"]);
-    until("the ghost is known", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
+    until("the crashed node is counted", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
     let (answers, asked) = first.ask(question).await.unwrap();
     assert_eq!((answers.len(), asked), (2, 3));
     drop(second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_goes_on_where_it_was_cut() {
+async fn a_node_resumes_reading_after_its_connections_were_killed() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     let (_other, second) = linked(&server.url()).await;
     for round in 0..5 {
-        append_patiently(&*broker, &format!("a{round}")).await;
+        append_with_retries(&*broker, &format!("a{round}")).await;
         server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-        append_patiently(&*broker, &format!("b{round}")).await;
+        append_with_retries(&*broker, &format!("b{round}")).await;
     }
     let expected: Vec<_> = (0..5).flat_map(|round| [format!("a{round}"), format!("b{round}")]).collect();
     for node in [&node, &second] {
-        until("all events are there", || node.ids() == expected).await;
+        until("the node has all events", || node.ids() == expected).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
+async fn the_nodes_restore_the_log_after_a_crash_of_redis_even_without_its_data() {
     let mut server = RedisServer::setup().persistent().start();
     let (broker, node) = linked(&server.url()).await;
     let (other, second) = linked(&server.url()).await;
@@ -171,38 +170,38 @@ async fn a_crash_of_redis_loses_nothing_even_if_it_forgets_everything() {
     for forget in [false, true] {
         let (epoch, head) = (node.window.read().epoch(), node.head());
         server.kill();
-        until("the node knows", || broker.status().problem.is_some()).await;
-        let refused = broker.append(vec![record("refused", Audience::Everyone)]).now_or_never();
-        let refused = refused.expect("refused at once").unwrap_err();
+        until("the node detects the crash", || broker.status().problem.is_some()).await;
+        let refused = broker.append(vec![record("rejected", Audience::Everyone)]).now_or_never();
+        let refused = refused.expect("rejected immediately").unwrap_err();
         assert!(matches!(refused, BrokerError::Unavailable(_)), "{refused}");
         if forget {
             server.forget();
         }
         server.restart();
-        until("both nodes are linked again", || {
+        until("both nodes are connected again", || {
             [&broker, &other].iter().all(|broker| broker.status().problem.is_none())
         })
         .await;
         {
             let window = node.window.read();
-            assert_ne!(window.epoch(), epoch, "the log goes on under a new epoch");
-            assert_eq!(window.head(), head, "with all that it had");
+            assert_ne!(window.epoch(), epoch, "the log continues in a new epoch");
+            assert_eq!(window.head(), head, "no event is missing");
             let place = window.lineage().place(fanfare::Position { epoch, sequence: head }, head);
-            assert_eq!(place, Place::At(head), "and cursors stay good");
+            assert_eq!(place, Place::At(head), "cursors remain valid");
         }
-        append_patiently(&*other, &format!("after-{forget}")).await;
+        append_with_retries(&*other, &format!("after-{forget}")).await;
         broker.catch_up().await.unwrap();
     }
     let expected: Vec<_> = ids("e", 1..=300).into_iter().chain(["after-false".into(), "after-true".into()]).collect();
     assert_eq!(node.ids(), expected);
-    until("the other has all", || second.ids() == expected).await;
-    assert_eq!(broker.range(0, 1_000).await.unwrap().len(), 302, "the log itself has all");
+    until("the other node has all events", || second.ids() == expected).await;
+    assert_eq!(broker.range(0, 1_000).await.unwrap().len(), 302, "the log has all events");
     let again = broker.append(vec![record("e7", Audience::Everyone)]).await.unwrap();
-    assert_eq!((again[0].duplicate, again[0].position), (true, seventh), "and knows every id, and where it stood");
+    assert_eq!((again[0].duplicate, again[0].position), (true, seventh), "the log knows every ID and its position");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
+async fn a_large_log_is_restored_completely_before_it_continues() {
     const EVENTS: u64 = 3_000;
     let mut server = RedisServer::start();
     let bounds = Bounds { events: 10_000, bytes: 64 << 20, ..BOUNDS };
@@ -223,37 +222,37 @@ async fn a_large_log_is_put_back_whole_before_anyone_goes_on() {
         broker.catch_up().await.unwrap();
     }
     let epoch = nodes[0].1.window.read().epoch();
-    // Nothing was ever written to a file.
+    // The server is not persistent, so it loses all data.
     server.restart();
     for (broker, node) in &nodes {
-        until("the node is linked again", || node.window.read().epoch() != epoch).await;
-        until("all is well", || broker.status().problem.is_none()).await;
+        until("the node is connected again", || node.window.read().epoch() != epoch).await;
+        until("the node is healthy", || broker.status().problem.is_none()).await;
         let window = node.window.read();
         assert_eq!((window.head(), window.len() as u64), (EVENTS, EVENTS));
         let place = window.lineage().place(fanfare::Position { epoch, sequence: EVENTS }, EVENTS);
-        assert_eq!(place, Place::At(EVENTS), "no client notices");
+        assert_eq!(place, Place::At(EVENTS), "cursors remain valid");
     }
     assert_eq!(server.cli(&["XLEN", "ws:log"]), EVENTS.to_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_whose_lineage_is_gone_is_another_log() {
+async fn a_log_without_its_lineage_is_a_new_log() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=5)).await;
     broker.catch_up().await.unwrap();
     let epoch = node.window.read().epoch();
     server.cli(&["DEL", "ws:epoch"]);
-    append_patiently(&*broker, "e6").await;
+    append_with_retries(&*broker, "e6").await;
     broker.catch_up().await.unwrap();
     let window = node.window.read();
     assert_eq!(window.head(), 6);
     assert_ne!(window.epoch(), epoch);
-    assert_eq!(window.start(Some(&format!("pos-{epoch:x}-3")), NAMELESS).gap.unwrap().reason, GapReason::Reset);
+    assert_eq!(window.start(Some(&format!("pos-{epoch:x}-3")), NO_ID).gap.unwrap().reason, GapReason::Reset);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_gone_for_good_resets_every_cursor() {
+async fn cursors_of_a_lost_log_receive_a_reset() {
     let mut server = RedisServer::start();
     let old = {
         let (broker, node) = linked(&server.url()).await;
@@ -269,71 +268,71 @@ async fn a_log_that_is_gone_for_good_resets_every_cursor() {
     broker.catch_up().await.unwrap();
     let window = node.window.read();
     for id in [format!("pos-{old:x}-10"), format!("pos-{old:x}-2")] {
-        let gap = window.start(Some(&id), NAMELESS).gap.unwrap();
+        let gap = window.start(Some(&id), NO_ID).gap.unwrap();
         assert_eq!(gap.reason, GapReason::Reset, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_not_heard_of_makes_a_restart_doubtful() {
+async fn a_missing_member_during_a_restart_causes_a_reset() {
     let mut server = RedisServer::setup().persistent().start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=10)).await;
     broker.catch_up().await.unwrap();
-    // Another node that lived just now, and may have acknowledged what no other has seen.
+    // Another member that was alive until now, and may have acknowledged events that no other node has.
     let now: f64 = server.cli(&["ZSCORE", "ws:nodes", &node.name]).parse().unwrap();
     server.cli(&["HSET", "ws:members", "gone", &format!("9 9 {now:.0} - i")]);
     server.cli(&["HSET", "ws:epoch", "version", "9"]);
     let epoch = node.window.read().epoch();
     server.restart();
-    until("the node is linked again", || node.window.read().epoch() != epoch).await;
-    until("all is well", || broker.status().problem.is_none()).await;
+    until("the node is connected again", || node.window.read().epoch() != epoch).await;
+    until("the node is healthy", || broker.status().problem.is_none()).await;
     let window = node.window.read();
     assert_eq!(window.head(), 10);
-    let start = window.start(Some(&format!("pos-{epoch:x}-10")), NAMELESS);
-    assert_eq!((start.cursor, start.gap.unwrap().reason), (10, GapReason::Reset), "what could be lost is told");
+    let start = window.start(Some(&format!("pos-{epoch:x}-10")), NO_ID);
+    assert_eq!((start.cursor, start.gap.unwrap().reason), (10, GapReason::Reset), "a possible loss causes a gap");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_hangs_is_noticed_and_comes_back() {
+async fn a_redis_that_hangs_is_detected_and_recovers() {
     let server = RedisServer::start();
     let options =
         RedisOptions { lag_limit: Duration::from_secs(2), ..RedisOptions::new(server.url().parse().unwrap()) };
     let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
     append(&*broker, ids("e", 1..=3)).await;
     server.stop();
-    until("the node notices", || broker.status().problem.is_some()).await;
+    until("the node detects the failure", || broker.status().problem.is_some()).await;
     assert!(!broker.status().connected);
     assert!(broker.append(vec![record("x", Audience::Everyone)]).await.is_err());
     server.cont();
-    until("the node recovers", || broker.status().problem.is_none()).await;
-    append_patiently(&*broker, "e4").await;
+    until("the node is healthy again", || broker.status().problem.is_none()).await;
+    append_with_retries(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bus_that_is_silently_dead_is_found_and_mended() {
+async fn replaced_streams_are_detected_and_recovered() {
     let server = RedisServer::start();
     let options =
         RedisOptions { lag_limit: Duration::from_secs(2), ..RedisOptions::new(server.url().parse().unwrap()) };
     let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
     let (_other, second) = linked(&server.url()).await;
-    // Everything answers, only that what a reader waits for never comes: its stream is another one now.
+    // All commands succeed, but the node blocks on streams that were replaced, so it receives nothing.
     append(&*broker, ids("e", 1..=3)).await;
     server.cli(&["RENAME", "ws:control", "ws:elsewhere"]);
     server.cli(&["XADD", "ws:control", "99999999999999-0", "k", "odd"]);
-    append_patiently(&*broker, "e4").await;
+    append_with_retries(&*broker, "e4").await;
     server.cli(&["DEL", "ws:log", "ws:epoch", "ws:ids"]);
-    append_patiently(&*broker, "e5").await;
+    append_with_retries(&*broker, "e5").await;
     for node in [&node, &second] {
-        until("all events are there", || node.ids() == ids("e", 1..=5)).await;
+        until("the node has all events", || node.ids() == ids("e", 1..=5)).await;
     }
-    until("all is well", || broker.status().problem.is_none()).await;
+    until("the node is healthy", || broker.status().problem.is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_references_publishers_publish_is_kept_once() {
+async fn messages_of_compatible_publishers_are_appended_once() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     let (_other, second) = linked(&server.url()).await;
@@ -349,14 +348,14 @@ async fn what_the_references_publishers_publish_is_kept_once() {
         ("ws:broadcast", r#"{"type":"note","event_id":"b1","data":{"n":2}}"#),
         ("ws:user:ann", r#"{"type":"note","event_id":"u2"}"#),
     ] {
-        assert_eq!(server.cli(&["PUBLISH", channel, text]), "2", "both nodes listen");
+        assert_eq!(server.cli(&["PUBLISH", channel, text]), "2", "both nodes are subscribed");
     }
-    until("the last one is there", || node.ids().last().is_some_and(|id| id == "u2")).await;
+    until("the last event is in the window", || node.ids().last().is_some_and(|id| id == "u2")).await;
     let heard: Vec<_> = node.ids();
     assert_eq!(heard.len(), 5, "{heard:?}");
     assert!(heard[3].starts_with("heard-"), "{heard:?}");
     assert_eq!((&heard[..3], &*heard[4]), (&["b1".to_owned(), "u1".to_owned(), "c1".to_owned()][..], "u2"));
-    until("the other node has the same", || second.ids() == heard).await;
+    until("the other node has the same events", || second.ids() == heard).await;
     let window = node.window.read();
     let audiences: Vec<_> = window.since(0).take(3).map(|entry| entry.audience.clone()).collect();
     assert_eq!(audiences, [Audience::Everyone, Audience::User("ann".into()), Audience::Connection(id)]);
@@ -367,14 +366,14 @@ async fn what_the_references_publishers_publish_is_kept_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_published_on_a_channel_passes_as_the_wire_vectors_say() {
+async fn messages_on_channels_match_the_wire_vectors() {
     let vectors: serde_json::Value = serde_json::from_str(include_str!("../../../../tests/wire/events.json")).unwrap();
     let server = RedisServer::start();
     let (_broker, node) = linked(&server.url()).await;
     let mut delivered = Vec::new();
     for case in vectors["cases"].as_array().unwrap() {
         assert_eq!(server.cli(&["PUBLISH", "ws:broadcast", case["published"].as_str().unwrap()]), "1");
-        // Its id and its time are made by the hub.
+        // The hub generates the ID and the timestamp.
         let made = case["delivered"].as_str().is_some_and(|text| text.contains("fresh"));
         delivered.extend(
             case["delivered"]
@@ -384,19 +383,19 @@ async fn what_is_published_on_a_channel_passes_as_the_wire_vectors_say() {
         );
     }
     server.cli(&["PUBLISH", "ws:broadcast", r#"{"type":"note","event_id":"last"}"#]);
-    until("the last one is there", || node.ids().last().is_some_and(|id| id == "last")).await;
+    until("the last event is in the window", || node.ids().last().is_some_and(|id| id == "last")).await;
     let window = node.window.read();
     let events = window.since(0).map(|entry| serde_json::from_slice::<serde_json::Value>(&entry.json()).unwrap());
     let mut events: Vec<_> = events.filter(|event| event["event_id"] != "last").collect();
     events.retain(|event| !event["event_id"].as_str().unwrap().starts_with("heard-"));
     let unseen: Vec<_> = delivered.iter().filter(|event| !events.contains(event)).collect();
-    // One is completed with the present time.
+    // The hub sets the current time in one of them.
     assert!(unseen.iter().all(|event| event["timestamp"] == "1970-01-01T00:00:00.000Z"), "{unseen:?}");
     assert_eq!(events.len(), delivered.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_channel_named_by_the_message_type_is_heard_if_it_is_listed() {
+async fn a_listed_channel_provides_the_type_of_its_events() {
     let server = RedisServer::start();
     let channels = ["task_status_update", "news"].map(str::to_owned).to_vec();
     let options = RedisOptions { channels, ..RedisOptions::new(server.url().parse().unwrap()) };
@@ -412,7 +411,7 @@ async fn a_channel_named_by_the_message_type_is_heard_if_it_is_listed() {
     ] {
         assert_eq!(server.cli(&["PUBLISH", channel, text]), heard, "{channel} {text}");
     }
-    until("the last one is there", || node.ids().last().is_some_and(|id| id == "b1")).await;
+    until("the last event is in the window", || node.ids().last().is_some_and(|id| id == "b1")).await;
     let window = node.window.read();
     let got: Vec<_> =
         window.since(0).map(|entry| (&*entry.event_id, &*entry.event_type, entry.audience.clone())).collect();
@@ -431,9 +430,9 @@ async fn a_channel_named_by_the_message_type_is_heard_if_it_is_listed() {
     assert_eq!((&first["payload"]["task_id"], first.get("data")), (&7.into(), None));
 }
 
-// attack: entries written straight into the log's stream => removed or skipped, counted, and every node goes on
+// attack: entries written straight into the log's stream => removed or skipped, counted, no node stops
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
+async fn foreign_entries_in_the_stream_are_not_delivered_and_stop_no_node() {
     let server = RedisServer::start();
     let metrics = Arc::new(Metrics::default());
     let (node, counting) = (Node::new(BOUNDS), Node::new(BOUNDS));
@@ -443,10 +442,10 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
     };
     let (broker, _other) = (Arc::new(link(&node).await), link(&counting).await);
     append(&*broker, ids("a", 1..=3)).await;
-    until("both have them", || node.head() == 3 && counting.head() == 3).await;
+    until("both nodes have the events", || node.head() == 3 && counting.head() == 3).await;
 
     let forged = r#"{"type":"ack","event_id":"f","connection_id":"x"}"#;
-    // More fields than a script can pass on.
+    // More fields than a script can pass to a command.
     let many = ["x"; 20_000];
     let mut published = ids("a", 1..=3);
     for (n, (id, fields)) in [
@@ -464,29 +463,30 @@ async fn foreign_entries_in_the_stream_reach_nobody_and_stop_nothing() {
         let id = id.replace("next", &(counting.head() + 1).to_string());
         let seen = metrics.get(Counter::BadLogEntries);
         server.cli(&[&["XADD", "ws:log", &id], fields].concat());
-        until(&format!("{id} is found"), || metrics.get(Counter::BadLogEntries) > seen).await;
-        append_patiently(&*broker, &format!("b{n}")).await;
+        until(&format!("{id} is detected"), || metrics.get(Counter::BadLogEntries) > seen).await;
+        append_with_retries(&*broker, &format!("b{n}")).await;
         published.push(format!("b{n}"));
         let own = |node: &Node| node.ids().into_iter().filter(|id| !id.starts_with("0-")).collect::<Vec<_>>();
-        until("both nodes have what was published", || own(&node) == published && own(&counting) == published).await;
-        until("healthy", || broker.status().problem.is_none()).await;
-        assert_eq!(node.window.read().floor(), 0, "no hole: nobody is told of a gap");
+        until("both nodes have the published events", || own(&node) == published && own(&counting) == published).await;
+        until("the node is healthy", || broker.status().problem.is_none()).await;
+        assert_eq!(node.window.read().floor(), 0, "no hole, so no client receives a gap");
     }
 
-    // Nobody reads what is written while this one goes to the stream first.
+    // The append finds the foreign entry before a node has read it.
     server.cli(&["XADD", "ws:log", "*", "x", "y"]);
-    append_patiently(&*broker, "c").await;
-    until("it has come", || node.ids().last().is_some_and(|id| id == "c")).await;
+    append_with_retries(&*broker, "c").await;
+    until("the event is in the window", || node.ids().last().is_some_and(|id| id == "c")).await;
     let (_late, late) = linked(&server.url()).await;
-    assert_eq!(late.ids().last().map(String::as_str), Some("c"), "a node that starts now reads the log too");
+    assert_eq!(late.ids().last().map(String::as_str), Some("c"), "a node that starts later reads the log too");
     let seen = late.window.read();
     let frames: Vec<_> = seen.since(0).map(|entry| String::from_utf8_lossy(&entry.json()).into_owned()).collect();
     assert!(!frames.iter().any(|json| json.contains("ack") || json.contains("$sys")), "{frames:?}");
 }
 
-// attack: entries written straight into the nodes' control stream, at its last possible id too => removed, counted, and every node goes on
+// attack: entries written straight into the control stream, also at its last possible id => removed, counted, no node
+// stops
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_entries_in_the_control_stream_stop_nothing() {
+async fn foreign_entries_in_the_control_stream_stop_no_node() {
     let server = RedisServer::start();
     let metrics = Arc::new(Metrics::default());
     let node = Node::new(BOUNDS);
@@ -501,35 +501,35 @@ async fn foreign_entries_in_the_control_stream_stop_nothing() {
         server.cli(&["XADD", "ws:control", id, key, "y"]);
         until(&format!("{id} is removed"), || metrics.get(Counter::BadLogEntries) > seen).await;
         let before = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
-        append_patiently(&*broker, &format!("e{n}")).await;
-        testbed::until("the node beats", || {
+        append_with_retries(&*broker, &format!("e{n}")).await;
+        testbed::until("the node sends a heartbeat", || {
             let newest = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
             newest.contains("probe") && newest != before
         });
-        until("healthy", || broker.status().problem.is_none()).await;
+        until("the node is healthy", || broker.status().problem.is_none()).await;
     }
     assert_eq!(node.ids(), ids("e", 0..=2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_kept_behind_ten_minutes_of_probes_of_five_hundred_nodes() {
+async fn a_command_is_retained_for_ten_minutes_of_probes_of_five_hundred_nodes() {
     const PROBES: &str = "for _ = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'k', 'probe', 'n', 'x') end";
     let server = RedisServer::start();
     let (_broker, node) = linked(&server.url()).await;
-    let order = server.cli(&["XADD", "ws:control", "*", "k", "disconnect", "c", "x"]);
-    let kept = || !server.cli(&["XRANGE", "ws:control", &order, &order]).is_empty();
+    let command = server.cli(&["XADD", "ws:control", "*", "k", "disconnect", "c", "x"]);
+    let kept = || !server.cli(&["XRANGE", "ws:control", &command, &command]).is_empty();
     let beats = || server.cli(&["HGET", &format!("ws:node:{}", node.name), "beat"]);
     for (probes, is_kept) in [("150000", true), ("50000", false)] {
         server.cli(&["EVAL", PROBES, "1", "ws:control", probes]);
         let before = beats();
-        // Each beat trims the stream.
-        testbed::until("the node beats", || beats() != before);
-        assert_eq!(kept(), is_kept, "behind {probes} more");
+        // Each heartbeat trims the stream.
+        testbed::until("the node sends a heartbeat", || beats() != before);
+        assert_eq!(kept(), is_kept, "after {probes} more probes");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_are_waited_for() {
+async fn a_publish_waits_for_a_replica() {
     let master = RedisServer::start();
     let options = RedisOptions { durability: Durability::Replica, ..RedisOptions::new(master.url().parse().unwrap()) };
     let (broker, node) = linked_with(options, BOUNDS).await.unwrap();
@@ -539,8 +539,10 @@ async fn replicas_are_waited_for() {
         .line(&format!("replicaof 127.0.0.1 {}", master.port()))
         .line("repl-diskless-sync-delay 0")
         .start();
-    testbed::until("the replica follows", || replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
-    // The same event again: it is in the log already, and must be waited for all the same.
+    testbed::until("the replica is in sync", || {
+        replica.cli(&["INFO", "replication"]).contains("master_link_status:up")
+    });
+    // The event is published again. It is in the log already, but the publish must still wait for a replica.
     let taken = broker.append(vec![record("e1", Audience::Everyone)]).await.unwrap();
     assert!(taken[0].duplicate);
     assert_eq!(replica.cli(&["XLEN", "ws:log"]), "1");
@@ -548,19 +550,19 @@ async fn replicas_are_waited_for() {
     let refused = broker.append(vec![record("e1", Audience::Everyone)]).await;
     assert_eq!(refused, Err(BrokerError::NotReplicated { replicas: 0, wanted: 1 }));
     replica.cont();
-    append_patiently(&*broker, "e2").await;
+    append_with_retries(&*broker, "e2").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_that_loses_the_newest_is_mended_by_those_who_saw_them() {
+async fn the_nodes_restore_events_that_a_failover_lost() {
     let mut sentinels = Sentinels::start();
     let (broker, node) = linked(&sentinels.url()).await;
     let (other, second) = linked(&sentinels.url()).await;
     append(&*broker, ids("e", 1..=50)).await;
     let master = sentinels.master().port();
-    // The replicas get nothing more, so whatever comes now is the master's alone.
+    // The replicas are stopped, so only the master has the following events.
     for server in sentinels.servers().iter().filter(|server| server.port() != master) {
         server.stop();
     }
@@ -572,18 +574,18 @@ async fn a_failover_that_loses_the_newest_is_mended_by_those_who_saw_them() {
         server.cont();
     }
     sentinels.until_master_is_not(master);
-    append_patiently(&*broker, "e61").await;
+    append_with_retries(&*broker, "e61").await;
     for node in [&node, &second] {
-        until("all events are there, in order", || node.ids() == ids("e", 1..=61)).await;
+        until("the node has all events in order", || node.ids() == ids("e", 1..=61)).await;
         let window = node.window.read();
         let place = window.lineage().place(fanfare::Position { epoch, sequence: 60 }, 61);
-        assert_eq!(place, Place::At(60), "no client notices");
+        assert_eq!(place, Place::At(60), "cursors remain valid");
     }
-    assert_eq!(broker.range(0, 100).await.unwrap().len(), 61, "the new master has them all");
+    assert_eq!(broker.range(0, 100).await.unwrap().len(), 61, "the new master has all events");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_forgot() {
+async fn revocations_reach_later_nodes_and_are_restored_to_a_redis_that_lost_them() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     let revocations = [
@@ -594,9 +596,9 @@ async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_
     for revocation in &revocations {
         broker.order(ControlMessage::Revoke(revocation.clone())).await.unwrap();
     }
-    // An earlier time takes nothing back.
+    // An earlier time does not weaken the revocation.
     broker.order(ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
-    until("the orders arrive", || node.revocations().len() == 4).await;
+    until("the node receives the commands", || node.revocations().len() == 4).await;
     let known = |node: &Node| {
         let mut all = Revocations::default();
         for revocation in node.revocations() {
@@ -608,28 +610,29 @@ async fn what_was_revoked_is_known_to_nodes_that_come_later_and_to_a_redis_that_
     assert!(known(&second));
     server.cli(&["FLUSHALL"]);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    until("Redis has them again", || server.cli(&["ZCARD", "ws:revoked"]) == "3").await;
+    until("Redis has the revocations again", || server.cli(&["ZCARD", "ws:revoked"]) == "3").await;
     let (_last, third) = linked(&server.url()).await;
     assert!(known(&third));
 }
 
-// attack: an account is disabled while the one hub with its database is down => all other nodes hear of it when that one is back
+// attack: an account is disabled while the one hub with its database is down => all nodes learn it when that one
+// returns
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_node_knows_as_it_links_is_ordered_to_all_others() {
+async fn revocations_of_a_connecting_node_are_announced_to_all_others() {
     let server = RedisServer::start();
     let (_broker, node) = linked(&server.url()).await;
     let session = |session| Revocation::Session { session, until: 253_402_300_799 };
-    // The latter are more than are ordered one by one.
+    // The second list is too long for a command each.
     for (known, all) in [
         (vec![Revocation::User { user: "ann".into(), before: 200 }, session(0)], 2),
         ((1..=2_000).map(session).collect(), 2_002),
     ] {
         let second = Node::new(BOUNDS);
-        second.orders.lock().unwrap().extend(known.iter().cloned().map(ControlMessage::Revoke));
+        second.commands.lock().unwrap().extend(known.iter().cloned().map(ControlMessage::Revoke));
         let (_second, _) = linked_as(RedisOptions::new(server.url().parse().unwrap()), second, BOUNDS).await.unwrap();
-        until("the other node hears of all", || {
-            let heard = node.revocations();
-            known.iter().all(|revocation| heard.contains(revocation))
+        until("the other node receives all revocations", || {
+            let received = node.revocations();
+            known.iter().all(|revocation| received.contains(revocation))
         })
         .await;
         let kept: u64 = ["ws:revoked", "ws:revoked-sessions"]
@@ -638,15 +641,19 @@ async fn what_a_node_knows_as_it_links_is_ordered_to_all_others() {
             .sum();
         assert_eq!(kept, all);
     }
-    let orders = || server.cli(&["XRANGE", "ws:control", "-", "+"]).matches("revo").count();
-    let before = orders();
+    let announced = || server.cli(&["XRANGE", "ws:control", "-", "+"]).matches("revo").count();
+    let before = announced();
     let (_third, third) = linked(&server.url()).await;
-    assert_eq!((third.revocations().len(), orders()), (2_002, before), "what is known to Redis is ordered to nobody");
+    assert_eq!(
+        (third.revocations().len(), announced()),
+        (2_002, before),
+        "revocations that Redis has are not announced"
+    );
 }
 
-// attack: entries written straight into the list of revocations, also of bytes that are no text => skipped, counted, and every node links
+// attack: entries written straight into the list of revocations, also bytes that are not text => skipped, no node stops
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_entries_among_the_revocations_stop_nothing() {
+async fn foreign_entries_among_the_revocations_stop_no_node() {
     let server = RedisServer::start();
     for key in ["ws:revoked", "ws:revoked-sessions"] {
         for (member, score) in [("'\\255\\254'", "5"), ("'zzz'", "1e308"), ("'s:'", "5"), ("''", "-1")] {
@@ -664,22 +671,22 @@ async fn foreign_entries_among_the_revocations_stop_nothing() {
     assert_eq!(metrics.get(Counter::BadLogEntries), 8);
 }
 
-/// As after a halt of the old master: it goes on, and does not know yet that it is none any more.
+/// As after a pause of the old master: it continues, and has not been demoted yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_sentinel_no_longer_names_is_left() {
+async fn a_node_leaves_a_master_that_sentinel_no_longer_names() {
     let sentinels = Sentinels::start();
     let next = RedisServer::start();
     let (broker, node) = linked(&sentinels.url()).await;
     append(&*broker, ids("e", 1..=5)).await;
     sentinels.name_another(next.port());
     until("the log is on the master that Sentinel names", || next.cli(&["XLEN", "ws:log"]) == "5").await;
-    append_patiently(&*broker, "e6").await;
-    until("all events are there, in order", || node.ids() == ids("e", 1..=6)).await;
+    append_with_retries(&*broker, "e6").await;
+    until("the node has all events in order", || node.ids() == ids("e", 1..=6)).await;
     assert_eq!(next.cli(&["XLEN", "ws:log"]), "6");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_ended_leaves_no_ghosts() {
+async fn the_connections_of_a_stopped_node_are_removed() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     let client = ConnectionInfo {
@@ -693,21 +700,21 @@ async fn a_node_that_ended_leaves_no_ghosts() {
     };
     node.clients.lock().unwrap().push(client.clone());
     broker.arrived(client.clone());
-    list(&*broker, "ann", &[client]).await;
+    until_listed(&*broker, "ann", &[client]).await;
     let ttl: i64 = server.cli(&["TTL", &format!("ws:connection:{}", ConnectionId(1))]).parse().unwrap();
     assert!((3_500..=3_600).contains(&ttl), "{ttl}");
     let (other, _node) = linked(&server.url()).await;
-    until("the other knows of both", || other.status().cluster == Some((1, 2))).await;
-    // It ends before it has removed any connection from the list.
+    until("the other node counts both", || other.status().cluster == Some((1, 2))).await;
+    // It stops before it has removed its connections from the list.
     broker.stop();
-    list(&*other, "ann", &[]).await;
+    until_listed(&*other, "ann", &[]).await;
     let gone = || server.cli(&["EXISTS", &format!("ws:connection:{}", ConnectionId(1)), "ws:user:ann:connections"]);
-    until("the keys are gone", || gone() == "0").await;
-    until("the node is forgotten", || server.cli(&["ZCARD", "ws:nodes"]) == "1").await;
+    until("the keys are deleted", || gone() == "0").await;
+    until("the node is removed", || server.cli(&["ZCARD", "ws:nodes"]) == "1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
+async fn the_later_connection_wins_regardless_of_the_wall_clocks() {
     let server = RedisServer::start();
     let (before, node_before) = linked(&server.url()).await;
     let (after, node_after) = linked(&server.url()).await;
@@ -720,40 +727,44 @@ async fn the_later_connection_wins_whatever_time_nodes_think_it_is() {
         address: [127, 0, 0, 1].into(),
         unlimited: false,
     };
-    // The clock of the node that it left is an hour ahead. Both nodes are of this process, and so of one clock that is never set.
+    // The wall clock of the first node is an hour ahead. Both nodes run in this process and share a monotonic clock.
     let left = client(&node_before, 400, 1_790_003_600_000);
     let came = client(&node_after, 500, 1_790_000_000_000);
     before.arrived(left.clone());
-    list(&*before, "ann", std::slice::from_ref(&left)).await;
+    until_listed(&*before, "ann", std::slice::from_ref(&left)).await;
     after.arrived(came.clone());
-    list(&*before, "ann", std::slice::from_ref(&came)).await;
+    until_listed(&*before, "ann", std::slice::from_ref(&came)).await;
     let replaced = ControlMessage::Replaced { connection: ConnectionId(1), came_ms: 400, sure: true };
-    until("the node that it left lets it go", || node_before.orders.lock().unwrap().contains(&replaced)).await;
-    // What is written last is not what came last.
+    until("the first node closes its connection", || node_before.commands.lock().unwrap().contains(&replaced)).await;
+    // The order of the writes does not matter.
     before.arrived(left);
-    let again = || node_before.orders.lock().unwrap().iter().filter(|order| **order == replaced).count();
-    until("the older claim is refused", || again() == 2).await;
-    list(&*before, "ann", &[came]).await;
-    let orders = node_after.orders.lock().unwrap().clone();
-    assert!(!orders.iter().any(|order| matches!(order, ControlMessage::Replaced { .. })), "{orders:?}");
-    // The server's clock is known to a millisecond at best, so one that came a millisecond later may be the older one.
+    let again = || node_before.commands.lock().unwrap().iter().filter(|command| **command == replaced).count();
+    until("the older connection is rejected", || again() == 2).await;
+    until_listed(&*before, "ann", &[came]).await;
+    let commands = node_after.commands.lock().unwrap().clone();
+    assert!(!commands.iter().any(|command| matches!(command, ControlMessage::Replaced { .. })), "{commands:?}");
+    // The server's clock is known to a millisecond at best, so the order of connections a millisecond apart is
+    // uncertain.
     before.arrived(client(&node_before, 501, 1_790_000_000_000));
     let undecided = |node: &Node, came_ms| {
-        let order = ControlMessage::Replaced { connection: ConnectionId(1), came_ms, sure: false };
-        node.orders.lock().unwrap().contains(&order)
+        let command = ControlMessage::Replaced { connection: ConnectionId(1), came_ms, sure: false };
+        node.commands.lock().unwrap().contains(&command)
     };
-    until("one of them may come back", || undecided(&node_after, 500) || undecided(&node_before, 501)).await;
-    // Another server's clock was ahead: what it said can't be compared.
+    until("one node closes its connection with an uncertain order", || {
+        undecided(&node_after, 500) || undecided(&node_before, 501)
+    })
+    .await;
+    // A claim by another server's clock, which was ahead, cannot be compared.
     let key = format!("ws:connection:{}", ConnectionId(1));
     let claim = ["node", "gone", "came", "1", "at", "9999999999999", "spread", "2", "server", "another"];
     server.cli(&[&["HSET", &key][..], &claim].concat());
     let back = client(&node_after, 900, 1_790_000_000_000);
     after.arrived(back.clone());
-    list(&*before, "ann", &[back]).await;
+    a_listed_channel_provides_the_type_of_its_events(&*before, "ann", &[back]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left() {
+async fn a_resync_of_many_batches_rewrites_the_list_without_disconnected_clients() {
     const CLIENTS: u128 = 700;
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
@@ -770,107 +781,108 @@ async fn a_list_of_many_pieces_is_written_anew_whole_and_without_those_who_left(
     all.iter().for_each(|client| broker.arrived(client.clone()));
     node.clients.lock().unwrap().clone_from(&all);
     let of = |user: &str| all.iter().filter(|client| &*client.user == user).cloned().collect::<Vec<_>>();
-    list(&*broker, "ann", &of("ann")).await;
-    // Nobody is told that one user's clients left, nor that the list was lost in part; the next link sets both right.
+    until_listed(&*broker, "ann", &of("ann")).await;
+    // The clients of one user disconnect without a notification, and a part of the list is lost. The next link corrects
+    // both.
     node.clients.lock().unwrap().retain(|client| &*client.user == "ann");
     server.cli(&["DEL", "ws:user:ann:connections"]);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     let count = |key: &str| server.cli(&["SCARD", key]);
-    until("those who left are gone", || count("ws:user:bob:connections") == "0").await;
-    until("the others are there", || count("ws:user:ann:connections") == (CLIENTS / 2).to_string()).await;
+    until("the disconnected clients are removed", || count("ws:user:bob:connections") == "0").await;
+    until("the other clients are listed", || count("ws:user:ann:connections") == (CLIENTS / 2).to_string()).await;
     let own = format!("ws:node:{}:connections", node.name);
-    until("the node's own list is whole", || count(&own) == (CLIENTS / 2).to_string()).await;
-    list(&*broker, "ann", &of("ann")).await;
+    until("the node's own list is complete", || count(&own) == (CLIENTS / 2).to_string()).await;
+    until_listed(&*broker, "ann", &of("ann")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_refuses_events_and_nothing_else() {
+async fn a_full_redis_rejects_only_events() {
     let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=3)).await;
     server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
     let refused = broker.append(vec![record("e4", Audience::Everyone)]).await.unwrap_err();
-    assert!(refused.to_string().contains("takes no writes"), "{refused}");
+    assert!(refused.to_string().contains("rejects writes"), "{refused}");
     let problem = broker.status().problem.unwrap();
     assert!(problem.contains("maxmemory"), "{problem}");
     assert!(broker.status().connected);
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    append_patiently(&*broker, "e4").await;
+    append_with_retries(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
     assert_eq!(broker.status().problem, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_whose_link_breaks_while_redis_is_full_reads_on_and_joins_when_there_is_room() {
+async fn a_node_that_reconnects_to_a_full_redis_reads_and_joins_once_there_is_room() {
     let server = RedisServer::setup().line("maxmemory-policy noeviction").start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=3)).await;
     broker.catch_up().await.unwrap();
     server.cli(&["CONFIG", "SET", "maxmemory", "100kb"]);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    until("it is linked, and says why it takes no events", || {
+    until("the node is connected and reports why it rejects events", || {
         let status = broker.status();
         status.connected && status.problem.is_some_and(|problem| problem.contains("maxmemory"))
     })
     .await;
-    let refused = broker.append(vec![record("e4", Audience::Everyone)]).now_or_never().expect("refused at once");
-    assert!(refused.unwrap_err().to_string().contains("takes no writes"));
+    let refused = broker.append(vec![record("e4", Audience::Everyone)]).now_or_never().expect("rejected immediately");
+    assert!(refused.unwrap_err().to_string().contains("rejects writes"));
     let read = broker.range(0, 10).await.unwrap();
-    assert_eq!(read.len(), 3, "the log can be read");
+    assert_eq!(read.len(), 3, "the log is readable");
     let links = || -> BTreeSet<String> {
-        let list = server.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
-        let ids = list.lines().filter(|line| !line.contains("cmd=client")).filter_map(|line| line.split(' ').next());
+        let clients = server.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
+        let ids = clients.lines().filter(|line| !line.contains("cmd=client")).filter_map(|line| line.split(' ').next());
         ids.map(str::to_owned).collect()
     };
     let before = links();
-    // What is watched is that nothing happens: longer than a beat.
+    // Longer than a heartbeat interval: the connections must not change meanwhile.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(links(), before, "the link stays");
+    assert_eq!(links(), before, "the link remains open");
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    append_patiently(&*broker, "e4").await;
+    append_with_retries(&*broker, "e4").await;
     broker.catch_up().await.unwrap();
     assert_eq!(node.ids(), ids("e", 1..=4));
     assert_eq!(broker.status().problem, None);
 }
 
-async fn refused(url: &str) -> LinkError {
-    linked_with(RedisOptions::new(url.parse().unwrap()), BOUNDS).await.expect_err("it can't be used")
+async fn connect_error(url: &str) -> LinkError {
+    linked_with(RedisOptions::new(url.parse().unwrap()), BOUNDS).await.expect_err("the connection fails")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_that_cannot_hold_the_log_are_named_with_what_to_do() {
+async fn errors_about_unusable_servers_say_what_to_do() {
     let server = RedisServer::setup().password("hush").start();
     for url in [format!("redis://:wrong@127.0.0.1:{}", server.port()), format!("redis://127.0.0.1:{}", server.port())] {
-        let error = refused(&url).await;
+        let error = connect_error(&url).await;
         assert!(matches!(error, LinkError::Refused(_)), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("REDIS_URL") && !text.contains("wrong"), "{text}");
     }
     server.cli(&["SET", "ws:log", "mine"]);
-    let error = refused(&server.url()).await;
+    let error = connect_error(&server.url()).await;
     assert!(matches!(&error, LinkError::NotOurs(why) if why.contains("ws:log holds a string")), "{error:?}");
     server.cli(&["DEL", "ws:log"]);
-    server.cli(&["XADD", "ws:log", "*", "somebody", "elses"]);
-    let error = refused(&server.url()).await;
+    server.cli(&["XADD", "ws:log", "*", "another", "program"]);
+    let error = connect_error(&server.url()).await;
     assert!(matches!(&error, LinkError::NotOurs(_)), "{error:?}");
     assert!(error.to_string().contains("redis_namespace"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_of_another_version_is_left_to_its_nodes_or_taken_over() {
+async fn a_log_of_a_newer_version_is_rejected_and_one_of_an_older_version_is_upgraded() {
     let server = RedisServer::start();
     let (broker, node) = linked(&server.url()).await;
     append(&*broker, ids("e", 1..=3)).await;
     broker.catch_up().await.unwrap();
     server.cli(&["HSET", "ws:epoch", "format", "4"]);
-    let error = refused(&server.url()).await;
+    let error = connect_error(&server.url()).await;
     let says = "newer version of fanfare, format 4";
     assert!(matches!(&error, LinkError::NotOurs(why) if why.contains(says)), "{error:?}");
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-    until("it takes no events any more", || broker.status().problem.is_some_and(|why| why.contains(says))).await;
+    until("the node rejects events", || broker.status().problem.is_some_and(|why| why.contains(says))).await;
     server.cli(&["HDEL", "ws:epoch", "format"]);
-    until("it takes events again", || broker.status().problem.is_none()).await;
+    until("the node accepts events again", || broker.status().problem.is_none()).await;
     assert_eq!(server.cli(&["HGET", "ws:epoch", "format"]).trim(), "3");
     append(&*broker, ids("e", 4..=4)).await;
     broker.catch_up().await.unwrap();
@@ -878,27 +890,27 @@ async fn a_log_of_another_version_is_left_to_its_nodes_or_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_of_another_topology_is_refused_with_the_right_one() {
+async fn a_url_of_the_wrong_topology_is_rejected() {
     let server = RedisServer::start();
-    let error = refused(&format!("redis+cluster://127.0.0.1:{}", server.port())).await;
+    let error = connect_error(&format!("redis+cluster://127.0.0.1:{}", server.port())).await;
     assert!(error.to_string().contains("cluster support disabled"), "{error}");
-    let error = refused(&format!("redis+sentinel://127.0.0.1:{}/hub", server.port())).await;
+    let error = connect_error(&format!("redis+sentinel://127.0.0.1:{}/hub", server.port())).await;
     assert!(error.to_string().to_lowercase().contains("sentinel"), "{error}");
     let lone = RedisServer::setup().line("cluster-enabled yes").start();
-    let error = refused(&lone.url()).await;
+    let error = connect_error(&lone.url()).await;
     assert!(error.to_string().ends_with("is part of a Cluster: use redis+cluster://"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_can_hold_no_log_is_refused() {
-    let error = refused_with("redis_version:5.0.14\r\nrole:master\r\nrun_id:x\r\n").await;
+async fn unsupported_servers_are_rejected() {
+    let error = error_with_info("redis_version:5.0.14\r\nrole:master\r\nrun_id:x\r\n").await;
     assert!(matches!(&error, LinkError::TooOld { found, .. } if found == "5.0.14"), "{error:?}");
-    let error = refused_with("redis_version:7.4.0\r\ndragonfly_version:df-v1.30.0\r\nrole:master\r\n").await;
+    let error = error_with_info("redis_version:7.4.0\r\ndragonfly_version:df-v1.30.0\r\nrole:master\r\n").await;
     assert!(error.to_string().contains("is Dragonfly df-v1.30.0"), "{error:?}");
 }
 
-/// What comes of a server that describes itself so.
-async fn refused_with(info: &'static str) -> LinkError {
+/// The error of connecting to a server that reports this `INFO`.
+async fn error_with_info(info: &'static str) -> LinkError {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -909,18 +921,18 @@ async fn refused_with(info: &'static str) -> LinkError {
                     "INFO" => {
                         write!(stream, "${}\r\n{info}\r\n", info.len()).unwrap();
                     }
-                    // Whatever the client introduces itself with.
+                    // The handshake of the client.
                     "SETINFO" => write!(stream, "+OK\r\n").unwrap(),
                     _ => {}
                 }
             }
         }
     });
-    refused(&format!("redis://127.0.0.1:{port}")).await
+    connect_error(&format!("redis://127.0.0.1:{port}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_not_there_is_named_after_a_while() {
-    let error = refused(&format!("redis://127.0.0.1:{}", testbed::free_port())).await;
+async fn an_unreachable_server_is_reported_after_a_while() {
+    let error = connect_error(&format!("redis://127.0.0.1:{}", testbed::free_port())).await;
     assert!(matches!(&error, LinkError::Down(why) if why.contains("can't be reached")), "{error:?}");
 }

@@ -1,4 +1,4 @@
-//! What every log does, wherever it lives.
+//! The behaviour that all backends share.
 
 use crate::node::{BOUNDS, Node, append, ids, linked, linked_with, record, until};
 use fanfare::{
@@ -15,17 +15,17 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use testbed::{Cluster, RedisServer, Sentinels, redis_programs};
 
 pub(crate) async fn suite<B: Broker + Presence>(broker: Arc<B>, node: Arc<Node>) {
-    appends_in_order_and_each_id_once(&*broker, &node).await;
-    keeps_audiences(&*broker, &node).await;
-    gives_ranges(&*broker).await;
-    hands_orders_on(&*broker, &node).await;
-    asks_the_node(&*broker, &node).await;
-    takes_many_publishers_at_once(&broker, &node).await;
-    knows_who_is_connected(&*broker, &node).await;
+    appends_in_order_and_each_event_id_once(&*broker, &node).await;
+    preserves_audiences(&*broker, &node).await;
+    returns_ranges(&*broker).await;
+    delivers_commands(&*broker, &node).await;
+    delivers_questions(&*broker, &node).await;
+    serves_concurrent_publishers(&broker, &node).await;
+    lists_connected_clients(&*broker, &node).await;
     assert_eq!(broker.status().problem, None);
 }
 
-async fn appends_in_order_and_each_id_once(broker: &dyn Broker, node: &Node) {
+async fn appends_in_order_and_each_event_id_once(broker: &dyn Broker, node: &Node) {
     let everyone = |id: &str| record(id, Audience::Everyone);
     let first = broker.append(vec![everyone("a"), everyone("b"), everyone("a")]).await.unwrap();
     let places: Vec<_> = first.iter().map(|appended| (appended.position.sequence, appended.duplicate)).collect();
@@ -39,7 +39,7 @@ async fn appends_in_order_and_each_id_once(broker: &dyn Broker, node: &Node) {
     assert_eq!(node.window.read().epoch(), first[0].position.epoch);
 }
 
-async fn keeps_audiences(broker: &dyn Broker, node: &Node) {
+async fn preserves_audiences(broker: &dyn Broker, node: &Node) {
     let audiences = [
         Audience::Everyone,
         Audience::User("ann:1".into()),
@@ -56,35 +56,35 @@ async fn keeps_audiences(broker: &dyn Broker, node: &Node) {
     assert_eq!((&json["event_id"], &json["data"]["id"]), (&"to-0".into(), &"to-0".into()));
 }
 
-async fn gives_ranges(broker: &dyn Broker) {
+async fn returns_ranges(broker: &dyn Broker) {
     let range = broker.range(1, 2).await.unwrap();
     let range: Vec<_> = range.iter().map(|entry| (entry.sequence, &*entry.event_id)).collect();
     assert_eq!(range, [(2, "b"), (3, "c")]);
     assert_eq!(broker.range(7, 10).await.unwrap().len(), 0);
 }
 
-async fn hands_orders_on(broker: &dyn Broker, node: &Node) {
-    let orders = [
+async fn delivers_commands(broker: &dyn Broker, node: &Node) {
+    let commands = [
         ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 1_800_000_000 }),
         ControlMessage::Revoke(Revocation::Token { token: 7 }),
         ControlMessage::Revoke(Revocation::Everyone { before: 1_700_000_000 }),
         ControlMessage::Disconnect { connection: ConnectionId(9), reason: "bye".to_owned() },
         ControlMessage::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
     ];
-    for order in &orders {
-        broker.order(order.clone()).await.unwrap();
+    for command in &commands {
+        broker.order(command.clone()).await.unwrap();
     }
-    until("the orders arrive", || node.orders.lock().unwrap().len() == orders.len()).await;
-    assert_eq!(*node.orders.lock().unwrap(), orders);
+    until("the node receives the commands", || node.commands.lock().unwrap().len() == commands.len()).await;
+    assert_eq!(*node.commands.lock().unwrap(), commands);
 }
 
-async fn asks_the_node(broker: &dyn Broker, node: &Node) {
+async fn delivers_questions(broker: &dyn Broker, node: &Node) {
     let question = Question::Event { event_id: "an odd \"id\"".to_owned(), user: Some("ann".to_owned()) };
     let (answers, asked) = broker.ask(question.clone()).await.unwrap();
     assert_eq!((answers, asked), (vec![format!("{} heard {question:?}", node.name)], 1));
 }
 
-async fn takes_many_publishers_at_once<B: Broker>(broker: &Arc<B>, node: &Node) {
+async fn serves_concurrent_publishers<B: Broker>(broker: &Arc<B>, node: &Node) {
     const PUBLISHERS: u64 = 8;
     const EVENTS: u64 = 200;
     let before = node.head();
@@ -103,12 +103,12 @@ async fn takes_many_publishers_at_once<B: Broker>(broker: &Arc<B>, node: &Node) 
     for p in 0..PUBLISHERS {
         let prefix = format!("p{p}-");
         let own: Vec<_> = seen.iter().filter(|id| id.starts_with(&prefix)).cloned().collect();
-        assert_eq!(own, ids(&prefix, 1..=EVENTS), "each publisher's events are in its order");
+        assert_eq!(own, ids(&prefix, 1..=EVENTS), "the events of each publisher keep their order");
     }
     assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len());
 }
 
-async fn knows_who_is_connected<B: Presence>(broker: &B, node: &Node) {
+async fn lists_connected_clients<B: Presence>(broker: &B, node: &Node) {
     let client = |n: u128, user: &str| ConnectionInfo {
         connection: ConnectionId(n),
         user: user.into(),
@@ -123,17 +123,17 @@ async fn knows_who_is_connected<B: Presence>(broker: &B, node: &Node) {
         node.clients.lock().unwrap().push(client.clone());
         broker.arrived(client.clone());
     }
-    list(broker, "ann", &[all[0].clone(), all[2].clone()]).await;
+    until_listed(broker, "ann", &[all[0].clone(), all[2].clone()]).await;
     assert_eq!(broker.find(ConnectionId(2)).await.unwrap(), Some(all[1].clone()));
     assert_eq!(broker.find(ConnectionId(4)).await.unwrap(), None);
     node.clients.lock().unwrap().remove(0);
     broker.left(ConnectionId(1), &"ann".into(), 1);
-    list(broker, "ann", &[all[2].clone()]).await;
-    list(broker, "nobody", &[]).await;
+    until_listed(broker, "ann", &[all[2].clone()]).await;
+    until_listed(broker, "nobody", &[]).await;
 }
 
-/// Waits until the list is as it should be.
-pub(crate) async fn list<B: Presence>(broker: &B, user: &str, expected: &[ConnectionInfo]) {
+/// Waits until the list of a user's clients is as expected.
+pub(crate) async fn until_listed<B: Presence>(broker: &B, user: &str, expected: &[ConnectionInfo]) {
     let deadline = std::time::Instant::now() + Duration::from_secs(120);
     loop {
         let found = broker.of_user(user).await.unwrap();
@@ -145,8 +145,8 @@ pub(crate) async fn list<B: Presence>(broker: &B, user: &str, expected: &[Connec
     }
 }
 
-/// X, many others, X again: X is known, and a cursor that names it is behind a gap.
-async fn an_evicted_event_is_known_again(broker: &dyn Broker, node: &Node) {
+/// Publishes X, many other events, and X again: the log recognises X, and a cursor that is its ID receives a gap.
+async fn an_evicted_event_is_recognised(broker: &dyn Broker, node: &Node) {
     let x = || vec![record("x", Audience::Everyone)];
     let first = broker.append(x()).await.unwrap();
     append(broker, ids("e", 1..=400)).await;
@@ -163,16 +163,16 @@ async fn an_evicted_event_is_known_again(broker: &dyn Broker, node: &Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_evicted_event_is_known_again_wherever_the_log_is() {
+async fn duplicates_of_evicted_events_are_recognised_in_memory_and_in_redis() {
     let bounds = Bounds { events: 100, ..BOUNDS };
     let node = Node::new(bounds);
     let broker = MemoryBroker::new(7, bounds);
     broker.follow(node.clone());
-    an_evicted_event_is_known_again(&broker, &node).await;
+    an_evicted_event_is_recognised(&broker, &node).await;
     let server = RedisServer::start();
     let options = RedisOptions::new(server.url().parse().unwrap());
     let (broker, node) = linked_with(options, bounds).await.unwrap();
-    an_evicted_event_is_known_again(&*broker, &node).await;
+    an_evicted_event_is_recognised(&*broker, &node).await;
 }
 
 #[tokio::test]
@@ -192,9 +192,12 @@ async fn in_a_redis_with_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_redis_as_a_user_of_its_own() {
+async fn in_a_redis_with_an_acl_user() {
     let server = RedisServer::setup()
-        .line("user hub on >hush ~ws:* resetchannels &ws:broadcast &ws:user:* &ws:connection:* &ws:topic:* &ws:node:* +@all -@dangerous +info")
+        .line(
+            "user hub on >hush ~ws:* resetchannels &ws:broadcast &ws:user:* &ws:connection:* &ws:topic:* &ws:node:* \
+             +@all -@dangerous +info",
+        )
         .line("user default on nopass ~* &* +ping")
         .start();
     let (broker, node) = linked(&format!("redis://hub:hush@127.0.0.1:{}", server.port())).await;
@@ -202,7 +205,7 @@ async fn in_a_redis_as_a_user_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_every_server_with_redis_protocol() {
+async fn in_every_compatible_server() {
     for program in redis_programs() {
         println!("{}", program.display());
         let server = RedisServer::setup().program(&program).start();
@@ -240,10 +243,10 @@ async fn a_log_is_bounded_by_events_bytes_and_age() {
         let held: usize = server.cli(&["XLEN", &format!("{namespace}:log")]).parse().unwrap();
         assert!((1..=most).contains(&held), "{namespace}: {held}");
         let known: usize = server.cli(&["HLEN", &format!("{namespace}:ids")]).parse().unwrap();
-        assert_eq!(known, 640, "ids are remembered for longer than events");
+        assert_eq!(known, 640, "ids are remembered for longer than events are retained");
         let bytes: usize = server.cli(&["HGET", &format!("{namespace}:epoch"), "bytes"]).parse().unwrap();
         assert!(bytes > 0 && bytes < 400 * held, "{namespace}: {bytes}");
         let last = broker.range(639, 10).await.unwrap();
-        assert_eq!(&*last[0].event_id, "e640", "the newest is there");
+        assert_eq!(&*last[0].event_id, "e640", "the newest event is retained");
     }
 }

@@ -1,4 +1,4 @@
-//! Redis over TLS with certificates of its own: alone, under Sentinel and as a Cluster, for commands and for channels.
+//! Redis over TLS with configured certificates: a single server, Sentinel and Cluster, for commands and channels.
 
 use crate::{
     node::{BOUNDS, Node, linked_with, until},
@@ -12,9 +12,9 @@ fn read(path: PathBuf) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-/// Trusts the authority alone, and shows the client's certificate if there is one.
-fn tls(certificates: &Certificates, shown: bool) -> RedisTls {
-    let identity = shown.then(|| (read(certificates.client()), read(certificates.client_key())));
+/// A configuration that trusts only the authority, with the client's certificate if `with_identity`.
+fn tls(certificates: &Certificates, with_identity: bool) -> RedisTls {
+    let identity = with_identity.then(|| (read(certificates.client()), read(certificates.client_key())));
     let identity = identity.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
     RedisTls::new(Some(&read(certificates.authority())), identity).unwrap()
 }
@@ -23,16 +23,16 @@ async fn link(url: &str, tls: RedisTls) -> Result<(Arc<RedisBroker>, Arc<Node>),
     linked_with(RedisOptions::new(url.parse::<fanfare::broker::redis::RedisUrl>().unwrap().with_tls(tls)), BOUNDS).await
 }
 
-/// Links, hears a channel, and does what every log does.
-async fn serves(url: &str, certificates: &Certificates, shown: bool, publish: impl Fn(&[&str]) -> String) {
-    let (broker, node) = link(url, tls(certificates, shown)).await.unwrap();
+/// Runs the suite over TLS, and receives a message on a channel.
+async fn serves(url: &str, certificates: &Certificates, with_identity: bool, publish: impl Fn(&[&str]) -> String) {
+    let (broker, node) = link(url, tls(certificates, with_identity)).await.unwrap();
     suite(broker.clone(), node.clone()).await;
     publish(&["PUBLISH", "ws:broadcast", r#"{"type":"note","event_id":"heard","data":{}}"#]);
-    until("a channel is heard", || node.ids().iter().any(|id| id == "heard")).await;
+    until("the message on the channel is appended", || node.ids().iter().any(|id| id == "heard")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_show_certificates() {
+async fn the_hub_presents_its_client_certificate() {
     let certificates = Certificates::issued(true);
     let server = RedisServer::setup().certificates(&certificates).start();
     serves(&server.url(), &certificates, true, |command| server.cli(command)).await;
@@ -41,7 +41,7 @@ async fn clients_show_certificates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_sentinel_clients_show_certificates() {
+async fn under_sentinel_the_hub_presents_its_client_certificate() {
     let certificates = Certificates::issued(true);
     let mut sentinels = Sentinels::start_with_tls(&certificates);
     let url = sentinels.url();
@@ -50,7 +50,7 @@ async fn under_sentinel_clients_show_certificates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_clients_show_certificates() {
+async fn in_a_cluster_the_hub_presents_its_client_certificate() {
     let certificates = Certificates::issued(true);
     let mut cluster = Cluster::start_with_tls(&certificates);
     let url = cluster.url();
@@ -59,8 +59,8 @@ async fn in_a_cluster_clients_show_certificates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_self_signed_certificate_is_its_own_authority() {
-    // As rcgen and others make it, and as `openssl req -x509` does.
+async fn a_self_signed_certificate_is_trusted_as_its_own_authority() {
+    // Both the form of rcgen and others, and that of `openssl req -x509`, which is marked as an authority.
     for is_authority in [false, true] {
         let certificates = Certificates::self_signed(is_authority, 90);
         let server = RedisServer::setup().certificates(&certificates).password("hush").start();
@@ -68,10 +68,10 @@ async fn a_self_signed_certificate_is_its_own_authority() {
     }
 }
 
-// attack: a Redis with an expired certificate, with one of an unknown authority, or of another name => the hub does not connect
+// attack: a Redis whose certificate has expired, has another name, or comes from an unknown authority => not connected
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_that_prove_nothing_are_rejected() {
-    let refused = async |server: &RedisServer, host: &str, trusted: &Certificates| {
+async fn untrusted_certificates_are_rejected() {
+    let rejected = async |server: &RedisServer, host: &str, trusted: &Certificates| {
         let url = server.url().replace("localhost", host);
         link(&url, tls(trusted, false)).await.unwrap_err().to_string()
     };
@@ -82,16 +82,16 @@ async fn certificates_that_prove_nothing_are_rejected() {
         let issued = Certificates::issued(false);
         let [old, own, other] =
             [&expired, &valid, &issued].map(|certificates| RedisServer::setup().certificates(certificates).start());
-        // A server is tried for a while at start.
+        // The attempts run in parallel, because each node retries for ten seconds at startup.
         let (expired, unknown, renamed, issued) = tokio::join!(
-            refused(&old, "localhost", &expired),
-            refused(&own, "localhost", &stranger),
-            // The same machine by a name that its certificate does not have.
-            refused(&own, "127.0.0.2", &valid),
-            refused(&other, "127.0.0.2", &issued),
+            rejected(&old, "localhost", &expired),
+            rejected(&own, "localhost", &stranger),
+            // The same machine by an address that its certificate does not list.
+            rejected(&own, "127.0.0.2", &valid),
+            rejected(&other, "127.0.0.2", &issued),
         );
         assert!(expired.contains("expired"), "{expired}");
-        // Of two that are both called the same, one has not signed the other.
+        // If both certificates have the same subject, the error is about the signature.
         assert!(unknown.contains("redis_ca_file") || unknown.contains("BadSignature"), "{unknown}");
         for error in [renamed, issued] {
             assert!(error.contains("not valid for name"), "{error}");
@@ -100,7 +100,7 @@ async fn certificates_that_prove_nothing_are_rejected() {
 }
 
 #[test]
-fn files_that_are_of_no_use_are_told_apart() {
+fn unusable_files_have_distinct_errors() {
     let (ours, others) = (Certificates::issued(true), Certificates::issued(true));
     let (certificate, key) = (read(ours.client()), read(ours.client_key()));
     let new = |authority: Option<&[u8]>, identity| RedisTls::new(authority, identity).map(drop).unwrap_err();

@@ -1,4 +1,5 @@
-//! Puts records into the log: whatever waits goes in one command, so that many publishers cost as one.
+//! Appends records to the log. All waiting records are sent in one command, so the cost does not grow with the number
+//! of publishers.
 
 use super::{
     Durability,
@@ -16,56 +17,61 @@ use redis::{Cmd, Value};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::sleep};
 
-/// The most records in one command, beyond those of a single batch.
+/// The maximum number of records in one command. A single batch may exceed it.
 const MAX_RECORDS: usize = 512;
 
-/// The most bytes of events in one command, beyond those of a single batch.
+/// The maximum size of the events in one command, in bytes. A single batch may exceed it.
 const MAX_BYTES: usize = 1 << 20;
 
-/// How long after a refused write the next one is tried.
+/// The pause after a rejected write.
 const FULL: Duration = Duration::from_millis(25);
 
-/// How long replicas may take to have what was appended.
+/// The timeout for acknowledgements of replicas.
 const REPLICATION: Duration = Duration::from_secs(1);
 
-/// Answers jobs until the link ends.
+/// Processes jobs until the link ends. The epoch is read once: the log continues in another epoch only with another
+/// link.
 pub(super) async fn run(shared: &Shared, link: &Link, jobs: &mut mpsc::Receiver<Job>) -> Result<Infallible, LinkError> {
     let epoch = shared.epoch();
-    // Until it is a member, nobody would ask for what this node acknowledged. The sender lives as long as what is shared.
+    // A node must be a member before it acknowledges: otherwise no recovery would wait for it. The sender is part of
+    // `Shared`, so waiting cannot fail.
     let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
     loop {
-        let Some(first) = jobs.recv().await else { return Err(LinkError::Unreachable("the hub ends".to_owned())) };
+        let Some(first) = jobs.recv().await else {
+            return Err(LinkError::Unreachable("the hub is shutting down".to_owned()));
+        };
         let batch = gather(first, jobs);
         if let Err(error) = shared.check_lease() {
-            refuse(batch, &error);
+            fail(batch, &error);
             continue;
         }
         let result = append(shared, link, &batch, epoch).await;
-        // Another server may have taken the place of this one since.
+        // The lease is checked again: another server may have replaced this one since the command was sent.
         if let (Ok(_), Err(error)) = (&result, shared.check_lease()) {
-            refuse(batch, &error);
+            fail(batch, &error);
             continue;
         }
         match result {
             Ok(results) => {
-                shared.note_room();
+                shared.note_writable();
                 answer(batch, results);
             }
             Err(LinkError::Full(why)) => {
                 shared.note_full(&why);
-                refuse(batch, &LinkError::Full(why));
-                // Publishers try again, each event by itself: a server in trouble is asked for all of them at once.
+                fail(batch, &LinkError::Full(why));
+                // A pause, because publishers retry each event separately, which would add to the load of a server in
+                // trouble.
                 sleep(FULL).await;
             }
             Err(error) => {
-                refuse(batch, &error);
+                fail(batch, &error);
                 return Err(error);
             }
         }
     }
 }
 
-/// The job, and what else waits.
+/// Collects the job and the jobs that are waiting behind it.
 fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     let weight = |job: &Job| job.records.iter().map(|record| record.event.json().len()).sum::<usize>();
     let (mut records, mut bytes, mut batch) = (first.records.len(), weight(&first), vec![first]);
@@ -80,7 +86,7 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     batch
 }
 
-/// Appends the records of all jobs. Gives each record's place, and how many replicas lack it.
+/// Appends the records of all jobs. The inner result is an error if too few replicas acknowledged the records.
 async fn append(
     shared: &Shared,
     link: &Link,
@@ -96,23 +102,23 @@ async fn append(
             pipe.add_command(command).cmd("WAIT").arg(1).arg(clock::millis(REPLICATION));
             let answers: Vec<Value> = link.call_all(&pipe).await?;
             let [places, replicas] = <[Value; 2]>::try_from(answers)
-                .map_err(|answers| LinkError::Answer(format!("{} answers to two commands", answers.len())))?;
+                .map_err(|answers| LinkError::Answer(format!("{} responses to two commands", answers.len())))?;
             (places, read(replicas)?)
         }
     };
     let places: Vec<i64> = read(places)?;
     let Some((&now, places)) = places.split_first().filter(|(_, places)| places.len() == records.len()) else {
-        return Err(LinkError::Answer(format!("{} places for {} records", places.len(), records.len())));
+        return Err(LinkError::Answer(format!("{} sequences for {} records", places.len(), records.len())));
     };
     remember(shared, &records, places, epoch, now.unsigned_abs());
     if replicas == 0 {
         return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
     }
-    let window = shared.tail.window().read();
+    let window = shared.follower.window().read();
     let appended = |&place: &i64| {
         let (sequence, duplicate) = (place.unsigned_abs(), place < 0);
-        // What was in the log already stands in the epoch of its first append. One that no lineage remembers is a `gap` to
-        // whoever resumes there.
+        // The position of a duplicate has the epoch of the first append. The epoch is 0 if no lineage has that sequence
+        // any more; a client that resumes there receives a `gap`.
         let epoch = if duplicate { window.lineage().epoch_at(sequence).unwrap_or(0) } else { epoch };
         Appended { position: Position { epoch, sequence }, duplicate }
     };
@@ -135,7 +141,8 @@ fn command(shared: &Shared, link: &Link, records: &[&Record], epoch: u64) -> Cmd
     command
 }
 
-/// Keeps what was acknowledged until the tail brings it, because until then no window has it.
+/// Retains acknowledged entries until the tail has read them. Until then they are in no window, and a recovery must be
+/// able to restore them.
 fn remember(shared: &Shared, records: &[&Record], places: &[i64], epoch: u64, now: u64) {
     let head = *shared.head.borrow();
     let mut unseen = shared.unseen();
@@ -154,7 +161,7 @@ fn answer(batch: Vec<Job>, results: Result<Vec<Appended>, BrokerError>) {
             let mut places = places.into_iter();
             for job in batch {
                 let own = places.by_ref().take(job.records.len()).collect();
-                // Who no longer waits can publish again under the same id.
+                // A publisher that no longer waits can retry with the same `event_id`.
                 let _ = job.reply.send(Ok(own));
             }
         }
@@ -162,8 +169,8 @@ fn answer(batch: Vec<Job>, results: Result<Vec<Appended>, BrokerError>) {
     }
 }
 
-/// Tells those who wait that nothing is known of their events.
-pub(super) fn refuse(batch: Vec<Job>, error: &LinkError) {
+/// Fails all jobs. It is unknown whether their events are in the log.
+pub(super) fn fail(batch: Vec<Job>, error: &LinkError) {
     for job in batch {
         let _ = job.reply.send(Err(BrokerError::Unavailable(error.to_string())));
     }

@@ -1,5 +1,5 @@
-//! The thread that keeps a link to Redis: it makes one, runs everything that lives on it, and makes the next when
-//! that ends. A thread of its own, so that no storm of connects delays the log.
+//! The thread that maintains the link to Redis. It opens a link, runs all tasks of the link, and opens the next one
+//! when the link ends. It is a separate thread so that many simultaneous connects do not delay the log.
 
 use super::{
     appender, heartbeat,
@@ -24,39 +24,39 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long to wait before the next attempt: at first, and at most.
+/// The pause before the next attempt: at first, and at most.
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_secs(1);
 
-/// How long Redis may be out of reach at the start.
+/// How long the hub waits for Redis at startup.
 const START: Duration = Duration::from_secs(10);
 
-/// How often Sentinel is asked. Well below the time that nodes which are on the new master wait for the others, so that
-/// what went to the old one meanwhile can still be put back.
+/// How often Sentinel is asked for the master. Must be well below the time for which nodes on the new master wait for
+/// the other nodes, so that events that were acknowledged at the old master can still be restored.
 const ASK_SENTINEL: Duration = Duration::from_secs(1);
 
-/// For how long the word of a majority of the sentinels counts. A server that takes the place of another is not confirmed
-/// before that has run out for every node that is not there.
+/// How long the answer of a majority of the sentinels is valid. A server that replaces another one is confirmed only
+/// after this time, so that the answer has expired at every node that has not reported.
 pub(super) const LEASE: Duration = Duration::from_secs(4);
 
-/// How long taking leave may take.
+/// The timeout for removing this node from the lists in Redis.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Who waits until the window has all that the log has.
+/// A caller that waits until the window has every event of the log.
 pub(super) type Waiter = oneshot::Sender<()>;
 
 pub(super) struct Bus {
     pub(super) shared: Arc<Shared>,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) waiters: mpsc::UnboundedReceiver<Waiter>,
-    /// Those that were taken and wait for an answer.
+    /// The waiters that were received and not yet answered.
     waiting: Vec<Waiter>,
-    pub(super) heard: mpsc::Sender<crate::broker::Record>,
+    pub(super) received: mpsc::Sender<crate::broker::Record>,
     pub(super) stop: watch::Receiver<bool>,
-    /// The place up to which orders were read.
-    orders: Option<String>,
-    beats: u64,
-    /// No log was followed yet.
+    /// The ID of the last entry that was read from the control stream.
+    control_id: Option<String>,
+    heartbeats: u64,
+    /// The node has not followed a log yet.
     fresh: bool,
 }
 
@@ -65,20 +65,31 @@ impl Bus {
         shared: Arc<Shared>,
         jobs: mpsc::Receiver<Job>,
         waiters: mpsc::UnboundedReceiver<Waiter>,
-        heard: mpsc::Sender<crate::broker::Record>,
+        received: mpsc::Sender<crate::broker::Record>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        Self { shared, jobs, waiters, waiting: Vec::new(), heard, stop, orders: None, beats: 0, fresh: true }
+        Self {
+            shared,
+            jobs,
+            waiters,
+            waiting: Vec::new(),
+            received,
+            stop,
+            control_id: None,
+            heartbeats: 0,
+            fresh: true,
+        }
     }
 
-    /// Starts the thread; a simulation has none. `started` hears once the window is warm, or why that can't be.
+    /// Starts the thread. In a simulation it spawns a task instead. `started` receives the result of the first connect:
+    /// success once the window is filled, or the error.
     pub(super) fn spawn(
         self,
         forward: impl Future<Output = ()> + Send + 'static,
         started: oneshot::Sender<Result<(), LinkError>>,
     ) -> std::io::Result<Option<thread::JoinHandle<()>>> {
         let (shared, mut stop) = (self.shared.clone(), self.stop.clone());
-        let live = async move || {
+        let task = async move || {
             environment::spawn(forward);
             // Whether or not there is a link: a stop may end it.
             environment::spawn(async move {
@@ -89,11 +100,11 @@ impl Bus {
             self.run(started).await;
         };
         if let Some(environment) = environment::current() {
-            environment.spawn(Box::pin(live()));
+            environment.spawn(Box::pin(task()));
             return Ok(None);
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(move || runtime.block_on(live())).map(Some)
+        thread::Builder::new().name("fanfare-bus".to_owned()).spawn(move || runtime.block_on(task())).map(Some)
     }
 
     async fn run(mut self, started: oneshot::Sender<Result<(), LinkError>>) {
@@ -104,14 +115,14 @@ impl Bus {
             let tried = clock::now().mono_ms;
             let ended = tokio::select! {
                 biased;
-                ended = self.live(&mut started) => ended,
+                ended = self.run_link(&mut started) => ended,
                 () = stopped(&mut stop) => return self.leave().await,
             };
             let Err(error) = ended;
             if let LinkError::Down(_) = error {
-                self.shared.members().nobody_could(tried);
+                self.shared.members().no_joins_until(tried);
             }
-            // The new owner of a slot is known within moments.
+            // The new owner of a slot is known within moments, so there is no backoff.
             if self.shared.up_since().is_some() || matches!(error, LinkError::Migrating(_) | LinkError::Moved(_)) {
                 pause = SOON;
             }
@@ -123,7 +134,7 @@ impl Bus {
                 }
                 started = Some(waiting);
             }
-            // So that the nodes of a server that comes back don't all knock at once.
+            // Random spread, so that the nodes do not reconnect simultaneously after a restart of Redis.
             let jitter = Duration::from_millis(u64::from(crate::identity::random::<1>()[0]) / 4);
             tokio::select! {
                 biased;
@@ -138,22 +149,27 @@ impl Bus {
         self.shared.joined.send_replace(false);
         self.shared.listed.store(false, Ordering::Relaxed);
         if self.shared.down(&error.to_string()) && !*self.stop.borrow() {
-            tracing::warn!(%error, "no link to Redis; trying again until there is one");
+            tracing::warn!(%error, "no link to Redis; retrying");
         }
         let mut batch = Vec::new();
         while let Ok(job) = self.jobs.try_recv() {
             batch.push(job);
         }
-        appender::refuse(batch, error);
-        // Those that wait for the log wait for the next link, unless they have given up.
+        appender::fail(batch, error);
+        // Waiters remain queued for the next link, unless their callers have given up.
         while let Ok(waiter) = self.waiters.try_recv() {
             self.waiting.push(waiter);
         }
         self.waiting.retain(|waiter| !waiter.is_closed());
     }
 
-    /// Makes a link and lives on it until it ends.
-    async fn live(
+    /// Opens a link and runs its tasks until one of them fails.
+    ///
+    /// The order of the steps matters. The channels are subscribed first, so that no message is lost that is published
+    /// during the recovery. The recovery (`settle`) completes before the window is filled, because it decides which
+    /// part of the window remains valid. The node joins after its window has been filled. Revocations are applied
+    /// before the node reports that it is up.
+    async fn run_link(
         &mut self,
         started: &mut Option<oneshot::Sender<Result<(), LinkError>>>,
     ) -> Result<Infallible, LinkError> {
@@ -167,17 +183,17 @@ impl Bus {
         check_key(&link, &keys.log, "stream").await?;
         let tail_connection = link.another(url, BLOCK + ANSWER).await?;
         let mut pubsub = link.pubsub(url).await?;
-        pubsub::listen(&shared, &mut pubsub).await?;
+        pubsub::subscribe(&shared, &mut pubsub).await?;
         let since = link.clock_ms().await?;
         let fresh = self.fresh.then_some(facts.uptime);
         let head = tokio::select! {
             biased;
             head = recovery::settle(&shared, &link, since, fresh) => head?,
-            // Another server may take this one's place meanwhile.
+            // A recovery can take long, and another server may replace this one in the meantime.
             ended = watch_master(&shared, &link) => match ended { Err(error) => return Err(error) },
         };
-        let mut orders = self.place_of_orders(&link).await?;
-        revoked::level(&shared, &link).await?;
+        let mut control_id = self.control_start(&link).await?;
+        revoked::synchronise(&shared, &link).await?;
         tail::catch_up(&shared, &link, head).await?;
         let mut joining = Joining::new();
         joining.first(&shared, &link).await?;
@@ -188,27 +204,29 @@ impl Bus {
         }
         shared.up(link.clone());
         let (head, epoch) = (*shared.head.borrow(), shared.epoch());
-        tracing::info!(address = %link.located.address, version = facts.version, head, epoch = format!("{epoch:x}"), "linked to Redis");
+        let (address, epoch) = (&link.located.address, format!("{epoch:x}"));
+        tracing::info!(%address, version = facts.version, head, epoch, "linked to Redis");
         if let Some(started) = started.take() {
-            // Who started the hub may have given up.
+            // The receiver is gone if the caller has given up.
             let _ = started.send(Ok(()));
         }
         let result = tokio::try_join!(
             appender::run(&shared, &link, &mut self.jobs),
-            tail::run(&shared, &link, tail_connection, &mut orders),
-            pubsub::run(&shared, &link, pubsub, &self.heard),
-            heartbeat::run(&shared, &link, since, &mut self.beats),
+            tail::run(&shared, &link, tail_connection, &mut control_id),
+            pubsub::run(&shared, &link, pubsub, &self.received),
+            heartbeat::run(&shared, &link, since, &mut self.heartbeats),
             presence::run(&shared, &link),
             watch_master(&shared, &link),
             joining.run(&shared, &link),
             answer_waiters(&shared, &link, &mut self.waiters, &mut self.waiting),
         );
-        self.orders = Some(orders);
+        self.control_id = Some(control_id);
         result.map(|(never, ..)| never)
     }
 
-    /// Where orders are read from: where they were read to, unless that is further than they go.
-    async fn place_of_orders(&self, link: &Link) -> Result<String, LinkError> {
+    /// The ID after which the control stream is read: the last ID that was read, or the newest ID if the stream has
+    /// been replaced by a shorter one.
+    async fn control_start(&self, link: &Link) -> Result<String, LinkError> {
         let newest = cmd("XREVRANGE").arg(&self.shared.keys.control).arg("+").arg("-").arg("COUNT").arg(1).take();
         let newest: Vec<(String, Value)> = super::link::read(link.call(&newest).await?)?;
         let newest = newest.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
@@ -216,19 +234,19 @@ impl Bus {
             let (ms, n) = id.split_once('-')?;
             Some((ms.parse::<u64>().ok()?, n.parse::<u64>().ok()?))
         };
-        Ok(match &self.orders {
+        Ok(match &self.control_id {
             Some(read) if number(read) <= number(&newest) => read.clone(),
             _ => newest,
         })
     }
 
-    /// Takes this node off the list, so that nobody waits for it.
+    /// Removes this node from the lists in Redis, so that no other node waits for it.
     async fn leave(&mut self) {
         let held = self.shared.link();
-        self.note_down(&LinkError::Unreachable("the hub ends".to_owned()));
+        self.note_down(&LinkError::Unreachable("the hub is shutting down".to_owned()));
         let keys = &self.shared.keys;
         let leave = async {
-            // Another one takes many round trips, and so does the majority of the sentinels.
+            // Opening another link takes many round trips, and the answers of the sentinels.
             let link = match held {
                 Ok(link) => link,
                 Err(_) => Link::open(&self.shared.options.url, keys, self.shared.metrics.clone()).await?.0,
@@ -245,20 +263,21 @@ impl Bus {
             link.call(&command).await
         };
         if !matches!(timeout(LEAVE, leave).await, Ok(Ok(_))) {
-            tracing::debug!("Redis was not told that this node leaves; it notices by itself");
+            tracing::debug!("could not remove this node from the lists in Redis; the entry expires");
         }
     }
 }
 
-/// Waits until the bus is to end.
+/// Waits until the bus is stopped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left who could stop it.
+    // An error means that the sender was dropped, which also stops the bus.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Asks Sentinel again and again who the master is, until it is another one than this link leads to. A master that was
-/// away and has not been told yet that it is none any more would take events that nobody else gets. A master that is named again,
-/// under a later configuration epoch, ends the link too: other nodes may have acknowledged events at another server meanwhile.
+/// Asks Sentinel for the master periodically, and ends the link if the master is no longer the server of this link. A
+/// master that was isolated and has not been demoted yet would accept events that no other node receives. A master that
+/// is named again, under a later configuration epoch, ends the link too: other nodes may have acknowledged events at
+/// another server in between.
 async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
     let url = &shared.options.url;
     if !url.is_sentinel() {
@@ -272,21 +291,21 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
             Ok(master) if master != link.located => {
                 let (now, before) = (&master.address, &link.located.address);
                 return Err(LinkError::NotMaster(if now == before {
-                    format!("Sentinel names {now} again, and named another one in between")
+                    format!("Sentinel named another master in between, and now names {now} again")
                 } else {
-                    format!("Sentinel names {now}, and not {before} any more")
+                    format!("Sentinel names {now} as the master instead of {before}")
                 }));
             }
             Ok(_) => {
                 shared.set_lease(asked, LEASE);
-                shared.note_word(None);
+                shared.note_sentinels(None);
                 if std::mem::take(&mut expired) {
                     tracing::info!("a majority of the sentinels confirms the master again; events are accepted");
                 }
             }
-            // The link stays, and rejects events once the last word of a majority is too old.
+            // The link stays open, but the node accepts no events once the lease has expired.
             Err(error) => {
-                shared.note_word(Some(error.to_string()));
+                shared.note_sentinels(Some(error.to_string()));
                 if let Err(error) = shared.check_lease()
                     && !std::mem::replace(&mut expired, true)
                 {
@@ -297,8 +316,9 @@ async fn watch_master(shared: &Shared, link: &Link) -> Result<Infallible, LinkEr
     }
 }
 
-/// Answers the clients that wait for the head of the log, all that wait at that time with one question. A node that may not
-/// acknowledge does not answer: other nodes may have appended at another server, and put that back at this one later.
+/// Answers the waiters for the head of the log. One query serves all callers that wait at the time. A node without a
+/// valid lease does not answer: other nodes may have appended at another server, and may restore those events at this
+/// server later.
 async fn answer_waiters(
     shared: &Shared,
     link: &Link,
@@ -309,7 +329,7 @@ async fn answer_waiters(
     loop {
         if waiting.is_empty() {
             let Some(first) = waiters.recv().await else {
-                return Err(LinkError::Unreachable("the hub ends".to_owned()));
+                return Err(LinkError::Unreachable("the hub is shutting down".to_owned()));
             };
             waiting.push(first);
         }
@@ -318,7 +338,7 @@ async fn answer_waiters(
         }
         let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
         let there: Option<u64> = super::link::read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
-        // The sender lives as long as what is shared.
+        // The sender is part of `Shared`, so waiting cannot fail.
         let _ = head.wait_for(|here| *here >= there.unwrap_or(0)).await;
         if shared.check_lease().is_err() {
             sleep(ASK_SENTINEL).await;
@@ -335,14 +355,14 @@ async fn check_key(link: &Link, key: &str, wanted: &str) -> Result<(), LinkError
     if kind == wanted || kind == "none" {
         Ok(())
     } else {
-        Err(LinkError::NotOurs(format!("the key {key} holds a {kind}, and not the log (a {wanted})")))
+        Err(LinkError::NotOurs(format!("the key {key} holds a {kind}, not the {wanted} of the log")))
     }
 }
 
 fn warn(facts: &Facts) {
     if facts.eviction.starts_with("allkeys") {
         tracing::warn!(
-            "Redis' maxmemory-policy is {}: under memory pressure it would throw the log away; set maxmemory-policy \
+            "maxmemory-policy of Redis is {}: Redis may evict the log under memory pressure; set maxmemory-policy \
              noeviction (or volatile-lru, if other keys of that server are a cache)",
             facts.eviction
         );

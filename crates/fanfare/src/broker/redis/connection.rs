@@ -1,5 +1,5 @@
-//! A connection to a server whose answers must come in time. Time is counted from the question or from the last byte
-//! that was sent or received, whichever is later: a slow link that makes progress is no silent one.
+//! A connection with timeouts. A timeout is measured from the request or from the last byte that was sent or received,
+//! whichever is later. A slow connection that makes progress does not time out.
 
 use super::link::{ANSWER, LinkError};
 use crate::environment::{self, Stream};
@@ -19,24 +19,24 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// A connection that many commands share.
+/// A multiplexed connection.
 #[derive(Clone)]
 pub(super) struct Connection {
     commands: MultiplexedConnection,
     progress: Arc<Progress>,
-    /// How long the server may be silent.
+    /// How long the connection may make no progress while a response is pending.
     timeout: Duration,
 }
 
-/// When bytes were last sent or received.
+/// The time at which bytes were last sent or received.
 struct Progress {
     opened: Instant,
-    /// In milliseconds since then.
+    /// In milliseconds since `opened`.
     last_ms: AtomicU64,
 }
 
 impl Connection {
-    /// Makes a connection of a stream.
+    /// Performs the handshake on a stream, and spawns the driver of the connection.
     pub(super) async fn over(
         stream: impl Stream + 'static,
         info: &RedisConnectionInfo,
@@ -50,14 +50,14 @@ impl Connection {
         Ok(Self { commands, progress, timeout })
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for the response.
     pub(super) async fn call(&mut self, command: &Cmd) -> Result<Value, LinkError> {
         let (progress, timeout) = (self.progress.clone(), self.timeout);
         let answer = progress.within(timeout, self.commands.send_packed_command(command)).await?;
         Ok(answer?.extract_error()?)
     }
 
-    /// Sends commands at once and waits for all their answers.
+    /// Sends a pipeline of commands and waits for all responses.
     pub(super) async fn call_all(&mut self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
         let (progress, timeout) = (self.progress.clone(), self.timeout);
         Ok(progress.within(timeout, commands.query_async(&mut self.commands)).await??)
@@ -74,7 +74,7 @@ impl Progress {
         self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
-    /// Waits for something for as long as the other side goes on, or is silent for no longer than `timeout`.
+    /// Waits for a response until the connection has made no progress for `timeout`.
     async fn within<T>(&self, timeout: Duration, answer: impl Future<Output = T>) -> Result<T, LinkError> {
         let (asked, mut answer) = (Instant::now(), pin!(answer));
         loop {
@@ -82,13 +82,15 @@ impl Progress {
             match timeout_at(since + timeout, &mut answer).await {
                 Ok(answer) => return Ok(answer),
                 Err(_) if self.last() > since => {}
-                Err(_) => return Err(LinkError::Silent(format!("Redis gave no answer within {} s", ANSWER.as_secs()))),
+                Err(_) => {
+                    return Err(LinkError::Silent(format!("Redis did not respond within {} s", ANSWER.as_secs())));
+                }
             }
         }
     }
 }
 
-/// A stream that notes when something passes.
+/// A stream that records when bytes pass.
 struct Watched<S> {
     stream: S,
     progress: Arc<Progress>,
@@ -130,7 +132,8 @@ mod tests {
     use redis::cmd;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// A server that sends its answer's bytes with so many seconds between, at once to what comes before the question.
+    /// A server that sends its response byte by byte with a pause before each, and answers the commands of the
+    /// handshake immediately.
     async fn ask(pause: Duration) -> Result<Value, LinkError> {
         let (ours, mut theirs) = tokio::io::duplex(4_096);
         tokio::spawn(async move {
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_may_take_as_long_as_it_goes_on_coming() {
+    async fn a_response_that_makes_progress_does_not_time_out() {
         let begun = Instant::now();
         assert_eq!(ask(ANSWER / 2).await, Ok(Value::BulkString(b"hello".to_vec())));
         assert!(begun.elapsed() > ANSWER * 5, "{:?}", begun.elapsed());

@@ -1,4 +1,4 @@
-//! What somebody who checks a setup should know of a Redis: asked once, without becoming a node.
+//! The inspection of a Redis for `fanfare check`: it connects once, and does not register as a node.
 
 use super::{
     RedisUrl,
@@ -10,53 +10,53 @@ use redis::cmd;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How many questions the latency is of.
-const QUESTIONS: usize = 20;
+/// The number of pings for the latency.
+const PINGS: usize = 20;
 
-/// A Redis that can hold the log.
+/// The properties of a Redis that can hold the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// The server that would hold it.
+    /// The address of the server that would hold the log.
     pub address: String,
-    /// What it is, with its version: `Redis 7.0.15`, `Valkey 9.1.2`.
+    /// The product and its version: `Redis 7.0.15`, `Valkey 9.1.2`.
     pub product: String,
-    /// Who connects shows a password.
+    /// The URL has a password.
     pub authenticated: bool,
-    /// What it throws away when its memory is full (`maxmemory-policy`).
+    /// The eviction policy (`maxmemory-policy`).
     pub eviction: String,
-    /// How much memory it may use, in bytes; 0: no limit.
+    /// The memory limit, in bytes. 0: no limit.
     pub max_memory: u64,
-    /// How much memory it uses, in bytes.
+    /// The memory in use, in bytes.
     pub used_memory: u64,
-    /// How many connections it takes, and how many it has.
+    /// The limit on connections, and the current number.
     pub clients: (u64, u64),
-    /// Every write goes to a file.
+    /// The append-only file is enabled.
     pub append_only: bool,
-    /// Replicas that follow it.
+    /// The number of connected replicas.
     pub replicas: u64,
-    /// It takes no writes that no replica follows soon (`min-replicas-to-write`).
+    /// The server rejects writes if no replica is connected (`min-replicas-to-write`).
     pub needs_replicas: bool,
-    /// How many sentinels the URL names and how many watch the master, as far as those know that answer; `None` without
-    /// Sentinel.
+    /// The number of sentinels in the URL, and the number that monitor the master according to the sentinels that
+    /// responded. `None` without Sentinel.
     pub sentinels: Option<(usize, usize)>,
-    /// How long an answer takes: the median.
+    /// The median round trip time.
     pub latency: Duration,
-    /// How far its clock is from this machine's, in milliseconds; positive: ahead.
+    /// The offset of the server's clock from this machine's, in milliseconds. Positive if the server is ahead.
     pub clock_skew_ms: i64,
 }
 
-/// Asks the Redis at `url`, whose keys begin with `namespace`.
+/// Inspects the Redis at `url`, whose keys begin with `namespace`.
 ///
 /// # Errors
-/// If it can't be reached, or can't hold the log.
+/// If the Redis cannot be reached, or cannot hold the log.
 pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, LinkError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let keys = Keys::new(namespace, url.is_cluster());
     let (link, facts) = Link::open(url, &keys, Arc::default()).await?;
     let info: String = read(link.call(&cmd("INFO")).await?)?;
     let number = |name: &str| field(&info, name).and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut times = Vec::with_capacity(QUESTIONS);
-    for _ in 0..QUESTIONS {
+    let mut times = Vec::with_capacity(PINGS);
+    for _ in 0..PINGS {
         let asked = Instant::now();
         link.call(&cmd("PING")).await?;
         times.push(asked.elapsed());
@@ -75,10 +75,10 @@ pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, Link
         clients: (number("maxclients"), number("connected_clients")),
         append_only: number("aof_enabled") == 1,
         replicas: number("connected_slaves"),
-        // Told where that is asked for.
+        // Redis reports this field only if `min-replicas-to-write` is set.
         needs_replicas: field(&info, "min_slaves_good_slaves").is_some(),
         sentinels: url.count_sentinels().await,
-        latency: times[QUESTIONS / 2],
+        latency: times[PINGS / 2],
         clock_skew_ms: i64::try_from(there).unwrap_or(0) - i64::try_from(here).unwrap_or(0),
     })
 }

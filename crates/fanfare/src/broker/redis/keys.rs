@@ -1,4 +1,4 @@
-//! The names of everything that fanfare has in Redis.
+//! The names of all keys and channels in Redis.
 
 use fanfare_core::{
     Audience, ConnectionId,
@@ -6,48 +6,49 @@ use fanfare_core::{
 };
 use std::sync::Arc;
 
-/// The entries of the control stream, as in the scripts: what 500 nodes write in ten minutes, each a probe every two seconds.
-/// A node that was away for less receives every order. They are about ten megabytes.
+/// The maximum length of the control stream. The scripts have the same number. It suffices for ten minutes of 500 nodes
+/// that write a probe every two seconds, so a node that is disconnected for less receives every command. The stream
+/// takes about ten megabytes.
 pub(super) const CONTROL_ENTRIES: usize = 163_840;
 
-/// The names under one namespace.
+/// The names in one namespace.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     pub(super) log: String,
     pub(super) epoch: String,
-    /// The ids of events with their sequences: the current generation, in which publishers look.
+    /// Event IDs with their sequences: the current generation, in which the append script looks.
     pub(super) ids: String,
-    /// The generations before.
+    /// The two previous generations.
     pub(super) older_ids: [String; 2],
     pub(super) nodes: String,
-    /// The nodes that may acknowledge.
+    /// The members: the nodes that may acknowledge events.
     pub(super) members: String,
-    /// What nodes report during a recovery.
+    /// The reports of nodes during a recovery.
     pub(super) reports: String,
     pub(super) pubsub: String,
     pub(super) control: String,
-    /// Users and tokens, by the time before which tokens were issued.
+    /// Revoked users and tokens, scored by the time before which tokens were issued.
     pub(super) revoked: String,
-    /// Logins, by the time when their last token has expired.
+    /// Revoked logins, scored by the expiry of their last token.
     pub(super) revoked_sessions: String,
-    /// What the key of the answers to a question begins with.
+    /// The prefix of the keys for answers to questions.
     answers: String,
-    /// What the key of the reason for a rejected message begins with.
+    /// The prefix of the keys for reasons of rejected messages.
     refused: String,
-    /// What a node's key begins with.
+    /// The prefix of the keys of nodes.
     pub(super) node: String,
-    /// What a connection's key begins with.
+    /// The prefix of the keys of connections.
     pub(super) connection: String,
-    /// What the key of a user's connections begins with; it ends with [`USER_SUFFIX`](Self::USER_SUFFIX).
+    /// The prefix of the keys for the connections of a user. The suffix is [`USER_SUFFIX`](Self::USER_SUFFIX).
     pub(super) user: String,
-    /// What the channels begin with. Channels have no slot, so they look the same on a Cluster.
+    /// The prefix of the channels. Channels have no hash slot, so it is the same in a Cluster.
     channels: String,
 }
 
 impl Keys {
     pub(super) const USER_SUFFIX: &str = ":connections";
 
-    /// On a Cluster the namespace is a hash tag, so that all keys are on one shard and scripts may use them together.
+    /// In a Cluster the namespace is a hash tag: scripts can use several keys only if all are in the same slot.
     pub(super) fn new(namespace: &str, cluster: bool) -> Self {
         let prefix = if cluster { format!("{{{namespace}}}") } else { namespace.to_owned() };
         let key = |name: &str| format!("{prefix}:{name}");
@@ -72,42 +73,42 @@ impl Keys {
         }
     }
 
-    /// The answers to a question.
+    /// The key for the answers to a question.
     pub(super) fn answers(&self, question: &str) -> String {
         format!("{}{question}", self.answers)
     }
 
-    /// Why the message that was to be this event was rejected.
+    /// The key for the reason why the message with this `event_id` was rejected.
     pub(super) fn refused(&self, event_id: &str) -> String {
         format!("{}{event_id}", self.refused)
     }
 
-    /// The connections of a node.
+    /// The key for the connections of a node.
     pub(super) fn connections_of_node(&self, node: &str) -> String {
         format!("{}{node}:connections", self.node)
     }
 
-    /// The connections of a user.
+    /// The key for the connections of a user.
     pub(super) fn connections_of_user(&self, user: &str) -> String {
         format!("{}{user}{}", self.user, Self::USER_SUFFIX)
     }
 
-    /// The channel that the reference's publishers use for everyone.
+    /// The channel on which compatible publishers publish events for everyone.
     pub(super) fn broadcast_channel(&self) -> String {
         format!("{}:broadcast", self.channels)
     }
 
-    /// The patterns of the channels that the reference's publishers use for users and connections, and of those for topics.
+    /// The patterns of the channels on which compatible publishers publish events for users, connections and topics.
     pub(super) fn addressed_channels(&self) -> [String; 3] {
         ["user", "connection", "topic"].map(|kind| format!("{}:{kind}:*", self.channels))
     }
 
-    /// The channel on which a node hears its own probes.
+    /// The channel on which a node receives its own probes.
     pub(super) fn probe_channel(&self, node: &str) -> String {
         format!("{}:node:{node}", self.channels)
     }
 
-    /// Whom a message on a channel is for.
+    /// The audience of messages on a channel. `None` if the name of the channel is not valid.
     pub(super) fn audience_of(&self, channel: &str) -> Option<Audience> {
         let name = channel.strip_prefix(&self.channels)?.strip_prefix(':')?;
         match name.split_once(':') {
@@ -127,14 +128,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_keeps_all_keys_in_one_slot() {
+    fn all_keys_share_a_slot_in_a_cluster() {
         let (alone, cluster) = (Keys::new("ws", false), Keys::new("ws", true));
         assert_eq!((&*alone.log, &*cluster.log), ("ws:log", "{ws}:log"));
         assert_eq!(cluster.broadcast_channel(), "ws:broadcast");
     }
 
     #[test]
-    fn channels_say_whom_a_message_is_for() {
+    fn the_audience_follows_from_the_channel() {
         let keys = Keys::new("ws", true);
         let id = ConnectionId(7);
         for (channel, audience) in [

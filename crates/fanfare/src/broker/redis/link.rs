@@ -1,5 +1,5 @@
-//! The connections to the one server that holds the log. A link is to one process: when that one restarts, loses its
-//! role or falls silent, the link ends and another is made.
+//! The connections to the server that holds the log. A link belongs to one server process: if that process restarts,
+//! loses its role or does not respond, the link ends and another one is opened.
 
 use super::{
     connection::Connection,
@@ -13,91 +13,91 @@ use redis::{Cmd, RedisError, Value, cmd};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// How long Redis may take to answer a command.
+/// The timeout of a command.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long the tail waits for news before it asks again.
+/// How long a read of the tail blocks.
 pub(super) const BLOCK: Duration = Duration::from_secs(1);
 
-/// How long a command waits for the migration of its slot, and how often it is tried again meanwhile.
+/// How long a command waits for the migration of its slot, and the interval between the attempts.
 const MIGRATION: Duration = Duration::from_secs(10);
 const MIGRATING: Duration = Duration::from_millis(20);
 
-/// The oldest Redis with everything that is used here.
+/// The oldest supported version of Redis.
 const OLDEST: (u32, u32) = (6, 2);
 
-/// Why a link can't be made, or has ended.
+/// Why a link failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// No process listens there, or it has not read its data yet: nobody can write to it.
+    /// No process listens at the address, or it is still loading its data. No node can write to the server meanwhile.
     #[error("{0}")]
     Down(String),
-    /// There is nobody, or the connection broke.
+    /// The server is unreachable, or the connection was lost.
     #[error("{0}")]
     Unreachable(String),
-    /// No answer in time.
+    /// A timeout.
     #[error("{0}")]
     Silent(String),
-    /// The password, or what the user may do.
-    #[error("Redis refuses: {0}; check user and password in redis_url (REDIS_URL) and the user's permissions (ACL)")]
+    /// The credentials are wrong, or the user lacks permissions.
+    #[error("Redis denied access: {0}; check user and password in redis_url (REDIS_URL) and the ACL of the user")]
     Refused(String),
-    /// No server holds the log now.
+    /// No server is known to hold the log.
     #[error("{0}")]
     NoMaster(String),
-    /// The log's slot is on its way to another server of the Cluster. The command was not executed.
+    /// The log's slot is being migrated to another server of the Cluster. The command was not executed.
     #[error("the log's slot is being migrated: {0}")]
     Migrating(String),
-    /// Another server of the Cluster has the log's slot now. The command was not executed.
-    #[error("the log's slot is at another server: {0}")]
+    /// Another server of the Cluster serves the log's slot now. The command was not executed.
+    #[error("the log's slot moved to another server: {0}")]
     Moved(String),
-    /// Another server holds the log now.
-    #[error("the server is not, or not yet, the one that takes writes: {0}")]
+    /// Another server holds the log, or the log continues in another epoch.
+    #[error("the server does not currently hold the log: {0}")]
     NotMaster(String),
-    /// The server was not confirmed, or is no longer.
-    #[error("the server's log was not confirmed")]
+    /// The server is not confirmed, or no longer confirmed, for this node's epoch.
+    #[error("this server is not confirmed to hold the log")]
     Fenced,
-    /// Too old.
+    /// The version of Redis is too old.
     #[error("Redis {found} at {address} is too old: fanfare needs {}.{} or later", OLDEST.0, OLDEST.1)]
     TooOld {
         /// Its version.
         found: String,
-        /// Where it is.
+        /// Its address.
         address: String,
     },
-    /// A server that only speaks like Redis.
+    /// The server speaks the protocol of Redis, but lacks features that the log needs.
     #[error(
-        "{address} is {product}, which does not say what a log needs to know of its server (INFO: run_id, master_replid): \
-         fanfare needs Redis 6.2 or later, or Valkey"
+        "{address} is {product}, which does not report run_id and master_replid (INFO) as the log needs: use Redis 6.2 \
+         or later, or Valkey"
     )]
     Unsupported {
-        /// Where it is.
+        /// Its address.
         address: String,
-        /// What it is.
+        /// The product and its version.
         product: String,
     },
-    /// A server of another kind than the URL says.
+    /// The server is of another kind than the URL states.
     #[error("{address} is {kind}: use {scheme}://")]
     OtherKind {
-        /// Where it is.
+        /// Its address.
         address: String,
-        /// What it is.
+        /// The kind of the server.
         kind: &'static str,
-        /// What its URL begins with.
+        /// The scheme of the right URL.
         scheme: &'static str,
     },
-    /// A key is in use for something else.
+    /// A key has data of another program, or of another version of fanfare.
     #[error("{0}; delete it, or keep fanfare's keys apart with another redis_namespace (FANFARE_REDIS_NAMESPACE)")]
     NotOurs(String),
-    /// Redis takes no writes for now; nothing is wrong with the link.
-    #[error("Redis takes no writes: {0}")]
+    /// Redis currently rejects writes. The link itself is healthy.
+    #[error("Redis rejects writes: {0}")]
     Full(String),
-    /// Any other answer.
-    #[error("an answer of Redis that was not expected: {0}")]
+    /// Any other unexpected response.
+    #[error("unexpected response from Redis: {0}")]
     Answer(String),
 }
 
 impl LinkError {
-    /// Trying again can't help: somebody has to change something.
+    /// Whether a retry is pointless, because the configuration must be changed.
     pub(super) fn is_final(&self) -> bool {
         matches!(
             self,
@@ -122,12 +122,12 @@ impl LinkError {
     }
 }
 
-/// What helps against the usual failures of TLS.
+/// Advice for the usual failures of TLS.
 fn advice(why: &str) -> &'static str {
     if why.contains("UnknownIssuer") || why.contains("CaUsedAsEndEntity") {
-        "; name the authority of its certificate, or the certificate itself, with redis_ca_file"
+        "; set redis_ca_file to the authority of its certificate, or to the certificate itself"
     } else if why.contains("CertificateRequired") || why.contains("HandshakeFailure") {
-        "; it may want a client certificate: set redis_certificate_file and redis_key_file"
+        "; it may require a client certificate: set redis_certificate_file and redis_key_file"
     } else if why.contains("InvalidMessage") || why.contains("InvalidContentType") {
         "; it may not speak TLS: use redis:// instead of rediss:// in redis_url"
     } else {
@@ -154,7 +154,7 @@ impl From<RedisError> for LinkError {
         if error.kind() == redis::ErrorKind::AuthenticationFailed {
             Self::Refused(error.to_string())
         } else if error.is_timeout() {
-            Self::Silent(format!("Redis gave no answer within {} s", ANSWER.as_secs()))
+            Self::Silent(format!("Redis did not respond within {} s", ANSWER.as_secs()))
         } else if error.is_connection_refusal() {
             Self::Down(error.to_string())
         } else if error.is_io_error() || error.is_connection_dropped() {
@@ -165,7 +165,7 @@ impl From<RedisError> for LinkError {
     }
 }
 
-/// The code of an error. Redis before 7.0 wraps those that come up in a script into a sentence.
+/// The code of an error. Redis before 7.0 wraps errors that occur in a script in a sentence.
 fn code(error: &RedisError) -> Option<&str> {
     let wrapped = error.detail().filter(|detail| detail.starts_with("Error running script"));
     match wrapped.and_then(|detail| detail.rsplit_once(": -")) {
@@ -174,53 +174,53 @@ fn code(error: &RedisError) -> Option<&str> {
     }
 }
 
-/// Sends a command and waits for its answer.
+/// Sends a command and waits for the response.
 pub(super) async fn call(connection: &mut Connection, command: &Cmd) -> Result<Value, LinkError> {
     connection.call(command).await
 }
 
-/// Sends a command, waits for its answer, and counts both.
+/// Sends a command, waits for the response, and counts both. Retries while the slot is being migrated.
 pub(super) async fn counted(connection: &mut Connection, command: &Cmd, metrics: &Metrics) -> Result<Value, LinkError> {
     let begun = Instant::now();
     loop {
         metrics.add(Counter::RedisCommands, 1);
         let answer = call(connection, command).await.inspect_err(|_| metrics.add(Counter::RedisErrors, 1));
         match answer {
-            // Where the keys go can't serve it before it has all of them.
+            // The target of the migration cannot execute the command before it has all keys.
             Err(LinkError::Migrating(_)) if begun.elapsed() < MIGRATION => sleep(MIGRATING).await,
             answer => return answer,
         }
     }
 }
 
-/// Reads an answer as what it is expected to be. What it is instead is not told: it may hold events.
+/// Decodes a response. The error does not contain the response, because it may contain events.
 pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkError> {
     redis::from_redis_value(answer).map_err(|_| LinkError::Answer(format!("not a {}", std::any::type_name::<T>())))
 }
 
-/// Connections to one server process.
+/// The connections to one server process.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) located: Located,
-    /// `run_id:master_replid`: the process, and the history that it holds. With Sentinel the configuration epoch follows, after
-    /// another colon.
+    /// The name of the server: `run_id:master_replid`, the process and its replication history. With Sentinel the
+    /// configuration epoch follows, after another colon.
     pub(super) server: String,
     run_id: String,
-    /// For commands that are answered at once.
+    /// For commands that do not block.
     pub(super) commands: Connection,
     scripts: Scripts,
     metrics: Arc<Metrics>,
 }
 
-/// What an operator should know of the server.
+/// The properties of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// What it is, and of which version: `Valkey 9.1.2`.
+    /// The product and its version: `Valkey 9.1.2`.
     pub(super) product: String,
     /// The version of Redis that it is compatible with.
     pub(super) version: String,
     pub(super) eviction: String,
-    /// For how many seconds the process has run.
+    /// The uptime of the process in seconds.
     pub(super) uptime: u64,
     role: String,
     /// `standalone`, `cluster` or `sentinel`.
@@ -230,7 +230,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Reads what `INFO` says.
+    /// Parses the response to `INFO`.
     fn of(info: &str) -> Self {
         let field = |name: &str| field(info, name).unwrap_or_default().to_owned();
         let has = |name: &str| self::field(info, name).is_some();
@@ -246,7 +246,7 @@ impl Facts {
             eviction: field("maxmemory_policy"),
             uptime: field("uptime_in_seconds").parse().unwrap_or(0),
             role: field("role"),
-            // Valkey's name comes second.
+            // The second name is that of Valkey.
             mode: [field("redis_mode"), field("server_mode")].concat(),
             run_id: field("run_id"),
             replication_id: field("master_replid"),
@@ -254,7 +254,7 @@ impl Facts {
     }
 }
 
-/// A value in the answer to `INFO`.
+/// A field of the response to `INFO`.
 pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
@@ -276,47 +276,47 @@ impl Link {
         Ok((Self { located, server, run_id, commands, scripts, metrics }, facts))
     }
 
-    /// Another connection to the same process, for a command that waits.
+    /// Opens another connection to the same process, for commands that block.
     pub(super) async fn another(&self, url: &RedisUrl, timeout: Duration) -> Result<Connection, LinkError> {
         let mut connection = url.connect(&self.located.address, url.credentials(), timeout).await?;
         self.same_process(&mut connection).await?;
         Ok(connection)
     }
 
-    /// A connection that hears channels.
+    /// Opens a connection for channels.
     pub(super) async fn pubsub(&self, url: &RedisUrl) -> Result<redis::aio::PubSub, LinkError> {
         url.pubsub(&self.located.address, url.credentials(), ANSWER).await
     }
 
-    /// An address may have become another process's between two connections.
+    /// Checks that the connection leads to the process of this link: another process may listen at the address by now.
     async fn same_process(&self, connection: &mut Connection) -> Result<(), LinkError> {
         let info: String = read(call(connection, cmd("INFO").arg("server")).await?)?;
         if info.contains(&format!("run_id:{}", self.run_id)) {
             Ok(())
         } else {
-            Err(LinkError::NotMaster("it was restarted meanwhile".to_owned()))
+            Err(LinkError::NotMaster("it was restarted while the node connected".to_owned()))
         }
     }
 
-    /// The command that runs a script.
+    /// Creates a command that runs a script.
     pub(super) fn script(&self, script: Script, keys: &[&str]) -> Cmd {
         let mut command = cmd("EVALSHA");
         command.arg(self.scripts.hash(script)).arg(keys.len()).arg(keys);
         command
     }
 
-    /// The server's time, in milliseconds.
+    /// The server's time, in milliseconds since 1970-01-01T00:00:00Z.
     pub(super) async fn clock_ms(&self) -> Result<u64, LinkError> {
         let (secs, micros): (u64, u64) = read(self.call(&cmd("TIME")).await?)?;
         Ok(secs * 1_000 + micros / 1_000)
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for the response.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, LinkError> {
         counted(&mut self.commands.clone(), command, &self.metrics).await
     }
 
-    /// Sends commands at once and waits for all their answers.
+    /// Sends a pipeline of commands and waits for all responses.
     pub(super) async fn call_all(&self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
         self.metrics.add(Counter::RedisCommands, commands.len() as u64);
         let answers = self.commands.clone().call_all(commands).await;
@@ -353,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_servers_and_replicas_are_refused() {
+    fn old_servers_and_replicas_are_rejected() {
         let address = Address { host: "h".to_owned(), port: 1 };
         let facts = |version: &str, role: &str| {
             let server = format!("redis_version:{version}\r\nredis_mode:standalone\r\nrun_id:a\r\nmaster_replid:b\r\n");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_only_speak_like_redis_are_known() {
+    fn compatible_servers_are_identified() {
         let address = Address { host: "h".to_owned(), port: 1 };
         let server = "redis_version:7.4.0\r\nredis_mode:standalone\r\nrun_id:a\r\nmaster_replid:b\r\nrole:master\r\n";
         let check = |info: &str| check(&Facts::of(info), &address, false);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_come_up_in_a_script_are_known_by_their_code_in_every_version() {
+    fn errors_in_a_script_are_classified_by_their_code_in_every_version() {
         let of = |detail: &str| LinkError::from(redis::make_extension_error("ERR".to_owned(), Some(detail.to_owned())));
         let wrapped = |raised: &str| {
             of(&format!("Error running script (call to f_85bb9f42): @user_script:75: @user_script: 75: -{raised}"))

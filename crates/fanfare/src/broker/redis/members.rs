@@ -1,5 +1,6 @@
-//! The nodes that may acknowledge, as this node knows them. After a loss each is waited for that may have acknowledged
-//! something which nobody else has, so nobody becomes a member without a member's knowledge (docs/recovery.md).
+//! The members of the log, as this node knows them: the nodes that may acknowledge events. After a loss of data the
+//! recovery waits for every member that may have acknowledged an event which no other node has. Therefore no node
+//! becomes a member without the knowledge of another member (docs/recovery.md).
 
 use super::{
     link::{Link, LinkError, read},
@@ -17,55 +18,57 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// For how long after its last sign of life a node may take it for granted that nobody became a member without its
-/// knowledge.
+/// How long a node is informed after its last successful heartbeat: no node can become a member without its knowledge
+/// in that time.
 pub(super) const INFORMED: Duration = Duration::from_secs(12);
 
-/// For how long a node that joins watches members that are silent before it goes on without them. Longer than
-/// [`INFORMED`] by what clocks may differ meanwhile.
+/// How long a joining node watches silent members before it removes them. Longer than [`INFORMED`], to allow for clock
+/// drift.
 const WATCH: Duration = Duration::from_secs(13);
 
-/// A member that has been silent for so long by the server's clock is removed by any other, in milliseconds.
+/// Any node removes a member that has been silent for this time by the server's clock, in milliseconds.
 pub(super) const REMOVED_MS: u64 = 30_000;
 
-/// A member that has been silent for so long by the server's clock is gone, whatever jumps that clock makes, in
-/// milliseconds.
+/// A member that has been silent for this time by the server's clock has certainly failed, regardless of adjustments of
+/// that clock, in milliseconds.
 const GONE_MS: u64 = 600_000;
 
-/// How often a node that joins asks: at first, and at most.
+/// The interval between the attempts of a joining node: at first, and at most.
 const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_millis(250);
 
-/// How long the start of a link waits for the node to become a member; after that it goes on in the background.
+/// How long the start of a link waits until the node is a member. After that, joining continues in the background.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// Who a node knows, by name, with the version of the list at which each became a member.
+/// Members by name, each with the version of the list at which it became a member.
 type List = BTreeMap<String, u64>;
 
-/// How many of its former names a node remembers.
+/// The number of former names that a node remembers.
 const FORMER: usize = 16;
 
-/// What a node knows of the members.
+/// The knowledge of a node about the members.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    /// The name under which this node acknowledges. It has reported to one server at most: a report says what was acknowledged
-    /// under that name, and may be counted at any time, whatever its node did since at another server.
+    /// The name under which this node acknowledges. A name reports to one server at most: a report covers everything
+    /// that was acknowledged under the name, and may be processed at any later time, regardless of what the node has
+    /// acknowledged at another server since.
     name: String,
-    /// The names before, newest last. Under these nothing will be acknowledged any more.
+    /// The former names, oldest first. The node acknowledges nothing under them any more.
     former: Vec<String>,
-    /// How many names there were.
+    /// The number of former names so far.
     names: u32,
-    /// Which server this name has reported to.
+    /// The server that this name has reported to.
     reported_at: Option<String>,
     list: List,
     version: u64,
-    /// The newest list, and the log's head when it was made: who is not on it any more can have acknowledged only what
-    /// stands up to there.
+    /// The newest list, and the head of the log when it was read. A node that is no longer on it can have acknowledged
+    /// events only up to that head. The list replaces `list` once the window reaches that head.
     newer: Option<(u64, List)>,
-    /// The log's head when this node became a member, until its window has that: who was removed before may have
-    /// acknowledged what stands up to there.
+    /// The head of the log when this node became a member, until its window has reached that head. Members that were
+    /// removed earlier may have acknowledged events up to there.
     behind: Option<u64>,
-    /// When this node was last a member for sure, or nobody could have been one, on the monotonic clock in milliseconds.
+    /// The last time at which this node was certainly a member, or at which no node could have joined, in milliseconds
+    /// on the monotonic clock.
     informed_ms: Option<u64>,
 }
 
@@ -79,12 +82,12 @@ impl Members {
         &self.name
     }
 
-    /// The names under which it will not acknowledge anything any more.
+    /// The former names, under which this node acknowledges nothing any more.
     pub(super) fn former(&self) -> &[String] {
         &self.former
     }
 
-    /// Takes another name, if this one has reported to another server than this. Returns whether it did.
+    /// Takes a new name if the current one has reported to a server other than `server`. Returns whether it did.
     pub(super) fn rename_for(&mut self, server: &str) -> bool {
         if self.reported_at.as_deref().is_none_or(|at| at == server) {
             return false;
@@ -100,7 +103,7 @@ impl Members {
         true
     }
 
-    /// This node reports to a server.
+    /// Records that this node reports to `server`, after taking a new name if necessary.
     pub(super) fn reports_to(&mut self, server: &str) {
         self.rename_for(server);
         self.reported_at = Some(server.to_owned());
@@ -111,18 +114,21 @@ impl Members {
         self.version
     }
 
-    /// The version of the list for whose absentees this node's window speaks.
+    /// The version of the list for which this node speaks in a report: its window has everything that nodes which are
+    /// no longer on that list acknowledged. 0 if it does not speak for removed members yet.
     pub(super) fn vouched_version(&self) -> u64 {
         if self.behind.is_some() { 0 } else { self.version }
     }
 
-    /// This node becomes a member of a log whose head is at `log_head`; its own is at `head`.
+    /// Records that this node became a member when the head of the log was at `log_head`. The window's head is at
+    /// `head`.
     pub(super) fn joins(&mut self, log_head: u64, head: u64) {
         self.behind = Some(log_head);
         self.covered(head);
     }
 
-    /// Takes a list that the server gave when the log's head was `log_head`; this node's is at `head`.
+    /// Records a list that was read when the head of the log was at `log_head`. The window's head is at `head`. Members
+    /// that are no longer on the list are kept until the window has reached `log_head`.
     pub(super) fn learn(&mut self, version: u64, list: List, log_head: u64, head: u64) {
         self.version = version;
         self.list.extend(list.iter().map(|(name, joined)| (name.clone(), *joined)));
@@ -130,7 +136,7 @@ impl Members {
         self.covered(head);
     }
 
-    /// The window has everything up to `head`.
+    /// Records that the window has everything up to `head`.
     pub(super) fn covered(&mut self, head: u64) {
         if let Some((_, list)) = self.newer.take_if(|(log_head, _)| *log_head <= head) {
             self.list = list;
@@ -138,61 +144,64 @@ impl Members {
         self.behind.take_if(|log_head| *log_head <= head);
     }
 
-    /// Those that take part in the same recovery are members afterwards.
-    pub(super) fn met(&mut self, names: impl IntoIterator<Item = String>) {
+    /// Adds the nodes that have reported to the same recovery: they are members after it.
+    pub(super) fn add_reported(&mut self, names: impl IntoIterator<Item = String>) {
         for name in names {
             self.list.entry(name).or_insert(self.version + 1);
         }
     }
 
-    /// This node was a member at `ms` on the monotonic clock.
+    /// Records that this node was a member at `ms` on the monotonic clock. Ignored until the window has everything from
+    /// before the join.
     pub(super) fn informed(&mut self, ms: u64) {
         if self.behind.is_none() {
             self.informed_ms = Some(ms);
         }
     }
 
-    /// This node has never been a member, or is none any more.
+    /// Whether this node is not a member, or never was.
     pub(super) fn never_informed(&self) -> bool {
         self.informed_ms.is_none()
     }
 
-    /// This node is no member (any more).
+    /// Records that this node is not a member.
     pub(super) fn not_informed(&mut self) {
         self.informed_ms = None;
     }
 
-    /// Nobody could write to the server at `ms`: no one became a member until then, if this node knew of all before.
-    pub(super) fn nobody_could(&mut self, ms: u64) {
+    /// Records that no node could write to the server at `ms`. Therefore no node became a member until then, provided
+    /// that this node was still informed.
+    pub(super) fn no_joins_until(&mut self, ms: u64) {
         if self.informed_left(ms) > 0 {
             self.informed_ms = Some(ms);
         }
     }
 
-    /// For how many milliseconds from `now_ms` on nobody can have become a member without this node's knowledge.
+    /// How long this node remains informed, in milliseconds from `now_ms`: no node can become a member without its
+    /// knowledge in that time.
     pub(super) fn informed_left(&self, now_ms: u64) -> u64 {
         self.informed_ms.map_or(0, |at| (at + clock::millis(INFORMED)).saturating_sub(now_ms))
     }
 
-    /// All who may have acknowledged something that this node does not have.
+    /// The nodes that may have acknowledged events that this node does not have.
     pub(super) fn list(&self) -> impl Iterator<Item = (&str, u64)> {
         self.list.iter().map(|(name, joined)| (&**name, *joined))
     }
 }
 
-/// Reads names and versions, `fields` values each.
+/// Decodes a list of members with `fields` values each, of which the first two are the name and the version.
 pub(super) fn list(values: &[Value], fields: usize) -> Result<List, LinkError> {
     let pair = |member: &[Value]| Ok((read(member[0].clone())?, read(member[1].clone())?));
     values.chunks_exact(fields).map(pair).collect()
 }
 
-/// What a node that joins has seen so far.
+/// The state of a node that joins.
 pub(super) struct Joining {
-    /// Those that may acknowledge and have been silent since then.
+    /// The other members with their last heartbeats, and since when none of them has changed.
     watched: (String, Instant),
     pause: Duration,
     process: Option<String>,
-    /// It was no member when it first asked.
+    /// The node was not a member when it first asked.
     was_none: bool,
 }
 
@@ -201,22 +210,22 @@ impl Joining {
         Self { watched: (String::new(), Instant::now()), pause: SOON, process: process(), was_none: false }
     }
 
-    /// Makes the node a member, if that takes no longer than a moment.
+    /// Joins, unless that takes longer than [`FIRST`].
     pub(super) async fn first(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
         timeout(FIRST, self.join(shared, link)).await.unwrap_or(Ok(()))
     }
 
-    /// Makes the node a member, unless it is one, and stays until the link ends.
+    /// Joins, unless the node is a member, and then waits until the link ends.
     pub(super) async fn run(mut self, shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
         if !*shared.joined.borrow() {
             if !shared.is_full() {
                 tracing::warn!(
-                    "other nodes of the log are silent and may still live, so this one takes no events for up to {} s",
+                    "other members of the log do not respond but may still run; publishing pauses for up to {} s",
                     WATCH.as_secs()
                 );
             }
             self.join(shared, link).await?;
-            tracing::info!("this node takes events now");
+            tracing::info!("this node joined the log and accepts events");
         }
         std::future::pending().await
     }
@@ -227,14 +236,14 @@ impl Joining {
             match self.ask(shared, link, &mut ended).await {
                 Ok(true) => break,
                 Ok(false) => {}
-                // It reads on, and joins once Redis takes writes again.
+                // The node continues to read the log, and joins once Redis accepts writes again.
                 Err(LinkError::Full(why)) => shared.note_full(&why),
                 Err(error) => return Err(error),
             }
             sleep(self.pause).await;
             self.pause = (self.pause * 2).min(LATER);
         }
-        shared.note_room();
+        shared.note_writable();
         shared.joined.send_replace(true);
         Ok(())
     }
@@ -242,7 +251,7 @@ impl Joining {
     async fn ask(&mut self, shared: &Shared, link: &Link, ended: &mut BTreeSet<String>) -> Result<bool, LinkError> {
         let keys = &shared.keys;
         let (head, epoch) = {
-            let window = shared.tail.window().read();
+            let window = shared.follower.window().read();
             (window.head(), window.epoch())
         };
         let at = clock::now().mono_ms;
@@ -257,7 +266,7 @@ impl Joining {
         command.arg(if self.watched.1.elapsed() >= WATCH { &self.watched.0 } else { "" }).arg(GONE_MS).arg(&*ended);
         let answer: Vec<Value> = read(link.call(&command).await?)?;
         let [state, version, log_head, watched, members @ ..] = &answer[..] else {
-            return Err(LinkError::Answer("a join without an answer".to_owned()));
+            return Err(LinkError::Answer("the join script returned too few values".to_owned()));
         };
         shared.listed.store(true, Ordering::Relaxed);
         let watched: String = read(watched.clone())?;
@@ -268,7 +277,8 @@ impl Joining {
         let (version, log_head) = (read(version.clone())?, read(log_head.clone())?);
         let mut known = shared.members();
         known.learn(version, list(members, 3)?, log_head, head);
-        // A node that was a member all along has missed nothing.
+        // A node that was a member throughout has missed nothing. Any other node must first read up to the head that
+        // the log had when it joined.
         if !joined {
             known.not_informed();
             self.was_none = true;
@@ -290,8 +300,9 @@ impl Joining {
     }
 }
 
-/// Which process this is, so that another on the same machine can see that it has ended: boot, process namespace, id and
-/// start. `None` where the system does not say, and in a simulated world, where all nodes are one process.
+/// Identifies this process, so that another one on the same machine can detect that it has exited: boot ID, PID
+/// namespace, process ID and start time. `None` where the system does not provide them, and in a simulation, where all
+/// nodes are one process.
 fn process() -> Option<String> {
     if environment::current().is_some() {
         return None;
@@ -303,18 +314,19 @@ fn process() -> Option<String> {
     Some(format!("{}/{space}/{id}/{}", boot.trim(), start_of(id)?))
 }
 
-/// When a process began, in ticks since the boot (proc(5), `stat`, field 22).
+/// The start time of a process, in clock ticks since boot (proc(5), `stat`, field 22). `None` if it has exited.
 fn start_of(id: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name before may hold spaces and brackets.
+    // The command name may contain spaces and parentheses.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?;
-    // A process that has ended and was not waited for does nothing any more.
+    // A zombie executes nothing any more.
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
 }
 
-/// Whether the process that was called so has ended for sure: it can be seen from here, and is not there.
+/// Whether a process has certainly exited: it belongs to the same boot and PID namespace as this one, and no longer
+/// exists.
 fn has_ended(process: &str, own: Option<&str>) -> bool {
     let Some((place, _)) = own.and_then(|own| own.rsplit_once('/')?.0.rsplit_once('/')) else { return false };
     let Some(rest) = process.strip_prefix(place).and_then(|rest| rest.strip_prefix('/')) else { return false };
@@ -348,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn who_left_is_waited_for_until_the_window_has_what_it_acknowledged() {
+    fn a_removed_member_is_kept_until_the_window_has_what_it_acknowledged() {
         let mut members = Members::default();
         members.learn(1, of(&["a", "b"]), 5, 5);
         members.learn(2, of(&["b", "c"]), 9, 7);
@@ -360,20 +372,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_away_for_long_does_not_know_who_came() {
+    fn a_node_without_heartbeats_is_no_longer_informed() {
         let mut members = Members::default();
         assert_eq!(members.informed_left(5), 0);
         members.informed(1_000);
         assert_eq!(members.informed_left(2_000), 11_000);
-        members.nobody_could(12_000);
+        members.no_joins_until(12_000);
         assert_eq!(members.informed_left(20_000), 4_000);
-        members.nobody_could(30_000);
+        members.no_joins_until(30_000);
         assert_eq!(members.informed_left(30_000), 0);
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_process_of_this_machine_is_known_to_have_ended() {
+    fn the_exit_of_a_process_on_this_machine_is_detected() {
         let own = process().unwrap();
         assert!(!has_ended(&own, Some(&own)));
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();

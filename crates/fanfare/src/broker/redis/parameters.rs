@@ -1,8 +1,8 @@
-//! The query of a Redis URL, as redis-py reads it: applications share one `REDIS_URL` between their clients.
+//! The query parameters of a Redis URL, as in redis-py: applications share one `REDIS_URL` among their clients.
 
 use super::url::BadRedisUrl;
 
-/// The parameters that redis-py has and that have no effect here.
+/// Parameters of redis-py that have no effect here.
 const OF_OTHER_CLIENTS: &[&str] = &[
     "client_name",
     "decode_responses",
@@ -33,16 +33,16 @@ const OF_OTHER_CLIENTS: &[&str] = &[
     "timeout",
 ];
 
-/// What stands for a name that may be a part of a password.
+/// Reported instead of an unknown name, because the name may be part of a password.
 const UNKNOWN: &str = "a parameter that redis-py does not have";
 
-/// What the query says.
+/// The parsed parameters.
 #[derive(Default)]
 pub(super) struct Parameters {
     pub(super) database: Option<i64>,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
-    /// The names of those that have no effect.
+    /// The names of parameters that have no effect.
     pub(super) ignored: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ impl Parameters {
                 "db" => parameters.database = Some(value.parse().map_err(|_| BadRedisUrl::Database)?),
                 "username" => parameters.user = Some(value.into_owned()),
                 "password" => parameters.password = Some(value.into_owned()),
-                // What the hub does in any case.
+                // This is the hub's behaviour in any case.
                 "ssl_cert_reqs" if value == "required" => {}
                 name => parameters.ignore(OF_OTHER_CLIENTS.iter().find(|known| **known == name).unwrap_or(&UNKNOWN)),
             }

@@ -1,4 +1,5 @@
-//! Who is connected, in Redis: written in batches behind the clients' backs, so that no connect waits for it.
+//! The list of connected clients in Redis. Changes are written in batches in the background, so that no connect waits
+//! for Redis.
 
 use super::{
     keys::Keys,
@@ -23,40 +24,42 @@ use tokio::time::{Instant, sleep};
 /// How often changes are written.
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// The most changes in one command: it holds Redis up for about 2 ms.
+/// The maximum number of changes in one command, which blocks Redis for about 2 ms.
 const BATCH: usize = 250;
 
-/// How long Redis keeps a connection that nobody refreshes, in seconds.
+/// How long Redis retains a connection that is not refreshed, in seconds.
 const TTL_SECS: u64 = 3_600;
 
-/// How often all are written anew, long before they would end.
+/// How often all connections are rewritten. Must be well below [`TTL_SECS`].
 const REFRESH: Duration = Duration::from_secs(TTL_SECS / 3);
 
-/// How often it is looked for what dead nodes left.
+/// How often the connections of dead nodes are removed.
 const SWEEP: Duration = Duration::from_secs(3);
 
-/// A clock that differs by more than this from what is expected was set, in milliseconds. Less is drift and measurement error.
+/// A larger deviation of the server's clock means that the clock was set, in milliseconds. A smaller one is drift or
+/// measurement error.
 const SET_MS: i64 = 500;
 
-/// What became of a connection.
+/// A change of a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Arrived(ConnectionInfo),
     Left { user: Arc<str>, came_ms: u64 },
 }
 
-/// Changes that are not written yet, the newest of each connection.
+/// The changes that have not been written yet: the newest of each connection.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     changes: BTreeMap<ConnectionId, Change>,
-    /// There is no link, and so no use in collecting: with the next one all are written anew.
+    /// There is no link. Changes are not collected, because all connections are rewritten on the next link.
     idle: bool,
 }
 
 impl Pending {
     pub(super) fn note(&mut self, connection: ConnectionId, change: Change) {
         if !self.idle {
-            // An older socket that leaves does not take the newer one of its connection with it.
+            // The departure of an older socket must not replace the arrival of a newer socket with the same connection
+            // ID.
             let newer = match (&change, self.changes.get(&connection)) {
                 (Change::Left { came_ms, .. }, Some(Change::Arrived(held))) => held.came_ms > *came_ms,
                 _ => false,
@@ -76,59 +79,61 @@ impl Pending {
     }
 }
 
-/// How long after a refused write it is tried again: Redis is full, or has too few replicas.
-const REFUSED: Duration = Duration::from_secs(1);
+/// The pause after a rejected write: Redis is full, or has too few replicas.
+const REJECTED: Duration = Duration::from_secs(1);
 
-/// Writes all who are here, then what changes, until the link ends.
+/// Writes all connections of this node, and then the changes, until the link ends.
 pub(super) async fn run(shared: &Shared, link: &Link) -> Result<Infallible, LinkError> {
-    let mut listing = Listing::new(shared);
+    let mut writer = Writer::new(shared);
     loop {
-        match listing.turn(shared, link).await {
+        match writer.turn(shared, link).await {
             Ok(()) => sleep(FLUSH).await,
-            // Changes are not collected meanwhile, there may be any number of them.
+            // Pending changes would accumulate without bound, so everything is rewritten instead.
             Err(LinkError::Full(_)) => {
-                (listing.walk, listing.whole) = (None, true);
-                sleep(REFUSED).await;
+                (writer.resync, writer.rewrite_all) = (None, true);
+                sleep(REJECTED).await;
             }
             Err(error) => return Err(error),
         }
     }
 }
 
-/// What is written when.
-struct Listing {
+/// The schedule of writes.
+struct Writer {
     refresh: Instant,
     sweep: Instant,
-    beat: u64,
-    walk: Option<Walk>,
+    heartbeat: u64,
+    resync: Option<Resync>,
     clock: ServerClock,
-    /// What is listed is not the truth: all are to be written anew, at once.
-    whole: bool,
+    /// The list in Redis is not correct, so all connections must be rewritten immediately.
+    rewrite_all: bool,
 }
 
-impl Listing {
+impl Writer {
     fn new(shared: &Shared) -> Self {
         let now = Instant::now();
-        let (beat, clock) = (shared.last_beat(), ServerClock::default());
-        Self { refresh: now + REFRESH, sweep: now + SWEEP, beat, walk: None, clock, whole: true }
+        let (heartbeat, clock) = (shared.last_heartbeat(), ServerClock::default());
+        let (refresh, sweep) = (now + REFRESH, now + SWEEP);
+        Self { refresh, sweep, heartbeat, resync: None, clock, rewrite_all: true }
     }
 
     async fn turn(&mut self, shared: &Shared, link: &Link) -> Result<(), LinkError> {
-        // A node that was silent for long was taken for dead, and what it had written was swept away.
-        let beat = shared.last_beat();
-        self.whole |= beat.saturating_sub(self.beat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
-        self.beat = beat;
-        if self.whole || Instant::now() >= self.sweep {
-            // After the clock was set, the times that this node has written can't be compared with new ones.
-            self.whole |= self.clock.measure(link).await?;
+        // If this node was silent for too long, another one treated it as dead and removed its connections.
+        let heartbeat = shared.last_heartbeat();
+        self.rewrite_all |=
+            heartbeat.saturating_sub(self.heartbeat) >= ALIVE_MS || shared.unlisted.swap(false, Ordering::Relaxed);
+        self.heartbeat = heartbeat;
+        if self.rewrite_all || Instant::now() >= self.sweep {
+            // After the server's clock was set, times that this node wrote earlier are not comparable with new ones.
+            self.rewrite_all |= self.clock.measure(link).await?;
         }
-        if self.whole || (self.walk.is_none() && Instant::now() >= self.refresh) {
+        if self.rewrite_all || (self.resync.is_none() && Instant::now() >= self.refresh) {
             self.refresh = Instant::now() + REFRESH;
-            self.walk = Some(Walk::begin(shared, link).await?);
+            self.resync = Some(Resync::begin(shared, link).await?);
         }
-        // Nobody waits for a refresh, so it takes its time, and the memory of one piece.
-        walk_on(shared, link, self.clock, &mut self.walk, if self.whole { usize::MAX } else { 1 }).await?;
-        self.whole = false;
+        // A periodic refresh is not urgent, so it proceeds by one batch a turn.
+        advance(shared, link, self.clock, &mut self.resync, if self.rewrite_all { usize::MAX } else { 1 }).await?;
+        self.rewrite_all = false;
         let changes = shared.pending().take();
         write(shared, link, self.clock, changes.into_iter()).await?;
         if Instant::now() >= self.sweep {
@@ -139,62 +144,63 @@ impl Listing {
     }
 }
 
-/// An estimate of the server's clock. The wall clocks of nodes may differ by more than a client needs to reconnect to another node,
-/// so they can't decide which of its two connections is the newer one.
+/// An estimate of the server's clock. It decides which of two connections of a client is the newer one: the wall clocks
+/// of two nodes may differ by more than the time that a client needs to reconnect to another node.
 #[derive(Debug, Clone, Copy, Default)]
 struct ServerClock {
-    /// Its offset from this node's monotonic clock in milliseconds: at least, and at most.
+    /// Its offset from this node's monotonic clock in milliseconds: the lower and the upper bound.
     ahead: Option<(i64, i64)>,
 }
 
-/// When something was, by the server's clock.
+/// A time of the server's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Moment {
     /// In milliseconds since 1970-01-01T00:00:00Z.
     at: u64,
-    /// By how many milliseconds that may be wrong, either way.
+    /// The maximum error in either direction, in milliseconds.
     spread: u64,
 }
 
 impl ServerClock {
-    /// Asks for the time. Returns whether the clock was set since.
+    /// Reads the server's time. Returns whether the clock was set since the last reading.
     async fn measure(&mut self, link: &Link) -> Result<bool, LinkError> {
         let asked = clock::now().mono_ms;
         let there = link.clock_ms().await?;
         Ok(self.note(asked, there, clock::now().mono_ms))
     }
 
-    /// Takes a reading `there` that was made between `asked` and `answered`. Returns whether the clock was set since the last one.
+    /// Records a reading `there` that was taken between `asked` and `answered`. Returns whether the clock was set since
+    /// the last reading.
     fn note(&mut self, asked: u64, there: u64, answered: u64) -> bool {
         let seen = (there.wrapping_sub(answered).cast_signed(), there.wrapping_sub(asked).cast_signed());
         let both = |(low, high): (i64, i64)| (low.max(seen.0), high.min(seen.1));
         let (low, high) = self.ahead.map_or(seen, both);
-        // Two clocks drift apart a little all the time.
+        // The bounds also become inconsistent through drift. The new reading replaces them then.
         self.ahead = Some(if low <= high { (low, high) } else { seen });
         low - high > SET_MS
     }
 
-    /// When a client came that this node saw at a moment of its monotonic clock.
+    /// When a client connected that this node accepted at a time of its monotonic clock.
     fn of(self, mono_ms: u64, stops: &Stops) -> Moment {
         let (low, high) = self.ahead.unwrap_or_default();
         let earliest = stops.waiting_since(mono_ms).saturating_add_signed(low);
         let latest = mono_ms.saturating_add_signed(high);
-        // Each of the readings is of a whole millisecond.
+        // Readings are rounded to milliseconds.
         Moment { at: earliest.midpoint(latest), spread: latest.saturating_sub(earliest) / 2 + 2 }
     }
 }
 
-/// A walk over all connections of this node, to write each anew and then take away what is no longer here.
+/// Rewrites all connections of this node in batches, and then removes those that are no longer connected.
 #[derive(Debug)]
-struct Walk {
+struct Resync {
     own: String,
-    /// What was written before.
+    /// The key for the set of connections that were written before.
     old: String,
-    /// Where the next piece begins; `None`: all were written.
+    /// The place of the next batch. `None` once all connections are written.
     place: Option<u64>,
 }
 
-impl Walk {
+impl Resync {
     async fn begin(shared: &Shared, link: &Link) -> Result<Self, LinkError> {
         let own = shared.keys.connections_of_node(&shared.node);
         let old = format!("{own}:old");
@@ -203,30 +209,30 @@ impl Walk {
         Ok(Self { own, old, place: Some(0) })
     }
 
-    /// One piece. Returns whether there is more to do.
+    /// Processes one batch. Returns whether there is more to do.
     async fn step(&mut self, shared: &Shared, link: &Link, clock: ServerClock) -> Result<bool, LinkError> {
         let Some(place) = self.place else {
             return Ok(sweep_some(shared, link, &shared.node, &self.old, &self.own).await? > 0);
         };
-        let (here, next) = shared.tail.clients_from(place, BATCH).await.unwrap_or_default();
+        let (here, next) = shared.follower.clients_from(place, BATCH).await.unwrap_or_default();
         self.place = next;
         write(shared, link, clock, here.into_iter().map(|client| (client.connection, Change::Arrived(client)))).await?;
         Ok(true)
     }
 }
 
-/// Goes on with a walk by so many pieces, or to its end.
-async fn walk_on(
+/// Advances a resync by a number of batches.
+async fn advance(
     shared: &Shared,
     link: &Link,
     clock: ServerClock,
-    walk: &mut Option<Walk>,
-    pieces: usize,
+    resync: &mut Option<Resync>,
+    batches: usize,
 ) -> Result<(), LinkError> {
-    for _ in 0..pieces {
-        let Some(under_way) = walk else { return Ok(()) };
-        if !under_way.step(shared, link, clock).await? {
-            *walk = None;
+    for _ in 0..batches {
+        let Some(running) = resync else { return Ok(()) };
+        if !running.step(shared, link, clock).await? {
+            *resync = None;
         }
     }
     Ok(())
@@ -268,7 +274,7 @@ fn names_of<'a>(command: &'a mut Cmd, keys: &Keys) -> &'a mut Cmd {
     command.arg(&keys.connection).arg(&keys.user).arg(Keys::USER_SUFFIX)
 }
 
-/// Takes away what dead nodes left.
+/// Removes the connections of dead nodes, and their names.
 async fn sweep_dead(shared: &Shared, link: &Link) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let long_ago = link.clock_ms().await?.saturating_sub(ALIVE_MS);
@@ -292,7 +298,7 @@ async fn sweep_some(shared: &Shared, link: &Link, node: &str, from: &str, but: &
     read(link.call(&command).await?)
 }
 
-/// A user's clients on all nodes.
+/// The clients of a user on all nodes, the oldest connection first.
 pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<ConnectionInfo>, BrokerError> {
     let set = shared.keys.connections_of_user(user);
     let mut clients = present(shared, &set, None).await?;
@@ -300,7 +306,7 @@ pub(super) async fn of_user(shared: &Shared, user: &str) -> Result<Vec<Connectio
     Ok(clients)
 }
 
-/// One client, on whichever node it is.
+/// Finds a client on any node.
 pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Option<ConnectionInfo>, BrokerError> {
     let nothing = format!("{}nobody", shared.keys.node);
     Ok(present(shared, &nothing, Some(connection)).await?.pop())
@@ -308,7 +314,7 @@ pub(super) async fn find(shared: &Shared, connection: ConnectionId) -> Result<Op
 
 async fn present(shared: &Shared, set: &str, one: Option<ConnectionId>) -> Result<Vec<ConnectionInfo>, BrokerError> {
     let (link, keys) = (shared.link()?, &shared.keys);
-    let mut command = link.script(Script::ConnectionInfo, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
+    let mut command = link.script(Script::ListConnections, &[&keys.log, &keys.epoch, &keys.ids, &keys.nodes, set]);
     command.arg(&keys.connection).arg(ALIVE_MS).arg(one.map(|id| id.to_string()));
     let found: Vec<(String, String, String, u64, u64, String)> = read(link.call(&command).await?)?;
     let client = |(id, user, node, since_ms, came_ms, address): (String, String, String, u64, u64, String)| {
@@ -333,9 +339,9 @@ mod tests {
     const THERE: u64 = 1_790_000_000_000;
 
     #[test]
-    fn the_servers_clock_is_known_the_better_the_faster_it_once_answered() {
+    fn the_fastest_response_determines_the_precision_of_the_servers_clock() {
         let mut clock = ServerClock::default();
-        // It is ahead by THERE - 100: asked at 1,000, it showed THERE + 1,000 - 100 at 1,100.
+        // The server's clock is ahead by THERE - 100: asked at 1,000, it showed THERE + 1,000 - 100 at 1,100.
         clock.note(1_000, THERE + 1_000, 5_000);
         clock.note(7_098, THERE + 7_000, 7_102);
         clock.note(9_000, THERE + 9_000, 9_900);
@@ -344,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_is_believed() {
+    fn a_server_clock_that_was_set_replaces_the_estimate() {
         for set in [THERE - 3_600_000, THERE + 3_600_000] {
             let mut clock = ServerClock::default();
             assert!(!clock.note(1_000, THERE, 1_002));

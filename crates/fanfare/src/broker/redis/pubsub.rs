@@ -1,9 +1,10 @@
-//! Hears what the reference's publishers `PUBLISH`, and puts it into the log. Every node hears; the one that has done so
-//! for longest appends at once, and the others what has not come by the log after a while. The log keeps one of each.
+//! Receives messages that compatible publishers `PUBLISH` on channels, and appends them to the log. Every node receives
+//! every message. The node that has been subscribed for longest, the channel leader, appends it immediately. The other
+//! nodes append it after a while if it is not in the log by then. The log removes the duplicates.
 
 use super::{
     link::{Link, LinkError},
-    refused::{self, Refused},
+    refused::{self, Rejection},
     shared::{Job, Shared},
 };
 use crate::{
@@ -27,23 +28,23 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// How many messages wait while the log can't be reached; more are lost.
+/// The maximum number of messages that wait while the log is unavailable. Further messages are lost.
 const MAX_WAITING: usize = 10_000;
 
-/// The most records in one append.
+/// The maximum number of records in one append.
 const BATCH: usize = 256;
 
-/// How long to wait before something that Redis did not take is tried again.
-const AGAIN: Duration = Duration::from_millis(200);
+/// The pause before a failed append is retried.
+const RETRY: Duration = Duration::from_millis(200);
 
-/// How long a node that is not the foremost leaves a message to that one.
+/// How long a node that is not the channel leader waits for the leader to append a message.
 const HOLD: Duration = Duration::from_millis(700);
 
-/// How often a node looks whether what it heard has come by the log.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often a node checks whether the messages that it received are in the log.
+const CHECK: Duration = Duration::from_millis(50);
 
-/// Listens on the channels of a new link.
-pub(super) async fn listen(shared: &Shared, pubsub: &mut PubSub) -> Result<(), LinkError> {
+/// Subscribes to the channels on a new link.
+pub(super) async fn subscribe(shared: &Shared, pubsub: &mut PubSub) -> Result<(), LinkError> {
     pubsub.subscribe(&[shared.keys.broadcast_channel(), shared.keys.probe_channel(&shared.node)]).await?;
     if !shared.options.channels.is_empty() {
         pubsub.subscribe(&shared.options.channels).await?;
@@ -51,23 +52,24 @@ pub(super) async fn listen(shared: &Shared, pubsub: &mut PubSub) -> Result<(), L
     Ok(pubsub.psubscribe(&shared.keys.addressed_channels()).await?)
 }
 
-/// Hears messages until the link ends, and puts them where [`forward`] finds them. The publishers of what is no event are told why.
+/// Receives messages until the link ends, and queues them for [`forward`]. The reasons for rejected messages are stored
+/// for their publishers.
 pub(super) async fn run(
     shared: &Shared,
     link: &Link,
     pubsub: PubSub,
-    heard: &mpsc::Sender<Record>,
+    received: &mpsc::Sender<Record>,
 ) -> Result<Infallible, LinkError> {
     let (reasons, waiting) = refused::queue();
-    tokio::try_join!(hear(shared, pubsub, heard, &reasons), refused::write(shared, link, waiting))
+    tokio::try_join!(receive(shared, pubsub, received, &reasons), refused::write(shared, link, waiting))
         .map(|(never, _)| never)
 }
 
-async fn hear(
+async fn receive(
     shared: &Shared,
     mut pubsub: PubSub,
-    heard: &mpsc::Sender<Record>,
-    reasons: &mpsc::Sender<Refused>,
+    received: &mpsc::Sender<Record>,
+    reasons: &mpsc::Sender<Rejection>,
 ) -> Result<Infallible, LinkError> {
     let probe = shared.keys.probe_channel(&shared.node);
     let mut messages = pubsub.on_message();
@@ -79,47 +81,47 @@ async fn hear(
         }
         match record(shared, &message) {
             Ok(record) => {
-                if heard.try_send(record).is_err() {
+                if received.try_send(record).is_err() {
                     shared.metrics.add(Counter::HeardLost, 1);
-                    tracing::error!("a message on a channel is lost: {MAX_WAITING} wait for the log already");
+                    tracing::error!("a message on a channel was lost: the queue of {MAX_WAITING} messages is full");
                 }
             }
-            Err(refused) => {
+            Err(rejection) => {
                 shared.metrics.add(Counter::BadPublications, 1);
-                let why = &refused.message;
-                tracing::warn!(channel = message.get_channel_name(), "a message on a channel is no event: {why}");
-                // A full queue drops it: the line above has said why.
-                let _ = reasons.try_send(refused.of(message.get_payload_bytes()));
+                let why = &rejection.message;
+                tracing::warn!(channel = message.get_channel_name(), "rejected a message on a channel: {why}");
+                // If the queue is full the reason is dropped; the log line above has it.
+                let _ = reasons.try_send(rejection.of(message.get_payload_bytes()));
             }
         }
     }
-    Err(LinkError::Unreachable("the connection for channels ended".to_owned()))
+    Err(LinkError::Unreachable("the connection for channels was closed".to_owned()))
 }
 
-/// Where messages wait on their way into the log.
+/// The queue of messages for [`forward`].
 pub(super) fn queue() -> (mpsc::Sender<Record>, mpsc::Receiver<Record>) {
     mpsc::channel(MAX_WAITING)
 }
 
-/// Puts what was heard into the log, in order, however long that takes.
-pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Record>, jobs: mpsc::Sender<Job>) {
+/// Appends the received messages in order. Retries until the log has accepted them.
+pub(super) async fn forward(shared: Arc<Shared>, mut received: mpsc::Receiver<Record>, jobs: mpsc::Sender<Job>) {
     let mut waiting: VecDeque<(Instant, Record)> = VecDeque::new();
     loop {
         if waiting.is_empty() {
-            match heard.recv().await {
+            match received.recv().await {
                 Some(record) => waiting.push_back((Instant::now(), record)),
                 None => return,
             }
         }
         while waiting.len() < MAX_WAITING
-            && let Ok(record) = heard.try_recv()
+            && let Ok(record) = received.try_recv()
         {
             waiting.push_back((Instant::now(), record));
         }
         forget_known(&shared, &mut waiting);
         let due = due(&shared, &waiting);
         if due == 0 {
-            sleep(LOOK).await;
+            sleep(CHECK).await;
             continue;
         }
         let (reply, answer) = oneshot::channel();
@@ -136,54 +138,60 @@ pub(super) async fn forward(shared: Arc<Shared>, mut heard: mpsc::Receiver<Recor
                 }
             }
             Ok(Err(BrokerError::NotReplicated { .. })) => drop(waiting.drain(..due)),
-            Ok(Err(BrokerError::Unavailable(_) | BrokerError::NotKept(_))) | Err(_) => sleep(AGAIN).await,
+            Ok(Err(BrokerError::Unavailable(_) | BrokerError::NotKept(_))) | Err(_) => sleep(RETRY).await,
         }
     }
 }
 
-/// Forgets what has come by the log meanwhile.
+/// Removes the messages that are in the log by now.
 fn forget_known(shared: &Shared, waiting: &mut VecDeque<(Instant, Record)>) {
-    let window = shared.tail.window().read();
+    let window = shared.follower.window().read();
     waiting.retain(|(_, record)| window.find(record.event.event_id()).is_none());
 }
 
-/// How many of those that wait are to be appended now.
+/// The number of waiting messages that this node must append now. The channel leader appends all of them. Any other
+/// node waits for [`HOLD`] after it received a message and after the link was established, so that the leader's append
+/// can arrive first.
 fn due(shared: &Shared, waiting: &VecDeque<(Instant, Record)>) -> usize {
     let Some(up) = shared.up_since() else { return 0 };
     if shared.is_channel_leader.load(Ordering::Relaxed) {
         return waiting.len().min(BATCH);
     }
-    let held = waiting.iter().take_while(|(heard, _)| up.max(*heard).elapsed() >= HOLD);
-    held.count().min(BATCH)
+    let overdue = waiting.iter().take_while(|(received, _)| up.max(*received).elapsed() >= HOLD);
+    overdue.count().min(BATCH)
 }
 
-fn record(shared: &Shared, message: &Msg) -> Result<Record, Refused> {
-    let invalid = |error: &dyn Display| Refused::new("invalid", error);
+fn record(shared: &Shared, message: &Msg) -> Result<Record, Rejection> {
+    let invalid = |error: &dyn Display| Rejection::new("invalid", error);
     let channel = message.get_channel_name();
     let payload = message.get_payload_bytes();
-    let text = str::from_utf8(payload).map_err(|error| Refused::new("not_json", &error))?;
+    let text = str::from_utf8(payload).map_err(|error| Rejection::new("not_json", &error))?;
     let draft = Draft::parse(text).map_err(|error| invalid(&error))?;
     let (draft, audience) = if shared.options.channels.iter().any(|extra| extra == channel) {
         on_extra_channel(channel, draft).map_err(|why| invalid(&why))?
     } else {
         let audience = shared.keys.audience_of(channel);
-        (draft, audience.ok_or_else(|| invalid(&"the channel's name ends in no user, connection id or topic"))?)
+        (
+            draft,
+            audience
+                .ok_or_else(|| invalid(&"the channel's name does not end with a valid user, connection ID or topic"))?,
+        )
     };
     if shared.options.validate_events {
         draft.validate().map_err(|error| invalid(&error))?;
     }
-    // Every node hears the message, and all have to give it the same id.
+    // Every node receives the message, so the generated ID must be the same on all of them.
     let event = draft.finish(clock::now().unix_ms, || id_of(channel, payload)).map_err(|error| invalid(&error))?;
     let (bytes, limit) = (event.json().len(), shared.options.max_event_bytes);
     if bytes > limit {
         let message = format!("it has {bytes} bytes; at most {limit} are allowed (max_event_bytes)");
-        return Err(Refused::new("event_too_large", &message));
+        return Err(Rejection::new("event_too_large", &message));
     }
     Ok(Record { event, audience, publisher: Some(format!("channel:{channel}").into()), trace: None })
 }
 
-/// An event on a channel of `redis_channels`: for everyone, unless it names an audience, and of the channel's type, unless
-/// it names one.
+/// An event on a channel of `redis_channels`. Without an `audience` it is for everyone. Without a `type` it has the
+/// channel's name as its type.
 fn on_extra_channel(channel: &str, mut draft: Draft) -> Result<(Draft, Audience), String> {
     let audience = match draft.take("audience") {
         Some(raw) => Audience::from_json(&raw).map_err(|error| format!("the field `audience` {error}"))?,
@@ -195,7 +203,7 @@ fn on_extra_channel(channel: &str, mut draft: Draft) -> Result<(Draft, Audience)
     Ok((draft, audience))
 }
 
-/// An id for a message that has none: by its channel and content.
+/// The ID of a message that has none: a hash of its channel and content.
 fn id_of(channel: &str, payload: &[u8]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(channel.as_bytes());

@@ -1,4 +1,5 @@
-//! What one node asks all of them: the question goes by the control stream, each answer into a list that ends by itself.
+//! Questions from one node to all nodes. The question is sent through the control stream; the nodes add their answers
+//! to a list in Redis that expires.
 
 use super::{
     keys::CONTROL_ENTRIES,
@@ -11,16 +12,16 @@ use redis::cmd;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// How long nodes may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The timeout for answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it is looked who has answered.
-const LOOK: Duration = Duration::from_millis(10);
+/// How often the number of answers is checked.
+const CHECK: Duration = Duration::from_millis(10);
 
-/// How long answers wait for who asked, in seconds.
+/// How long answers are retained, in seconds.
 const KEPT_SECS: i64 = 10;
 
-/// Asks every node. Gives what those said that answered in time, and how many there are.
+/// Asks all nodes. Returns the answers that arrived in time, and the number of nodes.
 pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Result<(Vec<String>, usize), LinkError> {
     let id = format!("{:032x}", u128::from_be_bytes(random()));
     let text = serde_json::to_string(question).map_err(|error| LinkError::Answer(error.to_string()))?;
@@ -29,10 +30,10 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
     let now = link.clock_ms().await?;
     command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(text).arg("s").arg(now);
     link.call(&command).await?;
-    // Those who live now: of one that has just come, the last beat does not know.
+    // The nodes that are alive now. The status of the last heartbeat lacks nodes that have just started.
     let alive = cmd("ZCOUNT").arg(&shared.keys.nodes).arg(now.saturating_sub(ALIVE_MS)).arg("+inf").take();
     let nodes: usize = read(link.call(&alive).await?)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
     let key = shared.keys.answers(&id);
     loop {
         let there: usize = read(link.call(cmd("LLEN").arg(&key)).await?)?;
@@ -40,28 +41,29 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
             let answers = read(link.call(cmd("LRANGE").arg(&key).arg(0).arg(-1)).await?)?;
             return Ok((answers, nodes));
         }
-        sleep(LOOK).await;
+        sleep(CHECK).await;
     }
 }
 
-/// Answers a question in the background. One that is as old as `asked_ms` is nobody's any more if that is long ago.
+/// Answers a question in the background. A question older than [`KEPT_SECS`] is ignored, because the list of its
+/// answers may have expired.
 pub(super) fn answer(shared: &Arc<Shared>, id: &str, question: &str, asked_ms: u64) {
     let Ok(question) = serde_json::from_str::<Question>(question) else { return };
     let Ok(link) = shared.link() else { return };
     let (shared, key) = (shared.clone(), shared.keys.answers(id));
     environment::spawn(async move {
-        // By Redis' clock, which the question is stamped with: this machine's may be any other time.
+        // The age is measured with the clock of Redis, which wrote `asked_ms`. The clock of this machine may differ.
         match link.clock_ms().await {
             Ok(now) if now.saturating_sub(asked_ms) <= 1_000 * KEPT_SECS.unsigned_abs() => {}
             Ok(_) => return,
-            Err(error) => return tracing::debug!(%error, "a question was not answered"),
+            Err(error) => return tracing::debug!(%error, "failed to answer a question of another node"),
         }
-        let said = shared.tail.answer(question).await.unwrap_or_default().unwrap_or_default();
-        // One that has nothing to say says so, or it would be waited for.
-        let mut told = redis::pipe();
-        told.rpush(&key, said).expire(&key, KEPT_SECS);
-        if let Err(error) = link.call_all(&told).await {
-            tracing::debug!(%error, "a question was not answered");
+        let answer = shared.follower.answer(question).await.unwrap_or_default().unwrap_or_default();
+        // An empty answer is sent too, because the asking node waits for one answer from each node.
+        let mut reply = redis::pipe();
+        reply.rpush(&key, answer).expire(&key, KEPT_SECS);
+        if let Err(error) = link.call_all(&reply).await {
+            tracing::debug!(%error, "failed to answer a question of another node");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! How an entry of the log is written in its stream, and read again.
+//! The encoding of log entries in their stream.
 
 use super::link::LinkError;
 use fanfare_core::{Audience, ConnectionId, Position, event::check_type, window::Entry};
@@ -6,7 +6,7 @@ use redis::Value;
 use serde::Deserialize;
 use std::{borrow::Cow, sync::Arc};
 
-/// An audience as one word.
+/// Encodes an audience.
 pub(super) fn audience_text(audience: &Audience) -> String {
     match audience {
         Audience::Everyone => "*".to_owned(),
@@ -26,7 +26,7 @@ fn audience(text: &str) -> Option<Audience> {
     }
 }
 
-/// The id in the stream of a sequence.
+/// The stream ID of a sequence.
 pub(super) fn stream_id(sequence: u64) -> String {
     format!("0-{sequence}")
 }
@@ -34,14 +34,14 @@ pub(super) fn stream_id(sequence: u64) -> String {
 /// An entry of the stream.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// An event, and the epoch under which it was appended, if it says so.
+    /// An event, and the epoch in which it was appended, if the entry has one.
     Event(Arc<Entry>, Option<u64>),
-    /// Something that only somebody else can have written.
+    /// An entry that no node can have written.
     Foreign(Foreign),
 }
 
 impl Item {
-    /// Its bytes, as far as they count.
+    /// The size of the event's frame in bytes. 0 for a foreign entry.
     pub(super) fn weight(&self) -> usize {
         match self {
             Self::Event(entry, _) => entry.frame.len(),
@@ -50,18 +50,18 @@ impl Item {
     }
 }
 
-/// An entry that is no event.
+/// An entry that is not an event.
 #[derive(Debug)]
 pub(super) struct Foreign {
-    /// Its place, if its id has the form of one.
+    /// Its sequence, if its ID has the form of one.
     pub(super) sequence: Option<u64>,
-    /// Its id in the stream.
+    /// Its stream ID.
     pub(super) id: String,
-    /// What is wrong with it.
+    /// Why it is not an event, as part of a log message.
     pub(super) why: &'static str,
 }
 
-/// Reads the entries of a stream's answer. `epoch`: the one that their places are given in.
+/// Decodes the entries in a response. `epoch` is the epoch of the positions that they receive.
 pub(super) fn items(answer: Value, epoch: u64) -> Result<Vec<Item>, LinkError> {
     let Value::Array(items) = answer else {
         return if answer == Value::Nil {
@@ -74,7 +74,7 @@ pub(super) fn items(answer: Value, epoch: u64) -> Result<Vec<Item>, LinkError> {
     Ok(items.iter().map(|item| read(item, epoch, &mut publisher)).collect())
 }
 
-/// The entry that takes the place of one that is no event: it is for nobody.
+/// The entry that replaces a foreign one in the window. No client is in its audience.
 pub(super) fn placeholder(place: Position) -> Arc<Entry> {
     Arc::new(Entry::from_parts(place, 0, NOBODY, &stream_id(place.sequence), b"{}"))
 }
@@ -100,38 +100,40 @@ fn read(item: &Value, epoch: u64, publisher: &mut Option<Arc<str>>) -> Item {
     }
 }
 
-/// The largest sequence that the scripts can count to.
+/// The largest sequence: the scripts count in double-precision numbers, which are exact up to here.
 pub(super) const MAX_SEQUENCE: u64 = 1 << 53;
 
-/// Reads and checks an entry. `publisher` is that of the one before: there are few, and each has its name once.
+/// Decodes and validates an entry. `publisher` is that of the previous entry: there are few publishers, so entries
+/// share their names.
 fn entry(place: Position, fields: &[Value], publisher: &mut Option<Arc<str>>) -> Result<Entry, &'static str> {
     let field = |name: &str| {
         let mut pairs = fields.chunks_exact(2);
         pairs.find(|pair| text(&pair[0]) == Some(name)).map(|pair| &pair[1])
     };
-    let said = |name| field(name).and_then(text).filter(|text| !text.is_empty());
-    let id = said("i").ok_or("it has no event_id (i)")?;
-    let to = said("a").and_then(audience).filter(|to| to.check().is_ok()).ok_or("it has no valid audience (a)")?;
-    let ms = said("t").and_then(|ms| ms.parse().ok()).ok_or("it has no time (t)")?;
-    let json = said("d").ok_or("it has no event (d)")?;
+    let value = |name| field(name).and_then(text).filter(|text| !text.is_empty());
+    let id = value("i").ok_or("it has no event_id (i)")?;
+    let to = value("a").and_then(audience).filter(|to| to.check().is_ok()).ok_or("it has no valid audience (a)")?;
+    let ms = value("t").and_then(|ms| ms.parse().ok()).ok_or("it has no time (t)")?;
+    let json = value("d").ok_or("it has no event (d)")?;
     if to != NOBODY {
         check_json(json, id)?;
     }
-    let by = said("p");
+    let by = value("p");
     if publisher.as_deref() != by {
         *publisher = by.map(Arc::from);
     }
     let entry = Entry::from_parts(place, ms, to, id, json.as_bytes());
-    Ok(entry.by(publisher.clone(), said("x").map(Arc::from)))
+    Ok(entry.by(publisher.clone(), value("x").map(Arc::from)))
 }
 
-/// The epoch that an entry says it is of. Entries before version 2 of the format do not say so.
+/// The epoch in which an entry was appended. Entries before version 2 of the format do not have one.
 fn epoch_of(fields: &[Value]) -> Option<u64> {
     let named = fields.chunks_exact(2).find(|pair| text(&pair[0]) == Some("e"))?;
     u64::from_str_radix(text(&named[1])?, 16).ok()
 }
 
-/// What clients get must be an event, and must have the name under which it stands in the log.
+/// Checks that the JSON is a valid event with the `event_id` of the entry, because it is delivered to clients
+/// unchanged.
 fn check_json(json: &str, id: &str) -> Result<(), &'static str> {
     #[derive(Deserialize)]
     struct Names<'a> {
@@ -140,7 +142,7 @@ fn check_json(json: &str, id: &str) -> Result<(), &'static str> {
         #[serde(borrow)]
         event_id: Cow<'a, str>,
     }
-    // An array would be read as the fields in their order.
+    // serde would decode an array as the fields in their order.
     if !json.starts_with('{') {
         return Err("its event (d) is not a JSON object");
     }
@@ -150,7 +152,7 @@ fn check_json(json: &str, id: &str) -> Result<(), &'static str> {
     if names.event_id == id { Ok(()) } else { Err("its event (d) has another event_id than the entry (i)") }
 }
 
-/// A text of an answer.
+/// The text of a value.
 pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audience_comes_back() {
+    fn an_audience_survives_encoding() {
         for who in [
             Audience::Everyone,
             Audience::User("a:b".into()),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_read() {
+    fn an_entry_is_decoded() {
         let json = r#"{"type":"a","event_id":"e7"}"#;
         let fields = ["i", "e7", "a", "u:ann", "t", "12", "d", json, "p", "user:ann", "x", "00-1"];
         let entry = entry("0-7", &fields).unwrap();
@@ -201,9 +203,9 @@ mod tests {
         assert_eq!((entry.publisher.as_deref(), entry.trace.as_deref()), (Some("user:ann"), Some("00-1")));
     }
 
-    // attack: entries written straight into the log's stream, forged frames and $ types too => skipped, with their place
+    // attack: entries written straight into the log's stream, including forged frames and $ types => skipped
     #[test]
-    fn what_is_no_event_is_foreign() {
+    fn an_entry_that_is_not_a_valid_event_is_foreign() {
         let with = |name: &str, value: &str| {
             let mut fields = ["i", "e7", "a", "*", "t", "12", "d", r#"{"type":"a","event_id":"e7"}"#, "p", ""];
             let at = fields.iter().position(|field| *field == name).unwrap();

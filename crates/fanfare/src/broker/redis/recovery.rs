@@ -1,5 +1,6 @@
-//! What happens before a server's log is used: each node puts back what the log lost and its window still holds; then
-//! the server is confirmed, and the log goes on under a new epoch. Until then nobody can append.
+//! The recovery of the log, before it is used at a server. Each node restores the entries that the log lost and its
+//! window still has. Then the server is confirmed, and the log continues in a new epoch. No node can append before
+//! that. docs/recovery.md describes the protocol and argues why it is safe.
 
 use super::{
     bus::LEASE,
@@ -15,64 +16,71 @@ use redis::{Value, cmd};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// How long a server that is not confirmed gives all nodes to find it, in milliseconds.
+/// The time for which an unconfirmed server waits for all nodes to find it, in milliseconds.
 const SETTLE_MS: u64 = 1_000;
 
-/// How long a log that begins, in a server that may just have lost one, gives nodes that hold it to find the server, in
+/// The time for which a new log waits for nodes that hold an older one, because the server may have lost it, in
 /// milliseconds since the server's start.
 const EMPTY_MS: u64 = 2_000;
 
-/// How long members that are missing are waited for, in milliseconds. Longer than [`members::INFORMED`], because by then
-/// none of them takes it for granted that nothing was acknowledged without it; longer than [`bus::LEASE`] too, because by then none of
-/// them acknowledges anything at a server that was replaced.
+/// The time for which missing members are waited for, in milliseconds. Longer than
+/// [`members::INFORMED`](super::members::INFORMED): none of them is informed any more after it. Longer than [`LEASE`]
+/// too: none of them acknowledges anything at a server that was replaced after it.
 const GRACE_MS: u64 = 13_000;
 
-/// How long a node that says nothing counts as there, in milliseconds.
+/// The time for which a node without heartbeats counts as alive, in milliseconds.
 pub(super) const ALIVE_MS: u64 = 10_000;
 
-/// The version of what stands in Redis. Nodes of another one take no part in a log: a confirmation says which one it is of.
+/// The version of the data format in Redis. A confirmation records it. A node rejects a log of a newer version, and
+/// recovers one of an older version before it uses it.
 const FORMAT: u32 = 3;
 
-/// How often it is asked whether all others are done.
-const AGAIN: Duration = Duration::from_millis(100);
+/// The interval between two attempts.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// The most of what is put back in one command.
+/// The maximum number and size of the entries that are restored in one command.
 const MAX_ENTRIES: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 
-/// What a server says of its log.
+/// The state of the log at a server.
 struct Found {
     confirmed: bool,
     lineage: Option<Lineage>,
-    /// The lineage as it is written there.
+    /// The lineage as the server has it, as text.
     text: String,
     head: u64,
-    /// There is no log at all.
+    /// The server has neither a lineage nor entries.
     empty: bool,
-    /// It is of an older version than this node.
+    /// The data format is older than that of this node.
     old: bool,
 }
 
-/// Makes the window the tail of the server's log, as far as they agree, and returns the log's head. `since`: when this
-/// node began to hear the server's channels, in milliseconds of its clock. `fresh`: this node followed no log yet, and the
-/// server has run for so many seconds.
+/// Recovers the log at a server that is not confirmed, or takes over the log of a confirmed one. Afterwards every entry
+/// of the window is in the server's log. Returns the head of the log.
+///
+/// `since` is when this node subscribed to the server's channels, in milliseconds of the server's clock. `fresh` is the
+/// uptime of the server in seconds if this node has not followed a log yet.
 pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Option<u64>) -> Result<u64, LinkError> {
-    let (began, mut known, mut told) = (Instant::now(), 0, false);
+    let (began, mut known, mut warned) = (Instant::now(), 0, false);
     loop {
-        let found = look(shared, link).await?;
+        let found = inspect(shared, link).await?;
         match &found.lineage {
             Some(lineage) if found.confirmed => {
-                let gone_back = fresh.is_none() && has_gone_back(shared, lineage, found.head);
-                if gone_back || found.old {
-                    if gone_back {
-                        tracing::error!(head = found.head, "the log has gone back; all nodes put back what they hold");
+                let regressed = fresh.is_none() && has_regressed(shared, lineage, found.head);
+                if regressed || found.old {
+                    if regressed {
+                        tracing::error!(
+                            head = found.head,
+                            "the log's head moved backwards; all nodes restore their entries"
+                        );
                     } else {
                         tracing::warn!(
-                            "the log is of an older version; nodes of that version take no part in it any more"
+                            "upgrading a log of an older version; nodes of that version can no longer use it"
                         );
                     }
-                    doubt(shared, link, &found, if gone_back { found.head } else { MAX_SEQUENCE }).await?;
-                    sleep(AGAIN).await;
+                    revoke_confirmation(shared, link, &found, if regressed { found.head } else { MAX_SEQUENCE })
+                        .await?;
+                    sleep(RETRY).await;
                     continue;
                 }
                 let mut members = shared.members();
@@ -81,7 +89,7 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
                 }
                 drop(members);
                 adopt(shared, lineage, found.head, fresh.is_some());
-                shared.reports_no_more();
+                shared.stop_reporting();
                 return Ok(found.head);
             }
             _ => {}
@@ -89,12 +97,12 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
         let mut lossy = false;
         if fresh.is_none() {
             let may_jump = clock::millis(began.elapsed()) >= SETTLE_MS;
-            match put_back(shared, link, &found, may_jump).await? {
-                Back::Done { lossy: more } => lossy = more,
-                // After anything was put back it is looked again: another node may have been at it too.
-                Back::Changed => continue,
-                Back::Later => {
-                    sleep(AGAIN).await;
+            match restore(shared, link, &found, may_jump).await? {
+                RestoreOutcome::Done { lossy: more } => lossy = more,
+                // The state is read again after every change, because other nodes may have changed it too.
+                RestoreOutcome::Changed => continue,
+                RestoreOutcome::Later => {
+                    sleep(RETRY).await;
                     continue;
                 }
             }
@@ -104,42 +112,43 @@ pub(super) async fn settle(shared: &Shared, link: &Link, since: u64, fresh: Opti
             Confirmed::Yes => {}
             Confirmed::Missing { nodes, reported } => {
                 known = reported;
-                if !told && began.elapsed() > Duration::from_secs(3) {
-                    told = true;
+                if !warned && began.elapsed() > Duration::from_secs(3) {
+                    warned = true;
                     tracing::warn!(
                         nodes,
-                        "the log's server is new or has lost data: waiting for nodes that may know more"
+                        "the log's server is new or has lost data; waiting for other nodes to report"
                     );
                 }
-                sleep(AGAIN).await;
+                sleep(RETRY).await;
             }
         }
     }
 }
 
-/// Whether the server has less than this node knows to have been there.
-fn has_gone_back(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
-    let window = shared.tail.window().read();
+/// Whether the server lacks data that this node knows it had: the log's head moved backwards, or an epoch is missing.
+fn has_regressed(shared: &Shared, lineage: &Lineage, head: u64) -> bool {
+    let window = shared.follower.window().read();
     let ours = window.lineage();
     let known = shared.unseen().back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     ours.extends(lineage) && (ours.current() != lineage.current() || head < known)
 }
 
-/// Takes the server's confirmation back, unless its head has gone beyond `head`.
-async fn doubt(shared: &Shared, link: &Link, found: &Found, head: u64) -> Result<(), LinkError> {
+/// Revokes the server's confirmation, unless its head is beyond `head`. All nodes then restore their entries.
+async fn revoke_confirmation(shared: &Shared, link: &Link, found: &Found, head: u64) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let mut command = link.script(Script::Doubt, &[&keys.log, &keys.epoch, &keys.ids]);
     link.call(command.arg(&link.server).arg(&found.text).arg(head)).await?;
     Ok(())
 }
 
-async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
+async fn inspect(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
     let asked = link.call(cmd("HMGET").arg(&shared.keys.epoch).arg(&["server", "lineage", "head", "format"])).await?;
     let (server, text, head, format): (Option<String>, Option<String>, Option<u64>, Option<u32>) = read(asked)?;
     let format = format.unwrap_or(1);
     if format > FORMAT {
         return Err(LinkError::NotOurs(format!(
-            "the log (key {}) is of a newer version of fanfare, format {format}, and this one knows format {FORMAT}: upgrade this node",
+            "the log (key {}) is of a newer version of fanfare, format {format}; this one supports format {FORMAT}: \
+             upgrade this node",
             shared.keys.epoch
         )));
     }
@@ -147,7 +156,7 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
     let lineage = match &*text {
         "" => None,
         text => Some(text.parse().map_err(|_| {
-            LinkError::NotOurs(format!("the key {} has a lineage that can't be read: {text:?}", shared.keys.epoch))
+            LinkError::NotOurs(format!("the key {} has a malformed lineage: {text:?}", shared.keys.epoch))
         })?),
     };
     let entries: u64 = read(link.call(cmd("EXISTS").arg(&shared.keys.log)).await?)?;
@@ -156,44 +165,44 @@ async fn look(shared: &Shared, link: &Link) -> Result<Found, LinkError> {
     Ok(Found { confirmed, lineage, text, head: head.unwrap_or(0), empty, old: format < FORMAT })
 }
 
-/// What came of putting back.
-enum Back {
-    /// There is nothing to put back. `lossy`: this node holds entries that have no place in the log any more.
+/// The result of [`restore`].
+enum RestoreOutcome {
+    /// There is nothing to restore.
     Done {
-        /// See above.
+        /// This node has entries that can no longer be restored.
         lossy: bool,
     },
-    /// The log was changed, here or by another node meanwhile.
+    /// The log was changed, by this node or by another one.
     Changed,
-    /// Other nodes may fill what lies between the log and what this node holds.
+    /// There is a hole between the log and the entries of this node, which other nodes may fill.
     Later,
 }
 
-/// What the log lacks.
+/// What the log lacks, according to this node.
 struct Lost {
-    /// Up to where the log and this node hold the same; `None`: as far as the log goes.
+    /// The sequence up to which the log and this node have the same entries. `None`: the whole log.
     cut: Option<u64>,
     entries: Vec<Arc<Entry>>,
-    /// The entries begin behind a hole.
+    /// There is a hole between the log and the entries.
     jumps: bool,
-    /// This node acknowledged something behind what it has not read. Another one may put that back yet.
+    /// This node acknowledged entries after one that it has not read. Another node may still restore that one.
     stranded: bool,
 }
 
-/// Puts back what the log lost, as long as nobody else changes it.
-async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -> Result<Back, LinkError> {
-    let (ours, lost) = match what_is_lost(shared, found) {
+/// Restores the entries and epochs that the log lost. Stops if another node changes the log at the same time.
+async fn restore(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -> Result<RestoreOutcome, LinkError> {
+    let (ours, lost) = match lost_entries(shared, found) {
         Ok(lost) => lost,
-        Err(lossy) => return Ok(Back::Done { lossy }),
+        Err(lossy) => return Ok(RestoreOutcome::Done { lossy }),
     };
     let Lost { mut cut, entries: mut lost, jumps, stranded } = lost;
     if jumps && !may_jump {
-        return Ok(Back::Later);
+        return Ok(RestoreOutcome::Later);
     }
     let (lineage, newest, mut before, mut head) =
         (ours.to_string(), format!("{:x}", ours.current()), found.text.clone(), found.head);
     if lost.is_empty() && before == lineage && cut.is_none_or(|cut| head <= cut) {
-        return Ok(Back::Done { lossy: stranded });
+        return Ok(RestoreOutcome::Done { lossy: stranded });
     }
     let mut restored = 0;
     loop {
@@ -226,29 +235,29 @@ async fn put_back(shared: &Shared, link: &Link, found: &Found, may_jump: bool) -
         }
     }
     if restored > 0 {
-        tracing::warn!(events = restored, "the log had lost events; they were put back");
+        tracing::warn!(events = restored, "the log had lost events; this node restored them");
         shared.metrics.add(Counter::EventsRestored, restored);
     }
-    Ok(Back::Changed)
+    Ok(RestoreOutcome::Changed)
 }
 
-/// What this node holds that the log lacks, and the lineage that the log then has; if it can't be put back, whether anything is
-/// lost by that.
-fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
-    let window = shared.tail.window().read();
+/// The entries of this node that the log lacks, and the lineage that the log has after they are restored. The error
+/// means that nothing can be restored; its value says whether entries are lost by that.
+fn lost_entries(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool> {
+    let window = shared.follower.window().read();
     let ours = window.lineage().clone();
     let unseen = shared.unseen();
     let head = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     let (after, cut) = match &found.lineage {
         None if found.empty => (0, None),
-        // To clients of this node's log another one is new in any case.
+        // The log is a different one, so clients of this node receive a `gap` in any case.
         None => return Err(false),
         Some(theirs) if ours.extends(theirs) => {
             let cut = ours.cut_of(theirs);
             (cut.map_or(found.head, |cut| cut.min(found.head)), cut)
         }
         Some(theirs) => {
-            // An epoch of that log may tell a loss already, but perhaps one before this node acknowledged.
+            // An epoch of that log may be marked as a loss, but possibly one before this node acknowledged its entries.
             return Err(ours.shared_with(head, theirs, found.head).unwrap_or(0) < head);
         }
     };
@@ -265,8 +274,9 @@ fn what_is_lost(shared: &Shared, found: &Found) -> Result<(Lineage, Lost), bool>
     Ok((ours, Lost { cut, entries, jumps, stranded }))
 }
 
-/// How long a node that followed no log gives others to find a server that has run for `secs`, in milliseconds. What a node
-/// that lives on takes for granted, it does since before the server took over: the time of a single server counts from its start.
+/// The time for which a node that has not followed a log waits for other nodes to find a server, in milliseconds.
+/// `secs` is the uptime of the server. With a single server the time counts from its start: the other nodes were last
+/// informed before that.
 fn settle_of_fresh(url: &RedisUrl, secs: u64, empty: bool) -> u64 {
     let since = |ms: u64| ms.saturating_sub(secs * 1_000);
     match (empty, url.is_sentinel(), url.is_cluster()) {
@@ -277,17 +287,18 @@ fn settle_of_fresh(url: &RedisUrl, secs: u64, empty: bool) -> u64 {
     }
 }
 
-/// What came of a confirmation.
+/// The result of [`confirm`].
 enum Confirmed {
     Yes,
-    /// So many nodes are waited for, and so many have reported.
+    /// The server waits for further nodes.
     Missing {
         nodes: u64,
         reported: usize,
     },
 }
 
-/// Reports what this node knows. `known`: of how many reports.
+/// Reports to the server, and confirms it if all conditions are met. `known` is the number of reports that this node
+/// has seen.
 async fn confirm(
     shared: &Shared,
     link: &Link,
@@ -304,7 +315,7 @@ async fn confirm(
     let settle = fresh.map_or(SETTLE_MS, |secs| settle_of_fresh(&shared.options.url, secs, empty));
     command.arg(&link.server).arg(&shared.node).arg(epoch).arg(since).arg(settle).arg(GRACE_MS).arg(known);
     {
-        let (mut members, window) = (shared.members(), shared.tail.window().read());
+        let (mut members, window) = (shared.members(), shared.follower.window().read());
         members.reports_to(&link.server);
         command.arg(members.informed_left(clock::now().mono_ms)).arg(u8::from(lossy));
         match window.epoch() {
@@ -322,21 +333,21 @@ async fn confirm(
     let Some(Value::Int(nodes)) = answer.first() else { return Ok(Confirmed::Yes) };
     let reported: Vec<String> = read(Value::Array(answer[1..].to_vec()))?;
     let count = reported.len();
-    shared.members().met(reported);
+    shared.members().add_reported(reported);
     Ok(Confirmed::Missing { nodes: nodes.unsigned_abs(), reported: count })
 }
 
-/// Keeps of the window what the log has too.
+/// Truncates the window to what the confirmed log has too, and takes over its lineage.
 fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
     let mut unseen = shared.unseen();
-    let mut window = shared.tail.window().write();
+    let mut window = shared.follower.window().write();
     let ours = unseen.back().map_or(window.head(), |entry| entry.sequence.max(window.head()));
     let same = if fresh { None } else { window.lineage().shared_with(ours, lineage, head) };
     match same {
         Some(same) => {
             if same < ours {
                 let lost = ours - same;
-                tracing::error!(events = lost, "the log has lost events that this node can't put back");
+                tracing::error!(events = lost, "the log lost events that this node cannot restore");
                 shared.metrics.add(Counter::EventsLost, lost);
             }
             let kept = same.min(window.head());
@@ -344,13 +355,13 @@ fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
         }
         None => {
             if !fresh {
-                tracing::error!("the log is another one now: every client is told");
+                tracing::error!("the log was replaced by another one; every client receives a gap");
             }
             window.adopt(lineage.clone(), 0);
             window.jump(0);
         }
     }
     shared.head.send_replace(window.head());
-    // What survived and was not read yet stands nowhere else in this node.
+    // Unread entries that the log still has are retained: this node has no other copy of them.
     unseen.retain(|entry| same.is_some_and(|same| entry.sequence <= same));
 }

@@ -1,5 +1,5 @@
-//! The list of tokens that nobody believes any more: a sorted set, so that a later time wins over an earlier one whoever
-//! writes it.
+//! The list of revocations in Redis. It is a sorted set, so a later time overrides an earlier one regardless of the
+//! order of the writes.
 
 use super::{
     keys::Keys,
@@ -11,10 +11,10 @@ use crate::{broker::ControlMessage, clock, metrics::Counter};
 use fanfare_core::Revocation;
 use redis::cmd;
 
-/// A time of revocation that lies further ahead than any clock is wrong was never meant, in seconds.
+/// A revocation that lies further in the future than this is a mistake and not clock skew, in seconds.
 const FAR_SECS: u64 = 86_400;
 
-/// A revocation as a member of the set, and its score: the time before which tokens were issued.
+/// A revocation as a member of the set and its score: the time before which tokens were issued.
 pub(super) fn text(revocation: &Revocation) -> (String, u64) {
     match revocation {
         Revocation::User { user, before } => (format!("u:{user}"), *before),
@@ -35,36 +35,37 @@ pub(super) fn read(member: &str, before: u64) -> Option<Revocation> {
     }
 }
 
-/// Which revocations all nodes are ordered to obey.
+/// The revocations that are announced to all nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ordered {
+pub(super) enum Announce {
     All,
-    /// Those that Redis did not have: whoever wrote the others down ordered them.
-    News,
+    /// Only those that Redis did not have yet. The others were announced by the node that stored them.
+    New,
 }
 
-/// Writes revocations down for nodes that come later, and orders those that are linked to obey them. None takes an earlier
-/// one back.
-pub(super) async fn keep(
+/// Stores revocations for nodes that connect later, and announces them to the connected nodes. A revocation never
+/// weakens an earlier one.
+pub(super) async fn store(
     link: &Link,
     keys: &Keys,
     revocations: &[Revocation],
-    ordered: Ordered,
+    announce: Announce,
 ) -> Result<(), LinkError> {
-    let ordered = if ordered == Ordered::All { "all" } else { "news" };
+    let announce = if announce == Announce::All { "all" } else { "news" };
     let of_session = |revocation: &&Revocation| matches!(revocation, Revocation::Session { .. });
     let (sessions, others): (Vec<_>, Vec<_>) = revocations.iter().partition(of_session);
     for (key, revocations) in [(&keys.revoked, others), (&keys.revoked_sessions, sessions)] {
         for part in revocations.chunks(1_000) {
             let mut command = link.script(Script::Revoke, &[key, &keys.control]);
-            command.arg(ordered);
+            command.arg(announce);
             for revocation in part {
                 let (member, score) = text(revocation);
                 command.arg(score).arg(member);
             }
             link.call(&command).await?;
             if *key == keys.revoked_sessions {
-                // Their tokens have expired, so that the list stays as long as the logins of a token's lifetime.
+                // Tokens of these logins have expired. Removing them bounds the list by the number of logins within the
+                // lifetime of a token.
                 let now = clock::now().unix_ms / 1_000;
                 let expired = cmd("ZREMRANGEBYSCORE").arg(key).arg("-inf").arg(format!("({now}")).take();
                 link.call(&expired).await?;
@@ -74,27 +75,30 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// Takes over what was revoked while this node was cut off or not there, and writes down what Redis may have lost. What
-/// this node alone knew, of its accounts' database, reaches the other nodes by that.
-pub(super) async fn level(shared: &Shared, link: &Link) -> Result<(), LinkError> {
-    keep(link, &shared.keys, &shared.tail.revocations(), Ordered::News).await?;
+/// Synchronises the revocations of this node and of Redis. First it stores those that Redis lacks, such as those that
+/// Redis lost, or that only this node knew from its accounts database; the other nodes receive them as announcements.
+/// Then it reads those that were added while this node was disconnected.
+pub(super) async fn synchronise(shared: &Shared, link: &Link) -> Result<(), LinkError> {
+    store(link, &shared.keys, &shared.follower.revocations(), Announce::New).await?;
     repair(link, &shared.keys.revoked).await?;
-    take_over(shared, link).await
+    apply_all(shared, link).await
 }
 
-/// Obeys all that Redis has.
-pub(super) async fn take_over(shared: &Shared, link: &Link) -> Result<(), LinkError> {
+/// Applies all revocations in Redis.
+pub(super) async fn apply_all(shared: &Shared, link: &Link) -> Result<(), LinkError> {
     for key in [&shared.keys.revoked, &shared.keys.revoked_sessions] {
         let all = cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").take();
-        // Anything can stand there, and must not keep the node from its log.
+        // The set may contain arbitrary bytes, which must not prevent the node from connecting.
         let all: Vec<(Vec<u8>, f64)> = read_answer(link.call(&all).await?)?;
         for (member, score) in all {
             match str::from_utf8(&member).ok().and_then(|member| read(member, whole(score))) {
-                Some(revocation) => shared.tail.handle_control(ControlMessage::Revoke(revocation)),
+                Some(revocation) => shared.follower.handle_control(ControlMessage::Revoke(revocation)),
                 None => {
                     shared.metrics.add(Counter::BadLogEntries, 1);
                     let member = member.escape_ascii();
-                    tracing::error!("{key} holds an entry that is no revocation, and it is skipped: {member}");
+                    tracing::error!(
+                        "skipped an entry of {key} that is not a revocation: {member}; check what else writes to it"
+                    );
                 }
             }
         }
@@ -102,7 +106,8 @@ pub(super) async fn take_over(shared: &Shared, link: &Link) -> Result<(), LinkEr
     Ok(())
 }
 
-/// Earlier versions accepted times in the far future, which locked a user out for good: they become the present.
+/// Resets times in the far future to the current time. Earlier versions accepted such times, which locked a user out
+/// permanently.
 async fn repair(link: &Link, key: &str) -> Result<(), LinkError> {
     let now = clock::now().unix_ms / 1_000;
     let far = format!("({}", now + FAR_SECS);
@@ -124,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_revocation_comes_back() {
+    fn a_revocation_survives_encoding() {
         for revocation in [
             Revocation::User { user: "a:b".into(), before: 1_800_000_000 },
             Revocation::Token { token: u64::MAX },

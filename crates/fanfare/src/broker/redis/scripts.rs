@@ -1,4 +1,4 @@
-//! The scripts that run inside Redis, each by its hash. What they do stands at their heads.
+//! The Lua scripts that run in Redis, addressed by hash. Each script has a header that documents it.
 
 use super::{
     connection::Connection,
@@ -8,7 +8,7 @@ use redis::cmd;
 
 const PUT: &str = include_str!("scripts/put.lua");
 
-/// A script.
+/// A script. The order is that of [`BODIES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Script {
     Append,
@@ -20,7 +20,7 @@ pub(super) enum Script {
     Doubt,
     Register,
     Sweep,
-    ConnectionInfo,
+    ListConnections,
     Remove,
     Revoke,
 }
@@ -40,12 +40,13 @@ const BODIES: [&str; 12] = [
     include_str!("scripts/revoke.lua"),
 ];
 
-/// The scripts that a server knows.
+/// The hashes of the scripts that are loaded into a server.
 #[derive(Debug, Clone)]
 pub(super) struct Scripts([String; BODIES.len()]);
 
 impl Scripts {
-    /// Gives them to a server, which keeps them until it restarts.
+    /// Loads the scripts into a server, which caches them until it restarts. Each body is preceded by the shared
+    /// functions of `put.lua`.
     pub(super) async fn load(connection: &mut Connection) -> Result<Self, LinkError> {
         let mut hashes = [const { String::new() }; BODIES.len()];
         for (hash, body) in hashes.iter_mut().zip(BODIES) {

@@ -1,16 +1,16 @@
-//! What the parts of the bus share: the options, the link while there is one, and how things stand.
+//! The state that the tasks of the bus share: the options, the current link, and the status.
 
 use super::{
     RedisOptions,
+    heartbeat::HeartbeatAnswer,
     keys::Keys,
     link::{Link, LinkError},
     members::Members,
-    heartbeat::BeatAnswer,
     presence::Pending,
     stops::Stops,
 };
 use crate::{
-    broker::{Appended, BrokerError, Record, BackendStatus, LogFollower},
+    broker::{Appended, BackendStatus, BrokerError, LogFollower, Record},
     clock,
     metrics::Metrics,
 };
@@ -28,7 +28,7 @@ use tokio::{
     time::Instant,
 };
 
-/// Records on their way into the log, and who waits for them.
+/// An append that waits for the link.
 pub(super) struct Job {
     pub(super) records: Vec<Record>,
     pub(super) reply: oneshot::Sender<Result<Vec<Appended>, BrokerError>>,
@@ -38,73 +38,77 @@ pub(super) struct Shared {
     pub(super) options: RedisOptions,
     pub(super) bounds: Bounds,
     pub(super) keys: Keys,
-    /// This node's name, made anew at each start.
+    /// This node's name. It is unique for each start.
     pub(super) node: String,
-    pub(super) tail: Arc<dyn LogFollower>,
+    pub(super) follower: Arc<dyn LogFollower>,
     pub(super) metrics: Arc<Metrics>,
     state: Mutex<State>,
-    /// Acknowledged entries that have not come back by the tail yet.
+    /// Acknowledged entries that the tail has not read yet. Only the bus thread locks this list, and never across an
+    /// await; its lock order with the window therefore does not matter.
     unseen: Mutex<VecDeque<Arc<Entry>>>,
-    /// The server that is not confirmed, and since when this node reports to it, on the monotonic clock.
+    /// The unconfirmed server that this node reports to, and since when, on the monotonic clock.
     reporting: Mutex<Option<(String, u64)>>,
-    /// The nodes that may acknowledge.
+    /// The members of the log. If the window's lock is needed too, this one is taken first.
     members: Mutex<Members>,
-    /// The server has this node on its list of members, as one that joins or has joined.
+    /// The server's list of members has this node, either as joining or as a member.
     pub(super) listed: AtomicBool,
     /// This node is a member, and may acknowledge.
     pub(super) joined: watch::Sender<bool>,
-    /// Until when the server is known to be the one, on the monotonic clock; always, where none can take its place.
+    /// The expiry of the lease: the server certainly holds the log until then, on the monotonic clock. Unlimited
+    /// without Sentinel.
     lease_ms: AtomicU64,
-    /// When that was last asked; always, where nobody is to be asked.
-    word_ms: AtomicU64,
-    /// Something waits for this node's next beat.
-    pub(super) beat_now: Notify,
+    /// When the sentinels that granted the lease were asked, on the monotonic clock. Unlimited without Sentinel.
+    sentinel_ms: AtomicU64,
+    /// Triggers a heartbeat immediately.
+    pub(super) heartbeat_now: Notify,
     /// When this process did not run.
     stops: Mutex<Stops>,
-    /// Why no majority of the sentinels confirmed the master when that was last asked.
-    no_word: Mutex<Option<String>>,
-    /// Who came and left since that was last written.
+    /// Why no majority of the sentinels confirmed the master when they were last asked.
+    no_majority: Mutex<Option<String>>,
+    /// Clients that connected and disconnected since the last write of the list.
     pending: Mutex<Pending>,
-    /// When the last beat was answered, on the monotonic clock.
-    last_beat_ms: AtomicU64,
-    /// This node has heard the channels for longest, and puts what it hears into the log at once.
+    /// When the last heartbeat was answered, on the monotonic clock.
+    last_heartbeat_ms: AtomicU64,
+    /// This node has been subscribed to the channels for longest, and appends messages immediately.
     pub(super) is_channel_leader: AtomicBool,
-    /// Others took this node for dead, perhaps because the server's clock was set, and what it had registered was swept away.
+    /// Other nodes treated this node as dead, for example because the server's clock was set, and removed its
+    /// connections from the list.
     pub(super) unlisted: AtomicBool,
-    /// It was said that ids are forgotten before their time.
-    told_horizon: AtomicBool,
-    /// The window's head.
+    /// The warning about a short horizon was logged.
+    warned_horizon: AtomicBool,
+    /// The window's head. Tasks wait on it for new entries.
     pub(super) head: watch::Sender<u64>,
 }
 
-const NO_MAJORITY: &str = "events are rejected, because no majority of the sentinels confirms the master and another may have taken its place";
+const NO_MAJORITY: &str =
+    "events are rejected, because no majority of the sentinels confirms the master and it may have been replaced";
 
 const SENTINELS_AWAY: &str = "check that this host reaches the sentinels";
 
 const JOINING: &str =
-    "this node waits for other nodes of the log that are silent and may still live, and takes no events yet";
+    "events are rejected: other members of the log do not respond but may still run, and this node waits for them";
 
-/// How things stand.
+/// The current link and its status.
 #[derive(Default)]
 struct State {
     link: Option<Link>,
-    /// Since when there is one.
+    /// When it was established.
     since: Option<Instant>,
-    /// Why there is no link.
+    /// The reason why there is no link.
     down: Option<String>,
-    /// Why Redis takes no writes, though there is one.
+    /// The reason why Redis rejects writes although there is a link.
     full: Option<String>,
     listening: bool,
     lag: Option<Duration>,
-    /// The probes that have not come back by the tail, oldest first.
+    /// The probes that the tail has not received yet, oldest first.
     probes: VecDeque<(u64, Instant)>,
-    /// Those that have not come back by the channels.
+    /// The probes that the channels have not returned yet, oldest first.
     echoes: VecDeque<(u64, Instant)>,
     cluster: Option<(usize, usize)>,
-    /// What the log holds, as of the last beat.
+    /// The size of the log, as of the last heartbeat.
     events: usize,
     bytes: usize,
-    /// For how long back the log knows all ids, as of the last beat.
+    /// How far back the log remembers all event IDs in milliseconds, as of the last heartbeat.
     ids_ms: u64,
 }
 
@@ -113,18 +117,18 @@ impl Shared {
         options: RedisOptions,
         bounds: Bounds,
         node: String,
-        tail: Arc<dyn LogFollower>,
+        follower: Arc<dyn LogFollower>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let keys = Keys::new(&options.namespace, options.url.is_cluster());
-        let down = Some("Redis was not reached yet".to_owned());
+        let down = Some("no connection to Redis has been established yet".to_owned());
         let members = Mutex::new(Members::new(&node));
         Self {
             options,
             bounds,
             keys,
             node,
-            tail,
+            follower,
             metrics,
             state: Mutex::new(State { down, ..State::default() }),
             unseen: Mutex::default(),
@@ -133,15 +137,15 @@ impl Shared {
             listed: AtomicBool::new(false),
             joined: watch::channel(false).0,
             lease_ms: AtomicU64::new(u64::MAX),
-            word_ms: AtomicU64::new(u64::MAX),
-            beat_now: Notify::new(),
+            sentinel_ms: AtomicU64::new(u64::MAX),
+            heartbeat_now: Notify::new(),
             stops: Mutex::default(),
-            no_word: Mutex::default(),
+            no_majority: Mutex::default(),
             pending: Mutex::default(),
-            last_beat_ms: AtomicU64::new(0),
+            last_heartbeat_ms: AtomicU64::new(0),
             is_channel_leader: AtomicBool::new(false),
             unlisted: AtomicBool::new(false),
-            told_horizon: AtomicBool::new(false),
+            warned_horizon: AtomicBool::new(false),
             head: watch::channel(0).0,
         }
     }
@@ -158,7 +162,8 @@ impl Shared {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how many milliseconds this node has been reporting to a server that is not confirmed.
+    /// How long this node has been reporting to an unconfirmed server, in milliseconds. The first call for a server
+    /// starts the measurement.
     pub(super) fn reporting_ms(&self, server: &str) -> u64 {
         let now_ms = clock::now().mono_ms;
         let mut reporting = self.reporting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,34 +176,35 @@ impl Shared {
         }
     }
 
-    pub(super) fn reports_no_more(&self) {
+    pub(super) fn stop_reporting(&self) {
         *self.reporting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The server is the one for so long after `mono_ms`.
+    /// Grants the lease for `lasts` from `mono_ms`, when the sentinels were asked.
     pub(super) fn set_lease(&self, mono_ms: u64, lasts: Duration) {
         self.lease_ms.store(mono_ms + clock::millis(lasts), Ordering::Relaxed);
-        self.word_ms.store(mono_ms, Ordering::Relaxed);
+        self.sentinel_ms.store(mono_ms, Ordering::Relaxed);
     }
 
-    /// This node was a member at `mono_ms`, of the server that was the one when that was last asked.
+    /// Records that this node was a member at `mono_ms`. With Sentinel this counts only up to the time at which a
+    /// majority last confirmed the server, because a node could join at another server after that.
     pub(super) fn informed(&self, members: &mut Members, mono_ms: u64) {
-        members.informed(mono_ms.min(self.word_ms.load(Ordering::Relaxed)));
+        members.informed(mono_ms.min(self.sentinel_ms.load(Ordering::Relaxed)));
     }
 
-    /// Whether the server is surely the one that holds the log.
+    /// Fails if the lease has expired: another server may hold the log.
     pub(super) fn check_lease(&self) -> Result<(), LinkError> {
         if clock::now().mono_ms < self.lease_ms.load(Ordering::Relaxed) {
             Ok(())
         } else {
-            let why = self.no_word.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let why = self.no_majority.lock().unwrap_or_else(PoisonError::into_inner).clone();
             Err(LinkError::NoMaster(format!("{NO_MAJORITY}: {}", why.as_deref().unwrap_or(SENTINELS_AWAY))))
         }
     }
 
     /// Why no majority of the sentinels confirms the master; `None`: one does.
-    pub(super) fn note_word(&self, why: Option<String>) {
-        *self.no_word.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    pub(super) fn note_sentinels(&self, why: Option<String>) {
+        *self.no_majority.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Notes that this process runs. Returns when it did not.
@@ -212,35 +218,35 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The epoch that the log is in, as far as this node knows.
+    /// The epoch of the log, as far as this node knows.
     pub(super) fn epoch(&self) -> u64 {
-        self.tail.window().read().epoch()
+        self.follower.window().read().epoch()
     }
 
-    /// When the last beat was answered, in milliseconds on the monotonic clock.
-    pub(super) fn last_beat(&self) -> u64 {
-        self.last_beat_ms.load(Ordering::Relaxed)
+    /// When the last heartbeat was answered, in milliseconds on the monotonic clock.
+    pub(super) fn last_heartbeat(&self) -> u64 {
+        self.last_heartbeat_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_beat(&self) {
-        self.last_beat_ms.store(clock::now().mono_ms, Ordering::Relaxed);
+    pub(super) fn note_heartbeat(&self) {
+        self.last_heartbeat_ms.store(clock::now().mono_ms, Ordering::Relaxed);
     }
 
-    /// The link, if there is one.
+    /// The current link.
     pub(super) fn link(&self) -> Result<Link, BrokerError> {
         let state = self.state();
-        let why = || state.down.clone().unwrap_or_else(|| "there is no link to Redis".to_owned());
+        let why = || state.down.clone().unwrap_or_else(|| "there is no connection to Redis".to_owned());
         state.link.clone().ok_or_else(|| BrokerError::Unavailable(why()))
     }
 
-    /// Since when there is a link, if there is one.
+    /// When the current link was established, if there is one.
     pub(super) fn up_since(&self) -> Option<Instant> {
         self.state().since
     }
 
     pub(super) fn up(&self, link: Link) {
         self.pending().set_idle(false);
-        self.note_beat();
+        self.note_heartbeat();
         let mut state = self.state();
         *state = State {
             link: Some(link),
@@ -251,7 +257,7 @@ impl Shared {
         };
     }
 
-    /// Returns whether that is news.
+    /// Records that there is no link. Returns whether this is a new condition that should be logged.
     pub(super) fn down(&self, why: &str) -> bool {
         self.is_channel_leader.store(false, Ordering::Relaxed);
         self.pending().set_idle(true);
@@ -261,18 +267,18 @@ impl Shared {
         news
     }
 
-    /// Redis takes no writes.
+    /// Records that Redis rejects writes.
     pub(super) fn note_full(&self, why: &str) {
         let text = LinkError::Full(why.to_owned()).to_string();
         if self.state().full.replace(text).is_none() {
-            tracing::error!("Redis takes no writes, so publishing fails: {why}");
+            tracing::error!("Redis rejects writes, so publishing fails: {why}");
         }
     }
 
-    /// Redis takes writes.
-    pub(super) fn note_room(&self) {
+    /// Records that Redis accepts writes.
+    pub(super) fn note_writable(&self) {
         if self.state().full.take().is_some() {
-            tracing::info!("Redis takes writes again");
+            tracing::info!("Redis accepts writes again");
         }
     }
 
@@ -280,24 +286,24 @@ impl Shared {
         self.state().full.is_some()
     }
 
-    /// Why no event can be put into the log now, though there is a link.
-    pub(super) fn check_room(&self) -> Result<(), BrokerError> {
-        // A node that has joined asks: there may be room again.
+    /// Fails if no event can be appended although there is a link.
+    pub(super) fn check_writable(&self) -> Result<(), BrokerError> {
+        // A member attempts the append: Redis may accept writes again. A node that is still joining does not append.
         let full = if *self.joined.borrow() { None } else { self.state().full.clone() };
         full.map_or(Ok(()), |why| Err(BrokerError::Unavailable(why)))
     }
 
-    pub(super) fn note_beat_answer(&self, answer: &BeatAnswer) {
+    pub(super) fn note_heartbeat_answer(&self, answer: &HeartbeatAnswer) {
         let mut state = self.state();
         state.cluster = Some((answer.connections, answer.nodes));
         (state.events, state.bytes) = (answer.events, answer.bytes);
         state.ids_ms = answer.ids_ms.min(self.bounds.ids_ms);
     }
 
-    /// Says once that ids are forgotten before their time.
+    /// Warns once if event IDs are forgotten before the horizon.
     pub(super) fn note_horizon(&self, ids_ms: u64, forgotten: bool) {
         let horizon_ms = self.bounds.ids_ms;
-        if forgotten && ids_ms < horizon_ms && !self.told_horizon.swap(true, Ordering::Relaxed) {
+        if forgotten && ids_ms < horizon_ms && !self.warned_horizon.swap(true, Ordering::Relaxed) {
             crate::broker::warn_of_short_horizon(ids_ms, horizon_ms);
         }
     }
@@ -308,7 +314,7 @@ impl Shared {
         state.echoes.push_back((number, now));
     }
 
-    /// The probe was not sent after all.
+    /// Removes a probe that was not sent.
     pub(super) fn probe_failed(&self, number: u64) {
         let mut state = self.state();
         state.probes.retain(|(sent, _)| *sent != number);
@@ -327,8 +333,8 @@ impl Shared {
         self.state().echoes.retain(|(sent, _)| *sent > number);
     }
 
-    /// This process did not run for a while: that does not count as the probes' time.
-    pub(super) fn excuse_probes(&self, late: Duration) {
+    /// Extends the deadlines of probes by a time in which this process did not run.
+    pub(super) fn extend_probes(&self, late: Duration) {
         let (now, mut state) = (Instant::now(), self.state());
         let State { probes, echoes, lag, .. } = &mut *state;
         for (_, sent) in probes.iter_mut().chain(echoes) {
@@ -337,7 +343,7 @@ impl Shared {
         *lag = lag.map(|lag| lag.saturating_sub(late));
     }
 
-    /// How long the oldest probe that has not come back is under way: by the tail, and by the channels.
+    /// The age of the oldest probe that has not returned: through the log, and through the channels.
     pub(super) fn overdue(&self) -> (Duration, Duration) {
         let state = self.state();
         let age = |probes: &VecDeque<(u64, Instant)>| probes.front().map_or(Duration::ZERO, |(_, at)| at.elapsed());
@@ -352,7 +358,7 @@ impl Shared {
         let lag = state.lag.max(Some(overdue).filter(|overdue| *overdue > Duration::ZERO));
         let late = lag
             .filter(|lag| *lag > self.options.lag_limit)
-            .map(|lag| format!("news takes {} ms through the log, more than bus_lag_limit allows", lag.as_millis()));
+            .map(|lag| format!("the log is slow: a probe took {} ms, more than bus_lag_limit allows", lag.as_millis()));
         BackendStatus {
             problem: state.down.clone().or(lease).or_else(|| state.full.clone()).or(joining).or(late),
             connected: state.link.is_some(),

@@ -1,9 +1,9 @@
-//! Brings the log's news into the window, in order and without a hole, and what nodes order each other.
+//! Reads the log into the window, in order and without holes, and the commands of other nodes from the control stream.
 
 use super::{
     connection::Connection,
     link::{BLOCK, Link, LinkError, read},
-    piece::Piece,
+    page_size::PageSize,
     questions,
     record::{self, Foreign, Item, stream_id, text},
     revoked,
@@ -15,65 +15,71 @@ use fanfare_core::{Lineage, Position, window::Entry};
 use redis::{Value, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-/// How far the next entry may be from the window's head before it is doubted: as far as the scripts follow foreign entries.
+/// The maximum distance of the next entry from the window's head. An entry farther away is suspect. The scripts follow
+/// foreign entries up to the same distance.
 const MAX_JUMP: u64 = 1 << 20;
 
-/// Fills the window up to the log's head.
+/// Reads until the window has reached the head of the log.
 pub(super) async fn catch_up(shared: &Shared, link: &Link, head: u64) -> Result<(), LinkError> {
-    let mut piece = Piece::default();
+    let mut page_size = PageSize::default();
     loop {
-        let from = shared.tail.window().read().head() + 1;
-        let page =
-            cmd("XRANGE").arg(&shared.keys.log).arg(stream_id(from)).arg("+").arg("COUNT").arg(piece.count()).take();
+        let from = shared.follower.window().read().head() + 1;
+        let page = cmd("XRANGE")
+            .arg(&shared.keys.log)
+            .arg(stream_id(from))
+            .arg("+")
+            .arg("COUNT")
+            .arg(page_size.count())
+            .take();
         let items = record::items(link.call(&page).await?, shared.epoch())?;
-        if take_items(shared, link, items, &mut piece, false).await? == Taken::All {
+        if take_items(shared, link, items, &mut page_size, false).await? == Taken::All {
             break;
         }
     }
-    let behind = shared.tail.window().read().head() < head;
+    let behind = shared.follower.window().read().head() < head;
     if behind {
-        // The log no longer has what came before its head.
-        shared.tail.window().write().jump(head);
+        // The log has already evicted the entries before its head.
+        shared.follower.window().write().jump(head);
     }
-    shared.head.send_replace(shared.tail.window().read().head());
-    shared.tail.wake();
+    shared.head.send_replace(shared.follower.window().read().head());
+    shared.follower.wake();
     Ok(())
 }
 
-/// Whether the window has all that the log had at the time of an answer.
+/// Whether the window has everything that the log had at the time of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
     All,
-    /// There may be more behind the window's head.
+    /// There may be further entries after the window's head.
     Part,
 }
 
-/// Puts what was read into the window, up to the first entry that seems not to be the log's own, and examines that one.
-/// `live`: while the link is in use an entry of another epoch means that the server has another history by now. On a
-/// link that begins the log was just looked at, so such an entry is foreign.
+/// Pushes entries into the window, up to the first suspect one, and examines that one. While the link is in use
+/// (`in_use`), an entry of another epoch means that the server has another history by now. When a link begins, the log
+/// has just been confirmed, so such an entry is foreign.
 async fn take_items(
     shared: &Shared,
     link: &Link,
     items: Vec<Item>,
-    piece: &mut Piece,
-    live: bool,
+    page_size: &mut PageSize,
+    in_use: bool,
 ) -> Result<Taken, LinkError> {
-    let taken = if items.len() < piece.count() { Taken::All } else { Taken::Part };
-    piece.was(items.len(), items.iter().map(Item::weight).sum());
+    let taken = if items.len() < page_size.count() { Taken::All } else { Taken::Part };
+    page_size.adapt(items.len(), items.iter().map(Item::weight).sum());
     let (mut entries, mut suspect) = (Vec::with_capacity(items.len()), None);
     let (lineage, mut next) = {
-        let window = shared.tail.window().read();
+        let window = shared.follower.window().read();
         (window.lineage().clone(), window.head() + 1)
     };
     for item in items {
         match item {
             Item::Event(entry, epoch) if epoch.is_some_and(|epoch| !is_of(&lineage, &entry, epoch)) => {
-                if live {
+                if in_use {
                     take(shared, entries);
-                    return Err(LinkError::NotMaster("the log has gone on under another epoch".to_owned()));
+                    return Err(LinkError::NotMaster("the log continues in another epoch".to_owned()));
                 }
                 let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
-                suspect = Some(Foreign { sequence, id, why: "its epoch (e) is not the log's" });
+                suspect = Some(Foreign { sequence, id, why: "its epoch (e) is not that of the log" });
             }
             Item::Event(entry, _) if entry.sequence <= next.saturating_add(MAX_JUMP) => {
                 next = next.max(entry.sequence + 1);
@@ -81,7 +87,7 @@ async fn take_items(
             }
             Item::Event(entry, _) => {
                 let (sequence, id) = (Some(entry.sequence), stream_id(entry.sequence));
-                suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the log's head" });
+                suspect = Some(Foreign { sequence, id, why: "its sequence is far beyond the head of the log" });
             }
             Item::Foreign(foreign) => suspect = Some(foreign),
         }
@@ -96,12 +102,12 @@ async fn take_items(
     }
 }
 
-/// Decides on an entry that seems not to be the log's own. Behind the log's head it is removed, so that the log goes on; at
-/// a place that the log has given, it is read again, and skipped if it is no event: its place stays, for nobody.
+/// Examines a suspect entry. Behind the log's head it is removed, so that the log can continue. At a sequence that the
+/// log has assigned, it is read again. If it is not an event, a placeholder takes its sequence.
 async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), LinkError> {
     let keys = &shared.keys;
     let (lineage, ours) = {
-        let window = shared.tail.window().read();
+        let window = shared.follower.window().read();
         (window.lineage().clone(), window.head())
     };
     let mut remove = link.script(Script::Remove, &[&keys.log, &keys.epoch, &keys.ids]);
@@ -110,7 +116,7 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     if let Some(sequence) = suspect.sequence.filter(|sequence| *sequence <= head) {
         let again = cmd("XRANGE").arg(&keys.log).arg(&suspect.id).arg(&suspect.id).take();
         match record::items(link.call(&again).await?, shared.epoch())?.pop() {
-            // What was there in the meantime, or a log that was trimmed far ahead.
+            // The entry was replaced by an event in the meantime, or the log was trimmed far ahead.
             Some(Item::Event(event, epoch)) if epoch.is_none_or(|epoch| is_of(&lineage, &event, epoch)) => {
                 take(shared, vec![event]);
                 return Ok(());
@@ -123,7 +129,7 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
     let what = if entry.is_some() { "skipped" } else { "removed" };
     let Foreign { id, why, .. } = &suspect;
     tracing::error!(
-        "the stream {} holds an entry that is no event, and it is {what}: {id}: {why}; check what else writes to this key",
+        "{what} an entry of the stream {} that is not an event: {id}: {why}; check what else writes to this key",
         keys.log
     );
     take(shared, entry.into_iter().collect());
@@ -134,42 +140,43 @@ fn is_of(lineage: &Lineage, entry: &Entry, epoch: u64) -> bool {
     lineage.epoch_at(entry.sequence).is_none_or(|ours| ours == epoch)
 }
 
-/// Follows the log and the nodes' orders until the link ends. `orders` is the place up to which orders were read.
+/// Follows the log and the control stream until the link ends. `control_id` is the ID of the last entry that was read
+/// from the control stream.
 pub(super) async fn run(
     shared: &Arc<Shared>,
     link: &Link,
     mut connection: Connection,
-    orders: &mut String,
+    control_id: &mut String,
 ) -> Result<Infallible, LinkError> {
-    let (keys, block, mut piece) = (&shared.keys, clock::millis(BLOCK), Piece::default());
+    let (keys, block, mut page_size) = (&shared.keys, clock::millis(BLOCK), PageSize::default());
     loop {
         let head = *shared.head.borrow();
         let mut xread = cmd("XREAD");
-        xread.arg("BLOCK").arg(block).arg("COUNT").arg(piece.count()).arg("STREAMS");
-        xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*orders);
+        xread.arg("BLOCK").arg(block).arg("COUNT").arg(page_size.count()).arg("STREAMS");
+        xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*control_id);
         let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
             let items = record::items(answer, shared.epoch())?;
-            all = take_items(shared, link, items, &mut piece, true).await? == Taken::All;
-            shared.tail.wake();
+            all = take_items(shared, link, items, &mut page_size, true).await? == Taken::All;
+            shared.follower.wake();
         }
         if let Some(Value::Array(items)) = streams.remove(&*keys.control) {
             for item in &items {
-                match foreign_order(item) {
-                    Some(id) => remove_order(shared, link, id).await?,
-                    None => handle_control(shared, item, orders, all)?,
+                match foreign_control_entry(item) {
+                    Some(id) => remove_control_entry(shared, link, id).await?,
+                    None => handle_control(shared, item, control_id, all)?,
                 }
             }
-            if items.iter().any(orders_all_revocations) {
-                revoked::take_over(shared, link).await?;
+            if items.iter().any(announces_revocations) {
+                revoked::apply_all(shared, link).await?;
             }
         }
     }
 }
 
-/// The entries of each stream that has some.
+/// Splits a response into the entries of each stream.
 fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
     if answer == Value::Nil {
         return Ok(HashMap::new());
@@ -177,18 +184,23 @@ fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
     Ok(super::link::read::<Vec<(String, Value)>>(answer)?.into_iter().collect())
 }
 
-/// Puts entries into the window that the log has behind its head.
+/// Pushes entries after the window's head into the window. An entry that this node acknowledged itself is taken from
+/// the list of unread entries, so that it is stored once. Locks the list before the window.
 fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     let mut unseen = shared.unseen();
-    let mut window = shared.tail.window().write();
+    let mut window = shared.follower.window().write();
     for entry in entries {
         let head = window.head();
         if entry.sequence <= head {
             continue;
         }
         if entry.sequence > head + 1 {
-            // The log was trimmed, or cut into, faster than this node read.
-            tracing::warn!(from = head + 1, to = entry.sequence - 1, "events were gone before this node read them");
+            // The log was trimmed, or entries were deleted from it, before this node read them.
+            tracing::warn!(
+                from = head + 1,
+                to = entry.sequence - 1,
+                "events were removed from the log before this node read them"
+            );
             window.jump(entry.sequence - 1);
         }
         while unseen.pop_front_if(|own| own.sequence < entry.sequence).is_some() {}
@@ -201,54 +213,56 @@ fn take(shared: &Shared, entries: Vec<Arc<Entry>>) {
     shared.members().covered(head);
 }
 
-/// The id of an entry of the control stream that only somebody else can have written: it orders nothing, or stands at the
-/// last possible time.
-fn foreign_order(item: &Value) -> Option<&str> {
+/// The ID of an entry of the control stream that no node can have written: it has no command, or its ID has the last
+/// possible time.
+fn foreign_control_entry(item: &Value) -> Option<&str> {
     let Value::Array(parts) = item else { return None };
     let [id, fields] = &parts[..] else { return None };
     let id = text(id)?;
-    let orders =
+    let has_command =
         matches!(fields, Value::Array(fields) if fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k")));
-    (!orders || is_at_the_end(id)).then_some(id)
+    (!has_command || is_at_the_end(id)).then_some(id)
 }
 
-/// Whether an entry of the control stream orders to read all revocations: they are too many for an order each.
-fn orders_all_revocations(item: &Value) -> bool {
+/// Whether an entry of the control stream requests that all revocations are read, because there are too many for a
+/// command each.
+fn announces_revocations(item: &Value) -> bool {
     let Value::Array(parts) = item else { return false };
     let Some(Value::Array(fields)) = parts.get(1) else { return false };
     fields.chunks_exact(2).any(|pair| text(&pair[0]) == Some("k") && text(&pair[1]) == Some("revocations"))
 }
 
-/// Whether an id has the last possible time: there would soon be none behind it.
+/// Whether an ID has the last possible time, after which the stream accepts no further entries.
 fn is_at_the_end(id: &str) -> bool {
     id.split_once('-').is_some_and(|(ms, _)| ms.parse() == Ok(u64::MAX))
 }
 
-/// Removes a foreign entry of the control stream, with all of the stream if ids would go on from its end.
-async fn remove_order(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
+/// Removes a foreign entry of the control stream. If its ID would prevent further entries, the whole stream is deleted.
+async fn remove_control_entry(shared: &Shared, link: &Link, id: &str) -> Result<(), LinkError> {
     let control = &shared.keys.control;
     let removed: u64 = read(link.call(cmd("XDEL").arg(control).arg(id)).await?)?;
-    // Only the node that removed it begins anew, so that what others say meanwhile is not lost.
+    // Only the node that removed the entry deletes the stream, so that commands of other nodes are not lost after that.
     if removed > 0 {
         if is_at_the_end(id) {
             link.call(cmd("DEL").arg(control)).await?;
         }
         shared.metrics.add(Counter::BadLogEntries, 1);
         tracing::error!(
-            "the stream {control} held an entry that no node wrote, and it was removed: {id}; check what else writes to this key"
+            "removed an entry of the stream {control} that no node wrote: {id}; check what else writes to this key"
         );
     }
     Ok(())
 }
 
-/// Reads one message of the control stream. `all`: the window has all that the log had at the time of the answer.
-fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: bool) -> Result<(), LinkError> {
+/// Executes one command of the control stream. `all`: the window has everything that the log had at the time of the
+/// response.
+fn handle_control(shared: &Arc<Shared>, item: &Value, control_id: &mut String, all: bool) -> Result<(), LinkError> {
     let Value::Array(parts) = item else { return Ok(()) };
     let [id, Value::Array(fields)] = &parts[..] else { return Ok(()) };
     let fields: HashMap<&str, &str> =
         fields.chunks_exact(2).filter_map(|pair| Some((text(&pair[0])?, text(&pair[1])?))).collect();
     if let Some(id) = text(id) {
-        id.clone_into(orders);
+        id.clone_into(control_id);
     }
     let field = |name: &str| fields.get(name).copied().unwrap_or_default();
     let reason = field("r").to_owned();
@@ -259,19 +273,20 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
             }
             let (head, ours) = (field("h").parse().unwrap_or(0), *shared.head.borrow());
             if all && head > ours {
-                return Err(LinkError::Answer(format!("the log was at {head} and gave nothing behind {ours}")));
+                let why = format!("the log's head is at {head}, but it has no entries after {ours}");
+                return Err(LinkError::Answer(why));
             }
         }
-        // Whoever joins waits until a member knows of it.
-        "joined" => shared.beat_now.notify_one(),
+        // A joining node waits until the heartbeat of a member shows that it has read the new list.
+        "joined" => shared.heartbeat_now.notify_one(),
         "disconnect" => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.handle_control(ControlMessage::Disconnect { connection, reason });
+                shared.follower.handle_control(ControlMessage::Disconnect { connection, reason });
             }
         }
         "replaced" if field("n") == shared.node => {
             if let (Ok(connection), Ok(came_ms)) = (field("c").parse(), field("s").parse()) {
-                shared.tail.handle_control(ControlMessage::Replaced {
+                shared.follower.handle_control(ControlMessage::Replaced {
                     connection,
                     came_ms,
                     sure: field("d").is_empty(),
@@ -280,28 +295,28 @@ fn handle_control(shared: &Arc<Shared>, item: &Value, orders: &mut String, all: 
         }
         "revoke" => {
             if let Some(revocation) = revoked::read(field("w"), field("s").parse().unwrap_or(0)) {
-                shared.tail.handle_control(ControlMessage::Revoke(revocation));
+                shared.follower.handle_control(ControlMessage::Revoke(revocation));
             }
         }
         "surplus" if field("n") == shared.node => {
             if let Ok(connection) = field("c").parse() {
-                shared.tail.handle_control(ControlMessage::OverUserLimit { connection });
+                shared.follower.handle_control(ControlMessage::OverUserLimit { connection });
             }
         }
-        "log_level" => shared.tail.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
-        "drain" => shared.tail.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
+        "log_level" => shared.follower.handle_control(ControlMessage::LogLevel { filter: field("f").to_owned() }),
+        "drain" => shared.follower.handle_control(ControlMessage::Drain { node: field("n").to_owned() }),
         "ask" => questions::answer(shared, field("i"), field("q"), field("s").parse().unwrap_or(0)),
         "disconnect_user" => {
-            shared.tail.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason });
+            shared.follower.handle_control(ControlMessage::DisconnectUser { user: field("u").into(), reason });
         }
         _ => {}
     }
     Ok(())
 }
 
-/// An order as the control stream holds it.
-pub(super) fn order_fields(order: &ControlMessage) -> Vec<(&'static str, String)> {
-    match order {
+/// Encodes a command for the control stream.
+pub(super) fn control_fields(message: &ControlMessage) -> Vec<(&'static str, String)> {
+    match message {
         ControlMessage::Disconnect { connection, reason } => {
             vec![("k", "disconnect".to_owned()), ("c", connection.to_string()), ("r", reason.clone())]
         }

@@ -1,4 +1,4 @@
-//! TLS to Redis with certificates of its own: whom to trust, and what to show. The rest of the log knows nothing of it.
+//! TLS connections to Redis with configured certificates: the trusted authorities and the client certificate.
 
 use super::url::Address;
 use rustls::{
@@ -19,39 +19,42 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// Whom to trust and what to show when Redis is reached over TLS.
+/// The TLS configuration for Redis: the trusted authorities and the client certificate.
 #[derive(Clone)]
 pub struct RedisTls(Arc<ClientConfig>);
 
-/// Why certificates can't be used.
+/// Why certificates or keys are not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRedisTls {
-    /// The authorities' file.
+    /// The file of authorities has no certificate.
     #[error("there is no certificate in PEM form")]
     NoAuthority,
-    /// One of the authorities.
-    #[error("a certificate can't be an authority: {0}")]
+    /// A certificate is not valid as an authority.
+    #[error("a certificate is not valid as an authority: {0}")]
     Authority(String),
-    /// The system has no authorities.
-    #[error("the system trusts no authority: name the one of Redis' certificate")]
+    /// The system has no trusted authorities.
+    #[error("the system has no trusted authorities: set redis_ca_file to the authority of Redis' certificate")]
     NoneTrusted,
-    /// The client's certificate.
+    /// The file of the client certificate has no certificate.
     #[error("the client certificate has no certificate in PEM form")]
     NoCertificate,
-    /// The client's key.
+    /// The file of the client key has no key.
     #[error("the client key has no private key in PEM form")]
     NoKey,
-    /// They are not of each other, or of an unknown kind.
-    #[error("the client certificate and its key can't be used together: {0}")]
+    /// The client certificate and its key do not match, or have an unsupported type.
+    #[error("the client certificate and its key do not match: {0}")]
     Mismatch(String),
 }
 
 impl RedisTls {
-    /// `authorities`: certificates as PEM, of authorities or of the server itself; without them the system's authorities
-    /// are trusted. `identity`: the client's certificate, with its chain behind it, and its key, as PEM.
+    /// Creates a configuration.
+    ///
+    /// `authorities` are certificates in PEM format, either of authorities or of the server itself. Without them the
+    /// authorities of the operating system are trusted. `identity` is the client certificate, followed by its chain,
+    /// and its key, in PEM format.
     ///
     /// # Errors
-    /// If they can't be used.
+    /// If a certificate or key is not usable.
     pub fn new(authorities: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Self, BadRedisTls> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let trusted = match authorities {
@@ -75,7 +78,7 @@ impl RedisTls {
         Ok(Self(Arc::new(config)))
     }
 
-    /// What the system trusts, as it was at the first use.
+    /// The configuration with the authorities of the operating system, which are read at the first use.
     pub(super) fn system() -> Result<&'static Self, BadRedisTls> {
         static SYSTEM: OnceLock<Result<RedisTls, BadRedisTls>> = OnceLock::new();
         SYSTEM.get_or_init(|| Self::new(None, None)).as_ref().map_err(Clone::clone)
@@ -94,7 +97,8 @@ fn certificates(pem: &[u8], none: &BadRedisTls) -> Result<Vec<CertificateDer<'st
     found.ok().filter(|found| !found.is_empty()).ok_or_else(|| none.clone())
 }
 
-/// Trusts what the authorities have issued, and a certificate that is named as its own authority.
+/// Trusts certificates that the authorities have issued, and a server certificate that is itself listed as an
+/// authority.
 #[derive(Debug)]
 struct Verifier {
     issued: Arc<WebPkiServerVerifier>,
@@ -111,7 +115,7 @@ impl Verifier {
         for certificate in &trusted {
             let added = roots.add(certificate.clone());
             if named {
-                // A system may have some that are of no use.
+                // Only the configured authorities must be valid: the operating system may have unusable ones.
                 added.map_err(|error| BadRedisTls::Authority(error.to_string()))?;
             }
         }
@@ -131,7 +135,8 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.issued.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            // `openssl req -x509` marks what it makes as an authority. Its times were looked at before that.
+            // `openssl req -x509` marks its certificates as authorities, which webpki rejects for servers. webpki has
+            // checked the validity period before it returns this error.
             Err(error) if is_authority_itself(&error) => {
                 if !self.named.contains(end_entity) {
                     return Err(CertificateError::UnknownIssuer.into());
@@ -171,7 +176,7 @@ fn is_authority_itself(error: &rustls::Error) -> bool {
     error.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
-/// The same settings, not settings that say the same.
+/// Compares identity: two configurations with the same content are not equal.
 impl PartialEq for RedisTls {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

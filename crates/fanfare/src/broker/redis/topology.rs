@@ -1,4 +1,4 @@
-//! Where the server is that holds the log: the one place where a single server, Sentinel and Cluster differ.
+//! Finds the server that holds the log. Only this module distinguishes a single server, Sentinel and Cluster.
 
 use super::{
     connection::Connection,
@@ -19,35 +19,35 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a connection may take to come about.
+/// The timeout for opening a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// Where the server is.
+/// The location of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Located {
     pub(super) address: Address,
-    /// With Sentinel, the number of the failover that promoted it (`config-epoch`). It increases with each failover, so it
-    /// distinguishes a master that is named again, after another one, from what it was before.
+    /// With Sentinel, the configuration epoch of the failover that promoted the server (`config-epoch`). It increases
+    /// with each failover. A master that is named again after another one therefore counts as another server.
     pub(super) config_epoch: Option<u64>,
 }
 
 impl RedisUrl {
-    /// Whether all keys have to share a slot.
+    /// Whether all keys must share a hash slot.
     pub(super) fn is_cluster(&self) -> bool {
         matches!(self.topology, Topology::Cluster(_))
     }
 
-    /// Whether a password is shown.
+    /// Whether the URL has a password.
     pub(super) fn has_password(&self) -> bool {
         self.password.is_some()
     }
 
-    /// Whether Sentinel says who the master is.
+    /// Whether the master is found through Sentinel.
     pub(super) fn is_sentinel(&self) -> bool {
         matches!(self.topology, Topology::Sentinel { .. })
     }
 
-    /// The server that holds `key`, as far as is known now.
+    /// Finds the server that currently holds `key`.
     pub(super) async fn locate(&self, key: &str) -> Result<Located, LinkError> {
         let address = match &self.topology {
             Topology::Standalone(address) => address.clone(),
@@ -57,7 +57,8 @@ impl RedisUrl {
         Ok(Located { address, config_epoch: None })
     }
 
-    /// The server that more than half of the sentinels name. Fewer may be cut off from those that have chosen another.
+    /// The server that more than half of the sentinels name. A minority may be partitioned from a majority that has
+    /// promoted another server.
     async fn ask_majority(&self, sentinels: &[Address], master: &str) -> Result<Located, LinkError> {
         let ask = async |n: usize, at: &Address| (n, self.ask_sentinel(at, master).await);
         let mut asked: FuturesUnordered<_> = sentinels.iter().enumerate().map(|(n, at)| ask(n, at)).collect();
@@ -71,7 +72,8 @@ impl RedisUrl {
                         return Ok(located);
                     }
                 }
-                // The same one each time, whichever answers first. Credentials and names are wrong for all alike, and say more.
+                // The key makes the reported error independent of the order of the responses. Errors about credentials
+                // and names come first, because they apply to all sentinels and are more specific.
                 Err(error) => {
                     let says_more = matches!(error, LinkError::Refused(_) | LinkError::NoMaster(_));
                     failed.insert((!says_more, n), error);
@@ -83,24 +85,27 @@ impl RedisUrl {
             Some(error @ LinkError::Refused(_)) => Err(error),
             Some(LinkError::NoMaster(why)) => Err(LinkError::NoMaster(why)),
             Some(error) => Err(LinkError::NoMaster(format!(
-                "{votes} of {} sentinels name the master {master:?}, and more than half have to: {error}",
+                "{votes} of {} sentinels agree on the master {master:?}; more than half must: {error}",
                 sentinels.len()
             ))),
-            None => Err(LinkError::NoMaster(format!("the sentinels don't agree on who the master {master:?} is"))),
+            None => {
+                Err(LinkError::NoMaster(format!("the sentinels do not agree on the address of the master {master:?}")))
+            }
         }
     }
 
-    /// The first answer of those who can be asked, else the last one's error.
+    /// Asks the servers one after another. Returns the first success, or the last error.
     async fn ask_each(
         &self,
         addresses: &[Address],
         ask: impl AsyncFn(&Address) -> Result<Address, LinkError>,
     ) -> Result<Address, LinkError> {
-        let mut last = LinkError::NoMaster("no server is named".to_owned());
+        let mut last = LinkError::NoMaster("the URL has no server".to_owned());
         for address in addresses {
             match ask(address).await {
                 Ok(master) => return Ok(master),
-                // A seed that is down says nothing of the server that holds the log.
+                // `Down` would mean that nobody can write to the log, but a seed node is not necessarily the server
+                // that holds it.
                 Err(LinkError::Down(why)) => last = LinkError::Unreachable(why),
                 Err(error) => last = error,
             }
@@ -108,8 +113,8 @@ impl RedisUrl {
         Err(last)
     }
 
-    /// How many sentinels the URL names, and how many watch the master, as far as those know that answer; `None` without
-    /// Sentinel.
+    /// The number of sentinels in the URL, and the number that monitor the master according to the sentinels that
+    /// responded. `None` without Sentinel.
     pub(super) async fn count_sentinels(&self) -> Option<(usize, usize)> {
         let Topology::Sentinel { sentinels, master } = &self.topology else { return None };
         let others = async |at: &Address| -> Result<usize, LinkError> {
@@ -130,7 +135,7 @@ impl RedisUrl {
         if let Some(password) = &self.password {
             info = info.set_password(password);
         }
-        // Sentinels often have no password where their servers have one.
+        // Sentinels often have no password even if their servers have one.
         match self.open(at, info).await {
             Err(LinkError::Refused(_)) => self.open(at, RedisConnectionInfo::default()).await,
             other => other,
@@ -139,7 +144,8 @@ impl RedisUrl {
 
     async fn ask_sentinel(&self, at: &Address, master: &str) -> Result<Located, LinkError> {
         let mut connection = self.open_sentinel(at).await?;
-        // While a sentinel promotes a replica, this answer has the new epoch with the old address.
+        // The configuration epoch must be read before the address. During a promotion, SENTINEL MASTER returns the new
+        // epoch with the old address.
         let state = call(&mut connection, cmd("SENTINEL").arg("MASTER").arg(master)).await;
         let denied = if let Err(LinkError::Refused(why)) = &state { Some(why.clone()) } else { None };
         let state = state.ok().and_then(|state| redis::from_redis_value::<HashMap<String, String>>(state).ok());
@@ -150,13 +156,13 @@ impl RedisUrl {
                 Ok(Located { address: Address { host, port }, config_epoch })
             }
             Ok(Some(_)) => Err(LinkError::NoMaster(match denied {
-                Some(why) => format!(
-                    "the sentinel at {at} denies SENTINEL MASTER ({why}): give its user the permission +sentinel|master"
-                ),
-                None => format!("the sentinel at {at} does not tell the config-epoch of {master:?} (SENTINEL MASTER)"),
+                Some(why) => {
+                    format!("the sentinel at {at} denied SENTINEL MASTER ({why}): grant +sentinel|master to the user")
+                }
+                None => format!("the sentinel at {at} returned no config-epoch for {master:?} (SENTINEL MASTER)"),
             })),
             Ok(None) | Err(_) => {
-                Err(LinkError::NoMaster(format!("the sentinel at {at} knows no master named {master:?}")))
+                Err(LinkError::NoMaster(format!("the sentinel at {at} monitors no master named {master:?}")))
             }
         }
     }
@@ -171,7 +177,7 @@ impl RedisUrl {
             }
             _ => None,
         });
-        owners.next().ok_or_else(|| LinkError::NoMaster(format!("the Cluster at {at} has nobody for slot {slot}")))
+        owners.next().ok_or_else(|| LinkError::NoMaster(format!("no node of the Cluster at {at} serves slot {slot}")))
     }
 
     pub(super) fn credentials(&self) -> RedisConnectionInfo {
@@ -204,7 +210,7 @@ impl RedisUrl {
         Ok(Box::new(stream))
     }
 
-    /// Opens a connection whose answers must come within `limit`, or go on coming.
+    /// Opens a connection. Each response must begin within `limit`, and must not pause for longer than that.
     pub(super) async fn connect(
         &self,
         at: &Address,
@@ -215,10 +221,10 @@ impl RedisUrl {
             let stream = self.dial(at).await?;
             Connection::over(stream, &info, limit).await.map_err(|error| LinkError::connecting(at, error))
         };
-        in_time(at, CONNECT, connecting).await
+        with_timeout(at, CONNECT, connecting).await
     }
 
-    /// Opens a connection that hears channels.
+    /// Opens a connection for channels.
     pub(super) async fn pubsub(
         &self,
         at: &Address,
@@ -229,7 +235,7 @@ impl RedisUrl {
             let stream = self.dial(at).await?;
             PubSub::new(&info, stream).await.map_err(|error| LinkError::connecting(at, error))
         };
-        in_time(at, limit, connecting).await
+        with_timeout(at, limit, connecting).await
     }
 
     async fn open(&self, at: &Address, info: RedisConnectionInfo) -> Result<Connection, LinkError> {
@@ -237,20 +243,20 @@ impl RedisUrl {
     }
 }
 
-/// Waits for a connection, because the settings' own times don't cover the whole of a handshake.
-async fn in_time<T>(
+/// Applies a timeout to a connection attempt. The timeouts of the Redis client do not cover the whole handshake.
+async fn with_timeout<T>(
     at: &Address,
     limit: Duration,
     connecting: impl Future<Output = Result<T, LinkError>>,
 ) -> Result<T, LinkError> {
-    let silent = || LinkError::Silent(format!("{at} took no connection within {} s", limit.as_secs()));
+    let silent = || LinkError::Silent(format!("{at} accepted no connection within {} s", limit.as_secs()));
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(silent()))
 }
 
 fn owner(master: &[Value], asked: &Address) -> Option<Address> {
     let [host, Value::Int(port), ..] = master else { return None };
     let host = redis::from_redis_value::<Option<String>>(host.clone()).ok()?.unwrap_or_default();
-    // A node that does not know its own name means the one it was asked under.
+    // An empty host means the address that the node was asked at.
     let host = if host.is_empty() { asked.host.clone() } else { host };
     Some(Address { host, port: u16::try_from(*port).ok()? })
 }

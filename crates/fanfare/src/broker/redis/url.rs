@@ -1,4 +1,4 @@
-//! Where Redis is and how it is reached: one URL for every topology.
+//! The URL of Redis. One format covers every topology.
 
 use super::{parameters::Parameters, tls::RedisTls};
 use std::{fmt, str::FromStr};
@@ -7,7 +7,7 @@ use url::Url;
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
-/// Where Redis is, how it is reached, and who asks.
+/// The servers of a Redis, the transport, and the credentials.
 ///
 /// ```text
 /// redis://[[user]:password@]host[:port][/database]
@@ -16,9 +16,8 @@ const DEFAULT_SENTINEL_PORT: u16 = 26379;
 /// unix://[[user]:password@]/path/of/the/socket
 /// ```
 ///
-/// With `rediss` instead of `redis` everything goes over TLS. Parts with reserved characters are percent-encoded.
-/// Of the parameters that redis-py reads from the query, `db`, `username` and `password` are used, and the others are
-/// [ignored](Self::ignored).
+/// With `rediss` instead of `redis` all connections use TLS. Reserved characters are percent-encoded. Of the query
+/// parameters of redis-py, `db`, `username` and `password` are used; all others are [ignored](Self::ignored).
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub(super) topology: Topology,
@@ -30,14 +29,14 @@ pub struct RedisUrl {
     ignored: Vec<String>,
 }
 
-/// Which servers there are, and how the one that counts is found.
+/// The known servers, and how the server that holds the log is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Topology {
-    /// One server.
+    /// A single server.
     Standalone(Address),
-    /// Sentinels, which know the master of a name.
+    /// Sentinels, and the name of the master that they monitor.
     Sentinel { sentinels: Vec<Address>, master: String },
-    /// Some nodes of a Cluster, which know the others.
+    /// Some nodes of a Cluster. The others are discovered.
     Cluster(Vec<Address>),
 }
 
@@ -48,46 +47,46 @@ pub(super) struct Address {
     pub(super) port: u16,
 }
 
-/// Why a text is no URL of Redis. Says what is wrong; never shows a password.
+/// Why a text is not a valid Redis URL. The message never contains a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRedisUrl {
-    /// Nothing that a URL can be read from.
+    /// The host or the port is malformed.
     #[error("{0}")]
     Malformed(String),
-    /// None of the known schemes.
+    /// The scheme is unknown.
     #[error(
-        "the scheme must be redis, redis+sentinel or redis+cluster, or rediss, rediss+sentinel or rediss+cluster \
-         for TLS, or unix for a socket"
+        "the scheme must be redis, redis+sentinel or redis+cluster; rediss, rediss+sentinel or rediss+cluster for \
+         TLS; or unix for a socket"
     )]
     Scheme,
-    /// A Sentinel URL without a master's name.
+    /// A Sentinel URL has no master name.
     #[error("the path must name the master that the sentinels watch: redis+sentinel://host:26379/mymaster")]
     NoMaster,
-    /// A Unix socket without an absolute path.
+    /// A Unix socket has no absolute path.
     #[error("the socket must be named by its absolute path: unix:///run/redis/redis.sock")]
     NoSocket,
-    /// Not a database number.
+    /// The database is not a number.
     #[error("the database must be a number: redis://host:6379/0 or redis://host:6379?db=0")]
     Database,
-    /// A Cluster has one database.
-    #[error("a Cluster has no databases: leave the path out")]
+    /// A Cluster URL has a database. A Cluster has only database 0.
+    #[error("a Cluster has no databases: remove the path and the parameter db")]
     ClusterDatabase,
 }
 
 impl RedisUrl {
-    /// The same server, reached with these certificates.
+    /// Sets the certificates for TLS.
     #[must_use]
     pub fn with_tls(mut self, certificates: RedisTls) -> Self {
         self.certificates = Some(certificates);
         self
     }
 
-    /// The names of the parameters in the query that have no effect, such as `socket_timeout`.
+    /// The names of the query parameters that have no effect, such as `socket_timeout`.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
 
-    /// Whether it is reached over TLS (`rediss`).
+    /// Whether connections use TLS (`rediss`).
     pub fn is_tls(&self) -> bool {
         self.tls
     }
@@ -121,7 +120,8 @@ impl FromStr for RedisUrl {
 }
 
 impl RedisUrl {
-    /// As redis-py does it: the query's database precedes the path's, and the query's user is for a URL without one.
+    /// Applies the query parameters with the precedence of redis-py: the database of the query overrides that of the
+    /// path, and the user of the query applies only to a URL without one.
     fn with_parameters(mut self, parameters: Parameters) -> Result<Self, BadRedisUrl> {
         if let Some(database) = parameters.database {
             if matches!(self.topology, Topology::Cluster(_)) && database != 0 {
@@ -136,7 +136,7 @@ impl RedisUrl {
     }
 }
 
-/// A password may hold a question mark, so that the query begins behind the credentials.
+/// Splits off the query. A password may contain a question mark, so the query begins after the credentials.
 fn without_query(rest: &str) -> (&str, &str) {
     let authority = rest.split('/').next().unwrap_or_default();
     let hosts = authority.rfind('@').map_or(0, |at| at + 1);
@@ -160,7 +160,7 @@ fn unix(rest: &str, parameters: Parameters) -> Result<RedisUrl, BadRedisUrl> {
 }
 
 impl Address {
-    /// Whether it is the path of a Unix socket.
+    /// Whether this is the path of a Unix socket.
     pub(super) fn is_path(&self) -> bool {
         self.host.starts_with('/')
     }
@@ -168,14 +168,14 @@ impl Address {
 
 fn address(text: &str, default_port: u16) -> Result<Address, BadRedisUrl> {
     let malformed = |why: &str| BadRedisUrl::Malformed(format!("{text:?} is not a host and a port: {why}"));
-    // A special scheme, because only those have their hosts checked.
+    // The url crate validates hosts only of special schemes such as http.
     let url = Url::parse(&format!("http://{text}")).map_err(|error| malformed(&error.to_string()))?;
-    let host = url.host_str().ok_or_else(|| malformed("there is no host"))?;
+    let host = url.host_str().ok_or_else(|| malformed("the host is missing"))?;
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(malformed("there is more than that"));
+        return Err(malformed("only a host and a port are allowed"));
     }
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    // Port 80 is the default of the borrowed scheme, and so is not told.
+    // The url crate drops port 80, because it is the default of http.
     let port = url.port().or_else(|| text.ends_with(":80").then_some(80)).unwrap_or(default_port);
     Ok(Address { host, port })
 }
@@ -183,7 +183,8 @@ fn address(text: &str, default_port: u16) -> Result<Address, BadRedisUrl> {
 fn credentials_of(text: &str) -> Result<(Option<String>, Option<String>), BadRedisUrl> {
     let decode = |part: &str| {
         let decoded = percent_encoding::percent_decode_str(part).decode_utf8();
-        let decoded = decoded.map_err(|_| BadRedisUrl::Malformed("user or password is not UTF-8".to_owned()))?;
+        let decoded =
+            decoded.map_err(|_| BadRedisUrl::Malformed("the user or the password is not UTF-8".to_owned()))?;
         Ok((!decoded.is_empty()).then(|| decoded.into_owned()))
     };
     let (user, password) = text.split_once(':').unwrap_or((text, ""));
@@ -197,7 +198,7 @@ fn topology_of(name: &str, addresses: Vec<Address>, path: &str) -> Result<(Topol
         ("", addresses) => match <[Address; 1]>::try_from(addresses) {
             Ok([only]) => Ok((Topology::Standalone(only), number(path)?)),
             Err(_) => {
-                Err(BadRedisUrl::Malformed("several hosts are for redis+sentinel:// or redis+cluster://".to_owned()))
+                Err(BadRedisUrl::Malformed("several hosts need redis+sentinel:// or redis+cluster://".to_owned()))
             }
         },
         ("sentinel", sentinels) => {
@@ -213,7 +214,7 @@ fn topology_of(name: &str, addresses: Vec<Address>, path: &str) -> Result<(Topol
     }
 }
 
-/// Without the password, and without the user, who may be one.
+/// Omits the password, and the user, because some services use it as a secret.
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "rediss" } else { "redis" };
@@ -255,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_topology_has_its_url() {
+    fn each_topology_has_a_url() {
         for (text, shown) in [
             ("redis://localhost", "redis://localhost:6379/0"),
             ("redis://h:80/", "redis://h:80/0"),
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_redis_py_are_used_or_named_as_ignored() {
+    fn parameters_of_redis_py_are_applied_or_reported_as_ignored() {
         for (text, shown, ignored) in [
             ("redis://h?db=2", "redis://h:6379/2", ""),
             ("redis://h/1?db=2&protocol=3", "redis://h:6379/2", "protocol"),
@@ -305,13 +306,13 @@ mod tests {
 
     // attack: reading a password that ended up as a parameter's name in the Redis URL => the warning does not repeat it
     #[test]
-    fn a_parameter_of_an_unknown_name_is_not_repeated() {
+    fn an_unknown_parameter_is_not_repeated_in_messages() {
         let url: RedisUrl = "redis://h?hush&x=hush".parse().unwrap();
         assert_eq!(url.ignored().join(","), "a parameter that redis-py does not have");
     }
 
     #[test]
-    fn what_is_no_url_is_refused_with_what_is_wrong() {
+    fn an_invalid_url_is_rejected_with_the_cause() {
         for (text, says) in [
             ("localhost:6379", "scheme"),
             ("http://localhost", "scheme"),

@@ -1,13 +1,14 @@
--- Appends records in their order, each event_id once, also when the log has evicted the event.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 and 6 the two generations of ids before
--- ARGV: 1 server, 2 epoch, 3 node, 4 the head that the node knows of, 5 most events, 6 most bytes, 7 longest age in ms,
---       8 '1' to write even if nothing is new, 9 how many ids are remembered, 10 for how long in ms, then
---       event_id, audience, json, publisher, trace for each record
--- Returns the time in ms, then for each record its sequence, negative if the log had it already.
+-- Appends records in their order. A record whose event_id is known is not appended again, even if the log has evicted
+-- the event.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 and 6 the two previous generations of ids
+-- ARGV: 1 server, 2 epoch, 3 name of the member, 4 head of the log as known to the node, 5 maximum number of events, 6
+--       maximum size in bytes, 7 maximum age in ms, 8 '1' to write even if all records are duplicates, 9 how many ids
+--       are remembered, 10 for how long in ms, then event_id, audience, json, publisher, trace for each record
+-- Returns the time in ms, then for each record its sequence, negative for a duplicate.
 
 local fenced = fence(ARGV[1], ARGV[2])
 if fenced then return fenced end
--- Only what a member acknowledges is asked for after a loss.
+-- A recovery waits only for members, so other nodes must not append.
 local member = redis.call('HGET', KEYS[4], ARGV[3])
 if not member or string.sub(member, -1) ~= 'i' then return redis.error_reply('FENCED this node is no member') end
 local meta = redis.call('HMGET', KEYS[2], 'head', 'bytes', 'ids0', 'ids1')
@@ -16,7 +17,7 @@ if head < tonumber(ARGV[4]) then return redis.error_reply('FENCED the log has go
 local first = head
 local out = {now}
 
--- A generation of ids ends after half of the time or with half of the ids that are to be remembered.
+-- A generation of ids ends after half of the time, or when it has half of the ids that are remembered.
 local ids_began = tonumber(meta[3])
 if not ids_began then
   redis.call('HSET', KEYS[2], 'ids0', whole(now))
@@ -27,7 +28,7 @@ elseif now - ids_began >= tonumber(ARGV[10]) / 2 or redis.call('HLEN', KEYS[3]) 
   if meta[4] then redis.call('HSET', KEYS[2], 'ids2', meta[4]) end
   redis.call('HSET', KEYS[2], 'ids0', whole(now), 'ids1', meta[3])
 end
--- Publishers look in the current generation: what an older one knows is written there again.
+-- Duplicates are detected in the current generation, so ids that an older one knows are copied to it.
 for generation = 5, 6 do
   if redis.call('EXISTS', KEYS[generation]) == 1 then
     for from = 11, #ARGV, 5 * 512 do
@@ -64,7 +65,7 @@ end
 if head > first then
   redis.call('HSET', KEYS[2], 'head', whole(head), 'bytes', whole(bytes))
 elseif ARGV[8] == '1' then
-  -- WAIT counts the replicas that have this connection's last write, so there has to be one.
+  -- WAIT counts the replicas that have the last write of this connection, so there must be a write.
   redis.call('HSET', KEYS[2], 'touched', whole(now))
 end
 return out

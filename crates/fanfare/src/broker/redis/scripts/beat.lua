@@ -1,13 +1,16 @@
--- A node's beat: says that it lives and what it has, and sends a probe through both ways that news takes.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes, 5 control (stream), 6 this node (hash), 7 pubsub (sorted set), 8 members (hash)
--- ARGV: 1 server, 2 node, 3 number of this beat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes' keys,
---       7 channel of the probe, 8 longest age of an event in ms, 9 since when this node hears the channels in ms,
---       10 epoch, 11 the version of the members that this node knows, 12 after how long a silent member is removed in ms,
---       13 the name under which the node acknowledges
--- Returns the log's head, the nodes alive, their connections, 1 if this node is the one that has heard for longest, how
--- many events and bytes the log holds, the version of its members, and, if the node does not know that version, their
--- names, each with the version at which it became one; then for how many ms back all ids of events are known, and 1
--- if ids were forgotten, and 1 if this node was not listed: what it has registered may have been swept away.
+-- The heartbeat of a node: shows that it is alive, reports its connections, and sends a probe through the control
+-- stream and a channel.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set: node -> last heartbeat in ms), 5 control (stream), 6 this node
+--       (hash), 7 pubsub (sorted set: node -> when it subscribed to the channels, in ms), 8 members (hash)
+-- ARGV: 1 server, 2 node, 3 number of this heartbeat, 4 its connections, 5 TTL of a node in ms, 6 prefix of the nodes'
+--       keys, 7 channel of the probe, 8 maximum age of an event in ms, 9 when this node subscribed to the channels in
+--       ms, 10 epoch, 11 version of the members that this node knows, 12 after how long a silent member is removed in
+--       ms, 13 name of the member
+-- Returns the head of the log, the number of live nodes, their connections, 1 if this node is the channel leader, the
+-- number and the size of the events in the log, the version of the members and, if the node does not know that version,
+-- their names, each with the version at which it became a member; then how far back all ids are remembered in ms, 1 if
+-- ids have been forgotten, and 1 if this node was not in the list of nodes: another node may have removed its
+-- connections.
 
 local fenced = fence(ARGV[1], ARGV[10])
 if fenced then return fenced end
@@ -22,7 +25,7 @@ for i = 1, #held, 2 do
     member.seen, member.beat = tonumber(ARGV[11]), now
     redis.call('HSET', KEYS[8], held[i], member_text(member))
   elseif now - member.beat > tonumber(ARGV[12]) then
-    -- It can't acknowledge any more, and has to join anew when it comes back.
+    -- It can no longer acknowledge, and must join again when it returns.
     redis.call('HDEL', KEYS[8], held[i])
     removed, member = true, nil
   end
@@ -48,7 +51,7 @@ for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], whole(now - tonumber(
     connections = connections + tonumber(count)
   end
 end
--- Whoever has heard for longest has heard most, and puts what it hears into the log at once.
+-- The channel leader is the live node that has been subscribed for longest, because it has missed the fewest messages.
 redis.call('ZADD', KEYS[7], ARGV[9], ARGV[2])
 local first = 0
 for _, node in ipairs(redis.call('ZRANGE', KEYS[7], 0, -1)) do
@@ -58,7 +61,7 @@ for _, node in ipairs(redis.call('ZRANGE', KEYS[7], 0, -1)) do
   end
   redis.call('ZREM', KEYS[7], node)
 end
--- Time alone lets events go too, where nobody publishes.
+-- Events also expire if nothing is published.
 if tonumber(ARGV[3]) % 32 == 0 then
   local bytes = tonumber(meta[3] or 0)
   local left = trim(bytes, now, math.huge, math.huge, tonumber(ARGV[8]))

@@ -1,15 +1,16 @@
--- Reports what a node knows, and confirms this server once every node has reported that is to be waited for.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set: node -> last beat in ms), 5 reports (hash), 6 pubsub (sorted set: node -> since when it
---       hears the channels of this server, in ms), 7 members (hash)
--- ARGV: 1 server, 2 node, 3 a fresh epoch (hexadecimal), 4 since when this node hears ms, 5 settle ms, 6 grace ms, 7 how many reports the
---       node knows of, 8 for how many ms from now on nobody can have become a member without this node's knowledge,
---       9 '1' if it holds entries that could not be put back, 10 its newest epoch ('-': it followed no log),
---       11 for how many ms the node has been reporting here by its own clock, 12 the version of what stands in Redis,
---       13 the name under which the node acknowledges, 14 its former names with commas between ('-': none),
---       15 the version of its members, then its members as pairs of a name and the version at which that became one
--- Returns {lineage} once the server is confirmed, else the number of nodes that are waited for and the names of those that have reported.
---
--- Why this is safe stands in docs/recovery.md.
+-- Stores the report of a node, and confirms this server once every node that must report has done so. docs/recovery.md
+-- argues why this is safe.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set: node -> last heartbeat in ms), 5 reports (hash), 6 pubsub (sorted
+--       set: node -> when it subscribed to the channels of this server, in ms), 7 members (hash)
+-- ARGV: 1 server, 2 node, 3 a new random epoch (hexadecimal), 4 when this node subscribed to the channels in ms, 5
+--       settle time in ms, 6 grace period in ms, 7 how many reports the node knows of, 8 for how many ms from now the
+--       node is informed: no node can become a member without its knowledge, 9 '1' if it has entries that could not be
+--       restored (lossy), 10 its newest epoch ('-': it has followed no log), 11 for how many ms the node has been
+--       reporting here by its own clock, 12 version of the data format, 13 name of the member, 14 its former names
+--       separated by commas ('-': none), 15 the version of the members that the node speaks for, then its members as
+--       pairs of a name and the version at which it became a member
+-- Returns {lineage} once the server is confirmed, otherwise the number of missing nodes and the names of those that
+-- have reported.
 
 local meta = redis.call('HMGET', KEYS[2], 'server', 'lineage', 'head', 'recovering', 'since', 'version', 'ids_lost')
 if meta[1] == ARGV[1] and same_history(ARGV[1]) then return {meta[2]} end
@@ -25,12 +26,12 @@ redis.call('ZADD', KEYS[6], ARGV[4], ARGV[2])
 redis.call('ZADD', KEYS[4], whole(now), ARGV[2])
 local own = {ARGV[7], whole(now + tonumber(ARGV[8])), ARGV[9], ARGV[10], ARGV[15], ARGV[14]}
 for i = 16, #ARGV do own[#own + 1] = ARGV[i] end
--- It speaks for its former names too.
+-- A report covers the former names of the node too.
 for former in string.gmatch(ARGV[14], '[^,]+') do redis.call('HDEL', KEYS[5], former) end
 redis.call('HSET', KEYS[5], ARGV[13], table.concat(own, ' '))
 redis.call('PEXPIRE', KEYS[5], 600000)
 
--- Which of the log's epochs is newer.
+-- The order of the epochs of the log.
 local lineage = meta[2] or ''
 local rank, n = {}, 0
 for epoch in string.gmatch(lineage, '(%x+):') do
@@ -38,7 +39,7 @@ for epoch in string.gmatch(lineage, '(%x+):') do
   rank[epoch] = n
 end
 
--- The reports, and what the server itself knows of its members.
+-- The reports, and the members according to the server itself.
 local reports, reported, former, count = {}, {}, {}, 0
 local all = redis.call('HGETALL', KEYS[5])
 for i = 1, #all, 2 do
@@ -62,7 +63,8 @@ end
 local version = tonumber(meta[6] or 0)
 local sources = {{rank = n, version = version, members = here}}
 
--- Someone whom all of the newest list know to be gone is not waited for: what it acknowledged stands in their windows.
+-- A node that is not on the newest list is not waited for: everything that it acknowledged is in the windows of the
+-- nodes with that list.
 local newest, follower, informed, lossy, unaware = sources[1], false, false, false, 0
 for _, report in ipairs(reports) do
   if report.knows < count and count > 1 then unaware = unaware + 1 end
@@ -88,15 +90,15 @@ for name in pairs(wanted) do
   if not reported[name] and not former[name] then missing = missing + 1 end
 end
 
--- Sure is that nothing acknowledged is missing: everybody who may have acknowledged is here, with what it held, and a node
--- is here without whose knowledge nobody can have become a member. That no member is listed says nothing by itself: all that came
--- after that was written may be lost, nodes that joined and acknowledged included.
+-- No acknowledged event is missing if every node that may have acknowledged one has reported without loss, and at least
+-- one reporting node is informed, so no unknown node can have joined. An empty list of members alone proves nothing:
+-- writes after it may have been lost, including those of nodes that joined and acknowledged events.
 local sure = missing == 0 and not lossy and informed
--- Who is missing could believe for a while that nobody can have come and acknowledged without it.
--- A log that begins is another one to everybody.
+-- A missing node may be informed for a while yet, so the grace period applies. It does not apply to a new log, which is
+-- a different log for all clients.
 local wait = ARGV[6]
 if (sure and unaware == 0) or (lineage == '' and not follower) then wait = ARGV[5] end
--- This server's clock may be set; the node's measures durations.
+-- The clock of this server may be set, so the node's own measurement counts too.
 if math.min(now - since, tonumber(ARGV[11])) < tonumber(wait) then
   local out = {math.max(missing, 1)}
   for name in pairs(reported) do out[#out + 1] = name end
@@ -105,7 +107,7 @@ end
 
 local head = tonumber(meta[3] or 0)
 if lineage == '' then
-  -- Entries of a log whose lineage is gone can't be told from another log's.
+  -- Entries of a log whose lineage is lost cannot be distinguished from those of another log.
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
   if last[1] then
     head = tonumber(string.match(last[1][1], '^0%-(%d+)$'))
@@ -113,10 +115,10 @@ if lineage == '' then
   end
   lineage = ARGV[3] .. ':0!' .. whole(now)
 else
-  -- What may be lost: any event, or only ids of events that the log had evicted.
+  -- The mark of the epoch: '!' if any event may be lost, '?' if only ids of evicted events may be.
   local mark = not sure and '!' .. whole(now) or meta[7] and '?' .. whole(now) or ''
   lineage = lineage .. ',' .. ARGV[3] .. ':' .. whole(head) .. mark
-  -- As many as a node remembers.
+  -- The lineage has at most as many epochs as a node remembers.
   local _, commas = string.gsub(lineage, ',', ',')
   for _ = 64, commas do lineage = string.gsub(lineage, '^[^,]*,', '') end
 end

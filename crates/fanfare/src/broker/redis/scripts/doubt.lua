@@ -1,4 +1,5 @@
--- Takes back the confirmation of a server that has less than a node knows to have been there, so that all put back what they hold.
+-- Revokes the confirmation of a server that lacks data which a node knows it had, so that all nodes restore their
+-- entries.
 -- KEYS: 1 log, 2 epoch, 3 ids
 -- ARGV: 1 server, 2 the lineage and 3 the head that the node found here
 

@@ -1,14 +1,16 @@
--- Makes a node a member, which may acknowledge, of a log that is confirmed.
+-- Makes a node a member of a confirmed log. Members may acknowledge events.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 members (hash), 5 control (stream)
--- ARGV: 1 server, 2 epoch, 3 node, 4 the version of the members that the node knows, 5 which process it is ('-': unknown), 6 the
---       members that have been silent for as long as it watched, as they are written here, 7 after how long a silent member is surely gone
---       in ms, then the names of members whose process has ended
--- Returns 'i' if it may acknowledge, else 'j', the version, the log's head, the others that may acknowledge as they are to
--- be watched, and then for each member its name, the version at which it became one, and its process.
+-- ARGV: 1 server, 2 epoch, 3 name of the member, 4 version of the members that the node knows, 5 its process ('-':
+--       unknown), 6 the silent members that it has watched for long enough, in the form in which this script returned
+--       them, 7 after how long a silent member has certainly failed in ms, then the names of members whose process has
+--       exited
+-- Returns 'i' if it may acknowledge and 'j' if it is still joining, the version of the members, the head of the log,
+-- the other members that may acknowledge in the form in which they are watched, and then the name of each member, the
+-- version at which it became one, and its process.
 --
--- A member's word is asked for after a loss, so somebody who will be asked has to know of a new one before that acknowledges:
--- a member that has read it here. Without any it is enough that all others have been silent for so long that they no longer
--- take it for granted that they know everybody.
+-- A recovery waits for members. Before a new member may acknowledge, another member that the recovery waits for must
+-- know of it: one that has read the list with the new member. If no other member responds, it suffices that all others
+-- have been silent for so long that they are no longer informed.
 
 local fenced = fence(ARGV[1], ARGV[2])
 if fenced then return fenced end
@@ -40,7 +42,7 @@ if not own then
   tell(KEYS[5], 'k', 'joined', 'n', ARGV[3])
 end
 own.seen, own.beat = tonumber(ARGV[4]), now
--- The server that was confirmed last did not know.
+-- The confirmation of the server did not record the process.
 if own.process == '-' then own.process = ARGV[5] end
 
 local others, known = {}, false

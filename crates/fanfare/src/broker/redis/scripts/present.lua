@@ -1,7 +1,8 @@
--- Lists connections, of those alone whose node lives.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set), 5 connections of a user (set), or nothing
--- ARGV: 1 prefix of connections, 2 how long a node counts as alive in ms, then connections
--- Returns connection, user, node, since, when it came by the node's own clock, address for each.
+-- Lists the connections whose nodes are alive.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set), 5 connections of a user (set), or a key that does not exist
+-- ARGV: 1 prefix of connections, 2 how long a node without heartbeats counts as alive in ms, then connections
+-- Returns for each its connection ID, user, node, connect time in ms, connect time by the node's monotonic clock, and
+-- address.
 
 local alive = clock() - tonumber(ARGV[2])
 local ids = {}

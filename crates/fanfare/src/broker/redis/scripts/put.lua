@@ -1,4 +1,4 @@
--- Shared by the scripts that write the log and the control stream.
+-- Functions that all scripts share.
 -- KEYS: 1 log (stream), 2 epoch (hash: server, lineage, epoch, head, bytes, version; ids0, ids1, ids2: when the current
 --       generation of ids and the two before it began, in ms), 3 ids (hash: event_id -> sequence)
 
@@ -11,24 +11,24 @@ local function clock()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Whether this server still has the history that a caller means: the process alone does not tell, because a master that
--- was demoted and promoted again holds another one's data. The replication id changes with every promotion. A server is
--- named by its run_id, a colon, and that id; under Sentinel another colon and the configuration epoch follow, which a server
--- does not know.
+-- Whether this server still has the replication history that the caller means. The process alone does not identify it:
+-- a master that was demoted and promoted again has the data of another one. The replication id changes with every
+-- promotion. The name of a server is its run_id, a colon, and that id. Under Sentinel another colon and the
+-- configuration epoch follow, which the server does not know.
 local function same_history(server)
   local info = redis.call('INFO', 'replication')
   return string.match(server, '^%x*:(%x*)') == (string.match(info, 'master_replid:(%x+)') or '')
 end
 
--- An error unless this is the confirmed server, of that history, and the log is in the caller's epoch.
+-- Returns an error unless this is the confirmed server, with that history, and the log is in the caller's epoch.
 local function fence(server, epoch)
   local meta = redis.call('HMGET', KEYS[2], 'server', 'epoch')
   if meta[1] == server and meta[2] == epoch and same_history(server) then return nil end
   return redis.error_reply('FENCED this server is not the one that holds the log')
 end
 
--- A member as the hash of members has it: the version at which it became one, the version that it knows, its last beat in
--- ms, which process it is ('-': unknown), and whether it may acknowledge (i) or is still joining (j).
+-- The encoding of a member: the version at which it became one, the version that it knows, its last heartbeat in ms,
+-- its process ('-': unknown), and its state: may acknowledge (i) or joining (j).
 local function read_member(text)
   local joined, seen, beat, process, state = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%a)$')
   return {
@@ -41,37 +41,37 @@ local function member_text(member)
   return table.concat({whole(member.joined), whole(member.seen), whole(member.beat), member.process, member.state}, ' ')
 end
 
--- Adds an entry to the control stream. One that somebody else put at the last possible id would keep out every other, so
--- the stream then begins anew; what nodes have not read of it is void.
+-- Adds an entry to the control stream. A foreign entry with the last possible id would prevent all further entries. In
+-- that case the stream is deleted; commands that nodes have not read yet are lost.
 local function tell(control, ...)
   local added = redis.pcall('XADD', control, 'MAXLEN', '~', 163840, '*', ...)
   if type(added) == 'table' and added.err then
     if string.find(added.err, 'exhausted', 1, true) or string.find(added.err, 'equal or smaller', 1, true) then
       redis.call('DEL', control)
     end
-    -- Raises the same error for the whole script, if it was another.
+    -- Raises any other error for the whole script.
     redis.call('XADD', control, 'MAXLEN', '~', 163840, '*', ...)
   end
 end
 
--- The farthest that entries of somebody else may move the log's head.
+-- The maximum distance by which foreign entries may advance the head of the log.
 local JUMP = 1048576
 
--- Writes the stream anew with what it holds. Redis 7.2 and later, and Valkey, let a stream's last id not go back behind an
--- entry that was deleted.
+-- Rewrites the stream with its entries, to reset its last id. Redis 7.2 and later, and Valkey, reject a lower last id
+-- (XSETID) if an entry beyond it was deleted.
 local function rewrite()
   local entries = redis.call('XRANGE', KEYS[1], '-', '+')
   redis.call('DEL', KEYS[1])
   for _, entry in ipairs(entries) do
     local fields = entry[2]
-    -- An entry of so many fields is foreign, and its place alone counts.
+    -- An entry with so many fields is foreign, and only its position matters. unpack() could not pass all fields.
     if #fields > 64 then fields = {fields[1], fields[2]} end
     redis.call('XADD', KEYS[1], entry[1], unpack(fields))
   end
 end
 
--- Removes every entry behind the head. The scripts move the head with each entry, so such an entry is foreign: without
--- this the stream would take no further entry.
+-- Removes every entry behind the head. The scripts advance the head with each entry, so these entries are foreign. The
+-- stream would accept no further entries otherwise.
 local function remove_behind(head)
   local from = '(0-' .. whole(head)
   while true do
@@ -84,7 +84,7 @@ local function remove_behind(head)
   if type(set) == 'table' and set.err then rewrite() end
 end
 
--- Removes every entry behind a place with its id. Returns how much they weighed.
+-- Removes every entry behind a position together with its event_id. Returns their total weight.
 local function forget_behind(place, ...)
   local weight, from = 0, '(0-' .. whole(place)
   while true do
@@ -101,8 +101,8 @@ local function forget_behind(place, ...)
   return weight
 end
 
--- The head to go on from when the stream refuses the next entry: foreign entries that nodes may have taken already keep
--- their places, all others are removed.
+-- Returns the head from which the log continues when the stream rejects the next entry. Foreign entries that nodes may
+-- have read already keep their positions; all others are removed.
 local function level(head)
   local last = redis.call('XREVRANGE', KEYS[1], '0-' .. whole(head + JUMP), '0-' .. whole(head), 'COUNT', 1)[1]
   if last then head = math.max(head, tonumber(string.match(last[1], '^0%-(%d+)$'))) end
@@ -110,9 +110,9 @@ local function level(head)
   return head
 end
 
--- Returns how much the entry weighs, nil if the stream holds an entry behind its place.
+-- Adds an entry. Returns its weight, or nil if the stream has an entry at or behind its position.
 local function put(sequence, epoch, ms, id, audience, json, publisher, trace)
-  -- The epoch lets a node that reads on see that the log is no longer the one it followed.
+  -- The epoch lets a node detect that the log is no longer the one that it followed.
   local fields = {'i', id, 'a', audience, 't', whole(ms), 'd', json, 'p', publisher, 'e', epoch}
   if trace ~= '' then
     fields[13], fields[14] = 'x', trace
@@ -127,7 +127,8 @@ local function put(sequence, epoch, ms, id, audience, json, publisher, trace)
   return #id + #audience + #json + 100
 end
 
--- Lets go of the oldest entries, in batches so that the check is cheap, and never of the newest one.
+-- Evicts the oldest entries, in batches to keep the check cheap, and never the newest one. Returns the remaining
+-- weight.
 local function trim(bytes, now, max_events, max_bytes, max_age)
   local length = redis.call('XLEN', KEYS[1])
   for _ = 1, 64 do

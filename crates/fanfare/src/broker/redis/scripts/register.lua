@@ -1,14 +1,16 @@
--- Notes who came to a node and who left it.
+-- Records the clients that connected to a node and disconnected from it.
 -- KEYS: 1 log, 2 epoch, 3 ids, 4 control (stream), 5 the node's connections (set)
--- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, 6 connections that a user may
---       have on all nodes (0: any number), 7 the time by the node's own clock in ms, 8 server, then '+', '*' (whose user may have any number) or
---       '-', connection, user, when it came by the
---       node's own clock (what tells it from others of the same name there), the same by this server's clock, by how many ms
---       that may be wrong either way, since (ms), address for each
--- Who comes as one too many of its user is told to go. Of two nodes that claim a connection the one to which it came later is right; the other is told
--- to let it go, and whether that is certain ('d': it is not).
+-- ARGV: 1 node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 TTL in s, 6 maximum number of
+--       connections of a user on all nodes (0: unlimited), 7 the time by the node's monotonic clock in ms, 8 server,
+--       then for each client: '+' (connected), '*' (connected, and its user has no limit) or '-' (disconnected),
+--       connection, user, when it connected by the node's monotonic clock (distinguishes it from others with the same
+--       ID on that node), the same by this server's clock, the maximum error of that in ms, connect time in ms, address
+--
+-- A connection that exceeds the limit of its user is closed. If two nodes claim a connection, the one to which the
+-- client connected later keeps it. The other one receives a command to close it, with a mark if the order is not
+-- certain ('d').
 
--- For how long a node waits for an answer.
+-- The timeout of a node for a response.
 local ANSWER_MS = 2000
 local node, ttl, limit = ARGV[1], ARGV[5], tonumber(ARGV[6])
 local now = whole(clock())
@@ -18,15 +20,16 @@ for i = 9, #ARGV, 8 do
   local held = redis.call('HMGET', key, 'node', 'came', 'at', 'last_seen', 'spread', 'server')
   local other = held[1] and held[1] ~= node
   if ARGV[i] ~= '-' then
-    -- By this server's clock: it was sent at most as long ago as a node waits for an answer. If that clock was set since the node read it, the
-    -- node's estimate is void.
+    -- The connect time by this server's clock. The command was sent at most ANSWER_MS ago. If the estimate of the node
+    -- contradicts that, this server's clock was set since the node read it, and the estimate is void.
     local latest = tonumber(now) - (tonumber(ARGV[7]) - tonumber(came))
     at, spread = tonumber(at), tonumber(spread)
     if at - spread > latest or at + spread < latest - ANSWER_MS then
       at, spread = latest - ANSWER_MS / 2, ANSWER_MS / 2
     end
     local before = tonumber(held[3] or 0)
-    -- What another server's clock says can't be compared, and what was written later than now was written before this clock was set back.
+    -- A time by another server's clock cannot be compared, nor can a time later than now, which was written before
+    -- this clock was set back.
     local void = held[6] ~= ARGV[8] or tonumber(held[4] or 0) > tonumber(now)
     local sure = not void and math.abs(at - before) > spread + tonumber(held[5] or 0)
     local doubt = sure and '' or '1'
@@ -44,7 +47,7 @@ for i = 9, #ARGV, 8 do
         tell(KEYS[4], 'k', 'replaced', 'n', held[1], 'c', id, 's', held[2] or '', 'd', doubt)
       end
     else
-      -- The newer claim was written first.
+      -- The newer connection was written first.
       tell(KEYS[4], 'k', 'replaced', 'n', node, 'c', id, 's', came, 'd', doubt)
     end
   else
@@ -53,7 +56,7 @@ for i = 9, #ARGV, 8 do
       redis.call('DEL', key)
       redis.call('SREM', users, id)
     end
-    -- A newer socket of the same connection may be here.
+    -- A newer socket with the same connection ID may be on this node.
     if own or held[1] ~= node then redis.call('SREM', KEYS[5], id) end
   end
 end

@@ -1,7 +1,7 @@
--- Removes what stands in the stream behind the log's head, because a node found an entry there that is no event.
+-- Removes the entries behind the head of the log, because a node found one there that is not an event.
 -- KEYS: 1 log, 2 epoch, 3 ids
--- ARGV: 1 server, 2 epoch, 3 the sequence up to which that node has taken entries: those keep their places
--- Returns the log's head.
+-- ARGV: 1 server, 2 epoch, 3 the sequence up to which that node has read: entries up to it keep their positions
+-- Returns the head of the log.
 
 local fenced = fence(ARGV[1], ARGV[2])
 if fenced then return fenced end

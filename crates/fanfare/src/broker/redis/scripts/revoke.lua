@@ -1,7 +1,8 @@
--- Keeps revocations and orders all nodes to obey them, in one step: a node that links later reads what is kept, and a
--- node that is linked hears the order.
--- KEYS: 1 what is kept (sorted set), 2 control (stream)
--- ARGV: 1 'all', or 'news' to order only what was not kept yet, then pairs of a score and a member
+-- Stores revocations and announces them to all nodes, in one step: a node that connects later reads the stored ones,
+-- and a connected node receives the announcement.
+-- KEYS: 1 revocations (sorted set), 2 control (stream)
+-- ARGV: 1 'all', or 'news' to announce only those that were not stored yet, then pairs of a score and a member
+-- Returns the number of announcements.
 
 local ordered = {}
 for i = 2, #ARGV, 2 do
@@ -9,7 +10,7 @@ for i = 2, #ARGV, 2 do
   if news or ARGV[1] == 'all' then ordered[#ordered + 1] = i end
 end
 if #ordered > 256 then
-  -- One for each would trim other orders from the stream before nodes have read them.
+  -- One entry for each would trim other commands from the stream before nodes have read them.
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 163840, '*', 'k', 'revocations')
 else
   for _, i in ipairs(ordered) do

@@ -1,7 +1,9 @@
--- Takes away what a node left behind: one that is gone, or this one before it counted anew.
--- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set), 5 what is to be looked through (set), 6 what is still there (set)
--- ARGV: 1 the node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 how many at once
--- Returns how many were looked through.
+-- Removes connections that a node left in the list: those of a dead node, or those that this node had before a resync.
+-- KEYS: 1 log, 2 epoch, 3 ids, 4 nodes (sorted set), 5 the connections to examine (set), 6 the current connections
+--       (set)
+-- ARGV: 1 the node, 2 prefix of connections, 3 prefix of users, 4 suffix of users, 5 maximum number of connections to
+--       examine
+-- Returns the number of connections that were examined.
 
 local ids = redis.call('SPOP', KEYS[5], ARGV[5])
 for _, id in ipairs(ids) do
