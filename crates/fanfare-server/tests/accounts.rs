@@ -629,7 +629,7 @@ async fn a_database_that_is_away_keeps_nobody_from_what_they_have() {
 async fn a_database_that_is_of_no_use_stops_the_start_with_what_to_do() {
     for (url, says) in [
         ("postgres://hub:hush@127.0.0.1:1/hub", "check database_url (FANFARE_DATABASE_URL)"),
-        ("mysql://host/hub", "database_url can't be what is written there; expected sqlite://FILE"),
+        ("mysql://host/hub", "database_url: the configured text is not a valid value; expected sqlite://FILE"),
     ] {
         let mut hub =
             block_in_place(|| HubProcess::launch(program(), &["--database-url", url], &[("SECRET_KEY", SECRET)]));

@@ -85,7 +85,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
 fn what_can_be_no_token_is_refused() {
     for (environment, arguments, code, says) in [
         (None, &["token", "--sub", "a"][..], 2, "set SECRET_KEY"),
-        (Some(""), &["token", "--sub", "a"], 2, "secret_key can't be empty"),
+        (Some(""), &["token", "--sub", "a"], 2, "secret_key: the empty text is not a valid value"),
         (Some(SECRET), &["token", "--sub", ""], 2, "--sub"),
         (Some(SECRET), &["token", "--sub", "a", "--ttl", "soon"], 2, "--ttl can't be \"soon\""),
         (Some(SECRET), &["token", "--sub", "a", "--topics", "a b"], 2, "\"a b\" can't be a pattern"),
@@ -155,18 +155,22 @@ fn wrong_settings_stop_every_command() {
         (
             ("FANFARE_WINDOW_AEG", "1h"),
             &["serve"][..],
-            "environment FANFARE_WINDOW_AEG: there is no setting \"window_aeg\" (did you mean window_age?)",
+            "environment FANFARE_WINDOW_AEG: unknown setting \"window_aeg\" (did you mean window_age?)",
         ),
         (
             ("FANFARE_SHARDS", "two"),
             &["token", "--sub", "a"],
-            "environment FANFARE_SHARDS: shards can't be \"two\"; expected a whole number",
+            "environment FANFARE_SHARDS: shards: \"two\" is not a valid value; expected a whole number",
         ),
-        (("X", ""), &["--listen", "here"], "flag --listen: listen can't be \"here\"; expected an IP address"),
+        (
+            ("X", ""),
+            &["--listen", "here"],
+            "flag --listen: listen: \"here\" is not a valid value; expected an IP address",
+        ),
         (
             ("X", ""),
             &["serve", "--config", "bad.toml"],
-            "bad.toml:2 heartbeat_intervall: there is no setting \"heartbeat_intervall\" (did you mean heartbeat_interval?)",
+            "bad.toml:2 heartbeat_intervall: unknown setting \"heartbeat_intervall\" (did you mean heartbeat_interval?)",
         ),
         (("X", ""), &["settings", "--config", "broken.toml"], "broken.toml:1"),
         (("X", ""), &["settings", "--config", "none.toml"], "none.toml can't be read: No such file"),
@@ -176,10 +180,22 @@ fn wrong_settings_stop_every_command() {
             &["serve"],
             "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval (30s)",
         ),
-        (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a log that they share"),
-        (("REDIS_URL", "http://:hush@h"), &["serve"], "redis_url can't be what is written there; expected redis://[["),
-        (("FANFARE_JWKS_URL", "u:hush@h"), &["check"], "jwks_url can't be what is written there; expected a URL"),
-        (("FANFARE_JWKS_URL", "http://u:hush/hush@h"), &["serve"], "jwks_url can't be what is written there"),
+        (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a shared log"),
+        (
+            ("REDIS_URL", "http://:hush@h"),
+            &["serve"],
+            "redis_url: the configured text is not a valid value; expected redis://[[",
+        ),
+        (
+            ("FANFARE_JWKS_URL", "u:hush@h"),
+            &["check"],
+            "jwks_url: the configured text is not a valid value; expected a URL",
+        ),
+        (
+            ("FANFARE_JWKS_URL", "http://u:hush/hush@h"),
+            &["serve"],
+            "jwks_url: the configured text is not a valid value",
+        ),
     ] {
         let run = Program::at(&home).env(environment.0, environment.1).args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{arguments:?}: {}", run.stderr);
@@ -249,7 +265,7 @@ fn a_configured_secret_puts_no_token_into_the_log() {
 fn a_secret_on_the_command_line_is_warned_of() {
     let mut server = Running::serve(Program::new("flag_secret").args(&["serve", "--secret-key", SECRET]));
     let said = server.earlier.join("\n");
-    assert!(said.contains("WARN") && said.contains("--secret-key on the command line can be read"), "{said}");
+    assert!(said.contains("WARN") && said.contains("--secret-key on the command line is visible"), "{said}");
     assert!(said.contains("secret_key_file") && !said.contains(SECRET), "{said}");
     server.signal("INT");
     assert_eq!(server.end().0, 0);
