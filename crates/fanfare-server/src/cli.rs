@@ -346,9 +346,12 @@ fn publish() -> Command {
         .after_help(PUBLISH_EXAMPLES)
         .arg(value("type", "TYPE", "The event's type").required_unless_present("stdin"))
         .arg(value("data", "JSON", "The event's data, a JSON object").default_value("{}"))
-        .arg(
-            value("audience", "WHO", "Who receives it: everyone, user:ID, connection:ID or topic:NAME [default: everyone]; with --stdin: who receives the lines that have no audience"),
-        )
+        .arg(value(
+            "audience",
+            "WHO",
+            "Who receives it: everyone, user:ID, connection:ID or topic:NAME [default: \
+                everyone]; with --stdin: who receives the lines that have no audience",
+        ))
         .arg(value("event-id", "ID", "The event's id, by which it is published once [default: a random one]"))
         .arg(
             switch("stdin", "Publish each line of the standard input as one event, in batches")

@@ -229,7 +229,7 @@ fn without_a_secret_it_prints_what_to_try() {
     let mut server = Running::serve(Program::new("demo"));
     let page = server.line_with("/#token=");
     let curl = server.line_with("curl -X POST");
-    server.line_with("a random secret was made for this run");
+    server.line_with("a random secret was generated for this run");
     let (url, token) = page.trim().split_once("/#token=").unwrap();
     assert_eq!(url, server.url());
 
@@ -279,7 +279,7 @@ fn a_secret_on_the_command_line_is_warned_of() {
 fn what_would_not_be_safe_does_not_start() {
     for (program, says) in [
         (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes, and can be found by trying"),
-        (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "on 127.0.0.1 alone: to listen on 0.0.0.0:0, set SECRET_KEY"),
+        (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "only on loopback addresses: to listen on 0.0.0.0:0, set SECRET_KEY"),
         (
             Program::new("unsafe").args(&["--listen", "0.0.0.0:0", "--workers", "2", "--redis-url", "redis://127.0.0.1:1"]),
             "set SECRET_KEY",
@@ -287,7 +287,7 @@ fn what_would_not_be_safe_does_not_start() {
         (Program::new("unsafe").args(&["--algorithm", "RS256"]), "RS256 needs keys: set private_key_file"),
         (
             Program::new("unsafe").env("SECRET_KEY", SECRET).args(&["--jwks-url", "https://idp.example/keys"]),
-            "HS256 signs with a secret, and jwks_url names a key",
+            "HS256 signs with a secret, but jwks_url is set",
         ),
         (
             Program::new("unsafe").env("SECRET_KEY", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----"),

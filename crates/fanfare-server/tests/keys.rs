@@ -132,7 +132,7 @@ async fn a_provider_changes_its_keys_and_nobody_restarts_anything() {
     provider.leave();
     until_shown(&hub, &token(&stranger, "https://idp"), "1013 keys_unavailable").await;
     assert_eq!(shown(&hub, &token(&second, "https://idp")).await, "ack", "what was fetched stays");
-    let says = "can't be fetched: the answer was 502 Bad Gateway";
+    let says = "can't be fetched: the response was 502 Bad Gateway";
     block_in_place(|| until(says, || hub.log().contains(says)));
 }
 
@@ -144,7 +144,7 @@ async fn a_hub_starts_while_its_provider_is_away() {
     assert_eq!(shown(&hub, &token(&minter, "https://idp")).await, "1013 keys_unavailable");
     provider.serve(&[&minter]);
     until_shown(&hub, &token(&minter, "https://idp"), "ack").await;
-    block_in_place(|| until("it says so", || hub.log().contains("the keys can be fetched again")));
+    block_in_place(|| until("it says so", || hub.log().contains("the keys at jwks_url are available again")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,11 +208,11 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
         (server.certificate(), |socket: &Socket| socket.get_ref().get_ref().1.peer_certificates().unwrap()[0].to_vec());
     assert!(shown(&before) == first);
     server.authority.issue(server.files.path(), 30);
-    block_in_place(|| until("it is read", || server.hub.log().contains("the certificate was read anew")));
+    block_in_place(|| until("it is read", || server.hub.log().contains("the certificate was reloaded")));
     let after = server.connect(false).await;
     assert!(shown(&after) == server.certificate() && shown(&after) != first);
     std::fs::write(server.files.path().join("server.key"), "no key").unwrap();
-    block_in_place(|| until("it is refused", || server.hub.log().contains("the certificate stays as it was")));
+    block_in_place(|| until("it is refused", || server.hub.log().contains("the certificate was not reloaded")));
     let still = server.connect(false).await;
     assert!(shown(&still) == shown(&after));
     assert_eq!(next(&mut before).await["type"], "ack");
@@ -248,9 +248,9 @@ async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
     for (certificate, key, says) in [
         (path("server.pem"), None, "TLS needs both"),
         (path("missing.pem"), Some(path("server.key")), "missing.pem: "),
-        (path("server.key"), Some(path("server.key")), "there is no certificate in PEM form"),
+        (path("server.key"), Some(path("server.key")), "the file contains no certificate in PEM form"),
         (path("server.pem"), Some(path("server.pem")), "tls_key_file: "),
-        (path("server.pem"), Some(other), "the key is not the one of tls_certificate_file"),
+        (path("server.pem"), Some(other), "the key does not match tls_certificate_file"),
     ] {
         let key = key.map(|key| vec!["--tls-key-file".to_owned(), key]).unwrap_or_default();
         let arguments: Vec<&str> =

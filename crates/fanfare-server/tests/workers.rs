@@ -105,7 +105,7 @@ async fn a_dead_worker_is_started_again_and_its_clients_lose_nothing() {
         *last = next(socket).await["log_position"].as_str().unwrap().to_owned();
     }
     HubProcess::signal_to(before[0], Signal::SIGKILL);
-    block_in_place(|| until("it is started again", || hub.log().contains("was killed by signal 9; starting it again")));
+    block_in_place(|| until("it is started again", || hub.log().contains("was killed by signal 9; restarting")));
     assert!(publish(&hub, 2).starts_with("HTTP/1.1 201"));
     let mut cut = 0;
     for (i, (socket, last)) in clients.iter_mut().enumerate() {
@@ -181,7 +181,7 @@ async fn a_second_signal_ends_at_once() {
         clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
     }
     hub.signal(Signal::SIGTERM);
-    block_in_place(|| until("it ends", || hub.log().contains("once more, and it ends at once")));
+    block_in_place(|| until("it ends", || hub.log().contains("a second signal exits immediately")));
     hub.signal(Signal::SIGINT);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
 }
@@ -412,7 +412,7 @@ async fn a_service_that_ends_refuses_connects() {
         let (hub, clients) = slow_to_end(&redis, workers).await;
         hub.signal(Signal::SIGTERM);
         until_connects_are_refused(&hub);
-        assert!(!hub.log().contains("ended with"), "its clients are still being told: {}", hub.log());
+        assert!(!hub.log().contains("exited with"), "its clients are still being drained: {}", hub.log());
         drop((hub, clients));
     }
 }
@@ -453,9 +453,11 @@ async fn a_worker_that_is_told_twice_to_end_still_sees_its_clients_off() {
     let before = until_there_are(&hub, 2);
     let told = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
     told(before[0]);
-    block_in_place(|| until("it ends, and another takes its place", || hub.log().contains("it was told to end")));
+    block_in_place(|| {
+        until("it ends, and another takes its place", || hub.log().contains("worker is draining after a signal"))
+    });
     told(before[0]);
-    block_in_place(|| until("it has ended", || hub.log().contains("drained: it ended with exit code 0")));
+    block_in_place(|| until("it has ended", || hub.log().contains("worker drained and exited with code 0")));
     told(before[1]);
     for socket in &mut clients {
         assert_eq!(next(socket).await["type"], "goaway");
@@ -589,7 +591,7 @@ async fn a_worker_that_is_drained_is_followed_by_another() {
             now.len() == 2 && now.iter().filter(|id| before.contains(id)).count() == 1
         });
     });
-    let told = || hub.log().contains("an administrator wants this process to end");
+    let told = || hub.log().contains("an administrator requested a drain");
     block_in_place(|| until("the log tells why", told));
 }
 
@@ -611,13 +613,13 @@ async fn what_is_logged_is_switched_on_all_workers() {
         let _ = stream.read_to_end(&mut Vec::new());
     };
     block_in_place(nonsense);
-    assert_eq!(lines("an HTTP connection ended early"), 0);
+    assert_eq!(lines("HTTP connection closed early"), 0);
     assert!(switch("debug").status.success());
-    block_in_place(|| until("both workers have switched", || lines("log_level is debug now") == 2));
+    block_in_place(|| until("both workers have switched", || lines("log_level is now debug") == 2));
     block_in_place(|| {
         until("it is told of now", || {
             nonsense();
-            lines("an HTTP connection ended early") > 0
+            lines("HTTP connection closed early") > 0
         });
     });
     let wrong = switch("loud");
