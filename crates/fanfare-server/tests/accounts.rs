@@ -274,7 +274,7 @@ async fn a_new_password_a_new_role_and_removal_end_what_was() {
         }
         let again = database.run(&["user", "passwd", "ann@example.org", "--password-stdin"], PASSWORD);
         assert_eq!(again.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&again.stderr).contains("there is no user ann@example.org"));
+        assert!(String::from_utf8_lossy(&again.stderr).contains("unknown user ann@example.org"));
     }
 }
 

@@ -63,9 +63,9 @@ fn a_token_goes_round() {
     assert_eq!(Verifier::from_secret(OTHER).unwrap().verify(token, now()), Err(AuthError::Invalid(Flaw::Signature)));
 
     let explained = program().args(&["token", "--explain", "-"]).input(&minted.stdout).run();
-    assert!(explained.stdout.contains("verdict     the hub takes it"), "{}", explained.stdout);
+    assert!(explained.stdout.contains("verdict     the hub accepts it"), "{}", explained.stdout);
     let wrong = Program::new("token").env("SECRET_KEY", OTHER).args(&["token", "--explain", token]).run();
-    assert!(wrong.stdout.contains("signature   wrong"), "{}", wrong.stdout);
+    assert!(wrong.stdout.contains("signature   invalid"), "{}", wrong.stdout);
     let unknown = Program::new("token").args(&["token", "--explain", token]).run();
     assert!(unknown.stdout.contains("topics      project:*, news, b"), "{}", unknown.stdout);
 }
@@ -87,8 +87,8 @@ fn what_can_be_no_token_is_refused() {
         (None, &["token", "--sub", "a"][..], 2, "set SECRET_KEY"),
         (Some(""), &["token", "--sub", "a"], 2, "secret_key: the empty text is not a valid value"),
         (Some(SECRET), &["token", "--sub", ""], 2, "--sub"),
-        (Some(SECRET), &["token", "--sub", "a", "--ttl", "soon"], 2, "--ttl can't be \"soon\""),
-        (Some(SECRET), &["token", "--sub", "a", "--topics", "a b"], 2, "\"a b\" can't be a pattern"),
+        (Some(SECRET), &["token", "--sub", "a", "--ttl", "soon"], 2, "--ttl: \"soon\" is not a valid lifetime"),
+        (Some(SECRET), &["token", "--sub", "a", "--topics", "a b"], 2, "\"a b\" is not a valid pattern"),
         (Some(SECRET), &["token", "--explain", "abc"], 1, "three parts"),
     ] {
         let program =
@@ -347,9 +347,9 @@ fn publishing_and_tailing_survive_a_restart() {
     }
     server.signal("INT");
     assert_eq!(server.end().0, 0);
-    tail.line_with("connecting again");
+    tail.line_with("reconnecting in");
     let mut waiting = Running::start(publish("e4", "everyone"));
-    waiting.line_with("trying again");
+    waiting.line_with("retrying in");
 
     let mut server = Running::serve(program().args(&["--listen", &address]));
     let (code, answer) = waiting.end();
@@ -372,7 +372,10 @@ fn refusals_end_the_client_commands() {
     for (run, says) in [
         (program().args(&["publish", "--type", "a", "--url", &url, "--token", "abc"]).run(), "(token_invalid)"),
         (program().args(&["tail", "--url", &url, "--token", "abc"]).run(), "(1008): token_invalid"),
-        (program().env("SECRET_KEY", OTHER).args(&["tail", "--url", &url]).run(), "is this the hub's secret?"),
+        (
+            program().env("SECRET_KEY", OTHER).args(&["tail", "--url", &url]).run(),
+            "does SECRET_KEY differ from the hub's secret?",
+        ),
         (
             program().env("SECRET_KEY", SECRET).args(&["publish", "--type", "ping", "--url", &url]).run(),
             "belongs to the protocol",
@@ -383,7 +386,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--url", &url])
                 .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n\n{\"type\":\"\",\"audience\":\"everyone\"}\n")
                 .run(),
-            "line 3: the hub refuses it: the field `type` must have 1 to 256",
+            "line 3: the hub rejected it: the field `type` must have 1 to 256",
         ),
         (
             program()
@@ -391,7 +394,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--url", &url])
                 .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n{\"type\":\"a\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `audience` is missing",
+            "line 2: the hub rejected it: the field `audience` is missing",
         ),
         (
             program()
@@ -399,7 +402,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--audience", "user:ann", "--url", &url])
                 .input("{\"type\":\"a\"}\n{\"type\":\"a\",\"user\":\"bob\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `user` does not choose who receives the event",
+            "line 2: the hub rejected it: the field `user` does not choose who receives the event",
         ),
         (
             program()

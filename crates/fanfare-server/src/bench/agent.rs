@@ -7,7 +7,7 @@ use super::{
     socket::{Connector, Socket},
     tally::{Stream, Tally, Times},
 };
-use crate::commands::access::Maker;
+use crate::commands::access::TokenSigner;
 use anyhow::Context;
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ enum Due {
 
 struct Agent {
     setup: Setup,
-    maker: Option<Maker>,
+    signer: Option<TokenSigner>,
     connector: Connector,
     poll: Poll,
     slots: Vec<Slot>,
@@ -122,8 +122,8 @@ struct Agent {
     moved: (Instant, u64),
 }
 
-/// Runs until the standard input ends. `maker` makes a token for each client, unless they share one.
-pub(crate) fn run(maker: Option<Maker>) -> anyhow::Result<()> {
+/// Runs until the standard input ends. `signer` makes a token for each client, unless they share one.
+pub(crate) fn run(signer: Option<TokenSigner>) -> anyhow::Result<()> {
     let mut lines = BufReader::new(io::stdin()).lines();
     let first = lines.next().context("there are no orders")??;
     let Order::Start(setup) = serde_json::from_str(&first)? else { anyhow::bail!("the first order is another one") };
@@ -140,7 +140,7 @@ pub(crate) fn run(maker: Option<Maker>) -> anyhow::Result<()> {
         // Whoever gave orders is gone.
         std::process::exit(0);
     });
-    Agent::new(*setup, maker, poll)?.work(&taken)
+    Agent::new(*setup, signer, poll)?.work(&taken)
 }
 
 fn now_us() -> u64 {
@@ -148,7 +148,7 @@ fn now_us() -> u64 {
 }
 
 impl Agent {
-    fn new(setup: Setup, maker: Option<Maker>, poll: Poll) -> anyhow::Result<Self> {
+    fn new(setup: Setup, signer: Option<TokenSigner>, poll: Poll) -> anyhow::Result<Self> {
         let plan = &setup.plan;
         let part = plan.part(setup.process);
         let one_user = setup.token.is_some();
@@ -161,7 +161,7 @@ impl Agent {
         let pace = plan.ramp * (part.end - part.start) as f64 / plan.connections as f64;
         Ok(Self {
             connector: Connector::new(plan)?,
-            maker,
+            signer,
             poll,
             queue: (0..slots.len()).collect(),
             slots,
@@ -383,11 +383,11 @@ impl Agent {
     }
 
     fn token(&self, at: usize) -> anyhow::Result<String> {
-        match (&self.setup.token, &self.maker) {
+        match (&self.setup.token, &self.signer) {
             (Some(token), _) => Ok(token.clone()),
-            (None, Some(maker)) => {
+            (None, Some(signer)) => {
                 let n = self.setup.plan.part(self.setup.process).start + at as u64;
-                maker.token_of(&user_name(n))
+                signer.token_of(&user_name(n))
             }
             // The bare write loop asks for none.
             (None, None) => Ok(String::new()),
@@ -450,7 +450,7 @@ impl Agent {
     fn report(&mut self) -> anyhow::Result<()> {
         let Tally { failed, broken, deliveries, bytes, .. } = self.tally;
         let latency = std::mem::take(&mut self.tally.recent);
-        say(&Report::Progress(Progress { live: self.live, failed, broken, deliveries, bytes, latency }))
+        print_status(&Report::Progress(Progress { live: self.live, failed, broken, deliveries, bytes, latency }))
     }
 
     /// Everything came that was to come, or nothing comes any more.
@@ -474,9 +474,9 @@ impl Agent {
         self.tally.absent = self.slots.len() as u64 - self.live;
         let spread: Vec<_> = std::mem::take(&mut self.tally.spread).into_iter().collect();
         for part in spread.chunks(10_000) {
-            say(&Report::Spread(part.to_vec()))?;
+            print_status(&Report::Spread(part.to_vec()))?;
         }
-        say(&Report::Done(Box::new(std::mem::take(&mut self.tally))))
+        print_status(&Report::Done(Box::new(std::mem::take(&mut self.tally))))
     }
 }
 
@@ -536,7 +536,7 @@ pub(crate) fn user_name(client: u64) -> String {
     format!("bench-{client}")
 }
 
-fn say(report: &Report) -> anyhow::Result<()> {
+fn print_status(report: &Report) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(report)?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();

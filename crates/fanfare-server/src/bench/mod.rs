@@ -22,9 +22,9 @@ pub(crate) use plan::PRESETS;
 use crate::{
     commands::{
         Usage as UsageError,
-        access::{Access, Maker},
+        access::{Access, TokenSigner},
         http::Server as Http,
-        print, say,
+        print, print_status,
         token::parts,
     },
     settings::Settings,
@@ -83,7 +83,7 @@ pub(crate) fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<(
     let files = rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files can't be read")?;
     match matches.get_one::<String>("part").map(String::as_str) {
         Some("floor") => return floor(),
-        Some("clients") => return agent::run(maker(matches, settings)?),
+        Some("clients") => return agent::run(signer(matches, settings)?),
         // The bare write loop wants no tokens.
         Some(_) => return agent::run(None),
         None => {}
@@ -124,10 +124,10 @@ fn claims() -> Claims {
 }
 
 /// Makes the clients' tokens, unless there is one for all.
-fn maker(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<Maker>> {
+fn signer(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<TokenSigner>> {
     match matches.get_one::<String>("token") {
         Some(_) => Ok(None),
-        None => Maker::new(settings, claims(), TOKENS).map(Some),
+        None => TokenSigner::new(settings, claims(), TOKENS).map(Some),
     }
 }
 
@@ -135,8 +135,8 @@ fn maker(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<Mak
 fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Result<Who> {
     let Some(token) = matches.get_one::<String>("token").map(|token| token.trim().to_owned()) else {
         let publisher = Claims { sub: "bench".to_owned(), publish: true, ..claims() };
-        let first = Maker::new(settings, claims(), TOKENS)?.token_of(&agent::user_name(0))?;
-        return Ok(Who { user: None, token: None, first, publisher: Access::made(settings, publisher)? });
+        let first = TokenSigner::new(settings, claims(), TOKENS)?.token_of(&agent::user_name(0))?;
+        return Ok(Who { user: None, token: None, first, publisher: Access::signed(settings, publisher)? });
     };
     let claims = parts(&token).map(|(_, claims)| claims).unwrap_or_default();
     let admin = claims["admin"] == true;
@@ -151,7 +151,9 @@ fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Re
     }
     if !admin && claims.is_object() && claims["publish"] != true {
         plan.rate = 0.0;
-        say("the token may not publish (`publish` or `admin`), so connections are held and nothing is published");
+        print_status(
+            "the token may not publish (`publish` or `admin`), so connections are held and nothing is published",
+        );
     } else if plan.mix == [0; 3] {
         return Err(UsageError("the token allows none of the audiences that --mix names".to_owned()).into());
     }
@@ -431,7 +433,7 @@ impl Load {
                     bar.set_position(position(self));
                     bar.set_message(self.in_short());
                     if bar.is_hidden() && self.timeline.len().is_multiple_of(10) {
-                        say(&format!("{:.0} s: {}", self.began.elapsed().as_secs_f64(), self.in_short()));
+                        print_status(&format!("{:.0} s: {}", self.began.elapsed().as_secs_f64(), self.in_short()));
                     }
                 }
                 () = sleep_until(deadline) => return Ok(Stage::TimeUp),

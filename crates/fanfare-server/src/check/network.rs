@@ -2,7 +2,7 @@
 
 use super::{Check, Finding};
 use crate::{
-    commands::{access::Access, http::Server, say},
+    commands::{access::Access, http::Server, print_status},
     settings::Settings,
 };
 use fanfare::{Position, auth::Claims};
@@ -46,7 +46,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) async fn check(url: &str, hold: Duration, settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     let server = Server::parse(url)?;
     let claims = Claims { sub: "fanfare-check".to_owned(), ..Claims::default() };
-    let token = Access::made(settings, claims)?.token()?;
+    let token = Access::signed(settings, claims)?.token()?;
     let stream = match server.connect().await {
         Ok(stream) => stream,
         Err(error) => return Ok(vec![ADDRESS.fail(format!("{server}: {error:#}"), &[&format!("curl -v {url}")])]),
@@ -87,7 +87,11 @@ pub(super) async fn check(url: &str, hold: Duration, settings: &Settings) -> any
         }
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
-            say(&format!("holding a connection to {server}: {} of {} s", begun.elapsed().as_secs(), hold.as_secs()));
+            print_status(&format!(
+                "holding a connection to {server}: {} of {} s",
+                begun.elapsed().as_secs(),
+                hold.as_secs()
+            ));
         }
         match timeout(left.min(PROGRESS_INTERVAL), socket.next()).await {
             Err(_) => {}

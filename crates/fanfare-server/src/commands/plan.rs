@@ -1,7 +1,7 @@
 //! `fanfare plan`: how many machines a load takes, and how much of each, from what was measured.
 //!
-//! The model is a line for each cost; its constants were fitted to the runs in `assets/measured.json` (`fanfare bench`), and a
-//! test holds the two together.
+//! The model is a line for each cost; its constants were fitted to the runs in `assets/measured.json` (`fanfare
+//! bench`), and a test holds the two together.
 
 use super::{Usage, print};
 use crate::{bench::outcome::Outcome, settings::kind};
@@ -343,7 +343,9 @@ fn tell(load: &Load, plan: &Plan) -> String {
     if plan.busy_percent > 100.0 * load.busy + 1.0 {
         line("", "No number of such machines carries it: take larger ones.".to_owned());
     }
-    out += "\nFrom measurements on 2 cores, with Redis and all clients on the same machine; `fanfare plan --check`\nshows how well they fit. Scale it to your machines with --from and a run of `fanfare bench --json`.\n";
+    out += "\nFrom measurements on 2 cores, with Redis and all clients on the same machine; `fanfare plan \
+        --check`\nshows how well they fit. Scale it to your machines with --from and a run of `fanfare bench \
+        --json`.\n";
     out
 }
 

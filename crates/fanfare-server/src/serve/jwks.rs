@@ -1,7 +1,7 @@
 //! The public keys of an identity provider. They are fetched at startup, at an interval, and when a token names an
 //! unknown key. If a fetch fails, the current keys remain in use.
 
-use crate::commands::http::plainly;
+use crate::commands::http::root_cause;
 use anyhow::{Context, ensure};
 use fanfare::{
     Algorithm,
@@ -78,10 +78,10 @@ fn may_follow(from: &Url, to: &Url) -> bool {
 }
 
 async fn fetch(client: &Client, url: &str, algorithm: Algorithm) -> anyhow::Result<Keys> {
-    let mut response = client.get(url).send().await.map_err(plainly)?;
+    let mut response = client.get(url).send().await.map_err(root_cause)?;
     ensure!(response.status().is_success(), "the response was {}", response.status());
     let mut body = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(plainly)? {
+    while let Some(part) = response.chunk().await.map_err(root_cause)? {
         body.extend_from_slice(&part);
         ensure!(body.len() <= MAX_BYTES, "the response is larger than {MAX_BYTES} bytes");
     }
