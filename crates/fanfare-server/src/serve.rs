@@ -292,7 +292,7 @@ async fn start_hub(
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }
-    if let Some(error) = store.obstacle() {
+    if let Some(error) = store.creation_error() {
         tracing::warn!(
             "accounts, access keys and POST /tokens/revoke are unavailable: {error}; to run without accounts, set it \
              to none"

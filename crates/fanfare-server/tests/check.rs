@@ -123,7 +123,7 @@ fn each_fault_of_the_settings_is_found() {
             &good,
             "database",
             "fail",
-            "hub.db can't be made: No such file",
+            "failed to create the file /nowhere/hub.db: No such file",
         ),
         (&["--database-url", "none"], &good, "database", "ok", "none"),
         (

@@ -181,7 +181,7 @@ async fn database(settings: &Settings) -> Finding {
     }
     let fixes = &["database_url = \"sqlite://fanfare.db\"    # in fanfare.toml: in a writable directory, or none"];
     let store = Store::new(url.clone());
-    if let Some(error) = store.obstacle() {
+    if let Some(error) = store.creation_error() {
         return DATABASE.fail(format!("{error}; POST /tokens/revoke fails too"), fixes);
     }
     match store.users_now().await {

@@ -32,7 +32,7 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
             anyhow::ensure!(
                 store.remove_key(&name).await?,
                 "unknown key {name} in {}; `fanfare key list` lists all keys",
-                settings.database_url.whole()
+                settings.database_url.absolute()
             );
             print_status(&format!("{name} is revoked on all nodes within a second"));
             print_database(settings);

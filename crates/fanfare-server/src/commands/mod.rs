@@ -96,7 +96,7 @@ pub(crate) fn print_status(text: &str) {
 
 /// Prints the URL of the accounts database, which depends on the working directory and the environment.
 pub(crate) fn print_database(settings: &crate::settings::Settings) {
-    print_status(&format!("the database is {} (database_url, FANFARE_DATABASE_URL)", settings.database_url.whole()));
+    print_status(&format!("the database is {} (database_url, FANFARE_DATABASE_URL)", settings.database_url.absolute()));
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

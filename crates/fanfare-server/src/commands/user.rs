@@ -16,7 +16,7 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     let (name, matches) = matches.subcommand().unwrap_or(("list", matches));
     run_in(name, matches, &store)
         .await
-        .with_context(|| format!("in the database {}", settings.database_url.whole()))?;
+        .with_context(|| format!("in the database {}", settings.database_url.absolute()))?;
     print_database(settings);
     Ok(())
 }
