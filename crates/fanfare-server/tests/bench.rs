@@ -108,7 +108,7 @@ fn the_same_load_is_put_on_a_bare_write_loop() {
 }
 
 #[test]
-fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
+fn clients_of_one_token_are_one_user_and_its_limit_is_reported() {
     let hub = hub(&["--max-connections-per-user", "20"]);
     let home = tempfile::tempdir().unwrap();
     let token = |admin, publish| {
@@ -136,7 +136,7 @@ fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
 }
 
 #[test]
-fn what_no_client_gets_past_is_said_once() {
+fn an_error_that_concerns_all_clients_is_reported_once() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "500", "--processes", "2", "--hold", "1s"];
@@ -146,9 +146,9 @@ fn what_no_client_gets_past_is_said_once() {
     let mut nobody = bench_at(&format!("http://127.0.0.1:{}", testbed::free_port()), &home, &load);
     let mut other_path = bench_at(&format!("http://{}/elsewhere", hub.address()), &home, &load);
     for (command, says) in [
-        (&mut wrong_secret, "signed with another key; is this the hub's secret?"),
+        (&mut wrong_secret, "signed with another key; set SECRET_KEY to the hub's secret"),
         (&mut bench(&home, &hub, &wrong_token), "token_invalid: "),
-        (&mut nobody, "there is no hub at 127.0.0.1:"),
+        (&mut nobody, "failed to reach the hub at 127.0.0.1:"),
         (&mut other_path, "/elsewhere/ws is no hub: HTTP status 404"),
     ] {
         let output = command.output().unwrap();
@@ -161,7 +161,7 @@ fn what_no_client_gets_past_is_said_once() {
 }
 
 #[test]
-fn it_ends_well_when_it_is_interrupted() {
+fn an_interrupted_run_writes_its_results() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "20", "--hold", "10m", "--json", "i.json"];
@@ -178,7 +178,7 @@ fn it_ends_well_when_it_is_interrupted() {
 }
 
 #[test]
-fn a_hub_that_dies_is_no_success() {
+fn a_run_fails_if_the_hub_is_killed() {
     let mut hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let child = bench(&home, &hub, &["--connections", "20", "--hold", "10s"]).spawn().unwrap();

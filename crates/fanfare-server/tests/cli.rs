@@ -170,7 +170,8 @@ fn wrong_settings_stop_every_command() {
         (
             ("X", ""),
             &["serve", "--config", "bad.toml"],
-            "bad.toml:2 heartbeat_intervall: unknown setting \"heartbeat_intervall\" (did you mean heartbeat_interval?)",
+            "bad.toml:2 heartbeat_intervall: unknown setting \"heartbeat_intervall\" (did you mean \
+             heartbeat_interval?)",
         ),
         (("X", ""), &["settings", "--config", "broken.toml"], "broken.toml:1"),
         (("X", ""), &["settings", "--config", "none.toml"], "none.toml can't be read: No such file"),
@@ -178,7 +179,8 @@ fn wrong_settings_stop_every_command() {
         (
             ("FANFARE_HEARTBEAT_TIMEOUT", "30s"),
             &["serve"],
-            "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval (30s)",
+            "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval \
+             (30s)",
         ),
         (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a shared log"),
         (
@@ -279,9 +281,19 @@ fn a_secret_on_the_command_line_is_warned_of() {
 fn what_would_not_be_safe_does_not_start() {
     for (program, says) in [
         (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes, and can be found by trying"),
-        (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "only on loopback addresses: to listen on 0.0.0.0:0, set SECRET_KEY"),
         (
-            Program::new("unsafe").args(&["--listen", "0.0.0.0:0", "--workers", "2", "--redis-url", "redis://127.0.0.1:1"]),
+            Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]),
+            "only on loopback addresses: to listen on 0.0.0.0:0, set SECRET_KEY",
+        ),
+        (
+            Program::new("unsafe").args(&[
+                "--listen",
+                "0.0.0.0:0",
+                "--workers",
+                "2",
+                "--redis-url",
+                "redis://127.0.0.1:1",
+            ]),
             "set SECRET_KEY",
         ),
         (Program::new("unsafe").args(&["--algorithm", "RS256"]), "RS256 needs keys: set private_key_file"),
@@ -290,7 +302,11 @@ fn what_would_not_be_safe_does_not_start() {
             "HS256 signs with a secret, but jwks_url is set",
         ),
         (
-            Program::new("unsafe").env("SECRET_KEY", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----"),
+            Program::new("unsafe").env(
+                "SECRET_KEY",
+                "-----BEGIN PUBLIC \
+                KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----",
+            ),
             "a public key is no secret",
         ),
     ] {

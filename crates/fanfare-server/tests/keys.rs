@@ -1,4 +1,5 @@
-//! The keys of an identity provider, which it changes and which are sometimes away: the program against a provider's server.
+//! The keys of an identity provider, which it changes and which are sometimes away: the program against a provider's
+//! server.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
