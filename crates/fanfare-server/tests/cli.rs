@@ -304,8 +304,8 @@ fn what_would_not_be_safe_does_not_start() {
         (
             Program::new("unsafe").env(
                 "SECRET_KEY",
-                "-----BEGIN PUBLIC \
-                KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----",
+                "-----BEGIN PUBLIC KEY-----\n\
+                MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----",
             ),
             "a public key is no secret",
         ),

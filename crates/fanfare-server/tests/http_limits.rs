@@ -76,8 +76,8 @@ fn client(address: SocketAddr) -> TcpStream {
     let mut stream = connect(
         address,
         &format!(
-            "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: \
-             13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         ),
     );
     let mut text = String::new();
@@ -266,8 +266,8 @@ fn a_body_over_the_limit_is_answered_and_not_reset() {
         ] {
             for framing in ["declared", "chunked"] {
                 let head = format!(
-                    "POST {path} HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer {bearer}\r\nContent-Type: \
-                     application/json\r\n"
+                    "POST {path} HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer {bearer}\r\n\
+                     Content-Type: application/json\r\n"
                 );
                 let mut stream = connect(hub.address(), &head);
                 let sent = match framing {
@@ -296,8 +296,8 @@ fn a_body_that_is_announced_is_not_asked_for_in_vain() {
     let mut stream = connect(
         hub.address(),
         &format!(
-            "POST /events HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer {publisher}\r\nContent-Type: \
-             application/json\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+            "POST /events HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer {publisher}\r\n\
+             Content-Type: application/json\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
         ),
     );
     let answer = read_to_close(&mut stream);

@@ -114,8 +114,8 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
         .map(|name| format!("{name}_temp_path {};\n", path(name)))
         .concat();
     let main = format!(
-        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr;\nworker_processes 1;\nevents {{ \
-         worker_connections 1024; }}\nhttp {{\n{temporary}include {};\n}}\n",
+        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr;\nworker_processes 1;\n\
+         events {{ worker_connections 1024; }}\nhttp {{\n{temporary}include {};\n}}\n",
         path("pid"),
         path("fanfare.conf")
     );

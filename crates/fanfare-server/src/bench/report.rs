@@ -142,8 +142,8 @@ fn advice(outcome: &Outcome) -> Option<String> {
     .find(|limit| met(limit));
     match limit {
         Some(limit) if limit.ends_with("user") => Some(format!(
-            "All clients share one user, whose connections the hub's {limit} limits: use SECRET_KEY instead\n         \
-              of --token, so that each client is a user of its own, use an administrator's token, or raise the limit."
+            "All clients share one user, whose connections {limit} limits: use SECRET_KEY instead of --token,\n\
+             \x20           so that each client is a user of its own, use an administrator's token, or raise the limit."
         )),
         Some(limit) => {
             Some(format!("The hub's {limit} rejects clients: raise it, or connect from more addresses (--source)."))
