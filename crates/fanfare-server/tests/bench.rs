@@ -1,4 +1,4 @@
-//! `fanfare bench` as its users run it, against the hub's program.
+//! `fanfare bench` against a hub process.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -58,7 +58,7 @@ fn figure(outcome: &Value, name: &str) -> f64 {
 }
 
 #[test]
-fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
+fn every_delivery_is_verified_across_storms_and_with_slow_clients() {
     let redis = RedisServer::start();
     let hub = hub(&["--redis-url", &redis.url(), "--workers", "2"]);
     let home = tempfile::tempdir().unwrap();
@@ -87,14 +87,14 @@ fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
             && figure(&outcome, "from a storm until all were back") > 0.0
     );
     let page = fs::read_to_string(home.path().join("a.html")).unwrap();
-    assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "it needs nothing else");
+    assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "the page is self-contained");
 
     let output = run(&home, &hub, &["--connections", "50", "--hold", "1s", "--compare", "a.json"]);
     assert!(said(&output).contains("now/before") && output.status.success(), "{}", said(&output));
 }
 
 #[test]
-fn the_same_load_is_put_on_a_bare_write_loop() {
+fn the_same_load_runs_on_a_bare_write_loop() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "100", "--rate", "50", "--hold", "1s", "--floor", "--json", "f.json"];
@@ -122,7 +122,7 @@ fn clients_of_one_token_are_one_user_and_its_limit_is_reported() {
     assert!(output.status.success(), "{}", said(&output));
     let outcome = figures(&home, "t.json");
     let (user, published) = (&outcome["published"]["by_audience"]["user"], figure(&outcome, "events published"));
-    assert!(user.as_f64().unwrap() > 0.5 * published, "events for its user reach all of them");
+    assert!(user.as_f64().unwrap() > 0.5 * published, "events for the user reach all clients");
 
     let output = run(&home, &hub, &[&load[..], &["--token", &token(false, true)]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

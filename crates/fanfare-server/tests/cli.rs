@@ -1,4 +1,4 @@
-//! The program as its users meet it: help, tokens, settings, serving, publishing and tailing.
+//! The command line: help, tokens, settings, serving, publishing and tailing.
 
 mod common;
 
@@ -18,12 +18,12 @@ fn now() -> u64 {
 }
 
 #[test]
-fn every_command_teaches() {
+fn every_command_has_help_with_examples() {
     for command in [&[][..], &["serve"], &["settings"], &["token"], &["publish"], &["tail"]] {
         let help = Program::new("help").args(command).args(&["--help"]).run();
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command:?}");
         assert!(help.stdout.contains("Examples:\n") && help.stdout.contains("Usage: fanfare"), "{}", help.stdout);
-        assert!(!help.stdout.contains('\u{1b}'), "no colour where no terminal is");
+        assert!(!help.stdout.contains('\u{1b}'), "no colours without a terminal");
     }
     let help = Program::new("help").args(&["serve", "--help"]).run().stdout;
     assert!(help.contains("--max-connections-per-user <N>") && help.contains("[default: 30s]"), "{help}");
@@ -32,7 +32,7 @@ fn every_command_teaches() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_what_was_meant() {
+fn a_wrong_command_line_gets_a_suggestion() {
     for (arguments, says) in [
         (&["serv"][..], "'serve'"),
         (&["serve", "--listn", "x"], "'--listen'"),
@@ -48,7 +48,7 @@ fn a_wrong_command_line_is_told_what_was_meant() {
 }
 
 #[test]
-fn a_token_goes_round() {
+fn a_created_token_is_verified_and_explained() {
     let program = || Program::new("token").env("SECRET_KEY", SECRET);
     let flags = ["token", "--sub", "alice", "--publish", "--topics", "project:*,news", "--topics", "b", "--ttl", "2m"];
     let minted = program().args(&flags).run();
@@ -71,7 +71,7 @@ fn a_token_goes_round() {
 }
 
 #[test]
-fn a_token_lives_as_long_as_the_settings_say() {
+fn the_settings_determine_the_lifetime_of_a_token() {
     let secret = SECRET.repeat(2);
     let program = Program::new("expire").env("SECRET_KEY", &secret).env("ACCESS_TOKEN_EXPIRE_MINUTES", "3");
     let minted = program.env("ALGORITHM", "HS512").args(&["token", "--sub", "a", "--admin"]).run();
@@ -82,7 +82,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
 }
 
 #[test]
-fn what_can_be_no_token_is_refused() {
+fn invalid_tokens_are_rejected_with_advice() {
     for (environment, arguments, code, says) in [
         (None, &["token", "--sub", "a"][..], 2, "set SECRET_KEY"),
         (Some(""), &["token", "--sub", "a"], 2, "secret_key: the empty text is not a valid value"),
@@ -207,7 +207,7 @@ fn wrong_settings_stop_every_command() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = fanfare(&home("pipe"));
@@ -216,7 +216,7 @@ fn a_closed_pipe_is_no_failure() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let run = Program::new("port").args(&["serve", "--listen", &address]).run();
@@ -227,7 +227,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn without_a_secret_it_prints_what_to_try() {
+fn without_a_secret_the_hub_prints_commands_to_try_it() {
     let mut server = Running::serve(Program::new("demo"));
     let page = server.line_with("/#token=");
     let curl = server.line_with("curl -X POST");
@@ -237,7 +237,7 @@ fn without_a_secret_it_prints_what_to_try() {
 
     let mut tail = Running::start(Program::new("demo").args(&["tail", "--url", url, "--token", token, "--count", "1"]));
     tail.line_with("connected as");
-    // What is printed is for pasting into a shell.
+    // The printed command is meant to be pasted into a shell.
     assert!(curl.contains(&format!("{url}/events")), "{curl}");
     let bearer = curl.split("Bearer ").nth(1).and_then(|rest| rest.split('\'').next()).unwrap();
     let data = curl.rsplit("-d '").next().unwrap().trim_end_matches('\'');
@@ -253,7 +253,7 @@ fn without_a_secret_it_prints_what_to_try() {
 }
 
 #[test]
-fn a_configured_secret_puts_no_token_into_the_log() {
+fn tokens_of_a_configured_secret_are_not_logged() {
     let mut server = Running::serve(Program::new("configured").env("SECRET_KEY", SECRET));
     let printed = server.lines_until("HTTP API:");
     assert!(printed.contains("fanfare token --sub demo") && !printed.contains("eyJ"), "{printed}");
@@ -264,7 +264,7 @@ fn a_configured_secret_puts_no_token_into_the_log() {
 // attack: a short secret, a public key as secret, a public address without a secret => the program does not start and says why
 // attack: another user of the machine reads a secret in the process list => its owner is warned and told where to put it
 #[test]
-fn a_secret_on_the_command_line_is_warned_of() {
+fn a_secret_on_the_command_line_causes_a_warning() {
     let mut server = Running::serve(Program::new("flag_secret").args(&["serve", "--secret-key", SECRET]));
     let said = server.earlier.join("\n");
     assert!(said.contains("WARN") && said.contains("--secret-key on the command line is visible"), "{said}");
@@ -274,11 +274,11 @@ fn a_secret_on_the_command_line_is_warned_of() {
     let run = Program::new("flag_secret").args(&["token", "--sub", "a", "--secret-key", SECRET]).run();
     assert!(run.code == 0 && run.stderr.contains("--secret-key on the command line"), "{}", run.stderr);
     let run = Program::new("flag_secret").args(&["settings", "--redis-url", "redis://127.0.0.1"]).run();
-    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "a URL without a password is no secret");
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "a URL without a password is not a secret");
 }
 
 #[test]
-fn what_would_not_be_safe_does_not_start() {
+fn insecure_settings_prevent_the_start() {
     for (program, says) in [
         (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes, and can be found by trying"),
         (
@@ -329,7 +329,7 @@ fn pages_of_other_sites_may_load_the_client() {
 }
 
 #[test]
-fn the_page_runs_nothing_but_itself() {
+fn the_live_page_runs_only_its_own_script() {
     let mut server = Running::serve(Program::new("page"));
     let answer = server.get("/");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -344,7 +344,7 @@ fn the_page_runs_nothing_but_itself() {
 }
 
 #[test]
-fn publishing_and_tailing_survive_a_restart() {
+fn publish_and_tail_survive_a_restart_of_the_hub() {
     let program = || Program::new("restart").env("SECRET_KEY", SECRET);
     let mut server = Running::serve(program());
     let (url, address) = (server.url(), server.address());
@@ -371,7 +371,7 @@ fn publishing_and_tailing_survive_a_restart() {
     let (code, answer) = waiting.end();
     assert_eq!(code, 0, "{answer}");
     tail.line_with("gap: ");
-    // Whether e4 came before or behind the gap is not for the test to say; this one comes behind.
+    // e4 may arrive before or after the gap; this event arrives after it.
     assert_eq!(publish("e5", "topic:a").run().code, 0);
     let (code, events) = tail.end();
     assert_eq!((code, events.lines().count()), (0, 3), "{events}");
@@ -381,7 +381,7 @@ fn publishing_and_tailing_survive_a_restart() {
 }
 
 #[test]
-fn refusals_end_the_client_commands() {
+fn rejections_end_the_client_commands() {
     let mut server = Running::serve(Program::new("refusals").env("SECRET_KEY", SECRET));
     let url = server.url();
     let program = || Program::new("refusals");
