@@ -72,14 +72,14 @@ impl Server {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+
     /// Posts JSON. After an error it is unknown whether the request arrived.
-    /// Posts JSON. An error means that it isn't known whether the request arrived.
     pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<HubResponse> {
         let request = self.client.post(self.url(path)).bearer_auth(checked(token)?);
         self.send(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
+
     /// Sends a GET request, with a token if the route requires one.
-    /// Gets something, with a token if it is not open to everybody.
     pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<HubResponse> {
         let request = self.client.get(self.url(path));
         self.send(match token {
