@@ -244,7 +244,7 @@ impl World {
     fn has_rolled(&self, before: &[u32], logged: usize) -> bool {
         let Nodes::Workers { hub, count } = &self.hub else { return true };
         let (now, log) = (hub.workers(), hub.log());
-        let given_up = log.get(logged..).is_some_and(|new| new.contains("the workers stay as they are"));
+        let given_up = log.get(logged..).is_some_and(|new| new.contains("the rollout is stopped"));
         now.len() == *count && (given_up || now.iter().all(|worker| !before.contains(worker)))
     }
 }

@@ -1,7 +1,7 @@
-//! Who may log in, and which access keys there are: people and programs with their rights, in a database.
+//! Accounts and access keys: the users and programs that may connect, with their rights, in a database.
 //!
-//! The database is shared by all workers and by the commands. Whatever is changed in it counts its revision up, which
-//! every hub looks at each second.
+//! All workers and commands share the database. Every change in it increments its revision, which each hub polls once a
+//! second.
 
 mod follow;
 pub(crate) mod http;
@@ -21,14 +21,14 @@ use std::{fmt, str::FromStr};
 /// The longest e-mail address (RFC 5321 section 4.5.3.1.3), in bytes.
 const MAX_EMAIL_BYTES: usize = 254;
 
-/// What somebody may do.
+/// The rights of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Read what is for them.
+    /// Receives events.
     Viewer,
-    /// Publish, too.
+    /// Also publishes events.
     Publisher,
-    /// Everything.
+    /// Has all rights.
     Admin,
 }
 
@@ -62,12 +62,12 @@ impl fmt::Display for Role {
     }
 }
 
-/// An address as it is kept: in small letters, because nobody means two people by them. `None`: it can't be one.
+/// Normalises an e-mail address to lower case, so that each account exists once. `None` if the address is not valid.
 pub(crate) fn email(text: &str) -> Option<String> {
     let text = text.trim();
     let (name, host) = text.rsplit_once('@')?;
-    let odd = |c: char| c.is_whitespace() || c.is_control();
-    let fits = !name.is_empty() && !host.is_empty() && text.len() <= MAX_EMAIL_BYTES && !text.contains(odd);
+    let invalid = |c: char| c.is_whitespace() || c.is_control();
+    let fits = !name.is_empty() && !host.is_empty() && text.len() <= MAX_EMAIL_BYTES && !text.contains(invalid);
     fits.then(|| text.to_lowercase())
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
+    fn e_mail_addresses_are_normalised() {
         assert_eq!(email(" Ann@Example.org\n").as_deref(), Some("ann@example.org"));
         for text in ["", "ann", "@example.org", "ann@", "ann @example.org", "ann@exa\u{7}mple.org", &"a@".repeat(200)] {
             assert_eq!(email(text), None, "{text}");
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_have_names() {
+    fn roles_are_parsed_by_name() {
         for role in Role::ALL {
             assert_eq!(role.to_string().parse(), Ok(role));
         }

@@ -1,5 +1,5 @@
-//! `fanfare check`: whether a hub with these settings would hold what is asked of it, on this machine and with these
-//! servers. It reads what `serve` reads, and really tries.
+//! `fanfare check`: tests the settings against this machine and the servers that they name. It loads the same settings
+//! as `serve`, and connects to the same servers.
 
 mod machine;
 mod network;
@@ -15,36 +15,36 @@ use clap::ArgMatches;
 use serde::Serialize;
 use std::{fmt::Write as _, time::Duration};
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
-    /// As it should be.
+    /// No problem was found.
     Ok,
-    /// It can't be told here.
+    /// It could not be determined.
     Unknown,
-    /// It works, and will hurt one day.
+    /// It works, but is a risk in production.
     Warn,
-    /// It does not work, or is not safe.
+    /// It does not work, or it is not secure.
     Fail,
 }
 
-/// What a check found.
+/// One finding of a check.
 #[derive(Debug, Clone, Serialize)]
 struct Finding {
     check: &'static str,
     level: Level,
-    /// What is so.
+    /// The state that was found.
     what: String,
-    /// Why it matters; empty where all is well.
+    /// Why the check matters. Empty if the finding is `ok` or unknown.
     #[serde(skip_serializing_if = "str::is_empty")]
     why: &'static str,
-    /// Commands and lines of configuration that mend it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    mend: Vec<String>,
+    /// Commands and lines of configuration that fix it.
+    #[serde(rename = "mend", skip_serializing_if = "Vec::is_empty")]
+    fixes: Vec<String>,
 }
 
-/// Something to check, in the order of the output: its name, and why it matters.
+/// A check: its name, and why it matters.
 struct Check {
     name: &'static str,
     why: &'static str,
@@ -53,28 +53,28 @@ struct Check {
 impl Check {
     fn ok(&self, what: impl Into<String>) -> Finding {
         let what = without_credentials(&what.into()).into_owned();
-        Finding { check: self.name, level: Level::Ok, what, why: "", mend: Vec::new() }
+        Finding { check: self.name, level: Level::Ok, what, why: "", fixes: Vec::new() }
     }
 
     fn unknown(&self, what: impl Into<String>) -> Finding {
         Finding { level: Level::Unknown, ..self.ok(what) }
     }
 
-    fn warn(&self, what: impl Into<String>, mend: &[&str]) -> Finding {
-        self.bad(Level::Warn, &what.into(), mend)
+    fn warn(&self, what: impl Into<String>, fixes: &[&str]) -> Finding {
+        self.bad(Level::Warn, &what.into(), fixes)
     }
 
-    fn fail(&self, what: impl Into<String>, mend: &[&str]) -> Finding {
-        self.bad(Level::Fail, &what.into(), mend)
+    fn fail(&self, what: impl Into<String>, fixes: &[&str]) -> Finding {
+        self.bad(Level::Fail, &what.into(), fixes)
     }
 
-    fn bad(&self, level: Level, what: &str, mend: &[&str]) -> Finding {
-        let mend = mend.iter().map(|line| without_credentials(line).into_owned()).collect();
-        Finding { check: self.name, level, what: without_credentials(what).into_owned(), why: self.why, mend }
+    fn bad(&self, level: Level, what: &str, fixes: &[&str]) -> Finding {
+        let fixes = fixes.iter().map(|line| without_credentials(line).into_owned()).collect();
+        Finding { check: self.name, level, what: without_credentials(what).into_owned(), why: self.why, fixes }
     }
 }
 
-/// There is something that does not work, or is not safe.
+/// At least one check failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{failed} of {all} checks failed")]
 struct Failed {
@@ -93,43 +93,43 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings, exposed: &Exp
     if matches.get_flag("json") {
         print_json(&(serde_json::to_string_pretty(&findings)? + "\n"))?;
     } else {
-        print(&if matches.get_flag("fix") { fixes(&findings) } else { table(&findings) })?;
+        print(&if matches.get_flag("fix") { fix_lines(&findings) } else { table(&findings) })?;
     }
     let failed = findings.iter().filter(|finding| finding.level == Level::Fail).count();
     if failed > 0 { Err(Failed { failed, all: findings.len() }.into()) } else { Ok(()) }
 }
 
-/// What was found, and below what is not well why it matters and what to do.
+/// The findings as text. Problems are followed by why they matter and how to fix them.
 fn table(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     let (mut text, mut counts) = (String::new(), [0; 4]);
-    for Finding { check, level, what, why, mend } in findings {
+    for Finding { check, level, what, why, fixes } in findings {
         counts[*level as usize] += 1;
-        // Writing to a string can't fail.
+        // Writing to a string never fails.
         let _ = writeln!(text, "{:<4}  {check:<width$}  {what}", level.word());
         for line in [*why].into_iter().filter(|why| !why.is_empty()) {
             let _ = writeln!(text, "      {:width$}  why   {line}", "");
         }
-        for (i, line) in mend.iter().enumerate() {
-            let _ = writeln!(text, "      {:width$}  {}  {line}", "", if i == 0 { "mend" } else { "    " });
+        for (i, line) in fixes.iter().enumerate() {
+            let _ = writeln!(text, "      {:width$}  {}  {line}", "", if i == 0 { "fix " } else { "    " });
         }
     }
     let [ok, unknown, warn, fail] = counts;
-    let _ = writeln!(text, "\n{ok} ok, {warn} to look at, {fail} failed, {unknown} that can't be told here");
+    let _ = writeln!(text, "\n{ok} ok, {warn} warnings, {fail} failed, {unknown} not determined");
     text
 }
 
-/// The commands and lines alone, each group under what it mends.
-fn fixes(findings: &[Finding]) -> String {
+/// Only the commands and lines, each group after the finding that it fixes.
+fn fix_lines(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for finding in findings.iter().filter(|finding| !finding.mend.is_empty()) {
+    for finding in findings.iter().filter(|finding| !finding.fixes.is_empty()) {
         let _ = writeln!(text, "# {}: {}", finding.check, finding.what);
-        for line in &finding.mend {
+        for line in &finding.fixes {
             let _ = writeln!(text, "{line}");
         }
         text.push('\n');
     }
-    if text.is_empty() { "# nothing to mend\n".to_owned() } else { text }
+    if text.is_empty() { "# nothing to fix\n".to_owned() } else { text }
 }
 
 impl Level {
@@ -150,18 +150,19 @@ mod tests {
     const CHECK: Check = Check { name: "files", why: "Each connection is a file." };
 
     #[test]
-    fn findings_are_told_with_what_to_do() {
+    fn findings_are_printed_with_their_fixes() {
         let findings =
-            [CHECK.ok("enough"), CHECK.warn("few", &["ulimit -n 9", "and so on"]), CHECK.unknown("who knows")];
+            [CHECK.ok("enough"), CHECK.warn("few", &["ulimit -n 9", "and so on"]), CHECK.unknown("unreadable")];
         assert_eq!(
             table(&findings),
             "ok    files  enough\n\
-             warn  files  few\n             why   Each connection is a file.\n             mend  ulimit -n 9\n                   and so on\n\
-             -     files  who knows\n\n\
-             1 ok, 1 to look at, 0 failed, 1 that can't be told here\n"
+             warn  files  few\n             why   Each connection is a file.\n             fix   ulimit -n 9\n\
+             \x20                  and so on\n\
+             -     files  unreadable\n\n\
+             1 ok, 1 warnings, 0 failed, 1 not determined\n"
         );
-        assert_eq!(fixes(&findings), "# files: few\nulimit -n 9\nand so on\n\n");
-        assert_eq!(fixes(&findings[..1]), "# nothing to mend\n");
+        assert_eq!(fix_lines(&findings), "# files: few\nulimit -n 9\nand so on\n\n");
+        assert_eq!(fix_lines(&findings[..1]), "# nothing to fix\n");
         let json = serde_json::to_value(&findings).unwrap();
         assert_eq!(json[0], serde_json::json!({"check": "files", "level": "ok", "what": "enough"}));
         assert_eq!(json[1]["mend"][0], "ulimit -n 9");

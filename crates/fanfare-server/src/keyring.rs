@@ -1,4 +1,4 @@
-//! The keys that the settings name, read and checked: what tokens are verified with, and what ours are signed with.
+//! Loads and checks the configured keys, which sign and verify tokens.
 
 use crate::settings::{Settings, SettingsError};
 use aws_lc_rs::rand;
@@ -11,18 +11,18 @@ use std::{fmt, fs, path::Path};
 
 /// The keys of a hub.
 pub(crate) struct Keyring {
-    /// What tokens are verified with, beside what comes from a JWKS URL.
+    /// The keys that verify tokens, in addition to those at `jwks_url`.
     keys: Keys,
-    /// What signs tokens; `None` where others make them all.
+    /// Signs tokens. `None` if only other programs issue them.
     pub(crate) minter: Option<Minter>,
-    /// What connection ids are made with.
+    /// The secret that authenticates connection IDs.
     pub(crate) identity: Option<Vec<u8>>,
-    /// The secret, if it was made for this run.
-    pub(crate) made: Option<String>,
+    /// The secret that was generated for this run, if any.
+    pub(crate) generated: Option<String>,
 }
 
 impl Keyring {
-    /// The configured keys. Without any there is nothing to sign with, and no token is believed.
+    /// Loads the configured keys. Without any, no token can be signed, and all tokens are rejected.
     pub(crate) fn load(settings: &Settings) -> Result<Self, SettingsError> {
         match settings.algorithm.family() {
             Family::Secret => Self::of_secrets(settings),
@@ -30,18 +30,18 @@ impl Keyring {
         }
     }
 
-    /// The configured keys, or a secret for this run alone.
-    pub(crate) fn load_or_make(settings: &Settings) -> anyhow::Result<Self> {
+    /// Loads the configured keys, or generates a secret for this run.
+    pub(crate) fn load_or_generate(settings: &Settings) -> anyhow::Result<Self> {
         let configured = Self::load(settings)?;
         if settings.algorithm.family() != Family::Secret || !configured.keys.is_empty() {
             return Ok(configured);
         }
         let mut secret = [0; 48];
-        rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness for a secret"))?;
-        // As text, because workers inherit it in their environment.
+        rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("failed to generate a random secret"))?;
+        // As text, because workers inherit it as an environment variable.
         let secret = BASE64.encode(secret);
-        let made = Self::of_texts(settings, &[("secret_key", secret.clone())])?;
-        Ok(Self { made: Some(secret), ..made })
+        let generated = Self::of_texts(settings, &[("secret_key", secret.clone())])?;
+        Ok(Self { generated: Some(secret), ..generated })
     }
 
     fn of_secrets(settings: &Settings) -> Result<Self, SettingsError> {
@@ -63,7 +63,7 @@ impl Keyring {
         Self::of_texts(settings, &secrets)
     }
 
-    /// The first of the secrets signs, and all of them verify.
+    /// The first secret signs, and all of them verify.
     fn of_texts(settings: &Settings, secrets: &[(&'static str, String)]) -> Result<Self, SettingsError> {
         let algorithm = settings.algorithm;
         let mut keys = Keys::none(algorithm);
@@ -76,7 +76,7 @@ impl Keyring {
             Minter::new(algorithm, secret.as_bytes()).map_err(|error| SettingsError::key(setting, "", error))
         });
         let identity = first.map(|(_, secret)| secret.clone().into_bytes());
-        Ok(Self { keys, minter: minter.transpose()?, identity, made: None })
+        Ok(Self { keys, minter: minter.transpose()?, identity, generated: None })
     }
 
     fn of_key_files(settings: &Settings) -> Result<Self, SettingsError> {
@@ -94,10 +94,10 @@ impl Keyring {
             let (text, wrong) = (read("public_key_file", path)?, wrong("public_key_file", path));
             keys = keys.and(Keys::from_text(algorithm, &text).map_err(wrong)?);
         }
-        Ok(Self { keys, minter, identity, made: None })
+        Ok(Self { keys, minter, identity, generated: None })
     }
 
-    /// What verifies the tokens that clients and publishers show.
+    /// The verifier for the tokens of clients and publishers.
     pub(crate) fn verifier(&self, settings: &Settings) -> Verifier {
         let mut verifier =
             Verifier::new(self.keys.clone()).leeway(settings.leeway.as_secs()).require_exp(settings.require_exp);
@@ -110,7 +110,7 @@ impl Keyring {
         verifier
     }
 
-    /// Whether there is a key to verify with.
+    /// Whether there is no key that verifies tokens.
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_setting_and_file() {
+    fn an_error_names_the_setting_and_the_file() {
         let (_a, empty) = file("\n");
         let (_b, short) = file("short");
         let missing = Some(PathBuf::from("/nowhere/key"));
@@ -204,10 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_for_this_run_is_made_only_where_none_is_configured() {
-        let keyring = Keyring::load_or_make(&Settings::default()).unwrap();
-        assert!(keyring.made.as_ref().is_some_and(|secret| secret.len() == 64));
+    fn a_secret_is_generated_only_if_none_is_configured() {
+        let keyring = Keyring::load_or_generate(&Settings::default()).unwrap();
+        assert!(keyring.generated.as_ref().is_some_and(|secret| secret.len() == 64));
         let configured = Settings { secret_key: Some(secret(1)), ..Settings::default() };
-        assert_eq!(Keyring::load_or_make(&configured).unwrap().made, None);
+        assert_eq!(Keyring::load_or_generate(&configured).unwrap().generated, None);
     }
 }

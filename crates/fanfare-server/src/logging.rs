@@ -1,4 +1,4 @@
-//! What the program logs, to the standard error, and the switch for how much.
+//! The log, written to standard error, and changes of its level at runtime.
 
 use crate::{
     settings::{
@@ -16,10 +16,10 @@ use tracing_subscriber::{EnvFilter, util::SubscriberInitExt};
 
 type Reload = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
 
-/// Changes the filter of this process, once logging has started.
+/// Replaces the filter of this process. Set when logging starts.
 static RELOAD: OnceLock<Reload> = OnceLock::new();
 
-/// Starts logging for the rest of the process; a second call changes nothing.
+/// Starts logging. Further calls have no effect.
 pub(crate) fn start(settings: &Settings) {
     if RELOAD.get().is_some() {
         return;
@@ -42,20 +42,20 @@ pub(crate) fn start(settings: &Settings) {
             (builder.finish().try_init(), Box::new(move |filter| handle.reload(filter).is_ok()))
         }
     };
-    debug_assert!(started.is_ok(), "logging is started once");
+    debug_assert!(started.is_ok(), "logging starts only once");
     let _ = RELOAD.set(reload);
 }
 
-/// Writes each event of the log as one line that a terminal may show, whatever text of clients is in it.
+/// Writes each log event as one line without control characters, even if it contains text from clients.
 struct Lines<W> {
     to: W,
     format: LogFormat,
-    /// The subscriber colours its lines.
+    /// Whether the subscriber colours its lines.
     colours: bool,
 }
 
 impl<W: Write> Write for Lines<W> {
-    /// Takes a whole event, which is how the subscriber writes.
+    /// Takes a whole event: the subscriber writes each event at once.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         self.to.write_all(line(&text, self.format, self.colours).as_bytes())?;
@@ -67,7 +67,7 @@ impl<W: Write> Write for Lines<W> {
     }
 }
 
-/// The styles that the subscriber uses. None of them hides or moves anything, so that a name may contain them too.
+/// The styles that the subscriber uses. They are harmless in values too: none of them hides text or moves the cursor.
 const STYLES: [&str; 10] = ["[0m", "[1m", "[2m", "[3m", "[31m", "[32m", "[33m", "[34m", "[35m", "[36m"];
 
 fn line(event: &str, format: LogFormat, colours: bool) -> String {
@@ -86,7 +86,7 @@ fn line(event: &str, format: LogFormat, colours: bool) -> String {
     out + end
 }
 
-/// The switch of this process' log.
+/// Changes the log level of this process.
 #[derive(Debug)]
 pub(crate) struct Switch;
 
@@ -99,10 +99,10 @@ impl LogSwitch for Switch {
     fn set(&self, filter: &str) {
         let reloaded = RELOAD.get().is_some_and(|reload| reload(EnvFilter::new(filter)));
         if reloaded {
-            // At the level that is told of at any, unless all is off.
-            tracing::error!(target: "fanfare::log_level", "log_level is {filter} now");
+            // Logged as an error, so that every level except `off` shows it.
+            tracing::error!(target: "fanfare::log_level", "log_level is now {filter}");
         } else {
-            tracing::error!("log_level stays as it is: logging has ended");
+            tracing::error!("log_level was not changed: logging is not running");
         }
     }
 }
@@ -113,7 +113,7 @@ mod tests {
 
     // attack: a name with line breaks, C1 or bidirectional controls that reaches the log => one line, with escapes
     #[test]
-    fn an_event_of_the_log_is_one_line_that_a_terminal_may_show() {
+    fn a_log_event_is_one_line_without_control_characters() {
         let text = |event: &str, colours| line(event, LogFormat::Text, colours);
         assert_eq!(text("a\nWARN fake\u{9b}\u{202e}\n", false), "a\\u{a}WARN fake\\u{9b}\\u{202e}\n");
         assert_eq!(text("\x1b[2J\x1b[31m\n", false), "\\u{1b}[2J\\u{1b}[31m\n");

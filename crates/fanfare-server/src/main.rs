@@ -1,4 +1,4 @@
-//! fanfare as one program: commands, settings, exit codes. What a hub does is the library's business.
+//! The `fanfare` program: commands, settings and exit codes. The behaviour of a hub is in the library.
 
 mod accounts;
 mod bench;
@@ -19,16 +19,16 @@ use std::{
     process::ExitCode,
 };
 
-/// The command was not understood, or the settings can't be used.
+/// Exit code for a wrong command line or wrong settings.
 const USAGE: u8 = 2;
-/// Ended by SIGINT, as the shells have it.
+/// Exit code after SIGINT, as in shells.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     memory::set_mmap_threshold();
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
-        // Help and version are errors to clap, which knows where each is to be printed.
+        // clap treats help and version as errors, and knows the stream for each.
         Err(error) => {
             let code = u8::try_from(error.exit_code()).unwrap_or(USAGE);
             return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where even the standard error is closed, the exit code is all there is to say.
+            // If standard error is closed too, the exit code is the only report.
             let text = format!("{error:#}");
             let _ = writeln!(io::stderr(), "fanfare: {}", terminal::text(&terminal::without_credentials(&text)));
             if error.is::<bench::Interrupted>() {
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever read our output has had enough, as `head` does.
+/// Whether the reader of the output has exited, such as `head`.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<io::Error>();
     io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

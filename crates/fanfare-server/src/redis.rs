@@ -1,5 +1,5 @@
-//! Where Redis is and which certificates it is reached with, from the settings' files. They are read at the start of each
-//! process, so that a roll of the workers (SIGHUP) takes renewed ones.
+//! The Redis URL with its certificates. The files are read when a process starts, so a rolling restart (SIGHUP) loads
+//! renewed ones.
 
 use crate::settings::Settings;
 use anyhow::Context;
@@ -10,7 +10,7 @@ use std::{fs, path::Path};
 pub(crate) fn url(settings: &Settings) -> anyhow::Result<Option<RedisUrl>> {
     let Some(url) = settings.redis_url.clone() else { return Ok(None) };
     if !url.ignored().is_empty() {
-        tracing::warn!("redis_url (REDIS_URL) has parts that the hub does not use: {}", url.ignored().join(", "));
+        tracing::warn!("redis_url (REDIS_URL) has parts that the hub ignores: {}", url.ignored().join(", "));
     }
     let authorities = read("redis_ca_file", settings.redis_ca_file.as_deref())?;
     let certificate = read("redis_certificate_file", settings.redis_certificate_file.as_deref())?;

@@ -1,6 +1,6 @@
-//! `fanfare serve`: a hub behind a listener, until a signal ends it.
+//! `fanfare serve`: runs a hub behind a listener until a signal arrives.
 //!
-//! Knows sockets, signals and files. What is sent to whom is the hub's business.
+//! Owns sockets, signals and files. Does not know events or their audiences: the hub does.
 
 mod acceptor;
 mod banner;
@@ -51,34 +51,34 @@ use utoipa_axum::router::OpenApiRouter;
 use vitals::{CertificateEnd, Vitals};
 use worker::{SHUTDOWN_SIGNAL, Worker, WorkerMessage};
 
-/// How long requests may take to be answered at the end.
-const GRACE: Duration = Duration::from_secs(10);
+/// The time limit for HTTP requests in progress at shutdown.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is logged when the end begins.
-const ENDING: &str = "ending: clients are told to come back; once more, and it ends at once";
+/// The log message at the start of a shutdown.
+const SHUTTING_DOWN: &str = "shutting down: draining clients; a second signal exits immediately";
 
-/// How long a client that was just accepted may take to send its request once the end has begun.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// How long a connection that was accepted just before a shutdown may take to send its first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long requests take at the end, all in all.
-const LONGEST_REQUESTS: Duration = Duration::from_secs(2 * LAST_MOMENT.as_secs() + GRACE.as_secs());
+/// The longest time that HTTP connections take at shutdown.
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(2 * FIRST_REQUEST_TIMEOUT.as_secs() + REQUEST_TIMEOUT.as_secs());
 
-/// What one HTTP connection may hold in memory: a request's head with the longest token in it, twice over.
+/// The buffer limit of one HTTP connection, in bytes: twice a request head with a token of maximum length.
 const MAX_HTTP_BUFFER: usize = 32 << 10;
 
-/// Serves until SIGINT or SIGTERM: in this process, or in several that it starts and looks after.
+/// Serves until SIGINT or SIGTERM, in this process or in several workers that it supervises.
 pub(crate) fn run(loaded: &Loaded) -> anyhow::Result<()> {
     let settings = &loaded.settings;
     logging::start(settings);
-    let given = listener::given()?;
-    let settings = &match &given {
+    let inherited = listener::inherited()?;
+    let settings = &match &inherited {
         Some((_, address)) => Settings { listen: *address, ..settings.clone() },
         None => settings.clone(),
     };
-    let given = given.map(|(socket, _)| socket);
+    let inherited = inherited.map(|(socket, _)| socket);
     let worker = Worker::of_this_process()?;
     if worker.is_none() {
-        say_where_from(loaded);
+        log_setting_sources(loaded);
     }
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -86,14 +86,14 @@ pub(crate) fn run(loaded: &Loaded) -> anyhow::Result<()> {
     };
     let files = raise_file_limit();
     if workers > 1 && worker.is_none() {
-        let runtime = Builder::new_current_thread().enable_all().build().context("the system gives no event loop")?;
-        return runtime.block_on(supervise(settings, given, workers, files));
+        let runtime = Builder::new_current_thread().enable_all().build().context("failed to start the event loop")?;
+        return runtime.block_on(supervise(settings, inherited, workers, files));
     }
-    runtime().context("the system gives no threads")?.block_on(serve(settings, given, worker, files))
+    runtime().context("failed to start threads")?.block_on(serve(settings, inherited, worker, files))
 }
 
-/// What was taken from where, because an application's environment and `.env` may say more than was meant for the hub.
-fn say_where_from(loaded: &Loaded) {
+/// Logs the source of each setting, because an application's environment or `.env` may set more than intended.
+fn log_setting_sources(loaded: &Loaded) {
     let taken = loaded.taken();
     if !taken.is_empty() {
         tracing::info!("settings: {taken}");
@@ -106,13 +106,13 @@ fn say_where_from(loaded: &Loaded) {
 /// Serves in several processes.
 async fn supervise(
     settings: &Settings,
-    given: Option<Socket>,
+    inherited: Option<Socket>,
     workers: usize,
     files: Option<u64>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let keyring = keyring(settings)?;
-    let mut supervisor = Supervisor::new(settings, given, workers, keyring.made.clone())?;
+    let mut supervisor = Supervisor::new(settings, inherited, workers, keyring.generated.clone())?;
     warn(settings, files, &keyring);
     if supervisor.start(&mut signals).await? {
         announce(settings, supervisor.address(), &keyring)?;
@@ -120,21 +120,21 @@ async fn supervise(
         service::keep_alive();
         supervisor.run(&mut signals).await;
     }
-    tracing::info!("{ENDING}");
-    service::ending();
-    supervisor.end(&mut signals).await
+    tracing::info!("{SHUTTING_DOWN}");
+    service::stopping();
+    supervisor.shut_down(&mut signals).await
 }
 
-/// The keys. A secret that was made for this run is for trying things out, which nobody does for strangers.
+/// Loads the keys. A secret that was generated for this run is accepted only on loopback addresses.
 fn keyring(settings: &Settings) -> anyhow::Result<Keyring> {
-    let keyring = Keyring::load_or_make(settings)?;
-    if keyring.made.is_some() && !settings.listen.ip().is_loopback() {
+    let keyring = Keyring::load_or_generate(settings)?;
+    if keyring.generated.is_some() && !settings.listen.ip().is_loopback() {
         return Err(SettingsError::key(
             "secret_key",
             "",
             format!(
-                "there is none, and without one the hub is for trying it out, on 127.0.0.1 alone: to listen on {}, set SECRET_KEY \
-                 (make one with: openssl rand -hex 32)",
+                "it is not set, and without it the hub listens only on loopback addresses: to listen on {}, \
+                 set SECRET_KEY (generate one with: openssl rand -hex 32)",
                 settings.listen
             ),
         )
@@ -151,8 +151,8 @@ fn announce(settings: &Settings, address: SocketAddr, keyring: &Keyring) -> anyh
     Ok(())
 }
 
-/// Half the cores take HTTP requests, as the other half take connections. Where that is one, it is this thread: no
-/// connect then changes threads before its shard has it.
+/// One HTTP thread for every two cores; the shards use the other half. With one such thread it is the main thread, so
+/// that a new connection does not change threads before it reaches its shard.
 fn runtime() -> io::Result<Runtime> {
     match std::thread::available_parallelism().map_or(1, usize::from) {
         ..=2 => Builder::new_current_thread().enable_all().build(),
@@ -162,18 +162,20 @@ fn runtime() -> io::Result<Runtime> {
 
 async fn serve(
     settings: &Settings,
-    given: Option<Socket>,
+    inherited: Option<Socket>,
     worker: Option<Worker>,
     files: Option<u64>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let budget = FileBudget::new(files, settings);
-    // What is wrong with the settings is told before anything is taken.
+    // Errors in the settings are reported before any socket or file is opened.
     let certificate_end = CertificateEnd::default();
     let (keyring, tls) = (keyring(settings)?, tls::acceptor(settings, &certificate_end)?);
-    let bound = match (worker, given) {
+    let bound = match (worker, inherited) {
         (Some(_), _) => None,
-        (None, Some(socket)) => Some(listener::listen(socket).context("the socket of the service can't be used")?),
+        (None, Some(socket)) => {
+            Some(listener::listen(socket).context("failed to listen on the socket of the service manager")?)
+        }
         (None, None) => Some(listener::bind(settings.listen)?),
     };
     let store = Arc::new(Store::new(settings.database_url.clone()));
@@ -182,13 +184,13 @@ async fn serve(
     let hub = start_hub(settings, budget, &keyring, &store, Vitals::new(certificate_end), traces.clone()).await?;
     let listener = match bound {
         Some(listener) => listener,
-        // Not before: clients are given to a worker as soon as it listens, and must not wait for one that fails.
+        // Only now: the kernel assigns clients to a worker as soon as it listens, and a worker may still fail before.
         None => Worker::listener()?,
     };
     let address = listener.local_addr().context("the listener has no address")?;
 
     match worker {
-        Some(_) => Worker::say(WorkerMessage::Ready { drain_timeout: settings.drain_timeout.max(LONGEST_REQUESTS) }),
+        Some(_) => Worker::report(WorkerMessage::Ready { drain_timeout: settings.drain_timeout.max(MAX_REQUEST_TIME) }),
         None => {
             warn(settings, files, &keyring);
             announce(settings, address, &keyring)?;
@@ -213,54 +215,54 @@ async fn serve(
         trusted_proxies: settings.hub.trusted_proxies.clone(),
     };
     let acceptor = Acceptor::new(&hub, app, preamble, budget.http, requests);
-    let ending = tokio::select! {
+    let shutdown = tokio::select! {
         never = acceptor.run(&listener) => match never {},
-        ending = signals.end_of(worker) => ending,
+        shutdown = signals.shutdown_signal(worker) => shutdown,
         () = hub.drain_wanted() => {
-            tracing::info!("an administrator wants this process to end");
-            if worker.is_some() { Ending::Replaced } else { Ending::Alone }
+            tracing::info!("an administrator requested a drain");
+            if worker.is_some() { Shutdown::Replaced } else { Shutdown::Last }
         }
     };
 
     let begun = Instant::now();
     match worker {
         Some(Worker { index }) => {
-            Worker::say(WorkerMessage::Ending);
-            tracing::info!(worker = index, "ending: clients are told to come back");
+            Worker::report(WorkerMessage::Draining);
+            tracing::info!(worker = index, "shutting down: draining clients");
         }
         None => {
-            tracing::info!("{ENDING}");
-            service::ending();
+            tracing::info!("{SHUTTING_DOWN}");
+            service::stopping();
             tokio::spawn(async move {
-                signals.end_of(None).await;
+                signals.shutdown_signal(None).await;
                 process::exit(1);
             });
         }
     }
     if worker.is_some() {
-        // The one that takes its place wants the address.
+        // The replacement waits for this address.
         drop(scrapes);
     }
-    if ending == Ending::Alone {
-        accept_waiting(&acceptor, listener);
+    if shutdown == Shutdown::Last {
+        accept_queued(&acceptor, listener);
     }
     drop(acceptor);
     end.send_replace(());
-    // Each HTTP connection holds a receiver until it is done. Those that are about to become clients still find the hub.
-    let _ = timeout(2 * LAST_MOMENT, end.closed()).await;
-    let requests = timeout(GRACE, end.closed());
+    // Each HTTP connection holds a receiver until it closes. The hub still accepts those that are being upgraded.
+    let _ = timeout(2 * FIRST_REQUEST_TIMEOUT, end.closed()).await;
+    let requests = timeout(REQUEST_TIMEOUT, end.closed());
     let clients = hub.shutdown(settings.drain_timeout.saturating_sub(begun.elapsed()));
     let (requests, ()) = tokio::join!(requests, clients);
     if requests.is_err() {
-        tracing::warn!("requests were cut off after {} s", GRACE.as_secs());
+        tracing::warn!("aborted HTTP requests that did not finish within {} s", REQUEST_TIMEOUT.as_secs());
     }
     if let Some(traces) = traces {
-        // Only a panic would be an error.
+        // Only a panic is an error here.
         let _ = tokio::task::spawn_blocking(move || traces.end()).await;
     }
     let left = hub.stats().local;
     if left > 0 {
-        tracing::warn!(clients = left, "clients were cut off at the end of drain_timeout");
+        tracing::warn!(clients = left, "drain_timeout reached: closed the remaining clients");
     }
     Ok(())
 }
@@ -290,9 +292,10 @@ async fn start_hub(
     if let Some(identity) = &keyring.identity {
         builder = builder.identity_secret(identity.clone());
     }
-    if let Some(error) = store.obstacle() {
+    if let Some(error) = store.creation_error() {
         tracing::warn!(
-            "neither accounts nor access keys nor POST /tokens/revoke work: {error}; without accounts set it to none"
+            "accounts, access keys and POST /tokens/revoke are unavailable: {error}; to run without accounts, set it \
+             to none"
         );
     }
     if settings.database_url != DatabaseUrl::None {
@@ -312,12 +315,12 @@ async fn start_log(settings: &Settings, builder: HubBuilder) -> anyhow::Result<H
         lag_limit: settings.bus_lag_limit,
         ..RedisOptions::new(url.clone())
     };
-    // Never the memory instead: other nodes would not see it, and it ends with the process.
-    let context = || format!("the log can't be in Redis at {url} (redis_url, REDIS_URL)");
+    // No fallback to memory: other nodes would not see that log, and it is lost with the process.
+    let context = || format!("failed to open the log in Redis at {url} (redis_url, REDIS_URL)");
     builder.start_with_redis(options).await.with_context(context)
 }
 
-/// Logging in, where there are accounts and a key to sign their tokens with.
+/// The routes for logins, if there are accounts and a key that signs tokens.
 fn account_routes(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, hub: &Hub) -> OpenApiRouter<Hub> {
     match &keyring.minter {
         Some(minter) if settings.database_url != DatabaseUrl::None => {
@@ -329,55 +332,55 @@ fn account_routes(settings: &Settings, keyring: &Keyring, store: &Arc<Store>, hu
 }
 
 fn warn(settings: &Settings, files: Option<u64>, keyring: &Keyring) {
-    if keyring.made.is_some() && settings.log_format == LogFormat::Json {
+    if keyring.generated.is_some() && settings.log_format == LogFormat::Json {
         tracing::warn!(
-            "there is no SECRET_KEY: a random secret was made for this run, and nobody else can make tokens"
+            "SECRET_KEY is not set: a random secret was generated for this run, and no other program can sign tokens"
         );
     }
     let (wanted, clients) = (settings.hub.max_connections, FileBudget::new(files, settings).clients);
     if let Some(files) = files.filter(|_| wanted > clients) {
         tracing::warn!(
-            "a process may open {files} files, which is enough for {clients} clients and not for max_connections = {wanted}: \
+            "the limit of {files} open files allows {clients} clients, but max_connections is {wanted}: \
              raise the limit (ulimit -n, LimitNOFILE), or set max_connections to {clients}"
         );
     }
 }
 
-/// Each connection is a file. Gives how many there may be.
+/// Raises the limit on open files, because each connection is a file. Returns the new limit.
 fn raise_file_limit() -> Option<u64> {
     rlimit::increase_nofile_limit(u64::MAX).ok()
 }
 
-/// Serves those who wait at a listening socket that nobody else has, and closes it.
-fn accept_waiting(acceptor: &Acceptor, listener: TcpListener) {
-    match listener::those_who_wait(listener) {
+/// Serves the connections in the queue of a listening socket that no other process has, and closes the socket.
+fn accept_queued(acceptor: &Acceptor, listener: TcpListener) {
+    match listener::queued_connections(listener) {
         Ok(waiting) => {
             for (stream, peer) in waiting {
                 acceptor.accept(stream, peer);
             }
         }
-        Err(error) => tracing::warn!(%error, "those who waited for a connection are not answered"),
+        Err(error) => tracing::warn!(%error, "failed to accept the connections that were queued"),
     }
 }
 
-/// What a server is told from outside.
+/// The signals that a process handles.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
-    everything_ends: Signal,
+    shutdown: Signal,
 }
 
-/// Who takes the clients that wait at the listening socket of a process that ends.
+/// Whether another process accepts the connections that are queued at the socket of a process that shuts down.
 #[derive(Clone, Copy, PartialEq)]
-enum Ending {
-    /// It does itself.
-    Alone,
-    /// Another, which has the same socket.
+enum Shutdown {
+    /// No other process has the socket, so this one accepts them.
+    Last,
+    /// A replacement has the same socket.
     Replaced,
 }
 
-/// What a signal asks a supervisor to do.
+/// A signal to a supervisor.
 enum SupervisorSignal {
     Stop,
     Replace,
@@ -385,16 +388,16 @@ enum SupervisorSignal {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        let signal = |kind| signal(kind).context("signals can't be listened to");
+        let signal = |kind| signal(kind).context("failed to install a signal handler");
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
-            everything_ends: signal(SignalKind::from_raw(SHUTDOWN_SIGNAL.as_raw()))?,
+            shutdown: signal(SignalKind::from_raw(SHUTDOWN_SIGNAL.as_raw()))?,
         })
     }
 
-    /// What a signal asks a supervisor to do.
+    /// Waits for a signal to the supervisor.
     async fn next(&mut self) -> SupervisorSignal {
         tokio::select! {
             _ = self.interrupt.recv() => SupervisorSignal::Stop,
@@ -403,18 +406,18 @@ impl Signals {
         }
     }
 
-    /// What ends a process that serves. A terminal's and a service manager's signals may go to a supervisor and its workers
-    /// alike, and it is the supervisor that says what they mean.
-    async fn end_of(&mut self, worker: Option<Worker>) -> Ending {
+    /// Waits for a signal that shuts down a process that serves. A worker ignores SIGINT and SIGHUP, because terminals
+    /// and service managers send them to the whole process group; only the supervisor interprets them.
+    async fn shutdown_signal(&mut self, worker: Option<Worker>) -> Shutdown {
         match worker {
             Some(_) => tokio::select! {
-                _ = self.terminate.recv() => Ending::Replaced,
-                _ = self.everything_ends.recv() => Ending::Alone,
+                _ = self.terminate.recv() => Shutdown::Replaced,
+                _ = self.shutdown.recv() => Shutdown::Last,
             },
             None => tokio::select! {
-                _ = self.interrupt.recv() => Ending::Alone,
-                _ = self.terminate.recv() => Ending::Alone,
-                _ = self.hangup.recv() => Ending::Alone,
+                _ = self.interrupt.recv() => Shutdown::Last,
+                _ = self.terminate.recv() => Shutdown::Last,
+                _ = self.hangup.recv() => Shutdown::Last,
             },
         }
     }

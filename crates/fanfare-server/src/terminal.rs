@@ -1,27 +1,27 @@
-//! Text from other systems, made safe to print: no control characters that a terminal obeys, no bidirectional controls that
-//! reorder a line, no passwords inside URLs.
+//! Makes text from other systems safe to print: escapes control characters and bidirectional controls, and removes
+//! passwords from URLs.
 
 use std::{borrow::Cow, fmt::Write};
 
-/// Text that may have several lines: every control character except line breaks and tabs is shown as `\u{..}`.
+/// Escapes text of several lines: control characters except line breaks and tabs become `\u{..}`.
 pub(crate) fn text(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && !matches!(c, '\n' | '\t'), |c, out| write!(out, "\\u{{{:x}}}", u32::from(c)))
 }
 
-/// A value that belongs on one line: line breaks are shown too.
+/// Escapes text of one line: line breaks and tabs are escaped too.
 pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_unsafe, |c, out| write!(out, "\\u{{{:x}}}", u32::from(c)))
 }
 
-/// JSON: the same JSON with escapes. Below U+0020 only white space between the parts is left, which stays.
+/// Escapes JSON without changing its value. White space between tokens stays.
 pub(crate) fn json(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && c >= ' ', |c, out| write!(out, "\\u{:04x}", u32::from(c)))
 }
 
-/// What stands for a user and a password where the form of a URL is explained.
+/// Placeholders for user and password in descriptions of URL syntax, which are not credentials.
 const PLACEHOLDERS: [&str; 2] = ["[[user]:password", "[user[:password]"];
 
-/// URLs in the text show `***` instead of a user and a password.
+/// Replaces user and password of all URLs in the text by `***`.
 pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     const SCHEME_END: &str = "://";
     let (mut out, mut rest) = (String::new(), text);
@@ -39,19 +39,19 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     if out.is_empty() { text.into() } else { (out + rest).into() }
 }
 
-/// Where the `@` stands that ends the credentials of a URL, given what follows its scheme.
+/// The index of the `@` that ends the credentials of a URL, given the text after its scheme.
 fn credentials_end(after: &str) -> Option<usize> {
     let url = &after[..after.find(|c: char| c.is_whitespace() || "\"'".contains(c)).unwrap_or(after.len())];
     let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
     authority.rfind('@').or_else(|| {
-        // A password with one of these characters unescaped cuts the authority short, and leaves a port that is none.
+        // An unescaped `/`, `?` or `#` in a password ends the authority early, and leaves a port that is not a number.
         let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
         let is_none = !authority.ends_with(']') && port.chars().any(|c| !c.is_ascii_digit());
         url.rfind('@').filter(|_| is_none)
     })
 }
 
-/// Whether a URL has a user or a password in it.
+/// Whether a URL contains a user or a password.
 pub(crate) fn has_credentials(url: &str) -> bool {
     without_credentials(url) != url
 }
@@ -73,7 +73,7 @@ fn escape(
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if shown(c) {
-            // Writing to a string can't fail.
+            // Writing to a string never fails.
             let _ = show(c, &mut out);
         } else {
             out.push(c);
@@ -88,7 +88,7 @@ mod tests {
 
     // attack: a user id or an event with terminal escapes, C1 controls or bidirectional controls => shown as escapes
     #[test]
-    fn controls_are_shown_and_not_obeyed() {
+    fn control_characters_are_escaped() {
         assert_eq!(text("ann\n\tbob é \u{1f600}"), "ann\n\tbob é \u{1f600}");
         assert_eq!(line("a\nb\tc"), "a\\u{a}b\\u{9}c");
         assert_eq!(text("\u{1b}[2J\r\u{7f}\u{9b}31m"), "\\u{1b}[2J\\u{d}\\u{7f}\\u{9b}31m");
@@ -109,7 +109,7 @@ mod tests {
 
     // attack: reading the password of a URL in settings, checks, logs or errors => it is shown as ***
     #[test]
-    fn urls_show_no_passwords() {
+    fn passwords_in_urls_are_hidden() {
         for (text, shown) in [
             ("https://u:p@h/path", "https://***@h/path"),
             ("https://u:p@x@h", "https://***@h"),

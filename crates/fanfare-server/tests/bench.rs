@@ -1,4 +1,4 @@
-//! `fanfare bench` as its users run it, against the hub's program.
+//! `fanfare bench` against a hub process.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -58,7 +58,7 @@ fn figure(outcome: &Value, name: &str) -> f64 {
 }
 
 #[test]
-fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
+fn every_delivery_is_verified_across_storms_and_with_slow_clients() {
     let redis = RedisServer::start();
     let hub = hub(&["--redis-url", &redis.url(), "--workers", "2"]);
     let home = tempfile::tempdir().unwrap();
@@ -87,14 +87,14 @@ fn every_delivery_is_checked_over_storms_and_with_slow_clients() {
             && figure(&outcome, "from a storm until all were back") > 0.0
     );
     let page = fs::read_to_string(home.path().join("a.html")).unwrap();
-    assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "it needs nothing else");
+    assert!(page.contains("uPlot") && !page.contains("%%") && !page.contains("src="), "the page is self-contained");
 
     let output = run(&home, &hub, &["--connections", "50", "--hold", "1s", "--compare", "a.json"]);
     assert!(said(&output).contains("now/before") && output.status.success(), "{}", said(&output));
 }
 
 #[test]
-fn the_same_load_is_put_on_a_bare_write_loop() {
+fn the_same_load_runs_on_a_bare_write_loop() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "100", "--rate", "50", "--hold", "1s", "--floor", "--json", "f.json"];
@@ -108,7 +108,7 @@ fn the_same_load_is_put_on_a_bare_write_loop() {
 }
 
 #[test]
-fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
+fn clients_of_one_token_are_one_user_and_its_limit_is_reported() {
     let hub = hub(&["--max-connections-per-user", "20"]);
     let home = tempfile::tempdir().unwrap();
     let token = |admin, publish| {
@@ -122,7 +122,7 @@ fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
     assert!(output.status.success(), "{}", said(&output));
     let outcome = figures(&home, "t.json");
     let (user, published) = (&outcome["published"]["by_audience"]["user"], figure(&outcome, "events published"));
-    assert!(user.as_f64().unwrap() > 0.5 * published, "events for its user reach all of them");
+    assert!(user.as_f64().unwrap() > 0.5 * published, "events for the user reach all clients");
 
     let output = run(&home, &hub, &[&load[..], &["--token", &token(false, true)]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -136,7 +136,7 @@ fn one_token_is_one_user_and_what_keeps_it_out_is_said() {
 }
 
 #[test]
-fn what_no_client_gets_past_is_said_once() {
+fn an_error_that_concerns_all_clients_is_reported_once() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "500", "--processes", "2", "--hold", "1s"];
@@ -146,9 +146,9 @@ fn what_no_client_gets_past_is_said_once() {
     let mut nobody = bench_at(&format!("http://127.0.0.1:{}", testbed::free_port()), &home, &load);
     let mut other_path = bench_at(&format!("http://{}/elsewhere", hub.address()), &home, &load);
     for (command, says) in [
-        (&mut wrong_secret, "signed with another key; is this the hub's secret?"),
+        (&mut wrong_secret, "signed with another key; set SECRET_KEY to the hub's secret"),
         (&mut bench(&home, &hub, &wrong_token), "token_invalid: "),
-        (&mut nobody, "there is no hub at 127.0.0.1:"),
+        (&mut nobody, "failed to reach the hub at 127.0.0.1:"),
         (&mut other_path, "/elsewhere/ws is not a fanfare hub: HTTP status 404"),
     ] {
         let output = command.output().unwrap();
@@ -161,7 +161,7 @@ fn what_no_client_gets_past_is_said_once() {
 }
 
 #[test]
-fn it_ends_well_when_it_is_interrupted() {
+fn an_interrupted_run_writes_its_results() {
     let hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let load = ["--connections", "20", "--hold", "10m", "--json", "i.json"];
@@ -178,7 +178,7 @@ fn it_ends_well_when_it_is_interrupted() {
 }
 
 #[test]
-fn a_hub_that_dies_is_no_success() {
+fn a_run_fails_if_the_hub_is_killed() {
     let mut hub = hub(&[]);
     let home = tempfile::tempdir().unwrap();
     let child = bench(&home, &hub, &["--connections", "20", "--hold", "10s"]).spawn().unwrap();

@@ -1,4 +1,4 @@
-//! `fanfare check` against setups that are good, and against each kind that is not.
+//! `fanfare check` with a good setup, and with each fault that it finds.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -31,7 +31,7 @@ fn check_in(home: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Ou
     command.envs(environment.iter().copied()).current_dir(home).output().unwrap()
 }
 
-/// What a check of a name found: its level, and what is so.
+/// The worst finding of a check: its level and its text.
 fn found(arguments: &[&str], environment: &[(&str, &str)], name: &str) -> (String, String) {
     let home = TempDir::new().unwrap();
     let output = check_in(home.path(), &[arguments, &["--json"]].concat(), environment);
@@ -51,7 +51,7 @@ fn found(arguments: &[&str], environment: &[(&str, &str)], name: &str) -> (Strin
 }
 
 #[test]
-fn a_good_setup_is_good() {
+fn a_good_setup_has_no_findings() {
     let redis = RedisServer::setup().persistent().password("hush-hush").start();
     let (home, files) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     Authority::new().issue(files.path(), 90);
@@ -90,9 +90,9 @@ fn each_fault_of_the_settings_is_found() {
     for (arguments, environment, name, level, says) in [
         (&[][..], &[][..], "keys", "warn", "there is none"),
         (&["--listen", "0.0.0.0:8000"], &[], "keys", "fail", "there is none"),
-        (&[], &guessed, "keys", "fail", "looks as if it were no random one"),
+        (&[], &guessed, "keys", "fail", "a secret that is not random"),
         (&[], &[("SECRET_KEY", "short")], "keys", "fail", "has 5 bytes"),
-        (&[], &[("SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")], "keys", "fail", "no random one"),
+        (&[], &[("SECRET_KEY", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")], "keys", "fail", "not random"),
         (&[], &good, "keys", "ok", "HS256"),
         (&["--secret-key-file", &open], &[], "permissions", "fail", "(mode 644)"),
         (&["--secret-key-file", &closed], &[], "permissions", "ok", "closed.key"),
@@ -110,12 +110,12 @@ fn each_fault_of_the_settings_is_found() {
         (&["--allowed-origins", "*"], &good, "origins", "warn", "every site"),
         (&["--allowed-origins", "http://app.example.org"], &good, "origins", "warn", "has no TLS"),
         (&["--allowed-origins", "https://app.example.org"], &good, "origins", "ok", "https://app.example.org"),
-        (&["--trusted-proxies", "0.0.0.0/0"], &good, "proxies", "fail", "everybody is believed"),
+        (&["--trusted-proxies", "0.0.0.0/0"], &good, "proxies", "fail", "all addresses are trusted"),
         (&["--heartbeat-interval", "90s", "--heartbeat-timeout", "200s"], &good, "heartbeat", "warn", "every 90 s"),
-        (&["--drain-rate", "10"], &good, "drain", "warn", "take 5000 s"),
+        (&["--drain-rate", "10"], &good, "drain", "warn", "takes 5000 s"),
         (&["--max-connections", "10000000"], &good, "files", "warn", "max_connections is 10000000"),
         (&["--max-connections", "10"], &good, "files", "ok", "max_connections is 10"),
-        (&["--window-bytes", "9000GiB"], &good, "memory", "warn", "MiB are free"),
+        (&["--window-bytes", "9000GiB"], &good, "memory", "warn", "MiB are available"),
         (&["--redis-url", "redis://:hush@127.0.0.1:1"], &good, "redis", "fail", "can't be reached"),
         (&["--database-url", "postgres://me:hush@127.0.0.1:1/hub"], &good, "database", "fail", "Connection refused"),
         (
@@ -123,7 +123,7 @@ fn each_fault_of_the_settings_is_found() {
             &good,
             "database",
             "fail",
-            "hub.db can't be made: No such file",
+            "failed to create the file /nowhere/hub.db: No such file",
         ),
         (&["--database-url", "none"], &good, "database", "ok", "none"),
         (
@@ -144,7 +144,7 @@ fn each_fault_of_the_settings_is_found() {
 
 // attack: another user of the machine reads .env or fanfare.toml with a secret in it => `fanfare check` fails, with the chmod
 #[test]
-fn files_of_settings_that_others_may_read_are_found() {
+fn setting_files_with_secrets_that_other_users_can_read_are_found() {
     let secret = format!("SECRET_KEY={SECRET}\n");
     for (name, text, mode, level, says) in [
         (
@@ -152,17 +152,17 @@ fn files_of_settings_that_others_may_read_are_found() {
             secret.as_str(),
             0o644,
             "fail",
-            "everybody on this machine may read .env, which has secret_key (mode 644)",
+            "all users of this machine can read .env, which contains secret_key (mode 644)",
         ),
-        (".env", &secret, 0o640, "warn", "everybody in its group may read .env"),
-        (".env", &secret, 0o600, "ok", ".env is not for everybody"),
+        (".env", &secret, 0o640, "warn", "all users of its group can read .env"),
+        (".env", &secret, 0o600, "ok", "other users cannot read .env"),
         (".env", "REDIS_URL=redis://127.0.0.1:1\nFANFARE_SHARDS=1\n", 0o644, "", ""),
         (
             "fanfare.toml",
             "redis_url = \"redis://:hush@127.0.0.1:1\"\n",
             0o644,
             "fail",
-            "fanfare.toml, which has redis_url",
+            "fanfare.toml, which contains redis_url",
         ),
         (
             "fanfare.toml",
@@ -198,22 +198,22 @@ fn each_fault_of_a_certificate_is_found() {
     Authority::new().issue(other.path(), 90);
     let stranger = fs::read_to_string(other.path().join("server.pem")).unwrap();
     for (days, level, says) in
-        [(90, "warn", "stands alone"), (10, "warn", "ends in 9 days"), (-3, "fail", "ended 3 days ago")]
+        [(90, "warn", "are missing"), (10, "warn", "expires in 9 days"), (-3, "fail", "expired 3 days ago")]
     {
         authority.issue(files.path(), days);
         let (found_level, what) = of_files(&path("server.pem"), &path("server.key"));
-        // The worst counts; of a certificate that has ended its chain does not matter.
+        // `found` returns the worst finding. The chain of an expired certificate does not matter.
         assert_eq!(found_level, level, "{what}");
-        assert!(what.contains(says) || what.contains("stands alone"), "{what}");
+        assert!(what.contains(says) || what.contains("are missing"), "{what}");
     }
     authority.issue(files.path(), 90);
     fs::write(path("chain.pem"), read("server.pem") + &read("ca.pem")).unwrap();
     assert_eq!(of_files(&path("chain.pem"), &path("server.key")).0, "ok");
     fs::write(path("chain.pem"), read("server.pem") + &stranger).unwrap();
     let (level, what) = of_files(&path("chain.pem"), &path("server.key"));
-    assert!(level == "fail" && what.contains("certificate 1 of the chain is not by the next one"), "{what}");
+    assert!(level == "fail" && what.contains("certificate 1 of the chain is not issued by the next one"), "{what}");
     let (level, what) = of_files(&path("server.pem"), &other.path().join("server.key").display().to_string());
-    assert!(level == "fail" && what.contains("not the one of tls_certificate_file"), "{what}");
+    assert!(level == "fail" && what.contains("does not match tls_certificate_file"), "{what}");
 }
 
 fn of_files(certificate: &str, key: &str) -> (String, String) {
@@ -221,7 +221,7 @@ fn of_files(certificate: &str, key: &str) -> (String, String) {
 }
 
 #[test]
-fn what_a_failover_would_lose_is_found() {
+fn settings_that_lose_events_in_a_failover_are_found() {
     let mut servers = Sentinels::start();
     let found = |url: &str, name| found(&["--redis-url", url], &[("SECRET_KEY", SECRET)], name);
     let url = servers.url();
@@ -231,7 +231,7 @@ fn what_a_failover_would_lose_is_found() {
     assert_eq!(found(&url, "redis: failover").0, "ok");
     assert_eq!(found(&url, "redis: sentinels").0, "ok");
     let (level, what) = found(&servers.url_at(&servers.ports()[..2]), "redis: sentinels");
-    assert_eq!((&*level, &*what), ("fail", "the URL names 2, and 3 watch the master"));
+    assert_eq!((&*level, &*what), ("fail", "the URL names 2, and 3 monitor the master"));
 }
 
 #[test]
@@ -241,11 +241,11 @@ fn each_fault_of_a_redis_is_found() {
     let found = |more: &[&str], name| found(&[&["--redis-url", &url], more].concat(), &[("SECRET_KEY", SECRET)], name);
     for (more, name, level, says) in [
         (&[][..], "redis: eviction", "fail", "allkeys-lru"),
-        (&[], "redis: files", "warn", "to no file"),
-        (&["--workers", "8"], "redis: clients", "warn", "of 40, and this hub needs 32"),
+        (&[], "redis: files", "warn", "not saved to a file"),
+        (&["--workers", "8"], "redis: clients", "warn", "of 40 connected, and this hub needs 32"),
         (&["--durability", "replica"], "redis: replicas", "fail", "durability is replica"),
         (&[], "redis: latency", "ok", " ms"),
-        (&[], "redis: clock", "ok", " ms from ours"),
+        (&[], "redis: clock", "ok", " ms from this machine's clock"),
     ] {
         let (found_level, what) = found(more, name);
         assert!(found_level == level && what.contains(says), "{name}: {found_level} {what}");
@@ -260,8 +260,8 @@ fn each_fault_of_a_redis_is_found() {
     assert!(level == "fail" && what.starts_with("full: ") && what.contains("Redis rejects events"), "{what}");
 }
 
-/// A proxy that cuts each connection some time after the server's first answer.
-fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
+/// A proxy that closes each connection some time after the server's first bytes.
+fn impatient_proxy(to: SocketAddr, after: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -273,7 +273,7 @@ fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
             thread::spawn(move || {
                 let _ = server.peek(&mut [0]);
                 pass(server, client.try_clone().unwrap());
-                thread::sleep(patience);
+                thread::sleep(after);
                 let _ = client.shutdown(Shutdown::Both);
             });
         }
@@ -281,7 +281,7 @@ fn impatient_proxy(to: SocketAddr, patience: Duration) -> SocketAddr {
     address
 }
 
-/// A server that knows no upgrade.
+/// A server that does not support upgrades.
 fn plain_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -295,7 +295,7 @@ fn plain_server() -> SocketAddr {
 }
 
 #[test]
-fn the_way_in_is_tried() {
+fn the_public_address_is_tested() {
     let hub = HubProcess::start(program(), &["--heartbeat-interval", "1s"], &[("SECRET_KEY", SECRET)]);
     let cut = impatient_proxy(hub.address(), Duration::from_secs(2));
     for (address, name, level, says) in [
@@ -316,7 +316,7 @@ fn the_way_in_is_tried() {
     assert!(level == "fail" && what.contains("closed with 1008: token_invalid"), "{what}");
 }
 
-/// A proxy that gives each connection to the next of two hubs.
+/// A proxy that distributes its connections to two hubs in turn.
 fn alternating_proxy(hubs: [SocketAddr; 2]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -336,7 +336,7 @@ fn alternating_proxy(hubs: [SocketAddr; 2]) -> SocketAddr {
     address
 }
 
-/// Connects once, and returns the connection's name and its place after what it is sent first.
+/// Connects once, and returns the connection ID and the position after the first messages.
 async fn visit(address: SocketAddr, cursor: &str) -> (String, String) {
     let claims = fanfare::auth::Claims { sub: "ann".to_owned(), ..Default::default() };
     let token = fanfare::Minter::from_secret(SECRET).unwrap().mint(&claims);
@@ -356,7 +356,7 @@ async fn visit(address: SocketAddr, cursor: &str) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hubs_with_logs_of_their_own_behind_one_address_are_noticed() {
+async fn two_hubs_with_separate_logs_behind_one_address_are_found() {
     let start = || HubProcess::start(program(), &["--database-url", "none"], &[("SECRET_KEY", SECRET)]);
     let hubs = block_in_place(|| [start(), start()]);
     let proxy = alternating_proxy([hubs[0].address(), hubs[1].address()]);
@@ -365,7 +365,7 @@ async fn two_hubs_with_logs_of_their_own_behind_one_address_are_noticed() {
         block_in_place(|| found(&["--url", &url, "--hold", "1s"], &[("SECRET_KEY", SECRET)], "one log"))
     };
     let (level, what) = ask(proxy);
-    assert!(level == "fail" && what.contains("2 hubs with logs of their own answer here"), "{level} {what}");
+    assert!(level == "fail" && what.contains("2 hubs with separate logs respond at this address"), "{level} {what}");
     let (level, what) = ask(hubs[0].address());
     assert!(level == "ok" && what.contains("from one log"), "{level} {what}");
 
@@ -375,20 +375,20 @@ async fn two_hubs_with_logs_of_their_own_behind_one_address_are_noticed() {
         command.args(["publish", "--type", "note", "--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
         assert!(block_in_place(|| command.output()).unwrap().status.success());
     };
-    // As a client goes to and fro: each log has moved on when it returns.
+    // A client alternates between the hubs, and each log has advanced when it returns.
     let (name, mut place) = visit(hubs[0].address(), "").await;
     for turn in 1..10 {
         publish(&hubs[turn % 2]);
         (_, place) = visit(hubs[turn % 2].address(), &format!("&connection_id={name}&last_event_id={place}")).await;
     }
     for hub in &hubs {
-        block_in_place(|| until("the hub says it", || hub.log().contains("clients alternate between this hub")));
+        block_in_place(|| until("the hub logs it", || hub.log().contains("clients alternate between this hub")));
         assert_eq!(hub.log().matches("clients alternate").count(), 1);
     }
 }
 
 #[test]
-fn what_mends_is_printed_and_not_run() {
+fn fixes_are_printed_and_not_run() {
     let files = TempDir::new().unwrap();
     let key = files.path().join("open.key");
     fs::write(&key, SECRET).unwrap();

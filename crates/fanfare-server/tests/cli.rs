@@ -1,4 +1,4 @@
-//! The program as its users meet it: help, tokens, settings, serving, publishing and tailing.
+//! The command line: help, tokens, settings, serving, publishing and tailing.
 
 mod common;
 
@@ -18,12 +18,12 @@ fn now() -> u64 {
 }
 
 #[test]
-fn every_command_teaches() {
+fn every_command_has_help_with_examples() {
     for command in [&[][..], &["serve"], &["settings"], &["token"], &["publish"], &["tail"]] {
         let help = Program::new("help").args(command).args(&["--help"]).run();
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command:?}");
         assert!(help.stdout.contains("Examples:\n") && help.stdout.contains("Usage: fanfare"), "{}", help.stdout);
-        assert!(!help.stdout.contains('\u{1b}'), "no colour where no terminal is");
+        assert!(!help.stdout.contains('\u{1b}'), "no colours without a terminal");
     }
     let help = Program::new("help").args(&["serve", "--help"]).run().stdout;
     assert!(help.contains("--max-connections-per-user <N>") && help.contains("[default: 30s]"), "{help}");
@@ -32,7 +32,7 @@ fn every_command_teaches() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_what_was_meant() {
+fn a_wrong_command_line_gets_a_suggestion() {
     for (arguments, says) in [
         (&["serv"][..], "'serve'"),
         (&["serve", "--listn", "x"], "'--listen'"),
@@ -48,7 +48,7 @@ fn a_wrong_command_line_is_told_what_was_meant() {
 }
 
 #[test]
-fn a_token_goes_round() {
+fn a_created_token_is_verified_and_explained() {
     let program = || Program::new("token").env("SECRET_KEY", SECRET);
     let flags = ["token", "--sub", "alice", "--publish", "--topics", "project:*,news", "--topics", "b", "--ttl", "2m"];
     let minted = program().args(&flags).run();
@@ -63,15 +63,15 @@ fn a_token_goes_round() {
     assert_eq!(Verifier::from_secret(OTHER).unwrap().verify(token, now()), Err(AuthError::Invalid(Flaw::Signature)));
 
     let explained = program().args(&["token", "--explain", "-"]).input(&minted.stdout).run();
-    assert!(explained.stdout.contains("verdict     the hub takes it"), "{}", explained.stdout);
+    assert!(explained.stdout.contains("verdict     the hub accepts it"), "{}", explained.stdout);
     let wrong = Program::new("token").env("SECRET_KEY", OTHER).args(&["token", "--explain", token]).run();
-    assert!(wrong.stdout.contains("signature   wrong"), "{}", wrong.stdout);
+    assert!(wrong.stdout.contains("signature   invalid"), "{}", wrong.stdout);
     let unknown = Program::new("token").args(&["token", "--explain", token]).run();
     assert!(unknown.stdout.contains("topics      project:*, news, b"), "{}", unknown.stdout);
 }
 
 #[test]
-fn a_token_lives_as_long_as_the_settings_say() {
+fn the_settings_determine_the_lifetime_of_a_token() {
     let secret = SECRET.repeat(2);
     let program = Program::new("expire").env("SECRET_KEY", &secret).env("ACCESS_TOKEN_EXPIRE_MINUTES", "3");
     let minted = program.env("ALGORITHM", "HS512").args(&["token", "--sub", "a", "--admin"]).run();
@@ -82,13 +82,13 @@ fn a_token_lives_as_long_as_the_settings_say() {
 }
 
 #[test]
-fn what_can_be_no_token_is_refused() {
+fn invalid_tokens_are_rejected_with_advice() {
     for (environment, arguments, code, says) in [
         (None, &["token", "--sub", "a"][..], 2, "set SECRET_KEY"),
-        (Some(""), &["token", "--sub", "a"], 2, "secret_key can't be empty"),
+        (Some(""), &["token", "--sub", "a"], 2, "secret_key: the empty text is not a valid value"),
         (Some(SECRET), &["token", "--sub", ""], 2, "--sub"),
-        (Some(SECRET), &["token", "--sub", "a", "--ttl", "soon"], 2, "--ttl can't be \"soon\""),
-        (Some(SECRET), &["token", "--sub", "a", "--topics", "a b"], 2, "\"a b\" can't be a pattern"),
+        (Some(SECRET), &["token", "--sub", "a", "--ttl", "soon"], 2, "--ttl: \"soon\" is not a valid lifetime"),
+        (Some(SECRET), &["token", "--sub", "a", "--topics", "a b"], 2, "\"a b\" is not a valid pattern"),
         (Some(SECRET), &["token", "--explain", "abc"], 1, "three parts"),
     ] {
         let program =
@@ -155,18 +155,23 @@ fn wrong_settings_stop_every_command() {
         (
             ("FANFARE_WINDOW_AEG", "1h"),
             &["serve"][..],
-            "environment FANFARE_WINDOW_AEG: there is no setting \"window_aeg\" (did you mean window_age?)",
+            "environment FANFARE_WINDOW_AEG: unknown setting \"window_aeg\" (did you mean window_age?)",
         ),
         (
             ("FANFARE_SHARDS", "two"),
             &["token", "--sub", "a"],
-            "environment FANFARE_SHARDS: shards can't be \"two\"; expected a whole number",
+            "environment FANFARE_SHARDS: shards: \"two\" is not a valid value; expected a whole number",
         ),
-        (("X", ""), &["--listen", "here"], "flag --listen: listen can't be \"here\"; expected an IP address"),
+        (
+            ("X", ""),
+            &["--listen", "here"],
+            "flag --listen: listen: \"here\" is not a valid value; expected an IP address",
+        ),
         (
             ("X", ""),
             &["serve", "--config", "bad.toml"],
-            "bad.toml:2 heartbeat_intervall: there is no setting \"heartbeat_intervall\" (did you mean heartbeat_interval?)",
+            "bad.toml:2 heartbeat_intervall: unknown setting \"heartbeat_intervall\" (did you mean \
+             heartbeat_interval?)",
         ),
         (("X", ""), &["settings", "--config", "broken.toml"], "broken.toml:1"),
         (("X", ""), &["settings", "--config", "none.toml"], "none.toml can't be read: No such file"),
@@ -174,12 +179,25 @@ fn wrong_settings_stop_every_command() {
         (
             ("FANFARE_HEARTBEAT_TIMEOUT", "30s"),
             &["serve"],
-            "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval (30s)",
+            "environment FANFARE_HEARTBEAT_TIMEOUT: heartbeat_timeout (30s) must be longer than heartbeat_interval \
+             (30s)",
         ),
-        (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a log that they share"),
-        (("REDIS_URL", "http://:hush@h"), &["serve"], "redis_url can't be what is written there; expected redis://[["),
-        (("FANFARE_JWKS_URL", "u:hush@h"), &["check"], "jwks_url can't be what is written there; expected a URL"),
-        (("FANFARE_JWKS_URL", "http://u:hush/hush@h"), &["serve"], "jwks_url can't be what is written there"),
+        (("X", ""), &["serve", "--workers", "2"], "flag --workers: several workers need a shared log"),
+        (
+            ("REDIS_URL", "http://:hush@h"),
+            &["serve"],
+            "redis_url: the configured text is not a valid value; expected redis://[[",
+        ),
+        (
+            ("FANFARE_JWKS_URL", "u:hush@h"),
+            &["check"],
+            "jwks_url: the configured text is not a valid value; expected a URL",
+        ),
+        (
+            ("FANFARE_JWKS_URL", "http://u:hush/hush@h"),
+            &["serve"],
+            "jwks_url: the configured text is not a valid value",
+        ),
     ] {
         let run = Program::at(&home).env(environment.0, environment.1).args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{arguments:?}: {}", run.stderr);
@@ -189,7 +207,7 @@ fn wrong_settings_stop_every_command() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = fanfare(&home("pipe"));
@@ -198,7 +216,7 @@ fn a_closed_pipe_is_no_failure() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let run = Program::new("port").args(&["serve", "--listen", &address]).run();
@@ -209,17 +227,17 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn without_a_secret_it_prints_what_to_try() {
+fn without_a_secret_the_hub_prints_commands_to_try_it() {
     let mut server = Running::serve(Program::new("demo"));
     let page = server.line_with("/#token=");
     let curl = server.line_with("curl -X POST");
-    server.line_with("a random secret was made for this run");
+    server.line_with("a random secret was generated for this run");
     let (url, token) = page.trim().split_once("/#token=").unwrap();
     assert_eq!(url, server.url());
 
     let mut tail = Running::start(Program::new("demo").args(&["tail", "--url", url, "--token", token, "--count", "1"]));
     tail.line_with("connected as");
-    // What is printed is for pasting into a shell.
+    // The printed command is meant to be pasted into a shell.
     assert!(curl.contains(&format!("{url}/events")), "{curl}");
     let bearer = curl.split("Bearer ").nth(1).and_then(|rest| rest.split('\'').next()).unwrap();
     let data = curl.rsplit("-d '").next().unwrap().trim_end_matches('\'');
@@ -235,7 +253,7 @@ fn without_a_secret_it_prints_what_to_try() {
 }
 
 #[test]
-fn a_configured_secret_puts_no_token_into_the_log() {
+fn tokens_of_a_configured_secret_are_not_logged() {
     let mut server = Running::serve(Program::new("configured").env("SECRET_KEY", SECRET));
     let printed = server.lines_until("HTTP API:");
     assert!(printed.contains("fanfare token --sub demo") && !printed.contains("eyJ"), "{printed}");
@@ -246,35 +264,49 @@ fn a_configured_secret_puts_no_token_into_the_log() {
 // attack: a short secret, a public key as secret, a public address without a secret => the program does not start and says why
 // attack: another user of the machine reads a secret in the process list => its owner is warned and told where to put it
 #[test]
-fn a_secret_on_the_command_line_is_warned_of() {
+fn a_secret_on_the_command_line_causes_a_warning() {
     let mut server = Running::serve(Program::new("flag_secret").args(&["serve", "--secret-key", SECRET]));
     let said = server.earlier.join("\n");
-    assert!(said.contains("WARN") && said.contains("--secret-key on the command line can be read"), "{said}");
+    assert!(said.contains("WARN") && said.contains("--secret-key on the command line is visible"), "{said}");
     assert!(said.contains("secret_key_file") && !said.contains(SECRET), "{said}");
     server.signal("INT");
     assert_eq!(server.end().0, 0);
     let run = Program::new("flag_secret").args(&["token", "--sub", "a", "--secret-key", SECRET]).run();
     assert!(run.code == 0 && run.stderr.contains("--secret-key on the command line"), "{}", run.stderr);
     let run = Program::new("flag_secret").args(&["settings", "--redis-url", "redis://127.0.0.1"]).run();
-    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "a URL without a password is no secret");
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "a URL without a password is not a secret");
 }
 
 #[test]
-fn what_would_not_be_safe_does_not_start() {
+fn insecure_settings_prevent_the_start() {
     for (program, says) in [
         (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes; HS256 needs at least 32"),
-        (Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]), "on 127.0.0.1 alone: to listen on 0.0.0.0:0, set SECRET_KEY"),
         (
-            Program::new("unsafe").args(&["--listen", "0.0.0.0:0", "--workers", "2", "--redis-url", "redis://127.0.0.1:1"]),
+            Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]),
+            "only on loopback addresses: to listen on 0.0.0.0:0, set SECRET_KEY",
+        ),
+        (
+            Program::new("unsafe").args(&[
+                "--listen",
+                "0.0.0.0:0",
+                "--workers",
+                "2",
+                "--redis-url",
+                "redis://127.0.0.1:1",
+            ]),
             "set SECRET_KEY",
         ),
         (Program::new("unsafe").args(&["--algorithm", "RS256"]), "RS256 needs keys: set private_key_file"),
         (
             Program::new("unsafe").env("SECRET_KEY", SECRET).args(&["--jwks-url", "https://idp.example/keys"]),
-            "HS256 signs with a secret, and jwks_url names a key",
+            "HS256 signs with a secret, but jwks_url is set",
         ),
         (
-            Program::new("unsafe").env("SECRET_KEY", "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----"),
+            Program::new("unsafe").env(
+                "SECRET_KEY",
+                "-----BEGIN PUBLIC KEY-----\n\
+                MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----",
+            ),
             "a public key is no secret",
         ),
     ] {
@@ -297,7 +329,7 @@ fn pages_of_other_sites_may_load_the_client() {
 }
 
 #[test]
-fn the_page_runs_nothing_but_itself() {
+fn the_live_page_runs_only_its_own_script() {
     let mut server = Running::serve(Program::new("page"));
     let answer = server.get("/");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -312,7 +344,7 @@ fn the_page_runs_nothing_but_itself() {
 }
 
 #[test]
-fn publishing_and_tailing_survive_a_restart() {
+fn publish_and_tail_survive_a_restart_of_the_hub() {
     let program = || Program::new("restart").env("SECRET_KEY", SECRET);
     let mut server = Running::serve(program());
     let (url, address) = (server.url(), server.address());
@@ -331,15 +363,15 @@ fn publishing_and_tailing_survive_a_restart() {
     }
     server.signal("INT");
     assert_eq!(server.end().0, 0);
-    tail.line_with("connecting again");
+    tail.line_with("reconnecting in");
     let mut waiting = Running::start(publish("e4", "everyone"));
-    waiting.line_with("trying again");
+    waiting.line_with("retrying in");
 
     let mut server = Running::serve(program().args(&["--listen", &address]));
     let (code, answer) = waiting.end();
     assert_eq!(code, 0, "{answer}");
     tail.line_with("gap: ");
-    // Whether e4 came before or behind the gap is not for the test to say; this one comes behind.
+    // e4 may arrive before or after the gap; this event arrives after it.
     assert_eq!(publish("e5", "topic:a").run().code, 0);
     let (code, events) = tail.end();
     assert_eq!((code, events.lines().count()), (0, 3), "{events}");
@@ -349,14 +381,17 @@ fn publishing_and_tailing_survive_a_restart() {
 }
 
 #[test]
-fn refusals_end_the_client_commands() {
+fn rejections_end_the_client_commands() {
     let mut server = Running::serve(Program::new("refusals").env("SECRET_KEY", SECRET));
     let url = server.url();
     let program = || Program::new("refusals");
     for (run, says) in [
         (program().args(&["publish", "--type", "a", "--url", &url, "--token", "abc"]).run(), "(token_invalid)"),
         (program().args(&["tail", "--url", &url, "--token", "abc"]).run(), "(1008): token_invalid"),
-        (program().env("SECRET_KEY", OTHER).args(&["tail", "--url", &url]).run(), "is this the hub's secret?"),
+        (
+            program().env("SECRET_KEY", OTHER).args(&["tail", "--url", &url]).run(),
+            "does SECRET_KEY differ from the hub's secret?",
+        ),
         (
             program().env("SECRET_KEY", SECRET).args(&["publish", "--type", "ping", "--url", &url]).run(),
             "belongs to the protocol",
@@ -367,7 +402,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--url", &url])
                 .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n\n{\"type\":\"\",\"audience\":\"everyone\"}\n")
                 .run(),
-            "line 3: the hub refuses it: the field `type` must have 1 to 256",
+            "line 3: the hub rejected it: the field `type` must have 1 to 256",
         ),
         (
             program()
@@ -375,7 +410,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--url", &url])
                 .input("{\"type\":\"a\",\"audience\":\"everyone\"}\n{\"type\":\"a\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `audience` is missing",
+            "line 2: the hub rejected it: the field `audience` is missing",
         ),
         (
             program()
@@ -383,7 +418,7 @@ fn refusals_end_the_client_commands() {
                 .args(&["publish", "--stdin", "--audience", "user:ann", "--url", &url])
                 .input("{\"type\":\"a\"}\n{\"type\":\"a\",\"user\":\"bob\"}\n")
                 .run(),
-            "line 2: the hub refuses it: the field `user` does not select the audience",
+            "line 2: the hub rejected it: the field `user` does not select the audience",
         ),
         (
             program()

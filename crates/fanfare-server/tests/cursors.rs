@@ -1,5 +1,5 @@
-//! Cursors that are the `event_id` of an event, as the clients of older hubs send them, and cursors that are positions:
-//! what a client receives that resumes with one after its event was published again.
+//! Resuming with an `event_id` as the cursor, as clients of older hubs do, and with a position, after the event was
+//! published again.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -28,7 +28,7 @@ fn token() -> String {
     Minter::from_secret(SECRET).unwrap().mint(&claims)
 }
 
-/// Publishes events for everyone, each with its id as its text. Returns the answers.
+/// Publishes events to everyone, each with its ID as its text. Returns the results.
 fn publish(hub: &HubProcess, ids: &[&str]) -> Value {
     let event = |id: &&str| json!({ "type": "note", "audience": "everyone", "event_id": id, "data": { "id": id } });
     let body = Value::Array(ids.iter().map(event).collect()).to_string();
@@ -69,7 +69,7 @@ impl Client {
         client
     }
 
-    /// Comes back with a cursor, and with the connection's name.
+    /// Reconnects with a cursor and a connection ID.
     fn resume(hub: &HubProcess, name: &str, cursor: &str) -> Self {
         Self::connect(hub, &format!("&connection_id={name}&last_event_id={cursor}"))
     }
@@ -113,14 +113,14 @@ fn repeats_after_eviction(arguments: &[&str]) {
 }
 
 #[test]
-fn an_event_that_was_evicted_is_a_duplicate_and_its_cursor_a_gap() {
+fn an_evicted_event_is_a_duplicate_and_its_cursor_receives_a_gap() {
     repeats_after_eviction(&[]);
     let redis = RedisServer::start();
     repeats_after_eviction(&["--redis-url", &redis.url()]);
 }
 
 #[test]
-fn a_cursor_that_a_node_does_not_know_waits_for_the_log() {
+fn a_cursor_unknown_to_a_node_is_looked_up_in_the_log() {
     let redis = RedisServer::start();
     let relay = Relay::to(redis.port());
     let through = format!("redis://127.0.0.1:{}", relay.port());
@@ -149,7 +149,7 @@ fn a_cursor_that_a_node_does_not_know_waits_for_the_log() {
     assert_eq!((&ack["resumed"], &ack["replayed"], &next["event_id"]), (&json!(true), &json!(0), &json!("y")));
 }
 
-/// X is seen; the log loses it; its publisher publishes it again, behind three others that the client has not seen.
+/// A client receives X, the log loses it, and it is published again after three events that the client did not receive.
 fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubProcess) {
     let mut client = Client::connect(&hub, "");
     publish(&hub, &["x"]);
@@ -161,7 +161,8 @@ fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubPro
     let place = seen["log_position"].as_str().unwrap();
     for query in [
         format!("&connection_id={name}&last_event_id=x"),
-        // A client without a name, and the name that it is given for that: it may be cut before it reads the gap.
+        // A client without a connection ID, and with the one that it then gets: it may disconnect before it reads the
+        // gap.
         "&last_event_id=x".to_owned(),
         format!("&connection_id={}&last_event_id=x", Client::connect(&hub, "&last_event_id=x").name()),
         format!("&connection_id={name}&last_event_id={place}"),
@@ -171,7 +172,7 @@ fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubPro
         let gap = client.next();
         assert_eq!((&gap["type"], &gap["reason"]), (&json!("gap"), &json!("reset")), "{query}: {gap}");
     }
-    // Who came after the loss notices nothing.
+    // A client that connected after the loss receives no gap.
     let client = Client::connect(&hub, "");
     let name = client.name();
     drop(client);
@@ -182,7 +183,7 @@ fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubPro
 }
 
 #[test]
-fn an_event_that_is_published_again_after_its_log_was_lost_is_a_gap_for_those_who_saw_it() {
+fn an_event_republished_after_a_loss_of_the_log_is_a_gap_for_its_receivers() {
     let restart = |mut hub: HubProcess| {
         hub.kill();
         start(&[])
@@ -201,7 +202,7 @@ fn an_event_that_is_published_again_after_its_log_was_lost_is_a_gap_for_those_wh
 }
 
 #[test]
-fn an_event_that_its_redis_forgot_is_a_gap_for_those_who_saw_it() {
+fn an_event_lost_by_redis_is_a_gap_for_its_receivers() {
     let redis = RedisServer::start();
     let url = redis.url();
     let arguments = ["--redis-url", &url];

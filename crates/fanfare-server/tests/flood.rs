@@ -1,5 +1,5 @@
-//! Floods: connects by the thousand, handshakes that never end, pings, and requests that are two at once. Those who are
-//! connected go on being served, and nothing stays behind.
+//! Floods of connects, unfinished handshakes, pings and ambiguous requests. Connected clients are served meanwhile, and
+//! no resources leak.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -47,7 +47,7 @@ async fn try_connect(hub: &HubProcess) -> Result<Socket, tungstenite::Error> {
     Ok(socket)
 }
 
-/// Connects under a short handshake timeout, which a busy machine may exceed: tries until it is accepted.
+/// Connects with retries, because a busy machine may exceed the short handshake timeout.
 async fn connect_at_last(hub: &HubProcess) -> Socket {
     let accepted = async {
         loop {
@@ -61,7 +61,7 @@ async fn connect_at_last(hub: &HubProcess) -> Socket {
     timeout(PATIENCE, accepted).await.expect("a client that is accepted in time")
 }
 
-/// How long a connected client waits for each answer while something goes on, sorted.
+/// The round trip times of a connected client during a flood, sorted.
 async fn round_trips(socket: &mut Socket, going_on: impl Fn() -> bool) -> Vec<Duration> {
     let mut times = Vec::new();
     while going_on() || times.is_empty() {
@@ -80,7 +80,7 @@ fn files(hub: &HubProcess) -> usize {
     fs::read_dir(format!("/proc/{}/fd", hub.id())).unwrap().count()
 }
 
-/// Asks to be upgraded, and reads the status of the answer and whether it says when to come back.
+/// Requests an upgrade. Returns the status of the response, and whether it has Retry-After.
 fn ask(address: SocketAddr, path: &str) -> Option<(u16, bool)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -108,7 +108,7 @@ fn metrics(address: SocketAddr) -> String {
 
 // attack: 4,000 connects from one address => those over the rate get 429 with Retry-After or a close code; connected clients are served; no descriptor leaks
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_connects_is_refused_and_nobody_else_notices() {
+async fn a_flood_of_connects_is_rejected_without_affecting_other_clients() {
     const CONNECTS: usize = 4_000;
     let hub = start(&["--connects-per-second-per-address", "20"]);
     let mut served = connect(&hub).await;
@@ -135,36 +135,36 @@ async fn a_flood_of_connects_is_refused_and_nobody_else_notices() {
     let upgraded: usize = statuses.iter().filter(|(status, _)| **status == Some((101, false))).map(|(_, n)| n).sum();
     assert_eq!(refused + upgraded, CONNECTS, "each is answered: {statuses:?}");
     assert!(refused > CONNECTS / 2, "{statuses:?}");
-    block_in_place(|| until("nothing is left of them", || files(&hub) <= before));
+    block_in_place(|| until("their files are closed", || files(&hub) <= before));
     let metrics = block_in_place(|| metrics(address));
     let counted = metrics.lines().find_map(|line| {
         line.strip_prefix("fanfare_refusals_total{limit=\"connects_per_second_per_address\"} ")?.trim().parse().ok()
     });
-    // Of those that were upgraded some are told by a close code.
+    // Some are rejected with a close code after the upgrade.
     assert!(counted.is_some_and(|counted: usize| counted >= refused), "{counted:?} of {refused}");
 }
 
 // attack: 300 connections that never finish their request => closed at handshake_timeout; connected clients are served meanwhile
 #[tokio::test(flavor = "multi_thread")]
-async fn handshakes_that_never_end_are_ended() {
+async fn unfinished_handshakes_time_out() {
     let hub = start(&["--handshake-timeout", "1s", "--connects-per-second-per-address", "0"]);
     let mut served = connect_at_last(&hub).await;
     let before = files(&hub);
     let mut slow = Vec::new();
     for i in 0..300 {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
-        // Nothing at all, half a line, and a head without its end.
+        // No data, half a line, and an unfinished head.
         stream.write_all([&b""[..], b"GET /ws", b"GET /ws HTTP/1.1\r\nHost: hub\r\nX-Slow: "][i % 3]).unwrap();
         slow.push(stream);
     }
     assert!(!round_trips(&mut served, || false).await.is_empty());
-    block_in_place(|| until("they are ended", || files(&hub) <= before));
+    block_in_place(|| until("they are closed", || files(&hub) <= before));
     drop(slow);
 }
 
 // attack: a client that floods with pings, fragments or messages => closed; other clients are served
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_floods_is_closed_and_the_others_are_served() {
+async fn a_flooding_client_is_closed_and_others_are_served() {
     let hub = start(&[]);
     let mut served = connect(&hub).await;
     let fragment = |fin: bool, text: &str| {
@@ -191,7 +191,7 @@ async fn a_client_that_floods_is_closed_and_the_others_are_served() {
 
 // attack: request smuggling by ambiguous lengths and headers, and path traversal => never a second answer; 404 or 400
 #[test]
-fn a_request_is_one_request() {
+fn an_ambiguous_request_is_never_answered_twice() {
     let hub = HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), &[], &[("SECRET_KEY", SECRET)]);
     let answers = |text: &str| {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
@@ -204,7 +204,7 @@ fn a_request_is_one_request() {
     };
     let hidden = "GET /health HTTP/1.1\r\nHost: hub\r\n\r\n";
     for (head, most) in [
-        // Which length counts must not depend on who reads it (RFC 9112 section 6.3).
+        // Every recipient must agree on the length (RFC 9112 section 6.3).
         (format!("POST /events HTTP/1.1\r\nHost: hub\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{hidden}"), 1),
         (format!("POST /events HTTP/1.1\r\nHost: hub\r\nContent-Length: +5\r\n\r\n{hidden}"), 1),
         (

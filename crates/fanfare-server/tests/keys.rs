@@ -1,4 +1,4 @@
-//! The keys of an identity provider, which it changes and which are sometimes away: the program against a provider's server.
+//! The keys of an identity provider that rotates them and is sometimes unavailable.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// An identity provider.
 #[derive(Clone, Default)]
 struct Provider {
-    /// What it serves; none: it is away.
+    /// The response. `None`: the provider is unavailable.
     keys: Arc<Mutex<Option<Value>>>,
     asked: Arc<AtomicUsize>,
 }
@@ -78,7 +78,7 @@ fn start(url: &str, more: &[&str]) -> HubProcess {
     block_in_place(|| HubProcess::start(program, &[&own, more].concat(), &[]))
 }
 
-/// `ack`, or the code and the reason's first word.
+/// `ack`, or the close code and the first word of the reason.
 async fn shown(hub: &HubProcess, token: &str) -> String {
     let url = format!("ws://{}/ws?token={token}", hub.address());
     let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
@@ -106,20 +106,20 @@ async fn until_shown(hub: &HubProcess, token: &str, wanted: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_changes_its_keys_and_nobody_restarts_anything() {
+async fn rotated_keys_of_a_provider_are_fetched_without_a_restart() {
     let ((first, _), (second, _), (stranger, _)) = (key(), key(), key());
     let (provider, url) = Provider::start().await;
     provider.serve(&[&first]);
     let hub = start(&url, &["--connects-per-second-per-address", "0"]);
     assert_eq!(shown(&hub, &token(&first, "https://idp")).await, "ack");
     assert_eq!(shown(&hub, &token(&first, "https://other")).await, "1008 token_invalid");
-    // A flood of made-up keys does not become one of questions.
+    // Tokens with invented keys do not cause a flood of fetches.
     let (asked, begun) = (provider.asked.load(Ordering::Relaxed), Instant::now());
     for _ in 0..50 {
         assert_eq!(shown(&hub, &token(&stranger, "https://idp")).await, "1008 token_invalid");
     }
     let more = provider.asked.load(Ordering::Relaxed) - asked;
-    // It asks at most every 10 s, however long the 50 connects took.
+    // The hub fetches at most every 10 s, however long the 50 connects took.
     let most = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 10;
     assert!(more <= most, "{more} of {most}");
 
@@ -132,23 +132,23 @@ async fn a_provider_changes_its_keys_and_nobody_restarts_anything() {
     provider.leave();
     until_shown(&hub, &token(&stranger, "https://idp"), "1013 keys_unavailable").await;
     assert_eq!(shown(&hub, &token(&second, "https://idp")).await, "ack", "what was fetched stays");
-    let says = "can't be fetched: the answer was 502 Bad Gateway";
+    let says = "can't be fetched: the response was 502 Bad Gateway";
     block_in_place(|| until(says, || hub.log().contains(says)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hub_starts_while_its_provider_is_away() {
+async fn a_hub_starts_while_its_provider_is_unavailable() {
     let (minter, _) = key();
     let (provider, url) = Provider::start().await;
     let hub = start(&url, &[]);
     assert_eq!(shown(&hub, &token(&minter, "https://idp")).await, "1013 keys_unavailable");
     provider.serve(&[&minter]);
     until_shown(&hub, &token(&minter, "https://idp"), "ack").await;
-    block_in_place(|| until("it says so", || hub.log().contains("the keys can be fetched again")));
+    block_in_place(|| until("it says so", || hub.log().contains("the keys at jwks_url are available again")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_own_tokens_are_signed_with_a_key_that_others_can_check() {
+async fn own_tokens_are_verifiable_with_the_published_key() {
     let (minter, pem) = key();
     let files = tempfile::tempdir().unwrap();
     let (old, _) = key();

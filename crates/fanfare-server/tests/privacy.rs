@@ -1,4 +1,4 @@
-//! Nothing that lets somebody in is in what the program says of itself, however much it is asked to say.
+//! Logs, responses and close reasons contain no credentials, at any log level.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -54,7 +54,7 @@ fn ask(hub: &HubProcess, method: &str, path: &str, bearer: &str, body: &str) -> 
 
 // attack: reading logs at level trace, answers and close reasons for credentials => no password, token, key or secret appears in any
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_however_detailed_holds_what_lets_somebody_in() {
+async fn logs_contain_no_credentials_at_any_level() {
     let (redis, postgres) = block_in_place(|| (RedisServer::setup().password("hush-redis").start(), Postgres::start()));
     let (redis_url, database_url) = (redis.url(), postgres.url());
     let arguments = ["--redis-url", &redis_url, "--database-url", &database_url, "--log-level", "trace"];
@@ -117,7 +117,7 @@ async fn no_log_however_detailed_holds_what_lets_somebody_in() {
     }
     let log = hub.log();
     assert!(log.contains("TRACE"), "it says all it can");
-    // The middle of each, because beginnings are the same for all.
+    // The middle of each credential, because the beginnings are alike.
     let middle = |text: &str| text[text.len() / 2 - 8..text.len() / 2 + 8].to_owned();
     let secrets = [&access, &refresh, key.trim(), &tokens[0], &tokens[1], &tokens[2], &tokens[3]].map(middle);
     let plain =

@@ -1,5 +1,5 @@
-//! The proxies of deploy/ in front of two workers, with the files as they stand there: TLS, the upgrade, whose address counts,
-//! and workers that are replaced behind them.
+//! The proxies of deploy/ in front of two workers, with their configuration files: TLS, the upgrade, client addresses,
+//! and a rolling restart of the workers.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -23,7 +23,7 @@ fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
 }
 
-/// A file of deploy/, with what a host has to say in it.
+/// A file of deploy/, with the values of this host.
 fn deployed(file: &str, changes: &[(&str, &str)]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -52,7 +52,7 @@ impl Site {
             ["--workers", "2"],
             ["--trusted-proxies", "127.0.0.1"],
             ["--max-connections-per-address", "5"],
-            // It counts in each worker; one shard of all clients could come to either.
+            // The limit counts in each worker; all clients could connect to one of them.
             ["--database-url", "none"],
         ];
         let hub = HubProcess::start(program(), &arguments.concat(), &[("SECRET_KEY", SECRET)]);
@@ -69,7 +69,7 @@ impl Site {
         site
     }
 
-    /// The program, to be run against the proxy.
+    /// The program with the proxy as its hub.
     fn command(&self, arguments: &[&str]) -> Command {
         let url = format!("https://localhost:{}", self.port);
         let mut command = Command::new(program());
@@ -114,13 +114,13 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
         .map(|name| format!("{name}_temp_path {};\n", path(name)))
         .concat();
     let main = format!(
-        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
-         http {{\n{temporary}include {};\n}}\n",
+        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr;\nworker_processes 1;\n\
+         events {{ worker_connections 1024; }}\nhttp {{\n{temporary}include {};\n}}\n",
         path("pid"),
         path("fanfare.conf")
     );
     fs::write(files.join("nginx.conf"), main).unwrap();
-    // Debian has it where only root looks.
+    // Debian installs it in a directory that is in the PATH of root only.
     let mut command = Command::new(if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" });
     command.arg("-p").arg(files).arg("-c").arg(files.join("nginx.conf"));
     command
@@ -153,7 +153,7 @@ fn publish(input: &mut ChildStdin, events: std::ops::Range<usize>) {
     input.flush().unwrap();
 }
 
-/// Clients from an address of theirs, all of whom get in and get everything, or not.
+/// Whether all clients from one address connect and receive every event.
 fn all_get_in(site: &Site, source: &str, clients: &str) -> bool {
     let load = ["bench", "--connections", clients, "--hold", "1s", "--source", source, "--rate", "20"];
     site.run(&load).status.success()
@@ -178,17 +178,18 @@ fn workers_behind(proxy: fn(&Path, u16, &str) -> Command) {
             .lines()
             .map(|line| serde_json::from_str::<Value>(line).unwrap()["data"]["n"].as_u64().unwrap())
             .collect();
-        assert_eq!(ids, (0..EVENTS as u64).collect::<Vec<_>>(), "each once, in order, over the roll");
+        assert_eq!(ids, (0..EVENTS as u64).collect::<Vec<_>>(), "each once, in order, during the rollout");
     }
-    // Two workers with five each: eleven from one address can't all get in, and ten from two addresses can.
-    assert!(!all_get_in(&site, "127.0.0.9", "11"), "clients count by the proxy's word");
+    // Two workers with a limit of five each: eleven clients from one address exceed it, and ten from two addresses do
+    // not.
+    assert!(!all_get_in(&site, "127.0.0.9", "11"), "clients count by the forwarded address");
     std::thread::scope(|scope| {
         let both = ["127.0.0.7", "127.0.0.8"].map(|source| scope.spawn(|| all_get_in(&site, source, "5")));
         assert!(both.map(|all| all.join().unwrap()).iter().all(|all| *all), "each address has its own limit");
     });
 }
 
-/// What a proxy writes, with what curl prints, when a client connects through it and the hub is down.
+/// The output of a proxy and of curl when a client connects while the hub is down.
 fn log_without_a_hub(proxy: fn(&Path, u16, &str) -> Command) -> String {
     let (files, port, nobody) = (tempfile::tempdir().unwrap(), free_port(), free_port());
     Authority::new().issue(files.path(), 90);
@@ -227,11 +228,11 @@ fn proxies_log_no_token_when_the_hub_is_down() {
 }
 
 #[test]
-fn nginx_leads_to_the_workers_over_a_roll() {
+fn nginx_forwards_to_the_workers_during_a_rollout() {
     workers_behind(nginx);
 }
 
 #[test]
-fn caddy_leads_to_the_workers_over_a_roll() {
+fn caddy_forwards_to_the_workers_during_a_rollout() {
     workers_behind(caddy);
 }

@@ -1,4 +1,4 @@
-//! The program as a service manager runs it: it says how it stands, and takes a socket that it is given.
+//! The hub under a service manager: notifications and socket activation.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -21,7 +21,7 @@ fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
 }
 
-/// What a service manager hears.
+/// The notification socket of a service manager.
 struct Manager {
     socket: UnixDatagram,
     _home: tempfile::TempDir,
@@ -43,7 +43,7 @@ impl Manager {
         String::from_utf8(buffer[..n].to_vec()).unwrap().trim().to_owned()
     }
 
-    /// The next word that is no sign of life.
+    /// The next notification that is not for the watchdog.
     fn next_state(&self) -> String {
         loop {
             let word = self.next();
@@ -54,12 +54,15 @@ impl Manager {
     }
 }
 
-fn tells_how_it_stands(more: &[&str]) {
+fn notifies_its_state(more: &[&str]) {
     let manager = Manager::new();
     let environment = [("SECRET_KEY", SECRET), ("NOTIFY_SOCKET", &manager.path), ("WATCHDOG_USEC", "200000")];
     let mut hub = HubProcess::launch(program(), more, &environment);
     assert_eq!(manager.next(), "READY=1");
-    assert!(hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"), "it serves as soon as it says so");
+    assert!(
+        hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"),
+        "it serves when it notifies that it is ready"
+    );
     for _ in 0..3 {
         assert_eq!(manager.next(), "WATCHDOG=1");
     }
@@ -68,8 +71,8 @@ fn tells_how_it_stands(more: &[&str]) {
     assert!(hub.wait().success());
 }
 
-/// The socket takes some ten words. What follows must not stop the hub.
-fn serves_while_nobody_reads_what_it_tells(more: &[&str]) {
+/// The socket queues about ten notifications. Further ones must not block the hub.
+fn serves_while_notifications_are_not_read(more: &[&str]) {
     let manager = Manager::new();
     let environment = [("SECRET_KEY", SECRET), ("NOTIFY_SOCKET", &manager.path), ("WATCHDOG_USEC", "2000")];
     let mut hub = HubProcess::launch(program(), more, &environment);
@@ -81,28 +84,28 @@ fn serves_while_nobody_reads_what_it_tells(more: &[&str]) {
     });
     assert!(hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"));
     hub.signal(Signal::SIGTERM);
-    assert!(hub.wait().success(), "it ends though nobody reads that it does");
+    assert!(hub.wait().success(), "it exits although the notification is not read");
 }
 
 #[test]
-fn a_service_manager_that_does_not_read_stops_nothing() {
-    serves_while_nobody_reads_what_it_tells(&[]);
+fn a_service_manager_that_does_not_read_does_not_block_the_hub() {
+    serves_while_notifications_are_not_read(&[]);
     let redis = RedisServer::start();
-    serves_while_nobody_reads_what_it_tells(&["--redis-url", &redis.url(), "--workers", "2"]);
+    serves_while_notifications_are_not_read(&["--redis-url", &redis.url(), "--workers", "2"]);
 }
 
 #[test]
-fn one_process_tells_how_it_stands() {
-    tells_how_it_stands(&[]);
+fn a_single_process_notifies_its_state() {
+    notifies_its_state(&[]);
 }
 
 #[test]
-fn a_supervisor_tells_how_all_stand_and_its_workers_nothing() {
+fn only_the_supervisor_notifies_the_service_manager() {
     let redis = RedisServer::start();
-    tells_how_it_stands(&["--redis-url", &redis.url(), "--workers", "2"]);
+    notifies_its_state(&["--redis-url", &redis.url(), "--workers", "2"]);
 }
 
-/// A hub with a socket that somebody else opened.
+/// A hub with an inherited socket.
 struct Given {
     child: Child,
     log: tempfile::NamedTempFile,
@@ -137,14 +140,14 @@ impl Drop for Given {
     }
 }
 
-fn serves_at_the_socket_it_is_given(more: &[&str], ready: &str) {
+fn serves_on_an_inherited_socket(more: &[&str], ready: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut hub = Given::start(&listener, more);
-    until("the hub is there", || hub.logged(ready));
+    until("the hub is ready", || hub.logged(ready));
     assert!(get(address, "/health/ready").unwrap().starts_with("HTTP/1.1 200"));
     hub.end();
-    // Whoever comes while nobody serves waits, and is answered by the next.
+    // A connection that arrives between two hubs waits and is served by the next one.
     let mut waiting = TcpStream::connect(address).unwrap();
     waiting.set_read_timeout(Some(PATIENCE)).unwrap();
     waiting.write_all(b"GET /health/live HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").unwrap();
@@ -155,14 +158,14 @@ fn serves_at_the_socket_it_is_given(more: &[&str], ready: &str) {
 }
 
 #[test]
-fn a_process_serves_at_the_socket_it_is_given() {
-    serves_at_the_socket_it_is_given(&[], "listens on");
+fn a_single_process_serves_on_an_inherited_socket() {
+    serves_on_an_inherited_socket(&[], "listens on");
 }
 
 #[test]
-fn workers_serve_at_the_socket_that_the_supervisor_is_given() {
+fn workers_serve_on_an_inherited_socket() {
     let redis = RedisServer::start();
-    serves_at_the_socket_it_is_given(&["--redis-url", &redis.url(), "--workers", "2"], "all workers are ready");
+    serves_on_an_inherited_socket(&["--redis-url", &redis.url(), "--workers", "2"], "all workers are ready");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! TLS, as strangers to the program speak it: its own commands, OpenSSL, and an independent WebSocket client.
+//! TLS with the commands of the program, OpenSSL, and an independent WebSocket client.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -62,7 +62,7 @@ impl Server {
         CertificateDer::from_pem_file(self.files.path().join("server.pem")).unwrap().to_vec()
     }
 
-    /// A client, whose kernel takes little for it if it is to be slow.
+    /// A client, with a small receive buffer if it is slow.
     async fn connect(&self, slow: bool) -> Socket {
         let socket = TcpSocket::new_v4().unwrap();
         if slow {
@@ -84,7 +84,7 @@ impl Server {
         Ok(timeout(PATIENCE, client_async(url, stream)).await??.0)
     }
 
-    /// Runs the program against the hub, trusting its authority.
+    /// Runs the program against the hub, with its authority as trusted.
     fn run(&self, arguments: &[&str]) -> Output {
         let url = format!("https://localhost:{}", self.hub.address().port());
         let mut command = Command::new(program());
@@ -93,7 +93,7 @@ impl Server {
         command.output().unwrap()
     }
 
-    /// What OpenSSL says of a connection with these options.
+    /// The output of OpenSSL for a connection with these options.
     fn openssl(&self, arguments: &[&str]) -> String {
         let address = self.hub.address().to_string();
         let mut command = Command::new("openssl");
@@ -112,7 +112,7 @@ async fn next(socket: &mut Socket) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_programs_own_commands_speak_tls() {
+async fn the_commands_support_tls() {
     let server = block_in_place(|| Server::start(&[]));
     let published = block_in_place(|| server.run(&["publish", "--type", "note", "--event-id", "e1"]));
     assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
@@ -128,7 +128,7 @@ async fn the_programs_own_commands_speak_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_with_the_wrong_scheme_ends_and_says_the_right_one() {
+async fn a_command_with_the_wrong_scheme_names_the_right_one() {
     let server = block_in_place(|| Server::start(&[]));
     let plain = block_in_place(|| HubProcess::start(program(), &[], &[("SECRET_KEY", SECRET)]));
     let ca = server.files.path().join("ca.pem");
@@ -159,7 +159,7 @@ async fn a_command_with_the_wrong_scheme_ends_and_says_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
+async fn a_slow_tls_client_delays_no_other_and_loses_no_events() {
     const EVENTS: u64 = 2_000;
     let server = block_in_place(|| Server::start(&["--connects-per-second-per-address", "0"]));
     let (mut slow, mut quick) = (server.connect(true).await, server.connect(false).await);
@@ -187,7 +187,7 @@ async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
     }
     assert!(block_in_place(|| publisher.wait()).unwrap().success());
     for socket in [&mut slow, &mut quick] {
-        // Many small ones and one that fills several records, both ways.
+        // Many small messages and one of several records, in both directions.
         let long = format!(r#"{{"type":"ping","pad":"{}"}}"#, "x".repeat(60_000));
         for text in [r#"{"type":"ping"}"#, &long, r#"{"type":"ping"}"#] {
             socket.send(Message::text(text)).await.unwrap();
@@ -201,18 +201,18 @@ async fn a_slow_client_behind_tls_delays_nobody_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
+async fn a_new_certificate_is_used_without_closing_connections() {
     let server = block_in_place(|| Server::start(&[]));
     let mut before = server.connect(false).await;
     let (first, shown) =
         (server.certificate(), |socket: &Socket| socket.get_ref().get_ref().1.peer_certificates().unwrap()[0].to_vec());
     assert!(shown(&before) == first);
     server.authority.issue(server.files.path(), 30);
-    block_in_place(|| until("it is read", || server.hub.log().contains("the certificate was read anew")));
+    block_in_place(|| until("it is reloaded", || server.hub.log().contains("the certificate was reloaded")));
     let after = server.connect(false).await;
     assert!(shown(&after) == server.certificate() && shown(&after) != first);
     std::fs::write(server.files.path().join("server.key"), "no key").unwrap();
-    block_in_place(|| until("it is refused", || server.hub.log().contains("the certificate stays as it was")));
+    block_in_place(|| until("it is rejected", || server.hub.log().contains("the certificate was not reloaded")));
     let still = server.connect(false).await;
     assert!(shown(&still) == shown(&after));
     assert_eq!(next(&mut before).await["type"], "ack");
@@ -222,7 +222,7 @@ async fn a_new_certificate_is_shown_and_nobody_is_dropped() {
 
 // attack: TLS 1.0, TLS 1.1 and cipher suites without forward secrecy => the handshake fails
 #[tokio::test(flavor = "multi_thread")]
-async fn only_versions_that_are_safe_are_spoken() {
+async fn only_secure_tls_versions_are_accepted() {
     let server = block_in_place(|| Server::start(&[]));
     for (version, speaks) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false), ("-tls1", false)] {
         let said = block_in_place(|| server.openssl(&[version, "-cipher", "ALL:@SECLEVEL=0", "-verify_return_error"]));
@@ -238,7 +238,7 @@ async fn only_versions_that_are_safe_are_spoken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
+async fn unusable_certificate_files_stop_the_start_with_advice() {
     let (authority, files) = (Authority::new(), tempfile::tempdir().unwrap());
     authority.issue(files.path(), 90);
     let path = |name: &str| files.path().join(name).display().to_string();
@@ -248,9 +248,9 @@ async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
     for (certificate, key, says) in [
         (path("server.pem"), None, "TLS needs both"),
         (path("missing.pem"), Some(path("server.key")), "missing.pem: "),
-        (path("server.key"), Some(path("server.key")), "there is no certificate in PEM form"),
+        (path("server.key"), Some(path("server.key")), "the file contains no certificate in PEM form"),
         (path("server.pem"), Some(path("server.pem")), "tls_key_file: "),
-        (path("server.pem"), Some(other), "the key is not the one of tls_certificate_file"),
+        (path("server.pem"), Some(other), "the key does not match tls_certificate_file"),
     ] {
         let key = key.map(|key| vec!["--tls-key-file".to_owned(), key]).unwrap_or_default();
         let arguments: Vec<&str> =
@@ -263,7 +263,7 @@ async fn files_that_are_of_no_use_stop_the_start_with_what_to_do() {
 
 // attack: a PROXY header from an address that is not listed => the connection fails; a client can't choose its own address
 #[tokio::test(flavor = "multi_thread")]
-async fn a_balancer_says_whose_connection_it_is_before_tls_begins() {
+async fn a_proxy_header_before_tls_sets_the_clients_address() {
     let server =
         block_in_place(|| Server::start(&["--proxy-protocol-from", "127.0.0.2", "--max-connections-per-address", "1"]));
     let dial = async |from: &str, header: &'static [u8]| {
@@ -284,7 +284,7 @@ async fn a_balancer_says_whose_connection_it_is_before_tls_begins() {
     };
     assert!(close.reason.starts_with("max_connections_per_address"), "{close:?}");
     assert!(dial("127.0.0.2", b"").await.is_err(), "a balancer without a header");
-    assert!(dial("127.0.0.3", one).await.is_err(), "somebody who is no balancer");
+    assert!(dial("127.0.0.3", one).await.is_err(), "a peer that is not a balancer");
     let mut direct = dial("127.0.0.3", b"").await.unwrap();
     assert_eq!(next(&mut direct).await["type"], "ack");
 }

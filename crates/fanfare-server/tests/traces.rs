@@ -1,4 +1,4 @@
-//! Traces from publish to write, as an OpenTelemetry collector gets them: one that this test is.
+//! Traces from publish to write, as an OpenTelemetry collector receives them.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -34,7 +34,7 @@ fn token() -> String {
 struct Collector(Arc<Mutex<Vec<Value>>>);
 
 impl Collector {
-    /// A collector, and where it is.
+    /// A collector and its URL.
     async fn start() -> (Self, String) {
         let collector = Self::default();
         let app = Router::new().route(
@@ -81,11 +81,11 @@ async fn publish(hub: &HubProcess, event_id: &str, traceparent: Option<&str>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publishers_trace_goes_on_to_every_workers_writes() {
+async fn a_publishers_trace_includes_the_writes_of_all_workers() {
     let (collector, url) = Collector::start().await;
     let redis = RedisServer::start();
     let redis_url = redis.url();
-    // What has no trace of its own is not traced: a share of none.
+    // Publishes without a trace are not traced, because trace_share is 0.
     let arguments = ["--redis-url", &redis_url, "--workers", "2", "--otlp-endpoint", &url, "--trace-share", "0"];
     let environment = [("SECRET_KEY", SECRET), ("OTEL_BSP_SCHEDULE_DELAY", "100")];
     let hub = block_in_place(|| HubProcess::start(program(), &arguments, &environment));
@@ -109,8 +109,8 @@ async fn a_publishers_trace_goes_on_to_every_workers_writes() {
         clients.as_i64().or_else(|| clients.as_str()?.parse().ok()).unwrap()
     };
     let written = || collector.of_event("write", "traced").iter().map(count).sum::<i64>();
-    block_in_place(|| until("all writes are told", || written() == 8));
-    block_in_place(|| until("the publish is told", || !collector.of_event("publish", "traced").is_empty()));
+    block_in_place(|| until("all writes are reported", || written() == 8));
+    block_in_place(|| until("the publish is reported", || !collector.of_event("publish", "traced").is_empty()));
     let published = &collector.of_event("publish", "traced")[0];
     assert_eq!((&published["traceId"], &published["parentSpanId"]), (&json!(TRACE), &json!(PARENT)));
     assert_eq!(attribute(published, "fanfare.publisher")["stringValue"], "user:ann");
@@ -121,9 +121,9 @@ async fn a_publishers_trace_goes_on_to_every_workers_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_sent_at_the_end_and_a_collector_that_is_away_is_in_nobodys_way() {
+async fn queued_spans_are_sent_at_shutdown_and_a_missing_collector_blocks_nothing() {
     let (collector, url) = Collector::start().await;
-    // So long that only the end sends it.
+    // Long enough that only the shutdown sends it.
     let environment = [("SECRET_KEY", SECRET), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
     let mut hub = block_in_place(|| HubProcess::start(program(), &["--otlp-endpoint", &url], &environment));
     publish(&hub, "e1", None).await;

@@ -1,4 +1,4 @@
-//! Several workers on one log: the program as it is deployed, with a Redis of its own.
+//! Several workers with one log in Redis, as in a deployment.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -69,12 +69,12 @@ async fn close_code(socket: &mut Socket) -> u16 {
     }
 }
 
-/// The answer to publishing an event.
+/// The response to publishing an event.
 fn publish(hub: &HubProcess, n: u64) -> String {
     try_publish(hub, n).unwrap()
 }
 
-/// Publishes until there is an answer that the event is there, as backends do.
+/// Publishes until the response confirms the event, as backends do.
 fn publish_surely(hub: &HubProcess, n: u64) {
     let there = || try_publish(hub, n).is_ok_and(|answer| answer.starts_with("HTTP/1.1 20"));
     block_in_place(|| until("the event is in the log", there));
@@ -87,12 +87,12 @@ fn try_publish(hub: &HubProcess, n: u64) -> io::Result<String> {
 }
 
 fn until_there_are(hub: &HubProcess, workers: usize) -> Vec<u32> {
-    block_in_place(|| until("all workers are there", || hub.workers().len() == workers));
+    block_in_place(|| until("all workers are running", || hub.workers().len() == workers));
     hub.workers()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_worker_is_started_again_and_its_clients_lose_nothing() {
+async fn a_killed_worker_is_restarted_and_its_clients_lose_no_events() {
     let redis = block_in_place(RedisServer::start);
     let hub = start(&redis, &["--workers", "3"]);
     let before = until_there_are(&hub, 3);
@@ -105,7 +105,7 @@ async fn a_dead_worker_is_started_again_and_its_clients_lose_nothing() {
         *last = next(socket).await["log_position"].as_str().unwrap().to_owned();
     }
     HubProcess::signal_to(before[0], Signal::SIGKILL);
-    block_in_place(|| until("it is started again", || hub.log().contains("was killed by signal 9; starting it again")));
+    block_in_place(|| until("it is restarted", || hub.log().contains("was killed by signal 9; restarting")));
     assert!(publish(&hub, 2).starts_with("HTTP/1.1 201"));
     let mut cut = 0;
     for (i, (socket, last)) in clients.iter_mut().enumerate() {
@@ -123,7 +123,11 @@ async fn a_dead_worker_is_started_again_and_its_clients_lose_nothing() {
     }
     assert!((1..12).contains(&cut), "the clients were spread over the workers; {cut} lost theirs");
     block_in_place(|| until("three workers again", || hub.workers().len() == 3 && hub.workers() != before));
-    assert_eq!(hub.workers().iter().filter(|worker| before.contains(worker)).count(), 2, "the others were left alone");
+    assert_eq!(
+        hub.workers().iter().filter(|worker| before.contains(worker)).count(),
+        2,
+        "the other workers were not restarted"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,22 +137,22 @@ async fn no_worker_outlives_its_supervisor() {
     let workers = until_there_are(&hub, 2);
     let (mut client, _) = connect(&hub, "ann", "").await;
     hub.kill();
-    assert_eq!(next(&mut client).await["type"], "goaway", "even then clients are told");
-    block_in_place(|| until("the workers have ended", || workers.iter().all(|&id| has_ended(id))));
+    assert_eq!(next(&mut client).await["type"], "goaway", "clients are drained in this case too");
+    block_in_place(|| until("the workers have exited", || workers.iter().all(|&id| has_ended(id))));
 }
 
 fn has_ended(id: u32) -> bool {
     !Path::new(&format!("/proc/{id}/cmdline")).exists() || is_zombie(id)
 }
 
-/// A process that has ended and that nobody has asked about.
+/// A process that has exited and was not reaped.
 fn is_zombie(id: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_tells_every_client_to_go_and_ends_well() {
+async fn a_signal_drains_all_clients_and_exits_with_code_0() {
     let redis = block_in_place(RedisServer::start);
     let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "200"]);
     until_there_are(&hub, 2);
@@ -167,13 +171,13 @@ async fn a_signal_tells_every_client_to_go_and_ends_well() {
     assert!(pauses.len() > 10 && *pauses.last().unwrap() < 2_000, "each has its own time: {pauses:?}");
     drop(clients);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
-    assert_eq!(redis.cli(&["ZCARD", "ws:nodes"]), "0", "the nodes have taken their leave");
+    assert_eq!(redis.cli(&["ZCARD", "ws:nodes"]), "0", "the nodes have deregistered");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_exits_immediately() {
     let redis = block_in_place(RedisServer::start);
-    // At this pace it would take a minute.
+    // At this rate the drain would take a minute.
     let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "1"]);
     until_there_are(&hub, 2);
     let mut clients = Vec::new();
@@ -181,15 +185,15 @@ async fn a_second_signal_ends_at_once() {
         clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
     }
     hub.signal(Signal::SIGTERM);
-    block_in_place(|| until("it ends", || hub.log().contains("once more, and it ends at once")));
+    block_in_place(|| until("it shuts down", || hub.log().contains("a second signal exits immediately")));
     hub.signal(Signal::SIGINT);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
 }
 
-/// Connects, which must work, and leaves. Whoever meets a worker that ends in that moment reads that it may come again.
+/// Connects, which must succeed, and disconnects. A worker that shuts down at that moment closes with 1012.
 async fn pass_by(hub: &HubProcess) {
     let url = format!("ws://{}/ws?token={}", hub.address(), token("passer-by"));
-    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().expect("no connect is refused");
+    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().expect("no connect fails");
     match timeout(PATIENCE, socket.next()).await.expect("an answer in time") {
         Some(Ok(Message::Text(text))) => assert!(text.contains(r#""type":"ack""#), "{text}"),
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1012),
@@ -198,7 +202,7 @@ async fn pass_by(hub: &HubProcess) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_replaces_the_workers_and_no_connect_fails() {
+async fn sighup_replaces_the_workers_and_no_connect_fails() {
     let redis = block_in_place(RedisServer::start);
     let limits = ["--connects-per-second-per-address", "--connects-per-second-per-user"].map(|limit| [limit, "0"]);
     let hub = start(&redis, &[&["--workers", "3"][..], &limits.concat()].concat());
@@ -223,7 +227,7 @@ async fn a_hangup_replaces_the_workers_and_no_connect_fails() {
     assert_eq!(next(&mut again).await["data"]["n"], 1);
 }
 
-/// Counts to `last`, and how often it went on where it was.
+/// Receives events up to `last`. Returns how often the listener resumed.
 async fn count(mut listener: Listener, last: u64) -> u64 {
     let (mut expected, mut resumes) = (1, 0);
     while expected <= last {
@@ -241,7 +245,7 @@ async fn count(mut listener: Listener, last: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn listeners_count_every_event_once_through_a_roll() {
+async fn listeners_receive_every_event_once_during_a_rollout() {
     let redis = block_in_place(RedisServer::start);
     let limits = ["--connects-per-second-per-address", "--connects-per-second-per-user"].map(|limit| [limit, "0"]);
     let hub = start(&redis, &[&["--workers", "2"][..], &limits.concat()].concat());
@@ -262,11 +266,11 @@ async fn listeners_count_every_event_once_through_a_roll() {
     publish_surely(&hub, LAST);
     assert!(until_there_are(&hub, 2).iter().all(|worker| !before.contains(worker)));
     let resumes = listeners.join_all().await;
-    assert!(resumes.iter().all(|&resumes| resumes > 0), "each was sent off and came back: {resumes:?}");
+    assert!(resumes.iter().all(|&resumes| resumes > 0), "each was drained and resumed: {resumes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_clients_stay_and_come_and_publishers_are_told() {
+async fn without_redis_clients_connect_and_publishers_receive_503() {
     let mut redis = block_in_place(|| RedisServer::setup().persistent().start());
     let hub = start(&redis, &[]);
     let (mut client, _) = connect(&hub, "ann", "").await;
@@ -344,7 +348,7 @@ async fn redis_is_reached_with_a_client_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_of_no_use_stops_the_start_with_what_to_do() {
+async fn an_unusable_redis_stops_the_start_with_advice() {
     let redis = block_in_place(|| RedisServer::setup().password("hush").start());
     let closed = testbed::free_port();
     for (url, workers, says) in [
@@ -360,7 +364,7 @@ async fn a_redis_that_is_of_no_use_stops_the_start_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_eviction_policy_that_could_eat_the_log_is_warned_of() {
+async fn an_eviction_policy_that_could_evict_the_log_causes_a_warning() {
     let redis = block_in_place(|| RedisServer::setup().line("maxmemory-policy allkeys-lru").start());
     let hub = start(&redis, &[]);
     for says in ["maxmemory-policy is allkeys-lru", "set maxmemory-policy noeviction"] {
@@ -369,7 +373,7 @@ async fn an_eviction_policy_that_could_eat_the_log_is_warned_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_ends_a_roll_and_everything_with_it() {
+async fn a_signal_during_a_rollout_shuts_everything_down() {
     let redis = block_in_place(RedisServer::start);
     let mut hub = start(&redis, &["--workers", "2", "--drain-rate", "1", "--drain-timeout", "4s"]);
     let before = until_there_are(&hub, 2);
@@ -378,14 +382,14 @@ async fn a_signal_ends_a_roll_and_everything_with_it() {
         clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
     }
     hub.signal(Signal::SIGHUP);
-    // The replacement is there while the old one still drains.
+    // The replacement runs while the old worker drains.
     let during = until_there_are(&hub, 3);
     hub.signal(Signal::SIGTERM);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
-    assert!(before.iter().chain(&during).all(|&id| has_ended(id)), "nobody is left");
+    assert!(before.iter().chain(&during).all(|&id| has_ended(id)), "no process is left");
 }
 
-/// Hubs that take a minute to see off the clients that are returned with them.
+/// A hub that takes a minute to drain its clients, which are returned with it.
 async fn slow_to_end(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Socket>) {
     let hub = start(redis, &["--workers", workers, "--drain-rate", "1"]);
     let mut clients = Vec::new();
@@ -395,7 +399,7 @@ async fn slow_to_end(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Soc
     (hub, clients)
 }
 
-/// Waits until connects are refused, rather than left to wait.
+/// Waits until connects are refused, and not queued.
 fn until_connects_are_refused(hub: &HubProcess) {
     let refused = || {
         let second = Duration::from_secs(1);
@@ -406,31 +410,31 @@ fn until_connects_are_refused(hub: &HubProcess) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_ends_refuses_connects() {
+async fn a_hub_that_shuts_down_refuses_connects() {
     let redis = block_in_place(RedisServer::start);
     for workers in ["1", "2"] {
         let (hub, clients) = slow_to_end(&redis, workers).await;
         hub.signal(Signal::SIGTERM);
         until_connects_are_refused(&hub);
-        assert!(!hub.log().contains("ended with"), "its clients are still being told: {}", hub.log());
+        assert!(!hub.log().contains("exited with"), "its clients are still being drained: {}", hub.log());
         drop((hub, clients));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_without_a_supervisor_take_no_connects_from_the_next() {
+async fn workers_without_a_supervisor_accept_no_connects_of_the_next_one() {
     let redis = block_in_place(RedisServer::start);
     let (mut hub, clients) = slow_to_end(&redis, "2").await;
     let workers = hub.workers();
     hub.kill();
     until_connects_are_refused(&hub);
-    assert!(workers.iter().all(|&id| !has_ended(id)), "they still see their clients off");
+    assert!(workers.iter().all(|&id| !has_ended(id)), "they still drain their clients");
     drop(clients);
     workers.iter().for_each(|&id| HubProcess::signal_to(id, Signal::SIGKILL));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_dies_during_a_roll_is_started_again_at_once() {
+async fn a_worker_that_is_killed_during_a_rollout_is_restarted() {
     let redis = block_in_place(RedisServer::start);
     let (hub, _clients) = slow_to_end(&redis, "2").await;
     let before = until_there_are(&hub, 2);
@@ -439,11 +443,11 @@ async fn a_worker_that_dies_during_a_roll_is_started_again_at_once() {
     HubProcess::signal_to(before[1], Signal::SIGKILL);
     let again = || starts_of(&hub, 1) == 2;
     block_in_place(|| until("it is started again", again));
-    assert!(!hub.log().contains("drained"), "the roll has not gone on: {}", hub.log());
+    assert!(!hub.log().contains("drained"), "the rollout has not continued: {}", hub.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_told_twice_to_end_still_sees_its_clients_off() {
+async fn a_second_signal_to_a_worker_does_not_interrupt_its_drain() {
     let redis = block_in_place(RedisServer::start);
     let hub = start(&redis, &["--workers", "2", "--drain-rate", "20"]);
     let mut clients = Vec::new();
@@ -453,15 +457,17 @@ async fn a_worker_that_is_told_twice_to_end_still_sees_its_clients_off() {
     let before = until_there_are(&hub, 2);
     let told = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
     told(before[0]);
-    block_in_place(|| until("it ends, and another takes its place", || hub.log().contains("it was told to end")));
+    block_in_place(|| {
+        until("it drains, and another is started", || hub.log().contains("worker is draining after a signal"))
+    });
     told(before[0]);
-    block_in_place(|| until("it has ended", || hub.log().contains("drained: it ended with exit code 0")));
+    block_in_place(|| until("it has exited", || hub.log().contains("worker drained and exited with code 0")));
     told(before[1]);
     for socket in &mut clients {
         assert_eq!(next(socket).await["type"], "goaway");
         assert_eq!(close_code(socket).await, 1012);
     }
-    block_in_place(|| until("both have others in their places", || starts_of(&hub, 0) == 2 && starts_of(&hub, 1) == 2));
+    block_in_place(|| until("both are replaced", || starts_of(&hub, 0) == 2 && starts_of(&hub, 1) == 2));
 }
 
 /// How often a worker was started.
@@ -478,7 +484,7 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
     for _ in 0..15 {
         let url = format!("ws://{}/ws?token={}", hub.address(), token("ann"));
         let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
-        // A worker refuses by itself whom it has too many of.
+        // Each worker rejects connections beyond its own count of a user.
         if let Some(Ok(Message::Text(_))) = timeout(PATIENCE, socket.next()).await.expect("a first frame") {
             clients.push(socket);
         }
@@ -496,7 +502,7 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
     let (mut other, _) = connect(&hub, "bob", "").await;
     let told = || redis.cli(&["XRANGE", "ws:control", "-", "+"]).matches("surplus").count() == surplus;
     let held = || redis.cli(&["SCARD", "ws:user:ann:connections"]) == "5";
-    block_in_place(|| until("the surplus has gone", || told() && held()));
+    block_in_place(|| until("the connections beyond the limit are closed", || told() && held()));
     assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
     let (mut stay, mut told) = (0, 0);
     for socket in &mut clients {
@@ -514,17 +520,17 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
         }
     }
     assert_eq!((stay, told), (5, surplus));
-    assert_eq!(next(&mut other).await["data"]["n"], 1, "another user is not concerned");
+    assert_eq!(next(&mut other).await["data"]["n"], 1, "other users are not affected");
     for socket in &mut operators {
         assert_eq!(next(socket).await["data"]["n"], 1, "an administrator may have any number");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn why_asks_all_workers() {
+async fn why_queries_all_workers() {
     let redis = RedisServer::start();
     let hub = start(&redis, &["--workers", "2"]);
-    // As many as it takes for both workers to have some.
+    // Enough that both workers have some.
     let mut clients = Vec::new();
     for n in 0..12 {
         clients.push(connect(&hub, &format!("user-{n}"), "").await);
@@ -543,7 +549,7 @@ async fn why_asks_all_workers() {
     let sum = |told: &Value, field: &str| {
         told["nodes"].as_array().unwrap().iter().map(|node| node[field].as_u64().unwrap()).sum::<u64>()
     };
-    // A worker counts what it has written after it has written it.
+    // A worker counts deliveries after it has written them.
     block_in_place(|| {
         until("both workers answer, and have counted", || {
             let told = told();
@@ -566,7 +572,7 @@ async fn why_asks_all_workers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_drained_is_followed_by_another() {
+async fn a_drained_worker_is_replaced() {
     let redis = RedisServer::start();
     let hub = start(&redis, &["--workers", "2"]);
     let (_socket, ack) = connect(&hub, "ann", "").await;
@@ -584,17 +590,17 @@ async fn a_worker_that_is_drained_is_followed_by_another() {
     let drained = client.post(format!("{base}/nodes/{node}/drain")).bearer_auth(&admin).send().await.unwrap();
     assert_eq!(drained.status(), 202);
     block_in_place(|| {
-        until("the worker is drained, and another is there", || {
+        until("the worker is replaced", || {
             let now = hub.workers();
             now.len() == 2 && now.iter().filter(|id| before.contains(id)).count() == 1
         });
     });
-    let told = || hub.log().contains("an administrator wants this process to end");
-    block_in_place(|| until("the log tells why", told));
+    let told = || hub.log().contains("an administrator requested a drain");
+    block_in_place(|| until("the cause is logged", told));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_logged_is_switched_on_all_workers() {
+async fn the_log_level_changes_on_all_workers() {
     let redis = RedisServer::start();
     let hub = start(&redis, &["--workers", "2"]);
     let url = format!("http://{}", hub.address());
@@ -604,20 +610,20 @@ async fn what_is_logged_is_switched_on_all_workers() {
         block_in_place(|| command.output()).unwrap()
     };
     let lines = |what: &str| hub.log().lines().filter(|line| line.contains(what)).count();
-    // A request that is no HTTP is told of at debug alone.
+    // A malformed request is logged at level debug only.
     let nonsense = || {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
         stream.write_all(b"nonsense\r\n\r\n").unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
     };
     block_in_place(nonsense);
-    assert_eq!(lines("an HTTP connection ended early"), 0);
+    assert_eq!(lines("HTTP connection closed early"), 0);
     assert!(switch("debug").status.success());
-    block_in_place(|| until("both workers have switched", || lines("log_level is debug now") == 2));
+    block_in_place(|| until("both workers have switched", || lines("log_level is now debug") == 2));
     block_in_place(|| {
-        until("it is told of now", || {
+        until("it is logged", || {
             nonsense();
-            lines("an HTTP connection ended early") > 0
+            lines("HTTP connection closed early") > 0
         });
     });
     let wrong = switch("loud");

@@ -1,4 +1,4 @@
-//! What is changed in the database reaches the hub within a second: access keys, and tokens that are no longer believed.
+//! Applies changes in the database to the hub within a second: access keys and revocations.
 
 use super::Store;
 use fanfare::{
@@ -9,73 +9,73 @@ use fanfare::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-/// How often the database is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// The polling interval of the database.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long after a look an unknown access key may cause another one: keys are made up faster than that.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How soon after a poll an unknown access key may cause another one. Invented keys can arrive at any rate.
+const MIN_POLL_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often what has ended is thrown away.
-const SWEEP: Duration = Duration::from_secs(600);
+/// The interval at which expired rows are deleted.
+const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Takes over what is in the database now, and goes on doing so in the background. Each node does; that all nodes hear of
-/// a revocation that only some of their databases have is the log's business.
+/// Applies the current content of the database, and then polls for changes in the background. Every node does this.
+/// Revocations also reach nodes with other databases, through the log.
 pub(crate) async fn follow(store: Arc<Store>, hub: Hub, unknown: AccessKeySource) {
     let mut follower = Follower { store, hub, unknown, revision: 0, down: false };
-    follower.look().await;
+    follower.poll().await;
     tokio::spawn(async move { follower.run().await });
 }
 
 struct Follower {
     store: Arc<Store>,
     hub: Hub,
-    /// Access keys that were shown and are not known: they may be a moment old.
+    /// Requests for access keys that are unknown, because they may have been created since the last poll.
     unknown: AccessKeySource,
-    /// The one that was taken over.
+    /// The revision that was applied last.
     revision: u64,
     down: bool,
 }
 
 impl Follower {
     async fn run(&mut self) {
-        let (mut looks, mut swept) = (interval(LOOK), Instant::now());
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked = Instant::now();
+        let (mut ticks, mut purged) = (interval(POLL_INTERVAL), Instant::now());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut polled = Instant::now();
         loop {
             tokio::select! {
-                _ = looks.tick() => {}
-                () = self.unknown.wanted() => sleep_until(looked + LOOK_AGAIN).await,
+                _ = ticks.tick() => {}
+                () = self.unknown.wanted() => sleep_until(polled + MIN_POLL_PAUSE).await,
             }
-            self.look().await;
-            looked = Instant::now();
-            if swept.elapsed() >= SWEEP {
-                // What is left lying does no harm until the next time.
-                let _ = self.store.sweep(crate::commands::access::unix_secs().saturating_mul(1_000)).await;
-                swept = Instant::now();
+            self.poll().await;
+            polled = Instant::now();
+            if purged.elapsed() >= PURGE_INTERVAL {
+                // After an error the rows remain until the next time.
+                let _ = self.store.purge(crate::commands::access::unix_secs().saturating_mul(1_000)).await;
+                purged = Instant::now();
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn poll(&mut self) {
         let begun = self.unknown.begin();
-        let taken = self.take_over().await;
-        self.unknown.end(begun, taken.is_ok());
-        match taken {
+        let applied = self.apply().await;
+        self.unknown.end(begun, applied.is_ok());
+        match applied {
             Ok(()) => {
                 if std::mem::take(&mut self.down) {
-                    tracing::info!("the accounts' database answers again");
+                    tracing::info!("the accounts database is available again");
                 }
             }
             Err(error) => {
-                // Once is enough: it may go on for a while.
+                // Logged once, because an outage may last.
                 if !std::mem::replace(&mut self.down, true) {
-                    tracing::error!("what is changed in the accounts is not heard of: {error:#}");
+                    tracing::error!("failed to read changes from the accounts database: {error:#}");
                 }
             }
         }
     }
 
-    async fn take_over(&mut self) -> anyhow::Result<()> {
+    async fn apply(&mut self) -> anyhow::Result<()> {
         let revision = self.store.revision().await?;
         if revision == self.revision {
             return Ok(());
@@ -96,7 +96,7 @@ impl Follower {
     }
 }
 
-/// Revocations that a hub receives are also stored in the accounts' database.
+/// Stores the revocations that a hub receives in the accounts database.
 impl RevocationStore for Store {
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> BrokerFuture<'a, ()> {
         Box::pin(async move {

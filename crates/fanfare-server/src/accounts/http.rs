@@ -1,4 +1,4 @@
-//! Logging in over HTTP. Knows requests and answers.
+//! The HTTP API for logins. Knows requests and responses.
 
 use super::{
     Logins,
@@ -20,48 +20,48 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// What a request may hold: the longest address and password, with what surrounds them.
+/// The largest body: the longest address and password, and their JSON.
 const MAX_BODY: usize = 8 << 10;
 
-/// Who logs in.
+/// The credentials of a login.
 #[derive(Deserialize, ToSchema)]
 struct LoginInput {
-    /// The account.
+    /// The e-mail address of the account.
     #[schema(example = "ann@example.org")]
     email: String,
     #[schema(format = "password", example = "correct horse battery staple")]
     password: String,
 }
 
-/// Who was let in before.
+/// A refresh token.
 #[derive(Deserialize, ToSchema)]
 struct RefreshInput {
-    /// As the login answered it.
+    /// From the response to the login or to the last refresh.
     refresh_token: String,
 }
 
-/// What is to be shown from now on.
+/// New tokens.
 #[derive(Serialize, ToSchema)]
 struct SessionBody {
     /// The token for `/ws` and for the API.
     access_token: String,
-    /// How it is shown: `Authorization: Bearer`.
+    /// The scheme of the `Authorization` header.
     #[schema(example = "bearer")]
     token_type: &'static str,
-    /// How long it is valid, in seconds.
+    /// Lifetime of the access token, in seconds.
     #[schema(example = 1800)]
     expires_in: u64,
-    /// For `/auth/refresh`, once; its answer has the next one.
+    /// For one request to `/auth/refresh`, whose response contains the next one.
     refresh_token: String,
-    /// How long that is valid, in seconds.
+    /// Lifetime of the refresh token, in seconds.
     refresh_expires_in: u64,
     user: AccountBody,
 }
 
-/// Who was let in.
+/// The account.
 #[derive(Serialize, ToSchema)]
 struct AccountBody {
-    /// The user's id, as publishers address it.
+    /// The user's ID, which publishers address.
     #[schema(example = "ann@example.org")]
     id: String,
     email: String,
@@ -70,21 +70,21 @@ struct AccountBody {
     role: &'static str,
 }
 
-/// What was done, in a word.
+/// The result of a logout.
 #[derive(Serialize, ToSchema)]
 struct LogoutBody {
     #[schema(example = "logged out")]
     status: &'static str,
 }
 
-/// What any of the routes may answer instead.
-struct Refusals;
+/// The errors that are common to all routes.
+struct CommonErrors;
 
-impl IntoResponses for Refusals {
+impl IntoResponses for CommonErrors {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
         let error = openapi::Ref::from_schema_name("ErrorBody");
         let content = openapi::ContentBuilder::new().schema(Some(error)).build();
-        let answer = |(status, description, later): (u16, &str, bool)| {
+        let respond = |(status, description, later): (u16, &str, bool)| {
             let mut response =
                 openapi::ResponseBuilder::new().description(description).content("application/json", content.clone());
             if later {
@@ -94,19 +94,19 @@ impl IntoResponses for Refusals {
         };
         [
             (400, "The body is not JSON.", false),
-            (408, "The body did not come in time.", false),
+            (408, "The body did not arrive in time.", false),
             (413, "The body is too large.", false),
-            (415, "The body is declared to be something other than JSON.", false),
-            (422, "A field is missing, there twice, or no string.", false),
+            (415, "The content type is not JSON.", false),
+            (422, "A field is missing, duplicate, or not a string.", false),
             (429, "Too many attempts.", true),
-            (503, "It can't be done now.", true),
+            (503, "Logins are currently unavailable.", true),
         ]
-        .map(answer)
+        .map(respond)
         .into()
     }
 }
 
-/// What went wrong, in the form of every error of the API.
+/// An error in the common format of the API.
 struct Problem {
     status: StatusCode,
     code: &'static str,
@@ -114,10 +114,10 @@ struct Problem {
     retry_after: Option<u64>,
 }
 
-/// Whose request it is.
-struct Caller(IpAddr);
+/// The address of the client, by which logins are limited.
+struct ClientAddress(IpAddr);
 
-impl FromRequestParts<Arc<Logins>> for Caller {
+impl FromRequestParts<Arc<Logins>> for ClientAddress {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, logins: &Arc<Logins>) -> Result<Self, Infallible> {
@@ -125,14 +125,14 @@ impl FromRequestParts<Arc<Logins>> for Caller {
     }
 }
 
-/// The routes, with their description.
+/// The routes, with their OpenAPI descriptions.
 pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
     OpenApiRouter::new().routes(routes!(login)).routes(routes!(refresh)).routes(routes!(logout)).with_state(logins)
 }
 
 /// Log in
 ///
-/// Attempts are limited by address and by account. Which of the two was wrong is not told.
+/// Attempts are limited by address and by account. The response does not reveal which of the credentials was wrong.
 #[utoipa::path(
     post,
     path = "/auth/login",
@@ -141,20 +141,24 @@ pub(crate) fn router(logins: Arc<Logins>) -> OpenApiRouter<Hub> {
     security(()),
     request_body = LoginInput,
     responses(
-        (status = 200, description = "Let in.", body = SessionBody),
+        (status = 200, description = "The login succeeded.", body = SessionBody),
         (status = 401, description = "The address or the password is wrong.", body = ref("#/components/schemas/ErrorBody")),
-        Refusals,
+        CommonErrors,
     )
 )]
-async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request: Request) -> Result<Response, Problem> {
+async fn login(
+    State(logins): State<Arc<Logins>>,
+    ClientAddress(from): ClientAddress,
+    request: Request,
+) -> Result<Response, Problem> {
     check_type(&request)?;
     let LoginInput { email, password } = input(request.into_body()).await?;
-    Ok(answer(logins.login(from, &email, password).await?))
+    Ok(respond(logins.login(from, &email, password).await?))
 }
 
-/// Get a new access token
+/// Refresh the access token
 ///
-/// Each refresh token is good for one use; used again later, it and all that came of its login end.
+/// A refresh token can be used once. If it is used again later, its login ends with all of its tokens.
 #[utoipa::path(
     post,
     path = "/auth/refresh",
@@ -163,25 +167,25 @@ async fn login(State(logins): State<Arc<Logins>>, Caller(from): Caller, request:
     security(()),
     request_body = RefreshInput,
     responses(
-        (status = 200, description = "The next tokens.", body = SessionBody),
-        (status = 401, description = "The refresh token has ended, or was used.",
+        (status = 200, description = "New tokens.", body = SessionBody),
+        (status = 401, description = "The refresh token has expired or was used before.",
             body = ref("#/components/schemas/ErrorBody")),
-        Refusals,
+        CommonErrors,
     )
 )]
 async fn refresh(
     State(logins): State<Arc<Logins>>,
-    Caller(from): Caller,
+    ClientAddress(from): ClientAddress,
     request: Request,
 ) -> Result<Response, Problem> {
     check_type(&request)?;
     let RefreshInput { refresh_token } = input(request.into_body()).await?;
-    Ok(answer(logins.renew(from, &refresh_token).await?))
+    Ok(respond(logins.renew(from, &refresh_token).await?))
 }
 
 /// Log out
 ///
-/// Ends the refresh tokens of one login. Its access token ends by itself.
+/// Ends a login: its refresh tokens, its access tokens, and their connections.
 #[utoipa::path(
     post,
     path = "/auth/logout",
@@ -190,13 +194,13 @@ async fn refresh(
     security(()),
     request_body = RefreshInput,
     responses(
-        (status = 200, description = "They have ended, if there were any.", body = LogoutBody),
-        Refusals,
+        (status = 200, description = "The login has ended, or did not exist.", body = LogoutBody),
+        CommonErrors,
     )
 )]
 async fn logout(
     State(logins): State<Arc<Logins>>,
-    Caller(from): Caller,
+    ClientAddress(from): ClientAddress,
     request: Request,
 ) -> Result<Response, Problem> {
     check_type(&request)?;
@@ -205,7 +209,7 @@ async fn logout(
     Ok(Json(LogoutBody { status: "logged out" }).into_response())
 }
 
-/// A page of another site can send forms and plain text to here, but no JSON without being asked about first.
+/// Rejects other content types, because pages of other sites can send forms and plain text without a preflight request.
 fn check_type(request: &Request) -> Result<(), Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let essence = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
@@ -225,15 +229,15 @@ async fn input<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
         let (status, code, detail) = if BodyTimeout::caused(&error) {
             (StatusCode::REQUEST_TIMEOUT, "request_timeout", BodyTimeout.to_string())
         } else {
-            (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body may have at most {MAX_BODY} bytes"))
+            (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", format!("the body must have at most {MAX_BODY} bytes"))
         };
         Problem { status, code, detail, retry_after: None }
     })?;
     serde_json::from_slice(&bytes).map_err(|error| {
-        // What is repeated of the body could be a password.
+        // The message of serde_json could repeat a password from the body.
         let (status, code, detail) = match error.classify() {
             serde_json::error::Category::Data => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "a field is missing, there twice, or no string")
+                (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "a field is missing, duplicate, or not a string")
             }
             _ => (StatusCode::BAD_REQUEST, "not_json", "the body is not a JSON object"),
         };
@@ -241,7 +245,7 @@ async fn input<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
     })
 }
 
-fn answer(session: Session) -> Response {
+fn respond(session: Session) -> Response {
     let Session { access_token, expires_in, refresh_token, refresh_expires_in, user } = session;
     let user = AccountBody { id: user.email.clone(), email: user.email, role: user.role.name() };
     let body = SessionBody { access_token, token_type: "bearer", expires_in, refresh_token, refresh_expires_in, user };
@@ -263,9 +267,9 @@ impl From<LoginError> for Problem {
             }
             LoginError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", Some(1)),
             LoginError::Unavailable(_) | LoginError::Failed(_) => {
-                // Where the database is, is not told to strangers.
+                // The location of the database is logged, and not sent to clients.
                 tracing::error!("a login failed: {error:#}");
-                let detail = "nobody can log in now; try again later".to_owned();
+                let detail = "logins are currently unavailable; try again later".to_owned();
                 let code = "accounts_unavailable";
                 return Self { status: StatusCode::SERVICE_UNAVAILABLE, code, detail, retry_after: Some(5) };
             }

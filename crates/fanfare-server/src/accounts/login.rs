@@ -1,4 +1,4 @@
-//! Logging in: a password, or a refresh token, for an access token.
+//! Logins: exchange a password or a refresh token for an access token.
 
 use super::{
     Store, StoreError, User, email,
@@ -19,22 +19,22 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// What a refresh token begins with, so that it is told from others, and found where it leaked.
+/// The prefix of refresh tokens, which distinguishes them from other tokens and makes leaked ones searchable.
 const RENEWAL_PREFIX: &str = "ffr_";
 
-/// How long a used refresh token may be shown again, in seconds.
+/// How long a used refresh token may be presented again, in seconds.
 const GRACE_SECS: u64 = 10;
 
-/// How many times as many attempts an account takes from all addresses together as from one.
-const ADDRESSES: u32 = 10;
+/// The limit of an account from all addresses together, as a multiple of its limit from one address.
+const ALL_ADDRESSES_FACTOR: u32 = 10;
 
-/// How long an address is known from which an account has logged in.
+/// How long an address from which an account has logged in is remembered.
 const KNOWN_MS: u64 = 30 * 86_400_000;
 
-/// How many attempts are remembered here before those that no longer matter are dropped.
-const MANY: usize = 10_000;
+/// Number of attempts in memory beyond which expired ones are dropped.
+const MAX_ATTEMPTS: usize = 10_000;
 
-/// Lets people in.
+/// Performs logins.
 #[derive(Debug)]
 pub(crate) struct Logins {
     store: Arc<Store>,
@@ -42,11 +42,11 @@ pub(crate) struct Logins {
     minter: Minter,
     hub: Hub,
     settings: Settings,
-    /// The attempts that this process has seen, so that a flood of them does not reach the database.
+    /// The attempts that this process has counted, so that a flood does not reach the database.
     attempts: Mutex<HashMap<String, u64>>,
 }
 
-/// Somebody was let in.
+/// The result of a login.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) access_token: String,
@@ -56,20 +56,20 @@ pub(crate) struct Session {
     pub(crate) user: User,
 }
 
-/// Somebody was not let in. None says whether there is such an account.
+/// A failed login. No error reveals whether the account exists.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoginError {
     #[error("the e-mail address or the password is wrong")]
     Wrong,
-    #[error("the refresh token has ended, or was used before; log in again")]
+    #[error("the refresh token has expired or was used before; log in again")]
     WrongRenewal,
     #[error("too many attempts; try again in {} s", retry_after.as_secs().max(1))]
     TooMany { retry_after: Duration },
-    #[error("too many people log in at this moment; try again")]
+    #[error("too many logins at this moment; try again")]
     Busy,
-    #[error("nobody can log in now: {0}")]
+    #[error("logins are currently unavailable: {0}")]
     Unavailable(#[from] StoreError),
-    #[error("nobody can log in now: {0}")]
+    #[error("logins are currently unavailable: {0}")]
     Failed(#[from] anyhow::Error),
 }
 
@@ -82,34 +82,34 @@ impl Logins {
         &self.hub
     }
 
-    /// Lets somebody in by password. It takes as long for an account that is not there.
+    /// Logs in by password. It takes the same time for an unknown account.
     pub(crate) async fn login(&self, from: IpAddr, address: &str, password: String) -> Result<Session, LoginError> {
-        // What can be no address is none of anybody's account, and counts as one.
+        // Invalid addresses share one limit. No account has the empty address.
         let account = email(address).unwrap_or_default();
         self.limit(from, Some(&account)).await?;
         let user = self.store.user(&account).await?;
         if password.len() > MAX_BYTES {
             return Err(LoginError::Wrong);
         }
-        let kept = user.as_ref().map(|user| user.password.clone());
-        let right = self.passwords.check(password, kept).await.map_err(|_| LoginError::Busy)?;
-        let user = user.filter(|user| right && !user.disabled).ok_or(LoginError::Wrong)?;
+        let hash = user.as_ref().map(|user| user.password.clone());
+        let correct = self.passwords.check(password, hash).await.map_err(|_| LoginError::Busy)?;
+        let user = user.filter(|user| correct && !user.disabled).ok_or(LoginError::Wrong)?;
         let (token, family, now) = (renewal()?, random_id()?, now_ms() / 1_000);
         let ends = [self.access_expires_at(now), self.refresh_expires_at(now)];
-        // None: the account was changed or disabled since, and what that ended would live on in these tokens.
+        // None: the account was changed or disabled in the meantime. These tokens would outlive that change.
         let login = self.store.begin_login(&digest_of(&token), &family, &user, now, ends).await?;
         let login = login.ok_or(LoginError::Wrong)?;
         self.store.remember(&known_address(from, &account), now_ms() + KNOWN_MS).await?;
         self.session(login, token, now)
     }
 
-    /// Lets somebody in who was let in before.
+    /// Logs in by refresh token.
     pub(crate) async fn renew(&self, from: IpAddr, token: &str) -> Result<Session, LoginError> {
         self.limit(from, None).await?;
         let (digest, now) = (digest_of(token), now_ms() / 1_000);
         let Some(row) = self.store.login_of(&digest).await? else { return Err(LoginError::WrongRenewal) };
         if self.hub.is_revoked(&row.as_grant()) {
-            // The revocation may have come over the log alone, from a hub with another database.
+            // A hub with another database may have sent the revocation through the log only.
             self.store.end_login(&row.family).await?;
             return Err(LoginError::WrongRenewal);
         }
@@ -128,7 +128,7 @@ impl Logins {
                 self.session(*login, token, now)
             }
             Renewed::Replayed { .. } => {
-                tracing::warn!(%from, "a refresh token was used twice: its login has ended, with all of its tokens");
+                tracing::warn!(%from, "a refresh token was used twice; its login and all of its tokens are revoked");
                 self.end(&row).await?;
                 Err(LoginError::WrongRenewal)
             }
@@ -147,7 +147,7 @@ impl Logins {
 
     async fn end(&self, login: &LoginRow) -> Result<(), LoginError> {
         self.store.end_login(&login.family).await?;
-        // A renewal that is under way may still issue one.
+        // A concurrent renewal may still issue an access token.
         let last = login.access_expires_at.max(self.access_expires_at(now_ms() / 1_000));
         let until = last + self.settings.leeway.as_secs() + CLOCK_TOLERANCE_SECS;
         let revocation = Revocation::Session { session: token_id(&login.family), until };
@@ -159,12 +159,12 @@ impl Logins {
         let expires_at = self.access_expires_at(now);
         let claims = Claims {
             sub: user.email.clone(),
-            // A token of the second in which older ones were revoked would count as one of them.
+            // Never in the second of a revocation, which would revoke the new token too.
             iat: Some(now.max(valid_from).max(self.hub.tokens_valid_from(&user.email))),
             exp: Some(expires_at),
             jti: Some(random_id()?),
             sid: Some(family),
-            // What was published before belongs to an earlier account of the address.
+            // Earlier events belong to a previous account with the same address.
             replay_from: Some(user.created_at + 1),
             iss: self.settings.token_issuer.clone(),
             aud: self.settings.token_audience.clone(),
@@ -184,8 +184,9 @@ impl Logins {
         now.saturating_add(self.settings.refresh_token_expire_days.saturating_mul(86_400))
     }
 
-    /// Counts an attempt: against its address, against its account from this address, and against its account from all
-    /// addresses, except those from which the account has logged in. So nobody elsewhere locks its owner out.
+    /// Counts an attempt for its address, for its account from this address, and for its account from all unknown
+    /// addresses. Addresses from which the account has logged in are exempt from the last limit, so that attempts from
+    /// elsewhere do not lock the owner out.
     async fn limit(&self, from: IpAddr, account: Option<&str>) -> Result<(), LoginError> {
         let (per_address, per_account) =
             (self.settings.logins_per_minute_per_address, self.settings.logins_per_minute_per_account);
@@ -193,20 +194,20 @@ impl Logins {
         let Some(account) = account else { return Ok(()) };
         self.count(format!("account {account} from {from}"), per_account).await?;
         if per_account > 0 && !self.store.remembers(&known_address(from, account), now_ms()).await? {
-            self.count(format!("account {account}"), per_account.saturating_mul(ADDRESSES)).await?;
+            self.count(format!("account {account}"), per_account.saturating_mul(ALL_ADDRESSES_FACTOR)).await?;
         }
         Ok(())
     }
 
-    /// `rate`: attempts a minute; 0: no limit.
-    async fn count(&self, who: String, rate: u32) -> Result<(), LoginError> {
+    /// `rate` is in attempts a minute. 0: no limit.
+    async fn count(&self, key: String, rate: u32) -> Result<(), LoginError> {
         if rate == 0 {
             return Ok(());
         }
         let (now, every_ms, burst_ms) = (now_ms(), (60_000 / u64::from(rate)).max(1), 60_000);
-        let mut wait_ms = self.attempt_here(&who, now, every_ms, burst_ms);
+        let mut wait_ms = self.attempt_in_memory(&key, now, every_ms, burst_ms);
         if wait_ms.is_none() {
-            wait_ms = self.store.attempt(&who, now, every_ms, burst_ms).await?;
+            wait_ms = self.store.attempt(&key, now, every_ms, burst_ms).await?;
         }
         match wait_ms {
             Some(ms) => Err(LoginError::TooMany { retry_after: Duration::from_millis(ms.next_multiple_of(1_000)) }),
@@ -214,16 +215,16 @@ impl Logins {
         }
     }
 
-    fn attempt_here(&self, who: &str, now: u64, every_ms: u64, burst_ms: u64) -> Option<u64> {
+    fn attempt_in_memory(&self, key: &str, now: u64, every_ms: u64, burst_ms: u64) -> Option<u64> {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.len() >= MANY {
-            attempts.retain(|_, pace| *pace > now);
+        if attempts.len() >= MAX_ATTEMPTS {
+            attempts.retain(|_, next_allowed| *next_allowed > now);
         }
-        let pace = attempts.get(who).copied().unwrap_or(0).max(now) + every_ms;
-        if pace > now + burst_ms {
-            return Some(pace - now - burst_ms);
+        let next_allowed = attempts.get(key).copied().unwrap_or(0).max(now) + every_ms;
+        if next_allowed > now + burst_ms {
+            return Some(next_allowed - now - burst_ms);
         }
-        attempts.insert(who.to_owned(), pace);
+        attempts.insert(key.to_owned(), next_allowed);
         None
     }
 }
@@ -233,8 +234,8 @@ fn renewal() -> anyhow::Result<String> {
     Ok(format!("{RENEWAL_PREFIX}{}", URL_SAFE_NO_PAD.encode(random()?)))
 }
 
-/// The refresh token that follows on one. It can be made again from both, and from neither alone: the database has the salt
-/// and no tokens.
+/// Derives the next refresh token from a token and a salt. The database stores the salt and no token, so neither of the
+/// two suffices alone.
 fn successor(token: &str, salt: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
     let tag = hmac::sign(&key, format!("fanfare refresh token {salt}").as_bytes());
@@ -247,17 +248,17 @@ fn salt() -> anyhow::Result<String> {
 
 fn random() -> anyhow::Result<[u8; 32]> {
     let mut secret = [0; 32];
-    rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+    rand::fill(&mut secret).map_err(|_| anyhow::anyhow!("failed to generate a random secret"))?;
     Ok(secret)
 }
 
-/// An address from which an account has logged in, without telling which of either.
+/// The key of a known address. The hash hides both the address and the account.
 fn known_address(from: IpAddr, account: &str) -> String {
     format!("known {}", digest_of(&format!("{account} {from}")))
 }
 
 impl LoginRow {
-    /// As a token that is as old as the login, which revocations concern or not.
+    /// The grant of a token as old as the login, to check it against revocations.
     fn as_grant(&self) -> Grant {
         Grant {
             user: self.email.as_str().into(),

@@ -1,4 +1,4 @@
-//! The database: its tables, and every statement. Knows rows, and not what they mean for a hub.
+//! The database: its tables, and all SQL statements. Knows rows, and not what they mean for a hub.
 
 use super::{DatabaseUrl, Role};
 use fanfare::{
@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{sync::OnceCell, time::timeout};
 
-/// The SQL of a time of creation: a parameter, or later where one of the same name, the first parameter, was removed.
+/// SQL for a time of creation: a parameter, or a later time if a row with the same name (`$1`) was removed since.
 macro_rules! created_at {
     ($kind:literal, $at:literal) => {
         concat!(
@@ -35,41 +35,41 @@ macro_rules! created_at {
     };
 }
 
-/// The tables, as they came to be. What was released is never changed.
+/// The migrations. A released one is never changed, not even in a comment: the database stores its checksum.
 const MIGRATIONS: &[(i64, &str, &str)] =
     &[(1, "accounts", include_str!("tables.sql")), (2, "sessions", include_str!("sessions.sql"))];
 
-/// A time of revocation that lies further ahead than any clock is wrong was never meant, in seconds.
-const FAR_SECS: u64 = 86_400;
+/// Revocations further ahead than this, in seconds, are treated as errors of earlier versions. See [`repair`].
+const MAX_AHEAD_SECS: u64 = 86_400;
 
-/// Apart from the application's own, whose database it may be.
+/// Separate from the application's own migrations, because the database may be the application's.
 const MIGRATIONS_TABLE: &str = "fanfare_migrations";
 
-/// How long a connection may be waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for a connection to the database.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The database, opened when it is needed.
+/// The database, opened on first use.
 #[derive(Debug)]
 pub(crate) struct Store {
     url: DatabaseUrl,
     pool: OnceCell<AnyPool>,
 }
 
-/// Somebody who may log in.
+/// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) email: String,
     /// Argon2id, as a PHC string.
     pub(crate) password: String,
     pub(crate) role: Role,
-    /// Patterns of topics.
+    /// Topic patterns that it may subscribe to.
     pub(crate) topics: Vec<String>,
     pub(crate) disabled: bool,
     /// In seconds since 1970-01-01T00:00:00Z.
     pub(crate) created_at: u64,
 }
 
-/// An access key, of which only the hash is kept.
+/// An access key. Only its hash is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) name: String,
@@ -79,87 +79,90 @@ pub(crate) struct Key {
     pub(crate) created_at: u64,
 }
 
-/// A login that began, or goes on: what its next access token is made of.
+/// A new or renewed login, from which its next access token is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub(crate) user: User,
-    /// All tokens that come of one login have it in common.
+    /// Identifies the login. All of its tokens have it in common.
     pub(crate) family: String,
-    /// New tokens of the user count as revoked if they were issued before, in seconds since 1970-01-01T00:00:00Z.
+    /// Tokens of the user issued before this time count as revoked. Unix time in seconds.
     pub(crate) valid_from: u64,
     /// When the refresh token expires, in seconds since 1970-01-01T00:00:00Z.
     pub(crate) refresh_expires_at: u64,
-    /// The refresh token's salt, as [`Renewal::successor`] used it.
+    /// The salt of the refresh token, as used by [`Renewal::successor`].
     pub(crate) salt: String,
 }
 
-/// A refresh token that is shown, and how the next one is made.
+/// A refresh token that was presented, and how its successor is derived.
 pub(crate) struct Renewal<'a> {
     pub(crate) digest: &'a str,
-    /// The digest of the token that follows on this one with a salt.
+    /// Derives the digest of the token's successor from a salt.
     pub(crate) successor: &'a (dyn Fn(&str) -> String + Sync),
-    /// For a successor that is made now.
+    /// The salt of a new successor.
     pub(crate) salt: String,
     /// In seconds since 1970-01-01T00:00:00Z.
     pub(crate) now: u64,
     pub(crate) expires_at: u64,
-    /// When the access token expires that is issued with it.
+    /// When the access token that is issued with it expires.
     pub(crate) access_expires_at: u64,
-    /// How long a token may be shown again for the same successor.
+    /// How long a used token may be presented again for the same successor.
     pub(crate) grace_secs: u64,
 }
 
-/// What became of it.
+/// The result of a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Renewed {
     Good(Box<Login>),
-    /// It was used before: somebody else may have it, so that all tokens of its login are to end.
+    /// The token was used before and may be stolen, so all tokens of its login must be revoked.
     Replayed {
         family: String,
     },
     Unknown,
 }
 
-/// What is kept of a login.
+/// A login in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoginRow {
     pub(crate) email: String,
     pub(crate) family: String,
-    /// In seconds since 1970-01-01T00:00:00Z; 0: before that was kept.
+    /// Unix time in seconds. 0: the login is older than this column.
     pub(crate) began_at: u64,
-    /// When the last of its access tokens expires, likewise.
+    /// When the last of its access tokens expires. Unix time in seconds; 0: unknown.
     pub(crate) access_expires_at: u64,
 }
 
-/// Why the database did not do what was asked.
+/// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("there are no accounts: database_url (FANFARE_DATABASE_URL) is none")]
+    #[error("accounts are disabled: database_url (FANFARE_DATABASE_URL) is none")]
     Off,
     #[error("failed to open {place}: {error}; check database_url (FANFARE_DATABASE_URL)")]
     Open { place: String, error: String },
-    #[error("the database {url} can't be brought up to date: {error}")]
+    #[error("failed to migrate the database {url}: {error}")]
     Migrate { url: DatabaseUrl, error: sqlx::migrate::MigrateError },
-    #[error("the file {} can't be made: {error}; check database_url (FANFARE_DATABASE_URL)", path.display())]
+    #[error("failed to create the file {}: {error}; check database_url (FANFARE_DATABASE_URL)", path.display())]
     Create { path: PathBuf, error: io::Error },
-    #[error("the database failed: {}", failure(.0))]
+    #[error("database error: {}", failure(.0))]
     Failed(#[from] sqlx::Error),
 }
 
 fn failure(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::PoolTimedOut => {
-            format!("no connection to it within {} s; check that it is running and reachable", PATIENCE.as_secs())
+            format!(
+                "no connection within {} s; check that the database is running and reachable",
+                CONNECT_TIMEOUT.as_secs()
+            )
         }
         other => other.to_string(),
     }
 }
 
-/// Why no connection can be opened, from one attempt.
+/// The error of one connection attempt.
 async fn cause(url: &str) -> String {
-    match timeout(PATIENCE, AnyConnection::connect(url)).await {
+    match timeout(CONNECT_TIMEOUT, AnyConnection::connect(url)).await {
         Ok(Err(error)) => error.to_string(),
-        Ok(Ok(_)) | Err(_) => format!("no connection within {} s", PATIENCE.as_secs()),
+        Ok(Ok(_)) | Err(_) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
     }
 }
 
@@ -168,8 +171,8 @@ impl Store {
         Self { url, pool: OnceCell::new() }
     }
 
-    /// Opens the database if it is there, and brings it up to date. Returns whether it is: a file that nobody has written
-    /// an account to is not made.
+    /// Opens the database if it exists, and migrates it. Returns whether it exists. A SQLite file is created only for
+    /// the first account or key.
     pub(crate) async fn open(&self) -> Result<bool, StoreError> {
         match &self.url {
             DatabaseUrl::None => Ok(false),
@@ -178,8 +181,8 @@ impl Store {
         }
     }
 
-    /// Why the file could not be made if it were needed, unless it is there.
-    pub(crate) fn obstacle(&self) -> Option<StoreError> {
+    /// Checks whether a missing SQLite file could be created.
+    pub(crate) fn creation_error(&self) -> Option<StoreError> {
         let DatabaseUrl::File(path) = &self.url else { return None };
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let access =
@@ -187,12 +190,12 @@ impl Store {
         access.err().map(|error| StoreError::Create { path: path.clone(), error: error.into() })
     }
 
-    /// The database; a file that is not there yet is made.
+    /// Opens the database. Creates a missing SQLite file.
     async fn pool(&self) -> Result<&AnyPool, StoreError> {
         self.pool.get_or_try_init(|| self.connect()).await
     }
 
-    /// The database, if there is one.
+    /// The database, if it exists.
     async fn existing(&self) -> Result<Option<&AnyPool>, StoreError> {
         Ok(if self.open().await? { Some(self.pool().await?) } else { None })
     }
@@ -202,20 +205,20 @@ impl Store {
         let url = match &self.url {
             DatabaseUrl::None => return Err(StoreError::Off),
             DatabaseUrl::File(path) => {
-                make_private(path).map_err(|error| StoreError::Create { path: path.clone(), error })?;
+                create_private(path).map_err(|error| StoreError::Create { path: path.clone(), error })?;
                 format!("sqlite://{}", path.display())
             }
             DatabaseUrl::Postgres(url) => url.clone(),
         };
         let open = |error: &dyn Display| StoreError::Open { place: self.url.place(), error: error.to_string() };
-        let options = AnyPoolOptions::new().max_connections(4).acquire_timeout(PATIENCE);
+        let options = AnyPoolOptions::new().max_connections(4).acquire_timeout(CONNECT_TIMEOUT);
         let pool = match options.connect(&url).await {
-            // The pool retries without telling why.
+            // The pool retries, and does not report the error.
             Err(sqlx::Error::PoolTimedOut) => return Err(open(&cause(&url).await)),
             opened => opened.map_err(|error| open(&error))?,
         };
         if matches!(self.url, DatabaseUrl::File(_)) {
-            // Readers then don't wait for writers, nor the other way round.
+            // With a write-ahead log, readers and writers do not block each other.
             sqlx::query("PRAGMA journal_mode = WAL").execute(&pool).await.map_err(|error| open(&error))?;
         }
         self.migrate(&pool).await?;
@@ -230,7 +233,7 @@ impl Store {
         let mut migrator = Migrator::with_migrations(migrations.collect());
         migrator.dangerous_set_table_name(MIGRATIONS_TABLE);
         let run = match migrator.run(pool).await {
-            // Another process may have been at it at the same time: SQLite has no lock for that.
+            // Another process may have migrated it at the same time; sqlx does not lock SQLite for migrations.
             Err(_) => migrator.run(pool).await,
             done => done,
         };
@@ -241,11 +244,12 @@ impl Store {
         Ok(self.pool().await?.begin().await?)
     }
 
-    /// Adds a user. Returns whether the address was free. A removed one of the address was created in an earlier second,
-    /// even if that is the present one: the time tells accounts apart.
+    /// Adds a user. Returns false if the address exists already. A new account is created in a later second than a
+    /// removed one with the same address, because the time of creation distinguishes them.
     pub(crate) async fn add_user(&self, user: &User) -> Result<bool, StoreError> {
         let added = sqlx::query(concat!(
-            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, 0, ",
+            "INSERT INTO fanfare_users (email, password, role, topics, disabled, created_at) VALUES ($1, $2, $3, $4, \
+             0, ",
             created_at!("user", "$5"),
             ") ON CONFLICT (email) DO NOTHING",
         ));
@@ -260,7 +264,7 @@ impl Store {
         rows.iter().map(user).collect()
     }
 
-    /// How many users there are, if the database is there.
+    /// Number of users, if the database exists.
     pub(crate) async fn users_now(&self) -> Result<Option<usize>, StoreError> {
         Ok(if self.open().await? { Some(self.users().await?.len()) } else { None })
     }
@@ -271,8 +275,8 @@ impl Store {
         row.as_ref().map(user).transpose()
     }
 
-    /// Changes a user as a whole, and ends what was allowed before: tokens that were issued before a time, and all that new
-    /// ones could be had for. Returns whether there is such a user.
+    /// Updates all fields of a user, and revokes everything issued earlier: tokens issued before `before`, and the
+    /// user's refresh tokens. Returns whether the user exists.
     pub(crate) async fn change_user(&self, user: &User, before: u64) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let changed = sqlx::query(
@@ -285,7 +289,7 @@ impl Store {
         Ok(changed == 1)
     }
 
-    /// Removes a user, likewise.
+    /// Removes a user, and revokes everything issued earlier, as [`Self::change_user`] does.
     pub(crate) async fn remove_user(&self, email: &str, before: u64) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let removed = sqlx::query("DELETE FROM fanfare_users WHERE email = $1").bind(email);
@@ -300,23 +304,25 @@ impl Store {
         email: &str,
         before: u64,
     ) -> Result<(), StoreError> {
-        // A login after an earlier change of this second was issued at `before` itself, and has to end too.
+        // A token of a login after an earlier change in the same second has `before` as its time, and must be revoked
+        // too.
         revoke_past(&mut transaction, "user", email, before).await?;
         for table in
             ["DELETE FROM fanfare_sessions WHERE email = $1", "DELETE FROM fanfare_refresh_tokens WHERE email = $1"]
         {
             sqlx::query(table).bind(email).execute(&mut *transaction).await?;
         }
-        count_up(&mut transaction).await?;
+        increment_revision(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
 
-    /// Writes a revocation down, and ends the logins that it concerns with their refresh tokens; an earlier time changes nothing.
+    /// Stores a revocation, and ends the logins that it concerns with their refresh tokens. A revocation earlier than
+    /// the stored one has no effect.
     pub(crate) async fn revoke(&self, revocation: &Revocation) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        let news = revoke(&mut transaction, revocation).await?;
-        if end_logins(&mut transaction, revocation).await? || news {
-            count_up(&mut transaction).await?;
+        let is_new = revoke(&mut transaction, revocation).await?;
+        if end_logins(&mut transaction, revocation).await? || is_new {
+            increment_revision(&mut transaction).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -340,7 +346,7 @@ impl Store {
         Ok(revocations.collect::<Result<Vec<_>, sqlx::Error>>()?.into_iter().flatten().collect())
     }
 
-    /// Adds an access key. Returns whether the name was free. Created later than a removed one of the name, as users are.
+    /// Adds an access key. Returns false if the name exists already. For its time of creation see [`Self::add_user`].
     pub(crate) async fn add_key(&self, key: &Key) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let added = sqlx::query(concat!(
@@ -351,7 +357,7 @@ impl Store {
         let added =
             added.bind(&key.name).bind(hex(&key.digest)).bind(i64::from(key.admin)).bind(seconds(key.created_at));
         let added = added.execute(&mut *transaction).await?.rows_affected();
-        count_up(&mut transaction).await?;
+        increment_revision(&mut transaction).await?;
         transaction.commit().await?;
         Ok(added == 1)
     }
@@ -361,35 +367,36 @@ impl Store {
         let statement = "SELECT name, digest, admin, created_at FROM fanfare_access_keys ORDER BY name";
         let rows = sqlx::query(statement).fetch_all(pool).await?;
         let keys = rows.iter().map(|row| {
-            let digest = unhex(&row.try_get::<String, _>(1)?).ok_or_else(|| odd("digest"))?;
+            let digest = unhex(&row.try_get::<String, _>(1)?).ok_or_else(|| unexpected_value("digest"))?;
             Ok(Key { name: row.try_get(0)?, digest, admin: count(row, 2)? != 0, created_at: count(row, 3)? })
         });
         keys.collect()
     }
 
-    /// Takes an access key away, and ends the connections that were opened with it. Returns whether there was one of the name.
+    /// Removes an access key, and revokes it, which closes its connections. Returns whether it existed.
     pub(crate) async fn remove_key(&self, name: &str) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let held = sqlx::query("DELETE FROM fanfare_access_keys WHERE name = $1 RETURNING digest, created_at");
         let Some(held) = held.bind(name).fetch_optional(&mut *transaction).await? else { return Ok(false) };
-        let digest = unhex(&held.try_get::<String, _>(0)?).ok_or_else(|| odd("digest"))?;
-        // Nothing is revoked by it: the next key of the name is told apart by it.
+        let digest = unhex(&held.try_get::<String, _>(0)?).ok_or_else(|| unexpected_value("digest"))?;
+        // No token is revoked by this row. It makes the next key of the name a later one.
         revoke_past(&mut transaction, "key", name, count(&held, 1)? + 1).await?;
         revoke(&mut transaction, &Revocation::Token { token: AccessKeys::token_of(&digest) }).await?;
-        count_up(&mut transaction).await?;
+        increment_revision(&mut transaction).await?;
         transaction.commit().await?;
         Ok(true)
     }
 
-    /// Counts up with every change that a hub must know of. 0: nothing was ever written.
+    /// The revision, which every change that concerns hubs increments. 0: the database does not exist.
     pub(crate) async fn revision(&self) -> Result<u64, StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(0) };
         let row = sqlx::query("SELECT revision FROM fanfare_revision").fetch_one(pool).await?;
         Ok(count(&row, 0)?)
     }
 
-    /// Notes an attempt of somebody who may make one every `every_ms`, and `burst_ms / every_ms` at once (a generic cell
-    /// rate algorithm, over all processes). Returns in how many milliseconds the next one is all right, if this one is not.
+    /// Counts an attempt under `who`, which may make one every `every_ms`, and `burst_ms / every_ms` at once (a generic
+    /// cell rate algorithm over all processes). Returns the milliseconds until the next allowed attempt if this one is
+    /// not.
     pub(crate) async fn attempt(
         &self,
         who: &str,
@@ -413,24 +420,24 @@ impl Store {
         Ok(Some((pace + every_ms).saturating_sub(now_ms + burst_ms).max(1)))
     }
 
-    /// Remembers a word until a time.
-    pub(crate) async fn remember(&self, word: &str, until_ms: u64) -> Result<(), StoreError> {
+    /// Stores a key until a time.
+    pub(crate) async fn remember(&self, key: &str, until_ms: u64) -> Result<(), StoreError> {
         let remembered = sqlx::query(
             "INSERT INTO fanfare_attempts (who, pace_ms) VALUES ($1, $2) ON CONFLICT (who) DO UPDATE SET pace_ms = $2",
         );
-        remembered.bind(word).bind(seconds(until_ms)).execute(self.pool().await?).await?;
+        remembered.bind(key).bind(seconds(until_ms)).execute(self.pool().await?).await?;
         Ok(())
     }
 
-    /// Whether a word is remembered.
-    pub(crate) async fn remembers(&self, word: &str, now_ms: u64) -> Result<bool, StoreError> {
+    /// Whether a key is stored.
+    pub(crate) async fn remembers(&self, key: &str, now_ms: u64) -> Result<bool, StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(false) };
         let row = sqlx::query("SELECT 1 FROM fanfare_attempts WHERE who = $1 AND pace_ms > $2");
-        Ok(row.bind(word).bind(seconds(now_ms)).fetch_optional(pool).await?.is_some())
+        Ok(row.bind(key).bind(seconds(now_ms)).fetch_optional(pool).await?.is_some())
     }
 
-    /// Forgets attempts that no longer matter, and refresh tokens that have ended.
-    pub(crate) async fn sweep(&self, now_ms: u64) -> Result<(), StoreError> {
+    /// Deletes expired rows: attempts, refresh tokens, logins and revocations of logins.
+    pub(crate) async fn purge(&self, now_ms: u64) -> Result<(), StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(()) };
         sqlx::query("DELETE FROM fanfare_attempts WHERE pace_ms < $1").bind(seconds(now_ms)).execute(pool).await?;
         for expired in [
@@ -443,7 +450,7 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a login with a first refresh token, if `user` still is as it was when the password was checked.
+    /// Begins a login with its first refresh token, unless `user` was changed since the password was checked.
     pub(crate) async fn begin_login(
         &self,
         digest: &str,
@@ -453,7 +460,8 @@ impl Store {
         [access_expires_at, expires_at]: [u64; 2],
     ) -> Result<Option<Login>, StoreError> {
         let mut transaction = self.begin().await?;
-        // It changes nothing but holds the row: a change of the user comes before and is seen here, or after and ends this too.
+        // This changes no value, but locks the row. A concurrent change of the user is seen here, or ends this login
+        // later.
         let same = sqlx::query(
             "UPDATE fanfare_users SET disabled = 0 WHERE email = $1 AND password = $2 AND role = $3 AND topics = $4 \
              AND created_at = $5 AND disabled = 0",
@@ -468,7 +476,7 @@ impl Store {
              (family, email, sid, began_at, renewed_at, expires_at, access_expires_at, salt) \
              VALUES ($1, $2, $3, $4, $4, $5, $6, '')",
         );
-        // Behind a revocation of this second, which does not concern it.
+        // Not before a revocation in the same second, which does not concern this login.
         let began = began.bind(family).bind(&user.email).bind(sid(family)).bind(seconds(now.max(valid_from)));
         let began = began.bind(seconds(expires_at)).bind(seconds(access_expires_at));
         began.execute(&mut *transaction).await?;
@@ -478,14 +486,16 @@ impl Store {
         Ok(Some(Login { user, family, valid_from, refresh_expires_at: expires_at, salt: String::new() }))
     }
 
-    /// Uses a refresh token up. Shown again within the grace, and before its successor was used, it has the same successor.
+    /// Uses a refresh token. A token that is presented again within the grace period gets the same successor, unless
+    /// the successor was used already.
     pub(crate) async fn renew(&self, renewal: &Renewal<'_>) -> Result<Renewed, StoreError> {
         let (digest, now) = (renewal.digest, seconds(renewal.now));
         if self.existing().await?.is_none() {
             return Ok(Renewed::Unknown);
         }
         let mut transaction = self.begin().await?;
-        // Both change nothing but hold the rows: the user's first, as a change of the user does, and then the login's.
+        // These change no values, but lock the rows. The order matters: first the user, as in `change_user`, then the
+        // login.
         let held = sqlx::query(
             "UPDATE fanfare_users SET disabled = 0 WHERE disabled = 0 AND email = \
              (SELECT email FROM fanfare_refresh_tokens WHERE digest = $1 AND expires_at > $2)",
@@ -494,8 +504,8 @@ impl Store {
             return Ok(Renewed::Unknown);
         }
         let held = sqlx::query(
-            "UPDATE fanfare_sessions SET access_expires_at = CASE WHEN access_expires_at < $2 THEN $2 ELSE access_expires_at END \
-             WHERE family = (SELECT family FROM fanfare_refresh_tokens WHERE digest = $1)",
+            "UPDATE fanfare_sessions SET access_expires_at = CASE WHEN access_expires_at < $2 THEN $2 ELSE \
+             access_expires_at END WHERE family = (SELECT family FROM fanfare_refresh_tokens WHERE digest = $1)",
         );
         let held = held.bind(digest).bind(seconds(renewal.access_expires_at));
         if held.execute(&mut *transaction).await?.rows_affected() == 0 {
@@ -510,11 +520,11 @@ impl Store {
         let (salt, used_at): (String, u64) = (row.try_get(2)?, count(&row, 3)?);
         let valid_from = valid_from(&mut transaction, &email).await?;
         if count(&row, 4)? < valid_from {
-            // A revocation that this login overtook on its way.
+            // A revocation was stored while this login was being created.
             return Ok(Renewed::Unknown);
         }
         let (salt, refresh_expires_at) = if used_at == 0 {
-            use_up(&mut transaction, renewal, &email, &family).await?;
+            use_token(&mut transaction, renewal, &email, &family).await?;
             (renewal.salt.clone(), renewal.expires_at)
         } else {
             let unused = sqlx::query(
@@ -536,7 +546,7 @@ impl Store {
         Ok(Renewed::Good(Box::new(Login { user, family, valid_from, refresh_expires_at, salt })))
     }
 
-    /// The login of a refresh token, if it is known.
+    /// The login of a refresh token, if it exists.
     pub(crate) async fn login_of(&self, digest: &str) -> Result<Option<LoginRow>, StoreError> {
         let Some(pool) = self.existing().await? else { return Ok(None) };
         let row = sqlx::query(
@@ -548,7 +558,7 @@ impl Store {
         Ok(Some(LoginRow { email: row.try_get(0)?, family: row.try_get(1)?, began_at, access_expires_at }))
     }
 
-    /// Ends a login's refresh tokens.
+    /// Ends a login: deletes it and its refresh tokens.
     pub(crate) async fn end_login(&self, family: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         let ended = sqlx::query("DELETE FROM fanfare_sessions WHERE family = $1").bind(family);
@@ -573,9 +583,9 @@ async fn add_renewal(
     Ok(())
 }
 
-/// Makes the successor of a token that is used for the first time. Only the newest salt is kept: with an older token and what
-/// is here, nobody makes a newer one.
-async fn use_up(
+/// Creates the successor of a token that is used for the first time. Only the newest salt is stored: an older token
+/// and the database do not suffice to derive a newer token.
+async fn use_token(
     transaction: &mut Transaction<'static, Any>,
     renewal: &Renewal<'_>,
     email: &str,
@@ -590,7 +600,7 @@ async fn use_up(
     Ok(())
 }
 
-/// From which time of issue on tokens of a user are not revoked by their age.
+/// The earliest time of issue at which tokens of a user are not revoked.
 async fn valid_from(transaction: &mut Transaction<'static, Any>, email: &str) -> Result<u64, sqlx::Error> {
     let row = sqlx::query(
         "SELECT COALESCE(MAX(before_secs), 0) FROM fanfare_revocations \
@@ -599,11 +609,11 @@ async fn valid_from(transaction: &mut Transaction<'static, Any>, email: &str) ->
     count(&row.bind(email).fetch_one(&mut **transaction).await?, 0)
 }
 
-/// Ends the logins that a revocation concerns, whose refresh tokens would outlive it. Returns whether that changed anything
-/// that hubs must hear of.
+/// Ends the logins that a revocation concerns, because their refresh tokens would outlive it. Returns whether
+/// revocations were added that hubs must read.
 async fn end_logins(transaction: &mut Transaction<'static, Any>, revocation: &Revocation) -> Result<bool, sqlx::Error> {
     const RETURNING: &str = "RETURNING family, renewed_at, access_expires_at";
-    // A login is as old as its beginning: what came of it later came of what is revoked.
+    // A login counts with the time of its beginning: all of its later tokens derive from a revoked one.
     let (condition, before) = match revocation {
         Revocation::Token { .. } => return Ok(false),
         Revocation::User { before, .. } => ("began_at < $2 AND email = $1", *before),
@@ -617,17 +627,18 @@ async fn end_logins(transaction: &mut Transaction<'static, Any>, revocation: &Re
     };
     let statement = AssertSqlSafe(format!("DELETE FROM fanfare_sessions WHERE {condition} {RETURNING}"));
     let ended = sqlx::query(statement).bind(whose).bind(seconds(before)).fetch_all(&mut **transaction).await?;
-    let mut news = false;
+    let mut is_new = false;
     for row in ended {
         let family: String = row.try_get(0)?;
         drop_renewals(transaction, &family).await?;
-        // Access tokens that were issued since do not count as revoked by their age.
+        // Access tokens that were issued at or after `before` are not revoked by their age, so the login is revoked
+        // too.
         if count(&row, 1)? >= before {
-            let until = count(&row, 2)?.saturating_add(FAR_SECS);
-            news |= revoke(transaction, &Revocation::Session { session: token_id(&family), until }).await?;
+            let until = count(&row, 2)?.saturating_add(MAX_AHEAD_SECS);
+            is_new |= revoke(transaction, &Revocation::Session { session: token_id(&family), until }).await?;
         }
     }
-    Ok(news)
+    Ok(is_new)
 }
 
 async fn drop_renewals(transaction: &mut Transaction<'static, Any>, family: &str) -> Result<(), sqlx::Error> {
@@ -636,28 +647,28 @@ async fn drop_renewals(transaction: &mut Transaction<'static, Any>, family: &str
     Ok(())
 }
 
-/// A login as revocations name it.
+/// The ID of a login in revocations.
 fn sid(family: &str) -> String {
     format!("{:016x}", token_id(family))
 }
 
-/// Earlier versions accepted times in the far future, which locked a user out for good: they become the present.
+/// Earlier versions accepted revocations in the far future, which locked a user out forever. Sets them to the present.
 async fn repair(pool: &AnyPool) -> Result<(), sqlx::Error> {
     let now = crate::commands::access::unix_secs();
     let repaired = sqlx::query(
         "UPDATE fanfare_revocations SET before_secs = $1 WHERE kind IN ('user', 'everyone') AND before_secs > $2",
     );
-    repaired.bind(seconds(now + 1)).bind(seconds(now + FAR_SECS)).execute(pool).await?;
+    repaired.bind(seconds(now + 1)).bind(seconds(now + MAX_AHEAD_SECS)).execute(pool).await?;
     Ok(())
 }
 
-/// Nobody else on the machine may read what is in it.
-fn make_private(path: &std::path::Path) -> io::Result<()> {
+/// Creates a file that only its owner can read.
+fn create_private(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
-/// Returns whether that changed anything.
+/// Stores a revocation. Returns whether that changed anything.
 async fn revoke(transaction: &mut Transaction<'static, Any>, revocation: &Revocation) -> Result<bool, sqlx::Error> {
     let (kind, whose, before) = match revocation {
         Revocation::User { user, before } => ("user", user.to_string(), *before),
@@ -666,14 +677,14 @@ async fn revoke(transaction: &mut Transaction<'static, Any>, revocation: &Revoca
         Revocation::Everyone { before } => ("everyone", String::new(), *before),
     };
     let kept = sqlx::query(
-        "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ($1, $2, $3) ON CONFLICT (kind, whose) DO UPDATE \
-         SET before_secs = $3 WHERE fanfare_revocations.before_secs < $3",
+        "INSERT INTO fanfare_revocations (kind, whose, before_secs) VALUES ($1, $2, $3) ON CONFLICT (kind, whose) DO \
+         UPDATE SET before_secs = $3 WHERE fanfare_revocations.before_secs < $3",
     );
     let kept = kept.bind(kind).bind(whose).bind(seconds(before)).execute(&mut **transaction).await?;
     Ok(kept.rows_affected() > 0)
 }
 
-/// Revokes what was issued before a time, or, where that was done already, one second more.
+/// Revokes tokens issued before a time. If they are revoked already, revokes one more second.
 async fn revoke_past(
     transaction: &mut Transaction<'static, Any>,
     kind: &str,
@@ -689,7 +700,7 @@ async fn revoke_past(
     Ok(())
 }
 
-async fn count_up(transaction: &mut Transaction<'static, Any>) -> Result<(), sqlx::Error> {
+async fn increment_revision(transaction: &mut Transaction<'static, Any>) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE fanfare_revision SET revision = revision + 1").execute(&mut **transaction).await?;
     Ok(())
 }
@@ -700,22 +711,22 @@ fn user(row: &AnyRow) -> Result<User, StoreError> {
     Ok(User {
         email: row.try_get("email")?,
         password: row.try_get("password")?,
-        role: role.parse().map_err(|()| odd("role"))?,
+        role: role.parse().map_err(|()| unexpected_value("role"))?,
         topics: topics.lines().map(str::to_owned).collect(),
         disabled: row.try_get::<i64, _>("disabled")? != 0,
         created_at: u64::try_from(row.try_get::<i64, _>("created_at")?).unwrap_or(0),
     })
 }
 
-fn odd(column: &str) -> sqlx::Error {
-    sqlx::Error::Decode(format!("the column {column} holds what was not written there by fanfare").into())
+fn unexpected_value(column: &str) -> sqlx::Error {
+    sqlx::Error::Decode(format!("the column {column} has a value that fanfare did not write").into())
 }
 
 fn count(row: &AnyRow, column: usize) -> Result<u64, sqlx::Error> {
     Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
 }
 
-/// Databases count in signed numbers.
+/// Converts to the signed integers of SQL.
 fn seconds(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -781,7 +792,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_that_a_change_overtook_gives_nothing() {
+    async fn a_login_fails_if_the_account_changed_meanwhile() {
         let user = ann();
         let (_home, store) = with(&user).await;
         let begin = async |digest: &str| store.begin_login(digest, digest, &user, 1, [50, 100]).await.unwrap();
@@ -797,13 +808,13 @@ mod tests {
             for token in ["1", "2"] {
                 assert_eq!(renew(&store, token, "s", 5).await, Renewed::Unknown, "{change:?}");
             }
-            // As it was: whoever logs in now is let in.
+            // Unchanged again, so a new login succeeds.
             assert!(store.change_user(&user, 1).await.unwrap());
             assert!(begin("1").await.is_some());
         }
         assert!(store.remove_user(&user.email, 1).await.unwrap());
         assert_eq!(begin("2").await, None);
-        // Each of the nine changes ended what was issued after the one before it, all in one second.
+        // Each of the nine changes revoked the tokens issued after the previous one, all in one second.
         let user: std::sync::Arc<str> = user.email.as_str().into();
         assert_eq!(store.revocations().await.unwrap(), [Revocation::User { user: user.clone(), before: 9 }]);
         assert!(!store.remove_user(&user, 100).await.unwrap());
@@ -812,7 +823,7 @@ mod tests {
 
     // attack: make an account or an access key of a removed one's name within the same second => told apart by its time
     #[tokio::test]
-    async fn what_is_made_again_in_the_same_second_was_created_later() {
+    async fn a_recreated_account_or_key_has_a_later_time_of_creation() {
         let user = ann();
         let (_home, store) = with(&user).await;
         let key = |digest| Key { name: "root".to_owned(), digest: [digest; 32], admin: false, created_at: 1 };
@@ -841,12 +852,12 @@ mod tests {
         let (_home, store) = with(&user).await;
         store.begin_login("1", "f", &user, 1, [50, 100]).await.unwrap().unwrap();
         assert_eq!(salt(renew(&store, "1", "a", 20).await), "a");
-        assert_eq!(salt(renew(&store, "1", "b", 30).await), "a", "the same within the grace");
+        assert_eq!(salt(renew(&store, "1", "b", 30).await), "a", "the same within the grace period");
         let replayed = Renewed::Replayed { family: "f".to_owned() };
-        assert_eq!(renew(&store, "1", "c", 31).await, replayed, "not after it");
+        assert_eq!(renew(&store, "1", "c", 31).await, replayed, "not after the grace period");
         assert_eq!(salt(renew(&store, "1+a", "d", 30).await), "d");
         assert_eq!(renew(&store, "1", "e", 30).await, replayed, "not once the successor was used");
-        assert_eq!(renew(&store, "1+b", "e", 30).await, Renewed::Unknown, "there is no other successor");
+        assert_eq!(renew(&store, "1+b", "e", 30).await, Renewed::Unknown, "no other successor exists");
         store.end_login("f").await.unwrap();
         for token in ["1", "1+a", "1+a+d"] {
             assert_eq!(renew(&store, token, "g", 31).await, Renewed::Unknown, "{token}");
@@ -855,9 +866,9 @@ mod tests {
 
     // attack: refresh a login that began before a revocation => refused, and what was issued since is revoked with it
     #[tokio::test]
-    async fn a_revocation_ends_the_logins_that_began_before() {
+    async fn a_revocation_ends_earlier_logins() {
         let of_user = |before| Revocation::User { user: ann().email.into(), before };
-        let session = Revocation::Session { session: token_id("f"), until: 50 + FAR_SECS };
+        let session = Revocation::Session { session: token_id("f"), until: 50 + MAX_AHEAD_SECS };
         for (revocation, ends, more) in [
             (of_user(30), true, None),
             (of_user(11), true, Some(session.clone())),
@@ -875,7 +886,7 @@ mod tests {
             assert_eq!(salt(renew(&store, "1", "a", 20).await), "a");
             let revision = store.revision().await.unwrap();
             store.revoke(&revocation).await.unwrap();
-            assert!(store.revision().await.unwrap() > revision, "hubs look at it");
+            assert!(store.revision().await.unwrap() > revision, "hubs must read it");
             let renewed = renew(&store, "1+a", "b", 21).await;
             assert_eq!(renewed == Renewed::Unknown, ends, "{revocation:?} {renewed:?}");
             let kept = store.revocations().await.unwrap();
@@ -886,7 +897,7 @@ mod tests {
 
     // attack: a login that is written down just as its user's tokens are revoked => cannot be refreshed
     #[tokio::test]
-    async fn a_login_older_than_a_revocation_is_not_renewed_even_if_its_row_is_there() {
+    async fn a_login_older_than_a_revocation_is_not_renewed_even_if_its_row_exists() {
         let user = ann();
         let (_home, store) = with(&user).await;
         store.revoke(&Revocation::User { user: user.email.as_str().into(), before: 30 }).await.unwrap();
@@ -899,7 +910,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_revocation_of_the_far_future_becomes_the_present_at_the_next_start() {
+    async fn a_revocation_in_the_far_future_is_set_to_the_present_at_startup() {
         let user = ann();
         let (home, store) = with(&user).await;
         let ann: std::sync::Arc<str> = user.email.into();

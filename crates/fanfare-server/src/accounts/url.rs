@@ -1,4 +1,4 @@
-//! Where the accounts are.
+//! The URL of the accounts database.
 
 use sqlx::postgres::PgConnectOptions;
 use std::{fmt, path::PathBuf, str::FromStr};
@@ -17,7 +17,7 @@ pub(crate) enum DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = ();
 
-    /// `sqlite+aiosqlite://` and `postgresql+asyncpg://` are what Python applications write: the driver is theirs.
+    /// Accepts `sqlite+aiosqlite://` and `postgresql+asyncpg://`, because Python applications write the driver's name.
     fn from_str(text: &str) -> Result<Self, ()> {
         if text == "none" {
             return Ok(Self::None);
@@ -34,15 +34,15 @@ impl FromStr for DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// The same with the whole path of a file, for people.
-    pub(crate) fn whole(&self) -> Self {
+    /// The same URL with an absolute path, for messages.
+    pub(crate) fn absolute(&self) -> Self {
         match self {
             Self::File(path) => Self::File(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
             other => other.clone(),
         }
     }
 
-    /// Which database it is, in words and without secrets.
+    /// Describes the database without credentials.
     pub(crate) fn place(&self) -> String {
         let Self::Postgres(url) = self else { return format!("the database {self}") };
         let Ok(options) = url.parse::<PgConnectOptions>() else { return format!("the database {self}") };
@@ -65,7 +65,7 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// A password may stand there too.
+/// Removes the query, which may contain a password.
 fn without_query(url: &str) -> &str {
     url.split_once('?').map_or(url, |(url, _)| url)
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_read_and_shown_without_secrets() {
+    fn urls_are_parsed_and_shown_without_secrets() {
         for (text, shown) in [
             ("none", "none"),
             ("sqlite://fanfare.db", "sqlite://fanfare.db"),

@@ -1,5 +1,5 @@
-//! One process of the load: many clients on one thread with one epoll. It takes orders from its standard input, a line of
-//! JSON each, and reports on its standard output in the same way.
+//! A client process of the load: many clients on one thread with one epoll instance. It reads orders from standard
+//! input, one line of JSON each, and writes reports to standard output in the same way.
 
 use super::{
     client::{Client, Ended, Need, Phase, Reader},
@@ -7,7 +7,7 @@ use super::{
     socket::{Connector, Socket},
     tally::{Stream, Tally, Times},
 };
-use crate::commands::access::Maker;
+use crate::commands::access::TokenSigner;
 use anyhow::Context;
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::{Deserialize, Serialize};
@@ -21,48 +21,48 @@ use std::{
 };
 
 const WAKE: Token = Token(usize::MAX);
-/// How often it reports.
-const REPORT: Duration = Duration::from_millis(500);
-/// How long a hub may take to let a client in.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often slow clients read.
-const DOZE: Duration = Duration::from_secs(1);
-/// What a slow client's kernel takes for it, in bytes.
-const NARROW: usize = 4 << 10;
-/// What did not come in this time does not come any more.
-const STRAGGLERS: Duration = Duration::from_secs(5);
-/// Who was refused comes back after half of this to one and a half of it.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The interval of reports.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the hub may take to send the `ack`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval at which slow clients read.
+const SLOW_READ_INTERVAL: Duration = Duration::from_secs(1);
+/// The receive buffer of a slow client, in bytes.
+const SLOW_BUFFER: usize = 4 << 10;
+/// Events that have not arrived after this time without any arrival are lost.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The average pause before a rejected client retries. It varies by half in both directions.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the parent says.
+/// An order from the parent process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// The first line.
     Start(Box<Setup>),
-    /// From now on events are under way.
+    /// Publishing begins.
     Publishing,
-    /// All clients break off and come back.
+    /// All clients disconnect and reconnect.
     Storm,
-    /// No more events follow; so many there were of each stream.
+    /// Publishing has ended, with this number of events in each stream.
     Finish(Vec<(Stream, u32)>),
 }
 
-/// What an agent has to know.
+/// The configuration of a client process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
     pub(crate) plan: Plan,
     pub(crate) run: u64,
-    /// Which of the processes it is.
+    /// The index of the process.
     pub(crate) process: u64,
-    /// All clients are of one user, whose token this is.
+    /// The token, if all clients share one.
     pub(crate) token: Option<String>,
 }
 
-/// What an agent says.
+/// A report to the parent process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     Progress(Progress),
-    /// When the last of its clients had each event, and how many had it.
+    /// For each event, when the last client of this process received it, and how many received it.
     Spread(Vec<((Stream, u32), (u64, u64))>),
     Done(Box<Tally>),
 }
@@ -74,7 +74,7 @@ pub(crate) struct Progress {
     pub(crate) broken: u64,
     pub(crate) deliveries: u64,
     pub(crate) bytes: u64,
-    /// Those since the last report.
+    /// Latencies since the last report.
     pub(crate) latency: Times,
 }
 
@@ -82,28 +82,28 @@ pub(crate) struct Progress {
 struct Slot {
     client: Client,
     socket: Option<Socket>,
-    /// The request for the upgrade is sent.
+    /// Whether the request for the upgrade was sent.
     asked: bool,
     slow: bool,
-    /// It will read at its time.
+    /// Whether it reads only at its timer.
     dozing: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Retry,
-    /// It should be live, if it is still in the attempt that began then.
+    /// It must be live by now, unless a later attempt than the one begun then is in progress.
     Live(u64),
     Read,
 }
 
 struct Agent {
     setup: Setup,
-    maker: Option<Maker>,
+    signer: Option<TokenSigner>,
     connector: Connector,
     poll: Poll,
     slots: Vec<Slot>,
-    /// Who is to connect next, at which pace, and since when.
+    /// The clients to connect next, the rate, and the time and count that the rate is measured from.
     queue: VecDeque<usize>,
     pace: f64,
     paced: (Instant, u64),
@@ -112,21 +112,21 @@ struct Agent {
     tally: Tally,
     live: u64,
     publishing: bool,
-    /// Since when clients come and go, and how many have.
+    /// When the churn began, and how many clients have reconnected since.
     churn: Option<(Instant, u64)>,
     storm: Option<Instant>,
     scratch: Vec<u8>,
     needs: Vec<Need>,
     finish: Option<HashMap<Stream, u32>>,
-    /// When something last came, and how much had come then.
+    /// When data last arrived, and the number of deliveries at that time.
     moved: (Instant, u64),
 }
 
-/// Runs until the standard input ends. `maker` makes a token for each client, unless they share one.
-pub(crate) fn run(maker: Option<Maker>) -> anyhow::Result<()> {
+/// Runs until standard input ends. `signer` signs a token for each client, unless they share one.
+pub(crate) fn run(signer: Option<TokenSigner>) -> anyhow::Result<()> {
     let mut lines = BufReader::new(io::stdin()).lines();
-    let first = lines.next().context("there are no orders")??;
-    let Order::Start(setup) = serde_json::from_str(&first)? else { anyhow::bail!("the first order is another one") };
+    let first = lines.next().context("standard input has no orders")??;
+    let Order::Start(setup) = serde_json::from_str(&first)? else { anyhow::bail!("the first order is not Start") };
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let (orders, taken) = mpsc::channel();
@@ -137,10 +137,10 @@ pub(crate) fn run(maker: Option<Maker>) -> anyhow::Result<()> {
                 break;
             }
         }
-        // Whoever gave orders is gone.
+        // The parent process has exited.
         std::process::exit(0);
     });
-    Agent::new(*setup, maker, poll)?.work(&taken)
+    Agent::new(*setup, signer, poll)?.work(&taken)
 }
 
 fn now_us() -> u64 {
@@ -148,7 +148,7 @@ fn now_us() -> u64 {
 }
 
 impl Agent {
-    fn new(setup: Setup, maker: Option<Maker>, poll: Poll) -> anyhow::Result<Self> {
+    fn new(setup: Setup, signer: Option<TokenSigner>, poll: Poll) -> anyhow::Result<Self> {
         let plan = &setup.plan;
         let part = plan.part(setup.process);
         let one_user = setup.token.is_some();
@@ -161,7 +161,7 @@ impl Agent {
         let pace = plan.ramp * (part.end - part.start) as f64 / plan.connections as f64;
         Ok(Self {
             connector: Connector::new(plan)?,
-            maker,
+            signer,
             poll,
             queue: (0..slots.len()).collect(),
             slots,
@@ -184,7 +184,7 @@ impl Agent {
 
     fn work(mut self, orders: &mpsc::Receiver<Order>) -> anyhow::Result<()> {
         let mut events = Events::with_capacity(1_024);
-        let mut report = Instant::now() + REPORT;
+        let mut report = Instant::now() + REPORT_INTERVAL;
         loop {
             let wake = self.next_due().into_iter().chain([report]).min().unwrap_or(report);
             match self.poll.poll(&mut events, Some(wake.saturating_duration_since(Instant::now()))) {
@@ -201,7 +201,7 @@ impl Agent {
             self.connect_due();
             self.churn();
             if Instant::now() >= report {
-                report = Instant::now() + REPORT;
+                report = Instant::now() + REPORT_INTERVAL;
                 self.report()?;
                 if self.has_finished() {
                     break;
@@ -209,7 +209,7 @@ impl Agent {
             }
         }
         self.done()?;
-        // The connections stay until the parent has measured what it wants.
+        // The connections stay open until the parent has measured the hub.
         loop {
             thread::park();
         }
@@ -249,13 +249,14 @@ impl Agent {
         self.storm = Some(now);
     }
 
-    /// Clients of this process that are to leave, a second.
+    /// Clients of this process that reconnect a second.
     fn churn_pace(&self) -> f64 {
         let Plan { churn, connections, .. } = self.setup.plan;
         churn * self.slots.len() as f64 / connections.max(1) as f64
     }
 
-    /// Has clients leave whose turn it is, without a word; they come back within a second, with their cursors.
+    /// Disconnects the next clients of the churn without a close frame. They reconnect within a second, with their
+    /// cursors.
     fn churn(&mut self) {
         let Some((since, left)) = self.churn else { return };
         let due = (since.elapsed().as_secs_f64() * self.churn_pace()) as u64;
@@ -267,13 +268,13 @@ impl Agent {
                 slot.client.phase = Phase::Away;
                 self.live -= 1;
                 self.tally.churned += 1;
-                self.timers.push(Reverse((Instant::now() + PAUSE.mul_f64(fastrand::f64()), at, Due::Retry)));
+                self.timers.push(Reverse((Instant::now() + RETRY_PAUSE.mul_f64(fastrand::f64()), at, Due::Retry)));
             }
         }
         self.churn = Some((since, left.max(due)));
     }
 
-    /// When the next client is to connect, or a timer runs out.
+    /// When the next client connects or the next timer expires.
     fn next_due(&self) -> Option<Instant> {
         let (since, started) = self.paced;
         let connect =
@@ -287,7 +288,7 @@ impl Agent {
     fn connect_due(&mut self) {
         let (since, started) = self.paced;
         let allowed = (since.elapsed().as_secs_f64() * self.pace) as u64;
-        // Sockets are read in between, however late it is.
+        // Sockets are read in between, even if this process is late.
         for _ in 0..allowed.saturating_sub(started).min(64) {
             let Some(at) = self.queue.pop_front() else { break };
             self.paced.1 += 1;
@@ -301,7 +302,7 @@ impl Agent {
         slot.client.begin(began);
         slot.asked = false;
         let source = self.setup.plan.part(self.setup.process).start as usize + at;
-        let narrow = slot.slow.then_some(NARROW);
+        let narrow = slot.slow.then_some(SLOW_BUFFER);
         let socket = self.connector.connect(source, narrow).and_then(|mut socket| {
             self.poll.registry().register(socket.tcp(), Token(at), Interest::READABLE | Interest::WRITABLE)?;
             Ok(socket)
@@ -309,7 +310,7 @@ impl Agent {
         match socket {
             Ok(socket) => {
                 slot.socket = Some(socket);
-                self.timers.push(Reverse((Instant::now() + PATIENCE, at, Due::Live(began))));
+                self.timers.push(Reverse((Instant::now() + CONNECT_TIMEOUT, at, Due::Live(began))));
             }
             Err(error) => self.ended(at, Ended { why: describe(&error), back_after_ms: None }),
         }
@@ -345,14 +346,14 @@ impl Agent {
         let slot = &mut self.slots[at];
         if slot.slow && slot.client.phase == Phase::Live {
             if !std::mem::replace(&mut slot.dozing, true) {
-                self.timers.push(Reverse((Instant::now() + DOZE, at, Due::Read)));
+                self.timers.push(Reverse((Instant::now() + SLOW_READ_INTERVAL, at, Due::Read)));
             }
             return;
         }
         self.read(at);
     }
 
-    /// Asks for the upgrade as soon as there is a connection. Returns whether that is done.
+    /// Sends the upgrade request as soon as the socket is connected. Returns whether it was sent.
     fn ask(&mut self, at: usize) -> bool {
         let token = match self.token(at) {
             Ok(token) => token,
@@ -371,7 +372,7 @@ impl Agent {
                 true
             }
             Ok(_) => {
-                self.ended(at, Ended { why: "the request was not taken".to_owned(), back_after_ms: None });
+                self.ended(at, Ended { why: "the request was not written".to_owned(), back_after_ms: None });
                 false
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => false,
@@ -383,13 +384,13 @@ impl Agent {
     }
 
     fn token(&self, at: usize) -> anyhow::Result<String> {
-        match (&self.setup.token, &self.maker) {
+        match (&self.setup.token, &self.signer) {
             (Some(token), _) => Ok(token.clone()),
-            (None, Some(maker)) => {
+            (None, Some(signer)) => {
                 let n = self.setup.plan.part(self.setup.process).start + at as u64;
-                maker.token_of(&user_name(n))
+                signer.token_of(&user_name(n))
             }
-            // The bare write loop asks for none.
+            // The bare write loop needs no token.
             (None, None) => Ok(String::new()),
         }
     }
@@ -404,7 +405,7 @@ impl Agent {
                     Need::Joined => {
                         self.live += 1;
                         if self.publishing {
-                            client.comes_late();
+                            client.connects_late();
                         }
                     }
                 }
@@ -427,7 +428,7 @@ impl Agent {
         }
     }
 
-    /// A connection has ended, or never began; the client comes back.
+    /// Handles a connection that ended or was never established. The client reconnects.
     fn ended(&mut self, at: usize, ended: Ended) {
         let slot = &mut self.slots[at];
         slot.socket = None;
@@ -437,23 +438,24 @@ impl Agent {
         } else {
             self.tally.failed += 1;
         }
-        // A rejected token does not become a good one.
+        // A retry with the same rejected token fails too.
         let rejected = ended.why.starts_with("closed 1008 ");
         self.tally.error(ended.why);
         if rejected {
             return;
         }
-        let pause = ended.back_after_ms.map_or_else(|| PAUSE.mul_f64(0.5 + fastrand::f64()), Duration::from_millis);
+        let pause =
+            ended.back_after_ms.map_or_else(|| RETRY_PAUSE.mul_f64(0.5 + fastrand::f64()), Duration::from_millis);
         self.timers.push(Reverse((Instant::now() + pause, at, Due::Retry)));
     }
 
     fn report(&mut self) -> anyhow::Result<()> {
         let Tally { failed, broken, deliveries, bytes, .. } = self.tally;
         let latency = std::mem::take(&mut self.tally.recent);
-        say(&Report::Progress(Progress { live: self.live, failed, broken, deliveries, bytes, latency }))
+        print_status(&Report::Progress(Progress { live: self.live, failed, broken, deliveries, bytes, latency }))
     }
 
-    /// Everything came that was to come, or nothing comes any more.
+    /// Whether all events have arrived, or none has arrived for a while.
     fn has_finished(&mut self) -> bool {
         let Some(totals) = &self.finish else { return false };
         if self.tally.deliveries != self.moved.1 {
@@ -461,9 +463,9 @@ impl Agent {
         }
         let total = |stream| totals.get(&stream).copied().unwrap_or(0);
         let due: u64 = self.slots.iter().map(|slot| slot.client.due(total)).sum();
-        // Those who left a moment ago are on their way back.
+        // Clients of the churn that are disconnected reconnect first.
         let complete = self.setup.plan.churn == 0.0 || self.live == self.slots.len() as u64;
-        let over = due == 0 && complete || self.moved.0.elapsed() > STRAGGLERS;
+        let over = due == 0 && complete || self.moved.0.elapsed() > LOSS_TIMEOUT;
         if over {
             self.tally.lost += due;
         }
@@ -474,9 +476,9 @@ impl Agent {
         self.tally.absent = self.slots.len() as u64 - self.live;
         let spread: Vec<_> = std::mem::take(&mut self.tally.spread).into_iter().collect();
         for part in spread.chunks(10_000) {
-            say(&Report::Spread(part.to_vec()))?;
+            print_status(&Report::Spread(part.to_vec()))?;
         }
-        say(&Report::Done(Box::new(std::mem::take(&mut self.tally))))
+        print_status(&Report::Done(Box::new(std::mem::take(&mut self.tally))))
     }
 }
 
@@ -503,10 +505,10 @@ fn read(
         client.rest.clear();
         client.rest.extend_from_slice(&scratch[used..filled]);
         if client.rest.is_empty() {
-            // Who is idle holds nothing.
+            // An idle client needs no buffer.
             client.rest = Vec::new();
         }
-        // On Linux a read that leaves room has emptied the socket, and epoll tells of what comes later.
+        // On Linux a read that does not fill the buffer has emptied the socket, and epoll reports later data.
         if filled < scratch.len() && socket.is_plain() {
             return Ok(());
         }
@@ -516,14 +518,14 @@ fn read(
 fn send(socket: &mut Socket, frame: &[u8]) -> Result<(), Ended> {
     match socket.write(frame) {
         Ok(written) if written == frame.len() => Ok(()),
-        Ok(_) => Err(Ended { why: "a pong was not taken".to_owned(), back_after_ms: None }),
+        Ok(_) => Err(Ended { why: "a pong was not written".to_owned(), back_after_ms: None }),
         Err(error) => Err(Ended { why: describe(&error), back_after_ms: None }),
     }
 }
 
 fn describe(error: &io::Error) -> String {
     match error.kind() {
-        // Without the number that the system adds.
+        // Without the error number that the system adds.
         ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         ErrorKind::ConnectionReset => "connection reset".to_owned(),
         ErrorKind::BrokenPipe => "connection broken".to_owned(),
@@ -531,12 +533,12 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-/// The user that a client is, unless all are one.
+/// The user of a client, unless all clients share one.
 pub(crate) fn user_name(client: u64) -> String {
     format!("bench-{client}")
 }
 
-fn say(report: &Report) -> anyhow::Result<()> {
+fn print_status(report: &Report) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(report)?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();

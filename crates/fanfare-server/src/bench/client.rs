@@ -1,4 +1,5 @@
-//! One client of the load without I/O: what it reads, whether each event came once and in order, and where it is.
+//! One client of the load without I/O: parses frames, checks that each event arrives once and in order, and tracks its
+//! cursor.
 
 use super::{
     frame,
@@ -15,7 +16,7 @@ pub(crate) const TYPE: &str = "bench";
 /// The `data` of the load's events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Payload<'a> {
-    /// Which load it belongs to.
+    /// The run that the event belongs to.
     pub(crate) run: u64,
     pub(crate) stream: Stream,
     /// Its number in the stream, from 1.
@@ -33,76 +34,76 @@ pub(crate) fn event_id(run: u64, stream: Stream, n: u32) -> String {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// It has no socket.
+    /// Without a socket.
     Away,
-    /// The handshake is under way.
+    /// In the upgrade handshake.
     Upgrading,
-    /// The hub's `ack` is to come.
+    /// Waiting for the `ack`.
     Joining,
     Live,
 }
 
-/// Where it is in the log.
+/// Its cursor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Place {
     #[default]
     Nowhere,
     Position(Position),
     Event(Stream, u32),
-    /// An event that is not of this load.
+    /// An event of another publisher.
     Other(Box<str>),
 }
 
-/// How far it is in one stream.
+/// Its progress in one stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct Line {
     last: u32,
-    /// Events that were passed over and may still come.
+    /// Events that were skipped and may still arrive.
     missing: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) phase: Phase,
-    /// The start of a frame whose rest is still to come.
+    /// The beginning of a frame that is not complete yet.
     pub(crate) rest: Vec<u8>,
-    /// Everyone's, its topic's and its user's, in the order of [`Kind::ALL`].
+    /// The streams of everyone, of its topic and of its user, in the order of [`Kind::ALL`].
     streams: [Stream; 3],
     lines: [Line; 3],
     place: Place,
     connection: Option<ConnectionId>,
-    /// When the attempt began, and when it was let in, in microseconds since 1970-01-01T00:00:00Z.
+    /// When the attempt began and when the `ack` arrived, in microseconds since 1970-01-01T00:00:00Z.
     pub(crate) began_us: u64,
     live_us: u64,
-    /// It was let in before, and goes on where it was.
+    /// Whether it was connected before, and resumes.
     pub(crate) back: bool,
-    /// What comes first may have any number: it came when events were under way.
+    /// Whether the next event of a stream may have any number, because events were published before.
     late: bool,
     slow: bool,
 }
 
-/// What is to be done about what was read.
+/// An action that the caller must perform.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// A frame is to be sent.
+    /// Send a frame.
     Send(Vec<u8>),
-    /// It is let in.
+    /// The client is live.
     Joined,
 }
 
-/// Why a connection ended, in words that can be counted.
+/// The cause of the end of a connection, in words by which ends are counted.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) why: String,
-    /// The hub wants it back, after so many milliseconds.
+    /// The hub requested a reconnect after this time.
     pub(crate) back_after_ms: Option<u64>,
 }
 
-/// What one process knows of the events that many of its clients get: each is read once.
+/// Parses frames. An event that many clients of a process receive is parsed once.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     run: u64,
-    /// The last frame's text and what was in it.
+    /// The last frame and its content.
     last: Option<(Box<[u8]>, Read)>,
 }
 
@@ -170,7 +171,7 @@ impl Reader {
 }
 
 impl Head<'_> {
-    /// Where the frame stands, or `otherwise` if the hub does not say it.
+    /// The cursor after the frame, or `otherwise` if the hub does not send it.
     fn place(&self, otherwise: Place) -> Place {
         self.log_position.parse().map_or(otherwise, Place::Position)
     }
@@ -198,15 +199,15 @@ impl Client {
         }
     }
 
-    /// A new attempt begins.
+    /// Begins a new attempt.
     pub(crate) fn begin(&mut self, now_us: u64) {
         self.phase = Phase::Upgrading;
         self.began_us = now_us;
         self.rest = Vec::new();
     }
 
-    /// Events are under way while it connects for the first time.
-    pub(crate) fn comes_late(&mut self) {
+    /// Records that events are published before its first connect.
+    pub(crate) fn connects_late(&mut self) {
         if self.connection.is_none() {
             self.late = true;
         }
@@ -218,7 +219,7 @@ impl Client {
         if topics {
             let _ = write!(request, "&topics={}", topic_name(self.streams[1].index));
         }
-        // Writing to a string does not fail.
+        // Writing to a string never fails.
         if let Some(connection) = &self.connection {
             let _ = write!(request, "&connection_id={connection}");
         }
@@ -233,16 +234,16 @@ impl Client {
         }
         let _ = write!(
             request,
-            " HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            " HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\nConnection: \
+             Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         );
         request.into_bytes()
     }
 
-    /// Handles what is whole in `bytes`, and says how much that was. What is needed goes to `needs`.
+    /// Handles the complete frames in `bytes` and returns their length. Adds actions for the caller to `needs`.
     ///
     /// # Errors
-    /// If the connection has ended, or what came is not what a hub sends.
+    /// If the connection has ended, or the bytes are not what a hub sends.
     pub(crate) fn take(
         &mut self,
         bytes: &[u8],
@@ -324,7 +325,7 @@ impl Client {
         needs.push(Need::Joined);
     }
 
-    /// What is missing is told, and what comes next may have any number.
+    /// Handles a gap. Missing events are announced by it, so the next event may have any number.
     fn gap(&mut self, tally: &mut Tally) {
         tally.gaps += 1;
         self.late = true;
@@ -332,7 +333,7 @@ impl Client {
 
     fn event(&mut self, stream: Stream, n: u32, at: u64, now_us: u64, tally: &mut Tally) {
         let Some(line) = self.streams.iter().position(|own| *own == stream).map(|at| &mut self.lines[at]) else {
-            return tally.error("an event for somebody else");
+            return tally.error("an event for another audience");
         };
         tally.deliveries += 1;
         if n <= line.last {
@@ -365,15 +366,15 @@ impl Client {
         }
     }
 
-    /// How many events of the streams, whose totals are given, are still to come.
+    /// Number of outstanding events, given the totals of the streams.
     pub(crate) fn due(&self, total: impl Fn(Stream) -> u32) -> u64 {
-        // Who was never let in has lost nothing; it is counted as absent.
+        // A client that never connected has lost nothing; it is counted as absent.
         if self.connection.is_none() && !self.back {
             return 0;
         }
         let due = |at: usize| {
             let (stream, Line { last, .. }) = (self.streams[at], self.lines[at]);
-            // Who was not there from the beginning can't tell which events of a stream it never saw were for it.
+            // After a late connect it is unknown which events of an unseen stream were due.
             if self.late && last == 0 { 0 } else { u64::from(total(stream).saturating_sub(last)) }
         };
         (0..3).map(due).sum()
@@ -392,7 +393,7 @@ fn ended(why: impl Into<String>) -> Ended {
 fn closed(payload: &[u8]) -> Ended {
     let Some((&[high, low], reason)) = payload.split_first_chunk() else { return ended("closed without a code") };
     let reason = String::from_utf8_lossy(reason);
-    // The word before the colon is the same for all; what follows may be of one connection.
+    // The part before the colon is a code; the rest may differ between connections.
     let word = reason.split(':').next().unwrap_or_default();
     ended(format!("closed {} {word}", u16::from_be_bytes([high, low])).trim_end())
 }
@@ -464,7 +465,7 @@ mod tests {
         assert_eq!((subject.tally.spread.len(), subject.tally.connects.max()), (3, 250));
         assert_eq!(subject.client.due(|stream| if stream.kind == Kind::Topic { 2 } else { 4 }), 1 + 2 + 1);
         subject.event(Stream { kind: Kind::User, index: 8 }, 1, 1_000);
-        assert_eq!(subject.tally.errors["an event for somebody else"], 1);
+        assert_eq!(subject.tally.errors["an event for another audience"], 1);
     }
 
     #[test]
@@ -485,10 +486,10 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_begins_anywhere() {
+    fn who_connects_late_begins_anywhere() {
         let mut subject = Subject::live();
         subject.client.connection = None;
-        subject.client.comes_late();
+        subject.client.connects_late();
         subject.event(EVERYONE, 5, 1_000);
         assert_eq!((subject.tally.lost, subject.tally.told), (0, 0));
     }
@@ -499,7 +500,8 @@ mod tests {
         let request =
             |subject: &Subject| String::from_utf8(subject.client.request(RUN, "/ws", "h", "t", true)).unwrap();
         assert!(request(&subject).starts_with(
-            "GET /ws?&topics=bench:3&connection_id=00000000-0000-0000-0000-000000000001&last_event_id=pos-1-4 HTTP/1.1\r\n"
+            "GET /ws?&topics=bench:3&connection_id=00000000-0000-0000-0000-000000000001&last_event_id=pos-1-4 \
+             HTTP/1.1\r\n"
         ));
         subject.event(EVERYONE, 1, 1_000);
         assert!(request(&subject).contains("last_event_id=bench-ab-everyone-0-1 "), "{}", request(&subject));

@@ -1,7 +1,8 @@
-//! The floor: a bare epoll loop that writes each event to each socket, one `write()` a frame, and does nothing else.
+//! The floor: a bare epoll loop that writes each event to each socket, one `write()` for each frame, and does nothing
+//! else.
 //!
-//! It answers an upgrade as a hub would and takes events from the same publisher, so that the load can't tell the two
-//! apart; but it checks nothing, remembers nothing and has one thread.
+//! It accepts upgrades like a hub and events from the same publisher, so that the load is the same for both. It checks
+//! nothing, stores nothing and has one thread.
 
 use super::frame;
 use anyhow::{Context, Result, ensure};
@@ -22,7 +23,7 @@ const LISTENER: Token = Token(usize::MAX);
 const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const PUBLISHED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-/// The end of an event that names its audience last. A hub does not pass the audience on.
+/// The end of an event whose audience is its last field. A hub does not deliver the audience.
 const EVERYONE: &[u8] = br#","audience":"everyone"}"#;
 const ACK: &[u8] = br#"{"type":"ack"}"#;
 
@@ -30,13 +31,13 @@ struct Floor {
     poll: Poll,
     listener: TcpListener,
     subscribers: Vec<TcpStream>,
-    /// Connections that have not upgraded, with what they sent of a request.
+    /// Connections that are not upgraded, with the bytes of their requests so far.
     requests: HashMap<Token, (TcpStream, Vec<u8>)>,
     accepted: usize,
     scratch: Vec<u8>,
 }
 
-/// Runs the floor until it is killed.
+/// Runs until the process is killed.
 pub(crate) fn serve(mut listener: TcpListener) -> Result<()> {
     let poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -74,7 +75,7 @@ impl Floor {
         }
     }
 
-    /// Reads what a connection sent, until its request is whole. What a subscriber sends is of no interest.
+    /// Reads from a connection until its request is complete. Messages of subscribers are ignored.
     fn read(&mut self, token: Token) -> Result<()> {
         let Some((mut stream, mut request)) = self.requests.remove(&token) else {
             return Ok(());
@@ -84,7 +85,7 @@ impl Floor {
                 Ok(0) => return Ok(()),
                 Ok(count) => request.extend_from_slice(&self.scratch[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The load went away.
+                // The client has disconnected.
                 Err(_) => return Ok(()),
             }
         }
@@ -120,7 +121,7 @@ impl Floor {
     }
 }
 
-/// The body of a whole publishing request.
+/// The body of a complete publish request.
 fn body(request: &[u8]) -> Result<Option<&[u8]>> {
     let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
@@ -132,7 +133,7 @@ fn body(request: &[u8]) -> Result<Option<&[u8]>> {
     Ok(request.get(end + 4..end + 4 + length))
 }
 
-/// Writes the whole of `bytes`, waiting where the socket is full.
+/// Writes all of `bytes`, waiting while the socket is full.
 fn write_all(stream: &mut TcpStream, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
         match stream.write(bytes) {

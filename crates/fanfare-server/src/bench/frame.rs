@@ -1,25 +1,25 @@
-//! WebSocket frames (RFC 6455, section 5.2) as a client reads and writes them: only what a benchmark needs.
+//! WebSocket frames (RFC 6455, section 5.2) on the client's side: only the parts that a benchmark needs.
 
 pub(crate) const TEXT: u8 = 1;
 pub(crate) const CLOSE: u8 = 8;
 pub(crate) const PING: u8 = 9;
 pub(crate) const PONG: u8 = 10;
 
-/// A whole frame at the start of a buffer.
+/// A complete frame at the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frame<'a> {
     pub(crate) opcode: u8,
     pub(crate) payload: &'a [u8],
-    /// Bytes of the buffer that the frame takes.
+    /// Length of the frame in the buffer.
     pub(crate) length: usize,
 }
 
-/// A frame that a server must not send, or that this reader does not support.
+/// A frame that a server must not send, or that this parser does not support.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame that starts with {0:02x} {1:02x}: expected whole messages, unmasked and without extensions")]
 pub(crate) struct BadFrame(u8, u8);
 
-/// Reads the frame at the start of `buffer`; `None` if it is not there as a whole yet.
+/// Parses the frame at the start of `buffer`. Returns `None` if it is not complete.
 pub(crate) fn parse(buffer: &[u8]) -> Result<Option<Frame<'_>>, BadFrame> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! An outcome as one file that opens in a browser without a network.
+//! Writes an outcome as a single HTML file that needs no network.
 
 use super::{
     outcome::{Outcome, QUANTILES},
@@ -41,7 +41,7 @@ pub(crate) fn page(outcome: &Outcome, earlier: Option<&Outcome>) -> anyhow::Resu
         "timeline": outcome.timeline,
         "before": earlier.map(|earlier| json!({ "timeline": earlier.timeline, "latency": earlier.tally.latency })),
     });
-    // No text in it may end the script that it stands in.
+    // Text must not close the script element that contains it.
     let data = serde_json::to_string(&data)?.replace("</", "<\\/");
     let parts = PAGE.split("%%").map(|part| match part {
         "PLOT_STYLE" => PLOT_STYLE,

@@ -1,5 +1,5 @@
-//! `fanfare bench`: a load, measured. Clients are processes of their own, because of what one process may open; this one
-//! publishes, watches and reports.
+//! `fanfare bench`: generates load and measures it. Clients run in separate processes, because of the limit on open
+//! files of a process. This process publishes, monitors and reports.
 
 #![expect(clippy::cast_possible_truncation, reason = "times and counts of a load are far below what a number can hold")]
 
@@ -22,9 +22,9 @@ pub(crate) use plan::PRESETS;
 use crate::{
     commands::{
         Usage as UsageError,
-        access::{Access, Maker},
+        access::{Access, TokenSigner},
         http::Server as Http,
-        print, say,
+        print, print_status,
         token::parts,
     },
     settings::Settings,
@@ -50,41 +50,41 @@ use tokio::{
 };
 use usage::{Machine, Processes, Usage};
 
-/// Tokens of the load are valid for so long.
-const TOKENS: Duration = Duration::from_secs(24 * 3_600);
-/// A ramp may take this much longer than planned before the load goes on without the rest, and so long without anybody
-/// new being let in.
+/// Lifetime of the load's tokens.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
+/// Limits of the ramp. After a multiple of the planned time, or after some seconds without a new client, the load
+/// continues with the clients that are connected.
 const RAMP_LIMIT: f64 = 2.0;
 const RAMP_GRACE: Duration = Duration::from_secs(30);
-const RAMP_STANDSTILL: usize = 10;
-/// Every so many seconds it is looked what the hub uses.
-const SAMPLE: usize = 10;
-/// How long what is on its way may take, and what the processes measured.
-const END: Duration = Duration::from_secs(60);
+const RAMP_STALL_SECS: usize = 10;
+/// The interval at which the resource usage of the hub is sampled, in seconds.
+const SAMPLE_SECS: usize = 10;
+/// The time limit for outstanding events and for the results of the client processes.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// It was told to end before its time. Exit code 130, as the shells have it for SIGINT.
+/// The run was interrupted. Exit code 130, as in shells after SIGINT.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(crate) struct Interrupted;
 
-/// Who the clients are.
-struct Who {
-    /// All are of this one, if there is one token for all.
+/// The users of the clients.
+struct Users {
+    /// The user of all clients, if they share one token.
     user: Option<String>,
     token: Option<String>,
-    /// What the first client shows.
+    /// The token of the first client.
     first: String,
     publisher: Access,
 }
 
-/// Runs the load that the flags describe, or a part of one.
+/// Runs the load that the flags describe, or one process of it.
 pub(crate) fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
-    // As many files as the system lets this process have.
-    let files = rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files can't be read")?;
+    // Raises the limit on open files as far as the system allows.
+    let files = rlimit::increase_nofile_limit(u64::MAX).context("failed to read the limit on open files")?;
     match matches.get_one::<String>("part").map(String::as_str) {
         Some("floor") => return floor(),
-        Some("clients") => return agent::run(maker(matches, settings)?),
-        // The bare write loop wants no tokens.
+        Some("clients") => return agent::run(signer(matches, settings)?),
+        // The bare write loop checks no tokens.
         Some(_) => return agent::run(None),
         None => {}
     }
@@ -104,11 +104,14 @@ pub(crate) fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<(
     if outcome.interrupted {
         return Err(Interrupted.into());
     }
-    anyhow::ensure!(outcome.is_flawless(), "not every client was there, or got every event once and in order");
+    anyhow::ensure!(
+        outcome.is_flawless(),
+        "some clients did not connect, or did not receive every event exactly once and in order"
+    );
     Ok(())
 }
 
-/// The bare write loop on a port of its own, until the standard input ends.
+/// Runs the bare write loop on a free port until standard input ends.
 fn floor() -> anyhow::Result<()> {
     let listener = mio::net::TcpListener::bind(([127, 0, 0, 1], 0).into())?;
     print(&format!("{}\n", listener.local_addr()?))?;
@@ -123,20 +126,20 @@ fn claims() -> Claims {
     Claims { topics: vec!["bench:*".to_owned()], ..Claims::default() }
 }
 
-/// Makes the clients' tokens, unless there is one for all.
-fn maker(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<Maker>> {
+/// Signs the tokens of the clients, unless they share one.
+fn signer(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Option<TokenSigner>> {
     match matches.get_one::<String>("token") {
         Some(_) => Ok(None),
-        None => Maker::new(settings, claims(), TOKENS).map(Some),
+        None => TokenSigner::new(settings, claims(), TOKEN_LIFETIME).map(Some),
     }
 }
 
-/// Reads from a token what its clients and publisher may do, and leaves out of the plan what they may not.
-fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Result<Who> {
+/// Reads the rights of a shared token, and removes from the plan what they do not allow.
+fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Result<Users> {
     let Some(token) = matches.get_one::<String>("token").map(|token| token.trim().to_owned()) else {
         let publisher = Claims { sub: "bench".to_owned(), publish: true, ..claims() };
-        let first = Maker::new(settings, claims(), TOKENS)?.token_of(&agent::user_name(0))?;
-        return Ok(Who { user: None, token: None, first, publisher: Access::made(settings, publisher)? });
+        let first = TokenSigner::new(settings, claims(), TOKEN_LIFETIME)?.token_of(&agent::user_name(0))?;
+        return Ok(Users { user: None, token: None, first, publisher: Access::signed(settings, publisher)? });
     };
     let claims = parts(&token).map(|(_, claims)| claims).unwrap_or_default();
     let admin = claims["admin"] == true;
@@ -151,35 +154,35 @@ fn who(matches: &ArgMatches, settings: &Settings, plan: &mut Plan) -> anyhow::Re
     }
     if !admin && claims.is_object() && claims["publish"] != true {
         plan.rate = 0.0;
-        say("the token may not publish (`publish` or `admin`), so connections are held and nothing is published");
+        print_status("the token may not publish (claims `publish` or `admin`), so no events are published");
     } else if plan.mix == [0; 3] {
-        return Err(UsageError("the token allows none of the audiences that --mix names".to_owned()).into());
+        return Err(UsageError("the token allows none of the audiences of --mix".to_owned()).into());
     }
     let user = user.or_else(|| Some(String::new()));
-    Ok(Who { user, publisher: Access::Given(token.clone()), first: token.clone(), token: Some(token) })
+    Ok(Users { user, publisher: Access::Given(token.clone()), first: token.clone(), token: Some(token) })
 }
 
-/// Has one client let in, so that what no client gets past is said once, and not by each of them.
-async fn try_out(plan: &Plan, who: &Who) -> anyhow::Result<()> {
+/// Connects one client first, so that an error which concerns all clients is reported once.
+async fn try_out(plan: &Plan, who: &Users) -> anyhow::Result<()> {
     let server = Http::parse(&plan.url)?;
-    server.connect().await.with_context(|| format!("there is no hub at {server}"))?;
+    server.connect().await.with_context(|| format!("failed to reach the hub at {server}"))?;
     let mut listener = Options::new(&plan.url, who.first.as_str()).listen()?;
     match listener.next().await {
         Err(rejected) if rejected.code == Some(1008) && who.token.is_none() => {
-            anyhow::bail!("{rejected}; is this the hub's secret? Set SECRET_KEY to it, or give --token")
+            anyhow::bail!("{rejected}; set SECRET_KEY to the hub's secret, or use --token")
         }
         Err(rejected) => return Err(rejected.into()),
-        // It is in, or there is no room now, which the clients wait for.
+        // Connected, or rejected by a limit, which the clients wait for.
         Ok(_) => listener.close().await,
     }
     Ok(())
 }
 
-/// The load on the hub, and then on the floor if that is wanted.
-async fn measure(plan: Plan, who: Who, target: Target) -> anyhow::Result<Outcome> {
+/// Runs the load on the hub, and then on the bare write loop if requested.
+async fn measure(plan: Plan, who: Users, target: Target) -> anyhow::Result<Outcome> {
     try_out(&plan, &who).await?;
     let began_at = crate::commands::access::unix_secs();
-    let Who { user, token, publisher, .. } = who;
+    let Users { user, token, publisher, .. } = who;
     let load = Load::start(&plan, "clients", token, target.address.port()).await?;
     let publisher = Publisher::new(Http::parse(&plan.url)?, publisher, &plan, load.run, user);
     let measured = load.run(publisher).await?;
@@ -203,7 +206,7 @@ async fn measure(plan: Plan, who: Who, target: Target) -> anyhow::Result<Outcome
     Ok(outcome)
 }
 
-/// The same load on a bare write loop, which knows one audience alone.
+/// Runs the same load on a bare write loop, which supports only one audience.
 async fn beside(plan: &Plan) -> anyhow::Result<Floor> {
     let mut server = Command::new(std::env::current_exe()?)
         .args(["bench", "--part", "floor"])
@@ -212,8 +215,8 @@ async fn beside(plan: &Plan) -> anyhow::Result<Floor> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let mut lines = BufReader::new(server.stdout.take().context("the floor has no output")?).lines();
-    let address: std::net::SocketAddr = lines.next_line().await?.context("the floor does not start")?.parse()?;
+    let mut lines = BufReader::new(server.stdout.take().context("the write loop has no output")?).lines();
+    let address: std::net::SocketAddr = lines.next_line().await?.context("the write loop did not start")?.parse()?;
     let plan = Plan {
         url: format!("ws://{address}/ws"),
         connections: plan.floor,
@@ -235,10 +238,10 @@ async fn beside(plan: &Plan) -> anyhow::Result<Floor> {
     })
 }
 
-/// Processes of clients, and what they have said.
+/// The client processes, and their reports.
 struct Load {
     plan: Plan,
-    /// Its events are told from those of others by this.
+    /// Identifies the events of this run.
     run: u64,
     agents: Vec<(Child, ChildStdin)>,
     reports: mpsc::Receiver<(usize, Report)>,
@@ -251,12 +254,12 @@ struct Load {
     began: Instant,
     processes: Option<Processes>,
     before: Usage,
-    /// What the hub used while events were published.
+    /// Resource usage of the hub while events were published.
     samples: Vec<(f64, Usage)>,
     publishing: bool,
 }
 
-/// What a load came to.
+/// The results of a load.
 struct Measured {
     tally: Tally,
     published: publisher::Published,
@@ -286,15 +289,15 @@ impl Load {
                 .args(["--part", part])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
-                // Ctrl-C is for this process, which then ends them in order.
+                // Ctrl-C is handled by this process, which then stops the others.
                 .process_group(0)
                 .kill_on_drop(true)
                 .spawn()
-                .context("a process of clients can't be started")?;
-            let mut orders = child.stdin.take().context("a process of clients has no input")?;
+                .context("failed to start a client process")?;
+            let mut orders = child.stdin.take().context("the client process has no input")?;
             let setup = Setup { plan: plan.clone(), run, process, token: token.clone() };
             give(&mut orders, &Order::Start(Box::new(setup))).await?;
-            let said = child.stdout.take().context("a process of clients has no output")?;
+            let said = child.stdout.take().context("the client process has no output")?;
             let say = say.clone();
             tokio::spawn(async move {
                 let mut lines = BufReader::new(said).lines();
@@ -329,7 +332,7 @@ impl Load {
         let Plan { connections, hold, storms, .. } = self.plan;
         let ramp = Duration::from_secs_f64(connections as f64 / self.plan.ramp * RAMP_LIMIT) + RAMP_GRACE;
         let bar = bar("connecting", connections);
-        let everybody = |load: &Self| load.live() >= connections || load.stands_still();
+        let everybody = |load: &Self| load.live() >= connections || load.is_stalled();
         let mut stage = self.watch(&bar, Instant::now() + ramp, Self::live, everybody).await?;
         bar.finish_and_clear();
         let connected = self.usage();
@@ -347,7 +350,7 @@ impl Load {
                         (publisher, result)
                     });
                     let stage = load.hold(&bar, hold, storms).await?;
-                    // Nobody listens where it has ended by itself.
+                    // Fails only if the publisher has stopped already.
                     let _ = end.send(true);
                     let (publisher, result) = publishing.await?;
                     result.map(|()| (publisher, stage))
@@ -357,13 +360,17 @@ impl Load {
         bar.finish_and_clear();
         self.publishing = false;
 
-        let bar = self::bar("what is on its way", self.agents.len() as u64);
+        let bar = self::bar("outstanding", self.agents.len() as u64);
         self.order(&Order::Finish(publisher.totals())).await?;
         let all = |load: &Self| load.done == load.agents.len();
-        let finished = self.watch(&bar, Instant::now() + END, |load| load.done as u64, all).await?;
+        let finished = self.watch(&bar, Instant::now() + REPORT_TIMEOUT, |load| load.done as u64, all).await?;
         bar.finish_and_clear();
         let after = self.usage();
-        anyhow::ensure!(finished != Stage::TimeUp, "a process of clients did not report in {} s", END.as_secs());
+        anyhow::ensure!(
+            finished != Stage::TimeUp,
+            "a client process did not report within {} s",
+            REPORT_TIMEOUT.as_secs()
+        );
         let interrupted = stage == Stage::Interrupted || finished == Stage::Interrupted;
         self.end().await;
         let server = self.processes.as_ref().map(|processes| Server {
@@ -376,7 +383,7 @@ impl Load {
         Ok(Measured { tally: self.tally, published: publisher.published, server, timeline: self.timeline, interrupted })
     }
 
-    /// Watches for so long, with storms evenly in between.
+    /// Monitors the load for `hold`, with storms evenly distributed over it.
     async fn hold(&mut self, bar: &ProgressBar, hold: Duration, storms: u32) -> anyhow::Result<Stage> {
         let began = Instant::now();
         for storm in 1..=storms + 1 {
@@ -392,9 +399,9 @@ impl Load {
         Ok(Stage::TimeUp)
     }
 
-    /// Nobody new was let in for a while, though it was tried.
-    fn stands_still(&self) -> bool {
-        let Some(before) = self.timeline.len().checked_sub(RAMP_STANDSTILL).and_then(|at| self.timeline.get(at)) else {
+    /// Whether no new client has connected for a while although some tried.
+    fn is_stalled(&self) -> bool {
+        let Some(before) = self.timeline.len().checked_sub(RAMP_STALL_SECS).and_then(|at| self.timeline.get(at)) else {
             return false;
         };
         self.timeline.last().is_some_and(|last| last.live == before.live && last.failed > before.failed)
@@ -408,7 +415,7 @@ impl Load {
         self.processes.as_ref().map(Processes::usage).unwrap_or_default()
     }
 
-    /// Takes in what the processes say until `reached`, or time is up, or somebody wants it to end.
+    /// Processes reports until `reached`, until the deadline, or until an interrupt.
     async fn watch(
         &mut self,
         bar: &ProgressBar,
@@ -422,16 +429,16 @@ impl Load {
         while !reached(self) {
             tokio::select! {
                 report = self.reports.recv() => {
-                    let (process, report) = report.context("the processes of clients have ended")?;
+                    let (process, report) = report.context("the client processes have exited")?;
                     self.take(process, report);
                 }
                 _ = seconds.tick() => {
                     self.note_second();
                     self.check()?;
                     bar.set_position(position(self));
-                    bar.set_message(self.in_short());
+                    bar.set_message(self.summary());
                     if bar.is_hidden() && self.timeline.len().is_multiple_of(10) {
-                        say(&format!("{:.0} s: {}", self.began.elapsed().as_secs_f64(), self.in_short()));
+                        print_status(&format!("{:.0} s: {}", self.began.elapsed().as_secs_f64(), self.summary()));
                     }
                 }
                 () = sleep_until(deadline) => return Ok(Stage::TimeUp),
@@ -455,11 +462,11 @@ impl Load {
         }
     }
 
-    /// None of the processes may end before it is told to.
+    /// Checks that no client process has exited early.
     fn check(&mut self) -> anyhow::Result<()> {
         for (child, _) in &mut self.agents {
             if let Some(status) = child.try_wait()? {
-                anyhow::bail!("a process of clients ended: {status}");
+                anyhow::bail!("a client process exited early: {status}");
             }
         }
         Ok(())
@@ -485,17 +492,17 @@ impl Load {
             bytes,
         });
         self.recent.clear();
-        if self.publishing && self.timeline.len().is_multiple_of(SAMPLE) {
+        if self.publishing && self.timeline.len().is_multiple_of(SAMPLE_SECS) {
             self.samples.push((at, self.usage()));
         }
     }
 
-    /// When the last second of the timeline ended, and what had come until then.
+    /// When the last second of the timeline ended, and the deliveries until then.
     fn counted(&self) -> (f64, u64, u64) {
         self.timeline.last().map_or((0.0, 0, 0), |second| (second.at, second.deliveries, second.bytes))
     }
 
-    fn in_short(&self) -> String {
+    fn summary(&self) -> String {
         let Some(second) = self.timeline.last() else { return String::new() };
         let failed = if second.failed > 0 { format!(", {} failed", second.failed) } else { String::new() };
         let p99 = second.p99.map_or(String::new(), |us| format!(", p99 {:.1} ms", us as f64 / 1e3));
@@ -509,12 +516,12 @@ impl Load {
         Ok(())
     }
 
-    /// Their input ends, and so do they.
+    /// Closes the inputs of the client processes, which then exit.
     async fn end(&mut self) {
         for (mut child, orders) in self.agents.drain(..) {
             drop(orders);
             if timeout(Duration::from_secs(10), child.wait()).await.is_err() {
-                // Dropping it kills it.
+                // Dropping it kills the process.
                 drop(child);
             }
         }
@@ -524,11 +531,11 @@ impl Load {
 async fn give(orders: &mut ChildStdin, order: &Order) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(order)?;
     line.push(b'\n');
-    orders.write_all(&line).await.context("a process of clients has ended")?;
+    orders.write_all(&line).await.context("a client process has exited")?;
     Ok(orders.flush().await?)
 }
 
-/// Drawn for people only.
+/// A progress bar, drawn only on a terminal.
 fn bar(what: &'static str, length: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

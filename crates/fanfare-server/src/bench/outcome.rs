@@ -1,4 +1,4 @@
-//! What a load came to: figures that can be printed, written, read again and compared.
+//! The results of a run, which can be printed, written, read and compared.
 
 use super::{
     plan::Plan,
@@ -9,20 +9,20 @@ use super::{
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What is written to `--json`.
+/// The content of `--json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Outcome {
-    /// The version of the program that made it.
+    /// The version of the program.
     pub(crate) version: String,
-    /// When it began, in seconds since 1970-01-01T00:00:00Z.
+    /// When the run began, in seconds since 1970-01-01T00:00:00Z.
     pub(crate) began_at: u64,
     pub(crate) machine: Machine,
     pub(crate) plan: Plan,
-    /// It was told to end before its time.
+    /// Whether the run was interrupted.
     pub(crate) interrupted: bool,
-    /// What can be said in one number each.
+    /// All results that are single numbers.
     pub(crate) figures: Vec<Figure>,
-    /// The measured times, as pairs of microseconds and how often.
+    /// The measured times, as pairs of microseconds and counts.
     pub(crate) tally: Tally,
     pub(crate) spread: Times,
     pub(crate) published: Published,
@@ -40,22 +40,22 @@ pub(crate) struct Figure {
     pub(crate) unit: String,
 }
 
-/// What the hub's processes used.
+/// Resource usage of the hub's processes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Server {
     pub(crate) processes: usize,
     pub(crate) before: Usage,
     pub(crate) connected: Usage,
     pub(crate) after: Usage,
-    /// While events were published, with the seconds since the load began.
+    /// Samples while events were published, with the seconds since the load began.
     #[serde(default)]
     pub(crate) samples: Vec<(f64, Usage)>,
 }
 
-/// So many samples tell how something develops.
+/// The smallest number of samples for a trend.
 const ENOUGH: usize = 6;
 
-/// The bare write loop's.
+/// The results of the bare write loop.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Floor {
     pub(crate) connections: u64,
@@ -64,7 +64,7 @@ pub(crate) struct Floor {
     pub(crate) spread: Times,
 }
 
-/// How it stood after so many seconds.
+/// One second of the timeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Second {
     pub(crate) at: f64,
@@ -72,16 +72,16 @@ pub(crate) struct Second {
     pub(crate) failed: u64,
     pub(crate) deliveries_per_second: f64,
     pub(crate) megabytes_per_second: f64,
-    /// In microseconds; none where nothing came.
+    /// In microseconds; `None` without deliveries.
     pub(crate) p50: Option<u64>,
     pub(crate) p99: Option<u64>,
-    /// So far.
+    /// Total so far.
     pub(crate) deliveries: u64,
     pub(crate) bytes: u64,
 }
 
 impl Server {
-    /// How fast user memory grew in the second half of the time (least squares), once what fills up has filled up.
+    /// Growth of user memory in the second half of the run (least squares), when caches and buffers are filled.
     pub(crate) fn memory_kib_a_minute(&self) -> Option<f64> {
         let half = &self.samples[self.samples.len() / 2..];
         if half.len() < ENOUGH / 2 {
@@ -104,15 +104,15 @@ impl Server {
     }
 }
 
-/// Microseconds for each.
+/// CPU time of each operation in microseconds.
 pub(crate) fn per(time: Duration, count: u64) -> f64 {
     if count == 0 { 0.0 } else { time.as_secs_f64() * 1e6 / count as f64 }
 }
 
-/// The percentiles that are told, with their names.
+/// The percentiles in reports, with their names.
 pub(crate) const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// Everything that can be said in one number.
+/// All results that are single numbers.
 pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
     let Outcome { plan, tally, spread, published, server, timeline, floor, .. } = outcome;
     let mut all = Vec::new();
@@ -165,7 +165,7 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
         if let Some(slope) = server.memory_kib_a_minute() {
             add("hub: growth of user memory in the second half", slope, "KiB/min");
         }
-        // After a storm it would be that of the reconnects too.
+        // After a storm it would include the reconnects.
         if tally.deliveries > 0 && tally.resumes.count() == 0 {
             add("hub: CPU a delivery", server.cpu_us_a_delivery(tally.deliveries), "us");
         }
@@ -195,7 +195,7 @@ impl Outcome {
         self.figures.iter().find(|figure| figure.name == name)
     }
 
-    /// Everybody is there, and every event came once and in order.
+    /// Whether all clients are connected, and each event arrived exactly once and in order.
     pub(crate) fn is_flawless(&self) -> bool {
         let Tally { lost, doubled, reordered, absent, .. } = self.tally;
         lost + doubled + reordered + absent == 0 && self.published.refused.is_none()

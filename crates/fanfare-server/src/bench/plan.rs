@@ -1,21 +1,21 @@
-//! What a load consists of: a preset, changed by flags, divided among processes and source addresses.
+//! The plan of a load: a preset, changed by flags, divided among processes and source addresses.
 
 use crate::{commands::Usage, settings::kind::parse_duration};
 use clap::ArgMatches;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, time::Duration};
 
-/// Files that a process needs beside its connections.
+/// Files that a process needs in addition to its connections.
 const SPARE_FILES: u64 = 64;
-/// More connections than these gain nothing from standing in one process.
-const MOST_IN_A_PROCESS: u64 = 16_000;
-/// A hub as it comes lets 1,000 connections of an address in, and 100 a second.
+/// The largest number of connections in one process; more of them gain nothing.
+const MAX_IN_A_PROCESS: u64 = 16_000;
+/// A hub with default settings accepts 1,000 connections from one address, and 100 new ones a second.
 const CONNECTIONS_PER_SOURCE: u64 = 500;
 const RATE_PER_SOURCE: f64 = 50.0;
-/// Clients to a topic.
+/// Clients of each topic.
 const PER_TOPIC: u64 = 100;
 
-/// A load that has a name.
+/// A named load.
 pub(crate) struct Preset {
     pub(crate) name: &'static str,
     connections: u64,
@@ -30,7 +30,7 @@ const fn preset(name: &'static str, connections: u64, ramp: f64, hold_secs: u64,
     Preset { name, connections, ramp, hold: Duration::from_secs(hold_secs), rate }
 }
 
-/// The rates leave two cores room, which serve the clients too.
+/// The rates are low enough for two cores that also run the clients.
 pub(crate) const PRESETS: &[Preset] = &[
     preset("small", 1_000, 500.0, 10, 20.0),
     preset("medium", 10_000, 1_000.0, 30, 10.0),
@@ -39,7 +39,7 @@ pub(crate) const PRESETS: &[Preset] = &[
     preset("million", 1_000_000, 4_000.0, 60, 0.1),
 ];
 
-/// Who events are for.
+/// The audience of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
@@ -60,7 +60,7 @@ impl Kind {
     }
 }
 
-/// What is to be done.
+/// The load to generate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) url: String,
@@ -70,30 +70,30 @@ pub(crate) struct Plan {
     pub(crate) hold: Duration,
     /// Events a second.
     pub(crate) rate: f64,
-    /// How often each kind of audience has its turn, in the order of [`Kind::ALL`].
+    /// The relative frequency of each audience, in the order of [`Kind::ALL`].
     pub(crate) mix: [u32; 3],
-    /// Bytes of an event's `data`, about.
+    /// Approximate size of an event's `data`, in bytes.
     pub(crate) payload: usize,
-    /// Clients a second that break off and come back, all the time.
+    /// Clients a second that disconnect and reconnect, continuously.
     #[serde(default)]
     pub(crate) churn: f64,
-    /// How often all clients break off and come back.
+    /// Number of reconnect storms.
     pub(crate) storms: u32,
-    /// The time in which they come back.
+    /// The time over which clients reconnect after a storm.
     pub(crate) storm_spread: Duration,
-    /// How many of a hundred clients read only now and then.
+    /// Percentage of clients that read slowly.
     pub(crate) slow_percent: u32,
-    /// 0: the clients subscribe to none.
+    /// Number of topics. 0: the clients subscribe to none.
     pub(crate) topics: u64,
     pub(crate) processes: u64,
-    /// Where connections come from; empty: the system chooses.
+    /// Source addresses of connections. Empty: the system chooses.
     pub(crate) sources: Vec<IpAddr>,
-    /// Connections to the bare write loop that runs beside the hub; 0: none.
+    /// Connections to the bare write loop on the same machine. 0: none.
     pub(crate) floor: u64,
 }
 
 impl Plan {
-    /// Reads the flags. `target` is where the hub is; `files` is how many a process may open.
+    /// Parses the flags. `target` is the hub; `files` is the limit on open files of a process.
     pub(crate) fn read(matches: &ArgMatches, target: IpAddr, files: u64) -> Result<Self, Usage> {
         let name = matches.get_one::<String>("preset").map_or("small", String::as_str);
         let preset = PRESETS.iter().find(|preset| preset.name == name).unwrap_or(&PRESETS[0]);
@@ -102,12 +102,12 @@ impl Plan {
         let storm_spread = duration(matches, "storm-spread")?.unwrap_or(Duration::from_secs(10));
         let storms = matches.get_one("storms").copied().unwrap_or(0);
         let usable = files.saturating_sub(SPARE_FILES).max(1);
-        let fewest = connections.div_ceil(usable.min(MOST_IN_A_PROCESS));
+        let fewest = connections.div_ceil(usable.min(MAX_IN_A_PROCESS));
         let processes = matches.get_one("processes").copied().unwrap_or(fewest).clamp(1, connections.max(1));
         if connections.div_ceil(processes) > usable {
             let most = usable * processes;
             return Err(Usage(format!(
-                "{processes} processes can hold {most} connections, because each may open {files} files: \
+                "{processes} processes can open {most} connections, because each may open {files} files: use \
                  --processes {fewest}, or a higher `ulimit -n`"
             )));
         }
@@ -117,11 +117,11 @@ impl Plan {
         let (mix, rate) = match matches.get_one::<String>("mix") {
             Some(text) if floor && mix(text)?[1..] != [0, 0] => {
                 return Err(Usage(
-                    "the bare write loop knows one audience alone: --floor goes with --mix everyone=1".to_owned(),
+                    "the bare write loop supports only one audience: use --floor with --mix everyone=1".to_owned(),
                 ));
             }
             Some(text) => (mix(text)?, preset.rate),
-            // As many for everyone as there would be otherwise.
+            // The same rate of events to everyone as with the default mix.
             None if floor => ([1, 0, 0], preset.rate / 10.0),
             None => ([1, 2, 7], preset.rate),
         };
@@ -144,7 +144,7 @@ impl Plan {
         })
     }
 
-    /// Which clients, by number, the process with this number holds.
+    /// The range of client numbers of a process.
     pub(crate) fn part(&self, process: u64) -> std::ops::Range<u64> {
         let (each, more) = (self.connections / self.processes, self.connections % self.processes);
         let first = process * each + process.min(more);
@@ -160,7 +160,7 @@ impl Plan {
     }
 }
 
-/// Loopback has as many addresses as one likes; elsewhere the system's own is taken unless others are named.
+/// Loopback offers many source addresses. For other hubs the system chooses, unless addresses are named.
 fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64) -> Result<Vec<IpAddr>, Usage> {
     let named = matches.get_many::<IpAddr>("source").into_iter().flatten().copied().collect::<Vec<_>>();
     if named.iter().any(|source| source.is_ipv4() != target.is_ipv4()) {
@@ -170,7 +170,7 @@ fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64)
         return Ok(named);
     }
     let wanted = connections.div_ceil(CONNECTIONS_PER_SOURCE).max((fastest / RATE_PER_SOURCE).ceil() as u64);
-    // 127.1.0.1 and up, so that what else goes on at 127.0.0.1 is left alone.
+    // From 127.1.0.1 on, separate from other connections at 127.0.0.1.
     let address = |n: u64| IpAddr::from((0x7f01_0001_u32 + u32::try_from(n).unwrap_or(0)).to_be_bytes());
     Ok((0..wanted.clamp(1, 60_000)).map(address).collect())
 }
@@ -178,7 +178,7 @@ fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64)
 fn mix(text: &str) -> Result<[u32; 3], Usage> {
     let wrong = || {
         Usage(format!(
-            "--mix can't be {text:?}: it is like everyone=1,topic=2,user=7, how often each of them has its turn"
+            "--mix: {text:?} is not a valid mix; expected weights of audiences, such as everyone=1,topic=2,user=7"
         ))
     };
     let mut mix = [0; 3];
@@ -193,7 +193,9 @@ fn mix(text: &str) -> Result<[u32; 3], Usage> {
 fn duration(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, Usage> {
     let Some(text) = matches.get_one::<String>(name) else { return Ok(None) };
     let parsed = parse_duration(text).map(Some);
-    parsed.ok_or_else(|| Usage(format!("--{name} can't be {text:?}: it is a duration such as 500ms, 30s or 5m")))
+    parsed.ok_or_else(|| {
+        Usage(format!("--{name}: {text:?} is not a valid duration; expected one such as 500ms, 30s or 5m"))
+    })
 }
 
 #[cfg(test)]
@@ -237,7 +239,7 @@ mod tests {
         for (line, says) in [
             ("--mix all=1", "everyone=1"),
             ("--mix everyone=0", "everyone=1"),
-            ("--hold soon", "--hold can't be"),
+            ("--hold soon", "--hold: \"soon\" is not a valid duration"),
             ("--connections 50000 --processes 2", "--processes 4"),
             ("--preset huge", "small"),
             ("--source ::1", "both be IPv4"),

@@ -1,4 +1,4 @@
-//! Publishes at a rate, one request after another, so that the order in which events are counted is that of the log.
+//! Publishes at a rate, one request after another, so that events are numbered in the order of the log.
 
 use super::{
     agent::user_name,
@@ -22,10 +22,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-/// More events than one in such a time go in batches.
+/// If more than one event is due in this time, they are published in batches.
 const TICK: Duration = Duration::from_millis(5);
 const MAX_BATCH: u64 = 100;
-/// Until the hub takes an event that it can't take now.
+/// The pause before a retry when the hub is temporarily unavailable.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) struct Publisher {
@@ -33,27 +33,27 @@ pub(crate) struct Publisher {
     pub(crate) access: Access,
     pub(crate) plan: Plan,
     pub(crate) run: u64,
-    /// Whom events for a user are for, if all clients are one.
+    /// The user of user events, if all clients share one.
     pub(crate) user: Option<String>,
     turns: Turns,
     totals: HashMap<Stream, u32>,
     pub(crate) published: Published,
 }
 
-/// What was published.
+/// The results of publishing.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Published {
     pub(crate) events: u64,
     pub(crate) by_audience: BTreeMap<Kind, u64>,
-    /// From a request to its answer.
+    /// Times from request to response.
     pub(crate) answers: Times,
-    /// Requests that were made again, by why.
+    /// Number of retries by cause.
     pub(crate) retries: BTreeMap<String, u64>,
-    /// The hub takes none.
+    /// The error, if the hub rejects events permanently.
     pub(crate) refused: Option<String>,
 }
 
-/// Whose turn it is: each as often as its weight says, evenly (smooth weighted round robin).
+/// Selects the next audience by smooth weighted round robin, so that each appears evenly and as often as its weight.
 struct Turns {
     weights: [u32; 3],
     credit: [i64; 3],
@@ -78,12 +78,12 @@ impl Publisher {
         Self { server, access, plan: plan.clone(), run, user, turns, totals, published }
     }
 
-    /// How many events each stream had.
+    /// Number of events in each stream.
     pub(crate) fn totals(&self) -> Vec<(Stream, u32)> {
         self.totals.iter().map(|(&stream, &count)| (stream, count)).collect()
     }
 
-    /// Publishes until `end` turns true, or the hub refuses.
+    /// Publishes until `end` becomes true or the hub rejects an event.
     pub(crate) async fn run(&mut self, end: watch::Receiver<bool>) -> anyhow::Result<()> {
         if self.plan.rate <= 0.0 {
             return Ok(());
@@ -113,23 +113,23 @@ impl Publisher {
         loop {
             let asked = Instant::now();
             let why = match self.server.post(path, &self.access.token()?, body.clone()).await {
-                Ok(answer) if answer.status.is_success() => {
+                Ok(response) if response.status.is_success() => {
                     self.published.answers.add(asked.elapsed().as_micros() as u64);
                     break;
                 }
-                Ok(answer) if answer.status.is_client_error() && answer.status != 429 => {
-                    self.published.refused = Some(refusal(&answer));
-                    // None of them is in the log.
+                Ok(response) if response.status.is_client_error() && response.status != 429 => {
+                    self.published.refused = Some(rejection(&response));
+                    // No event of the batch is in the log.
                     events.iter().for_each(|(stream, _)| *self.totals.entry(*stream).or_default() -= 1);
                     return Ok(());
                 }
-                Ok(answer) => format!("HTTP status {}", answer.status.as_u16()),
+                Ok(response) => format!("HTTP status {}", response.status.as_u16()),
                 Err(error) if error.is::<Usage>() => return Err(error),
                 Err(error) => error.to_string(),
             };
             *self.published.retries.entry(why).or_default() += 1;
             if *end.borrow() {
-                // Whether they are in the log is not known, so that nobody can be said to have lost them.
+                // It is unknown whether they are in the log, so they are not counted as lost.
                 events.iter().for_each(|(stream, _)| *self.totals.entry(*stream).or_default() -= 1);
                 return Ok(());
             }
@@ -165,10 +165,10 @@ impl Publisher {
     }
 }
 
-fn refusal(answer: &HubResponse) -> String {
-    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let detail = body["detail"].as_str().unwrap_or("it does not say why");
-    format!("HTTP status {}: {detail}", answer.status.as_u16())
+fn rejection(response: &HubResponse) -> String {
+    let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    let detail = body["detail"].as_str().unwrap_or("no detail");
+    format!("HTTP status {}: {detail}", response.status.as_u16())
 }
 
 #[cfg(test)]

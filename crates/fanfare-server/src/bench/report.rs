@@ -1,4 +1,4 @@
-//! An outcome in words and as a file.
+//! Writes an outcome as text and to files.
 
 use super::{
     outcome::{Outcome, QUANTILES},
@@ -8,10 +8,10 @@ use super::{
 use anyhow::Context;
 use std::{collections::BTreeMap, fmt::Write, fs};
 
-/// What is told of a load that went well takes a screen; everything else is in the JSON.
+/// The report of a successful run fits a screen. All other results are in the JSON.
 pub(crate) fn table(outcome: &Outcome, earlier: Option<&Outcome>) -> String {
     let mut text = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string never fails.
     let _ = write(&mut text, outcome);
     if let Some(earlier) = earlier {
         let _ = compare(&mut text, outcome, earlier);
@@ -25,7 +25,7 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
     writeln!(text, "{} connections to {}{processes}", grouped(plan.connections), plan.url)?;
     writeln!(text, "{} cores, {} GiB, {}", machine.cores, machine.memory_gib, machine.system)?;
     if outcome.interrupted {
-        writeln!(text, "INTERRUPTED before its time")?;
+        writeln!(text, "INTERRUPTED before the end")?;
     }
     writeln!(text, "\n{:<28}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}", "", "count", "p50", "p90", "p99", "p99.9", "max")?;
     let rows = [
@@ -64,11 +64,11 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
         let storms: Vec<_> = tally.storms.iter().map(|us| format!("{:.1} s", *us as f64 / 1e6)).collect();
         line(
             "storms",
-            format!("all back after {}; {} deliveries made up for", storms.join(", "), grouped(tally.replayed)),
+            format!("all reconnected after {}; {} deliveries replayed", storms.join(", "), grouped(tally.replayed)),
         )?;
     }
     if plan.churn > 0.0 {
-        line("churn", format!("{} left and came back", grouped(tally.churned)))?;
+        line("churn", format!("{} disconnected and reconnected", grouped(tally.churned)))?;
     }
     line(
         "checked",
@@ -78,11 +78,11 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
             tally.doubled,
             tally.reordered,
             tally.gaps,
-            if tally.told > 0 { format!(" that stand for {} events", tally.told) } else { String::new() }
+            if tally.told > 0 { format!(" for {} missing events", tally.told) } else { String::new() }
         ),
     )?;
     if let Some(refused) = &published.refused {
-        line("refused", format!("the hub takes no events: {refused}"))?;
+        line("rejected", format!("the hub rejects events: {refused}"))?;
     }
     for (name, counts) in [("errors", &tally.errors), ("retries", &published.retries)] {
         if !counts.is_empty() {
@@ -111,7 +111,8 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
             line(
                 "over time",
                 format!(
-                    "memory {:.2} to {:.2} MiB, {slope:+.1} KiB a minute in the second half; files {} to {}; threads {} to {}",
+                    "memory {:.2} to {:.2} MiB, {slope:+.1} KiB a minute in the second half; files {} to {}; threads \
+                     {} to {}",
                     mib(first),
                     mib(last),
                     grouped(first.files),
@@ -128,7 +129,7 @@ fn write(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
     Ok(())
 }
 
-/// What to do about the limits that a load meets most often.
+/// Advice for the limits that a load reaches most often.
 fn advice(outcome: &Outcome) -> Option<String> {
     let met = |what: &str| outcome.tally.errors.keys().any(|error| error.contains(what));
     let limit = [
@@ -141,10 +142,11 @@ fn advice(outcome: &Outcome) -> Option<String> {
     .find(|limit| met(limit));
     match limit {
         Some(limit) if limit.ends_with("user") => Some(format!(
-            "All clients are one user, whom the hub's {limit} keeps out: leave --token\n            away and give SECRET_KEY, so that each is a user of its own, show an administrator's, or raise the limit."
+            "All clients share one user, whose connections {limit} limits: use SECRET_KEY instead of --token,\n\
+             \x20           so that each client is a user of its own, use an administrator's token, or raise the limit."
         )),
         Some(limit) => {
-            Some(format!("The hub's {limit} keeps clients out: raise it, or connect from more addresses (--source)."))
+            Some(format!("The hub's {limit} rejects clients: raise it, or connect from more addresses (--source)."))
         }
         None if met("max_connections") => Some("The hub is full: raise max_connections.".to_owned()),
         None if met("HTTP status 429") => Some(
@@ -171,7 +173,7 @@ fn milliseconds(us: u64) -> String {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -194,7 +196,7 @@ fn errors(counts: &BTreeMap<String, u64>) -> String {
     counts.into_iter().map(|(what, count)| format!("{what}: {}", grouped(*count))).collect::<Vec<_>>().join("; ")
 }
 
-/// Both beside each other.
+/// Compares two outcomes.
 fn compare(text: &mut String, outcome: &Outcome, earlier: &Outcome) -> std::fmt::Result {
     writeln!(text, "\n{:<46}{:>14}{:>14}{:>12}", "", "now", "before", "now/before")?;
     for (name, [now, before], unit) in beside(outcome, earlier) {
@@ -210,7 +212,7 @@ fn compare(text: &mut String, outcome: &Outcome, earlier: &Outcome) -> std::fmt:
     Ok(())
 }
 
-/// Every figure that one of them has: its name, both values, and the unit.
+/// All results that one of them has: name, both values, and unit.
 pub(crate) fn beside<'a>(outcome: &'a Outcome, earlier: &'a Outcome) -> Vec<(&'a str, [Option<f64>; 2], &'a str)> {
     let only_before = earlier.figures.iter().filter(|figure| outcome.figure(&figure.name).is_none());
     let all = outcome.figures.iter().chain(only_before);
@@ -222,7 +224,7 @@ pub(crate) fn beside<'a>(outcome: &'a Outcome, earlier: &'a Outcome) -> Vec<(&'a
     .collect()
 }
 
-/// Three digits or more, and none that say nothing.
+/// Formats with three significant digits, without a redundant fraction.
 pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 1_000.0 || value.fract() == 0.0 => grouped(value.round() as u64),
@@ -232,18 +234,18 @@ pub(crate) fn short(value: f64) -> String {
     }
 }
 
-/// Reads what an earlier load wrote.
+/// Reads the JSON of an earlier run.
 pub(crate) fn read(path: &str) -> anyhow::Result<Outcome> {
-    let text = fs::read_to_string(path).with_context(|| format!("--compare: {path} can't be read"))?;
-    serde_json::from_str(&text).with_context(|| format!("--compare: {path} is not what --json writes"))
+    let text = fs::read_to_string(path).with_context(|| format!("--compare: failed to read {path}"))?;
+    serde_json::from_str(&text).with_context(|| format!("--compare: {path} was not written by --json"))
 }
 
-/// Writes a file, or to the standard output where that is asked for.
+/// Writes to a file, or to standard output for `-`.
 pub(crate) fn write_file(path: &str, text: &str) -> anyhow::Result<()> {
     if path == "-" {
         return crate::commands::print(&format!("{text}\n"));
     }
-    fs::write(path, text).with_context(|| format!("{path} can't be written"))
+    fs::write(path, text).with_context(|| format!("failed to write {path}"))
 }
 
 #[cfg(test)]

@@ -13,15 +13,15 @@ use std::{
 };
 use url::Url;
 
-/// Where a hub is.
+/// The address of a hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
-    /// As in a request's `Host`.
+    /// The `Host` of requests.
     pub(crate) host: String,
     /// The path of the endpoint.
     pub(crate) path: String,
-    /// The name in the certificate, if it is to be reached over TLS.
+    /// The name in the certificate, if the hub is reached over TLS.
     name: Option<String>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) enum Socket {
 
 impl Target {
     pub(crate) fn parse(text: &str) -> Result<Self, Usage> {
-        let wrong = |why: &str| Usage(format!("--url can't be {text:?}: {why}"));
+        let wrong = |why: &str| Usage(format!("--url: {text:?} is not a valid URL: {why}"));
         let url = Url::parse(text.trim()).map_err(|error| wrong(&error.to_string()))?;
         let tls = match url.scheme() {
             "ws" | "http" => false,
@@ -52,7 +52,7 @@ impl Target {
         let port = url.port().unwrap_or(if tls { 443 } else { 80 });
         let found = (name.as_str(), port).to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
         let mut found: Vec<_> = found.collect();
-        // A hub on `localhost` is more often at the older address.
+        // A hub on `localhost` more often listens on the IPv4 address.
         found.sort_by_key(SocketAddr::is_ipv6);
         let path = url.path().trim_end_matches('/');
         let suffix = if path.ends_with("/ws") { "" } else { "/ws" };
@@ -75,7 +75,7 @@ impl Connector {
         Ok(Self { address, host, path, sources: plan.sources.clone(), tls })
     }
 
-    /// Begins a connection of the client with this number. `narrow`: how much the kernel takes for it, in bytes.
+    /// Begins the connection of the client with this number. `narrow` is the size of its receive buffer, in bytes.
     pub(crate) fn connect(&self, client: usize, narrow: Option<usize>) -> io::Result<Socket> {
         let socket = socket2::Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -139,16 +139,16 @@ impl Write for Socket {
     }
 }
 
-/// Certificates as the system trusts them, and those that SSL_CERT_FILE names.
+/// The certificates that the system trusts, and those in SSL_CERT_FILE.
 fn trusting_the_system() -> anyhow::Result<Arc<ClientConfig>> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
-    anyhow::ensure!(added > 0, "the system has no certificates to trust: set SSL_CERT_FILE");
+    anyhow::ensure!(added > 0, "the system has no trusted certificates: set SSL_CERT_FILE");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .context("TLS can't be set up")?
+        .context("failed to set up TLS")?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))

@@ -1,21 +1,21 @@
-//! What was measured, in a form that processes can add up.
+//! Measurements, in a form that can be merged across processes.
 
 use super::plan::Kind;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The longest time that is told apart, in microseconds: ten minutes.
+/// The longest time that is distinguished, in microseconds: ten minutes.
 const LONGEST_US: u64 = 600_000_000;
 
-/// Times in microseconds, exact to three digits.
+/// A histogram of times in microseconds, with three significant digits.
 #[derive(Debug, Clone)]
 pub(crate) struct Times(Histogram<u64>);
 
 impl Default for Times {
     fn default() -> Self {
-        #[expect(clippy::expect_used, reason = "the bounds are constants that the library allows")]
-        Self(Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are right"))
+        #[expect(clippy::expect_used, reason = "the bounds are valid constants")]
+        Self(Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are valid"))
     }
 }
 
@@ -33,7 +33,7 @@ impl Times {
         self.0.len()
     }
 
-    /// The time that this share of them did not exceed, in microseconds.
+    /// The quantile of the times, in microseconds.
     pub(crate) fn quantile(&self, share: f64) -> u64 {
         if self.0.is_empty() { 0 } else { self.0.value_at_quantile(share) }
     }
@@ -46,7 +46,7 @@ impl Times {
         self.0.reset();
     }
 
-    /// Values and how often each was measured, in their order.
+    /// The distinct values and their counts, ascending.
     pub(crate) fn pairs(&self) -> Vec<(u64, u64)> {
         self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
     }
@@ -68,27 +68,27 @@ impl<'de> Deserialize<'de> for Times {
     }
 }
 
-/// One of the streams of events that clients count along.
+/// A stream of consecutively numbered events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Stream {
     pub(crate) kind: Kind,
-    /// Which topic, or which user.
+    /// The number of the topic or user.
     pub(crate) index: u64,
 }
 
-/// What was measured.
+/// The measurements of a load.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// From the start of a connect to its `ack`.
+    /// Times from the start of a connect to its `ack`.
     pub(crate) connects: Times,
-    /// The same, of clients that came back after a storm.
+    /// The same for clients that reconnected after a storm.
     pub(crate) resumes: Times,
-    /// From publishing to receipt, of clients that were live meanwhile and do not read slowly.
+    /// Times from publish to receipt, for clients that were live and do not read slowly.
     pub(crate) latency: Times,
-    /// The same, since the last report.
+    /// The same since the last report.
     #[serde(skip)]
     pub(crate) recent: Times,
-    /// Events received, and of those the ones that were made up for after a reconnect.
+    /// Events received, and the part of them that was replayed after a reconnect.
     pub(crate) deliveries: u64,
     pub(crate) replayed: u64,
     pub(crate) bytes: u64,
@@ -96,22 +96,22 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     pub(crate) doubled: u64,
     pub(crate) reordered: u64,
-    /// `gap` messages, and events that one of them stands for.
+    /// Number of `gap` messages, and of the events that they cover.
     pub(crate) gaps: u64,
     pub(crate) told: u64,
-    /// What went wrong, and how often.
+    /// Errors by text, with their counts.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// Attempts that were not let in, and connections that ended without being asked to.
+    /// Attempts that failed, and connections that ended unexpectedly.
     pub(crate) failed: u64,
     pub(crate) broken: u64,
-    /// Clients that are not there at the end.
+    /// Clients that are not connected at the end.
     pub(crate) absent: u64,
-    /// Clients that left and came back because that was wanted.
+    /// Clients that reconnected because of the churn.
     #[serde(default)]
     pub(crate) churned: u64,
-    /// For each storm: from its beginning until the last client was back, in microseconds.
+    /// For each storm: the time until all clients had reconnected, in microseconds.
     pub(crate) storms: Vec<u64>,
-    /// For each event that had several receivers: when the last of them had it, in microseconds, and how many there were.
+    /// For each event with several receivers: when the last one received it, in microseconds, and how many received it.
     #[serde(skip)]
     pub(crate) spread: BTreeMap<(Stream, u32), (u64, u64)>,
 }
@@ -153,7 +153,7 @@ impl Tally {
         }
     }
 
-    /// How long it took until the last receiver had an event.
+    /// Times until the last receiver had an event.
     pub(crate) fn to_the_last(&self) -> Times {
         let mut times = Times::default();
         self.spread.values().filter(|(_, receivers)| *receivers > 1).for_each(|&(last_us, _)| times.add(last_us));

@@ -1,4 +1,4 @@
-//! What the hub's processes cost, where they run on this machine.
+//! Resource usage of the hub's processes, if they run on this machine.
 
 use super::proc;
 use serde::{Deserialize, Serialize};
@@ -10,13 +10,13 @@ pub(crate) struct Processes {
     ids: Vec<u32>,
 }
 
-/// What they have used so far.
+/// Resource usage so far.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) cpu: Duration,
     /// User memory (RssAnon), in KiB.
     pub(crate) memory_kib: f64,
-    /// All that is resident (VmRSS), in KiB.
+    /// Resident memory (VmRSS), in KiB.
     pub(crate) resident_kib: f64,
     pub(crate) files: u64,
     #[serde(default)]
@@ -24,7 +24,7 @@ pub(crate) struct Usage {
 }
 
 impl Processes {
-    /// `None` if there are none here, or their files can't be seen.
+    /// Returns `None` if there are no such processes, or their files are not readable.
     pub(crate) fn listening_on(port: u16) -> Option<Self> {
         let inodes: BTreeSet<_> =
             ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().flat_map(|path| listeners(path, port)).collect();
@@ -38,7 +38,7 @@ impl Processes {
         self.ids.len()
     }
 
-    /// Of all of them together; those that ended meanwhile are left out.
+    /// The sum over all processes. Processes that have exited are omitted.
     pub(crate) fn usage(&self) -> Usage {
         let mut sum = Usage::default();
         for &id in &self.ids {
@@ -75,7 +75,7 @@ fn sockets(process: u32) -> impl Iterator<Item = u64> {
     })
 }
 
-/// What this machine is, for whoever reads the figures.
+/// A description of this machine for reports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cores: usize,

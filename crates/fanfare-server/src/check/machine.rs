@@ -1,27 +1,29 @@
-//! The machine: files, the kernel's queues and ports, memory, time.
+//! The machine: open files, kernel queues and ports, memory, and the clock.
 
 use super::{Check, Finding};
 use crate::settings::Settings;
 use std::{fs, path::Path, process::Command};
 
 const FILES: Check =
-    Check { name: "files", why: "Each connection is an open file; beyond the limit nobody is let in." };
+    Check { name: "files", why: "Each connection is an open file; at the limit, clients are rejected." };
 const SOMAXCONN: Check = Check {
     name: "accept queue",
-    why: "Clients that come all at once, as after a restart, wait in this queue; what does not fit is dropped.",
+    why: "After a restart all clients reconnect at once and wait in this queue; connects beyond it are dropped.",
 };
-const SYN: Check = Check { name: "syn queue", why: "Half-open connections wait in it during a storm of connects." };
+const SYN: Check =
+    Check { name: "syn queue", why: "Half-open connections wait in this queue during a reconnect storm." };
 const PORTS: Check = Check {
     name: "ports",
-    why: "A proxy or a load generator on this machine needs a port of its own for each connection to one address.",
+    why: "A proxy or load generator on this machine needs one port for each connection to an address.",
 };
 const CONNTRACK: Check = Check {
     name: "conntrack",
-    why: "The firewall keeps an entry for each connection, and drops new ones when its table is full.",
+    why: "The firewall has an entry for each connection, and drops new connections when its table is full.",
 };
-const MEMORY: Check = Check { name: "memory", why: "What does not fit is swapped, or a process is killed." };
+const MEMORY: Check =
+    Check { name: "memory", why: "Without enough memory the machine swaps, or the kernel kills a process." };
 const CLOCK: Check =
-    Check { name: "clock", why: "Tokens begin and end by the clock; machines that disagree refuse good ones." };
+    Check { name: "clock", why: "Tokens expire by the clock; a machine with a wrong clock rejects valid tokens." };
 
 pub(super) fn check(settings: &Settings) -> Vec<Finding> {
     let connections = settings.hub.max_connections as u64;
@@ -44,16 +46,16 @@ pub(super) fn check(settings: &Settings) -> Vec<Finding> {
 fn files(connections: u64, workers: u64) -> Finding {
     let (soft, hard) = match rlimit::Resource::NOFILE.get() {
         Ok(limits) => limits,
-        Err(error) => return FILES.unknown(format!("the limit can't be read: {error}")),
+        Err(error) => return FILES.unknown(format!("failed to read the limit: {error}")),
     };
-    // The program raises its own limit up to the hard one.
+    // The hub raises its soft limit to the hard limit.
     let each = soft.max(hard);
-    let so = format!(
+    let state = format!(
         "{each} files for each of {workers} {}, and max_connections is {connections}",
         plural(workers, "process", "processes")
     );
     if connections == 0 || each >= connections + 100 {
-        return FILES.ok(so);
+        return FILES.ok(state);
     }
     let (need, fit) = (connections + 1_000, each.saturating_sub(100));
     let wanted = connections * workers;
@@ -61,15 +63,15 @@ fn files(connections: u64, workers: u64) -> Finding {
         "fanfare serve --workers {} --max-connections {fit}    # with a Redis",
         wanted.div_ceil(fit.max(1)).max(2)
     );
-    FILES.warn(so, &[&format!("ulimit -n {need}"), &format!("LimitNOFILE={need}    # in the systemd unit"), &more])
+    FILES.warn(state, &[&format!("ulimit -n {need}"), &format!("LimitNOFILE={need}    # in the systemd unit"), &more])
 }
 
 fn queue(check: &Check, name: &str, wanted: u64) -> Finding {
     match kernel(name) {
-        None => check.unknown(format!("{name} can't be read")),
+        None => check.unknown(format!("failed to read {name}")),
         Some(value) if value >= wanted => check.ok(format!("{name} is {value}")),
         Some(value) => check.warn(
-            format!("{name} is {value}; {wanted} are asked for"),
+            format!("{name} is {value}; at least {wanted} is recommended"),
             &sysctl(name, wanted).each_ref().map(String::as_str),
         ),
     }
@@ -83,48 +85,50 @@ fn ports(connections: u64) -> Finding {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut numbers = range.split_whitespace().filter_map(|text| text.parse::<u64>().ok());
     let (Some(first), Some(last)) = (numbers.next(), numbers.next()) else {
-        return PORTS.unknown("net.ipv4.ip_local_port_range can't be read");
+        return PORTS.unknown("failed to read net.ipv4.ip_local_port_range");
     };
     let count = last.saturating_sub(first) + 1;
-    let so = format!("{count} ports for connections that begin here ({first} to {last})");
+    let state = format!("{count} ports for outgoing connections ({first} to {last})");
     if count >= connections.min(60_000) {
-        return PORTS.ok(so);
+        return PORTS.ok(state);
     }
     PORTS.warn(
-        format!("{so}; max_connections is {connections}"),
+        format!("{state}; max_connections is {connections}"),
         &sysctl("net.ipv4.ip_local_port_range", "1024 65535").each_ref().map(String::as_str),
     )
 }
 
 fn conntrack(connections: u64) -> Option<Finding> {
     let max = kernel("net.netfilter.nf_conntrack_max")?;
-    let so = format!("room for {max} connections");
+    let state = format!("entries for {max} connections");
     Some(if max >= connections.saturating_mul(2) {
-        CONNTRACK.ok(so)
+        CONNTRACK.ok(state)
     } else {
         let wanted = connections.saturating_mul(4);
         CONNTRACK.warn(
-            format!("{so}; {connections} are asked for, and twice as many should fit"),
+            format!("{state}; twice the {connections} configured connections are recommended"),
             &sysctl("net.netfilter.nf_conntrack_max", wanted).each_ref().map(String::as_str),
         )
     })
 }
 
-/// What the windows and the connections take at most, against what is free.
+/// Compares the most memory that windows and connections take with the available memory.
 fn memory(settings: &Settings, connections: u64, workers: u64) -> Finding {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free = text
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let Some(free_mib) = free.map(|kib| kib >> 10) else { return MEMORY.unknown("it can't be told how much is free") };
-    // An entry takes about twice its event; a connection half a KiB here and 3 KiB in the kernel.
+    let Some(free_mib) = free.map(|kib| kib >> 10) else {
+        return MEMORY.unknown("failed to read the available memory");
+    };
+    // A log entry takes about twice its event. A connection takes half a KiB here and 3 KiB in the kernel.
     let each = 2 * settings.hub.window_bytes as u64 + connections * 3_600 + (30 << 20);
     let need_mib = (workers * each) >> 20;
-    let so = format!("{need_mib} MiB at most for windows and connections, {free_mib} MiB are free");
+    let state = format!("windows and connections take up to {need_mib} MiB, and {free_mib} MiB are available");
     if need_mib < free_mib {
-        MEMORY.ok(so)
+        MEMORY.ok(state)
     } else {
-        MEMORY.warn(so, &["window_bytes = \"16MiB\"    # in fanfare.toml, or more memory"])
+        MEMORY.warn(state, &["window_bytes = \"16MiB\"    # in fanfare.toml, or more memory"])
     }
 }
 
@@ -135,16 +139,19 @@ fn clock() -> Finding {
         .filter(|output| output.status.success())
         .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     match said.as_deref() {
-        Some("yes") => CLOCK.ok("kept in time by NTP"),
+        Some("yes") => CLOCK.ok("synchronised by NTP"),
         Some("no") => {
-            CLOCK.warn("not kept in time by NTP", &["apt-get install systemd-timesyncd", "timedatectl set-ntp true"])
+            CLOCK.warn("not synchronised by NTP", &["apt-get install systemd-timesyncd", "timedatectl set-ntp true"])
         }
-        _ if Path::new("/run/systemd/timesync/synchronized").exists() => CLOCK.ok("kept in time by systemd-timesyncd"),
-        _ => CLOCK.unknown("there is no timedatectl to ask whether it is kept in time; a container has its host's"),
+        _ if Path::new("/run/systemd/timesync/synchronized").exists() => CLOCK.ok("synchronised by systemd-timesyncd"),
+        _ => CLOCK.unknown(
+            "timedatectl is not available, so the synchronisation is unknown; a container uses the \
+            clock of its host",
+        ),
     }
 }
 
-/// A number that the kernel is set to.
+/// The value of a kernel parameter.
 fn kernel(name: &str) -> Option<u64> {
     fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?.trim().parse().ok()
 }

@@ -1,4 +1,4 @@
-//! The servers that a hub needs: Redis, the accounts' database, the identity provider's keys.
+//! The servers that a hub needs: Redis, the accounts database, and the identity provider.
 
 use super::{Check, Finding};
 use crate::{
@@ -9,33 +9,32 @@ use crate::{
 };
 use fanfare::broker::redis::{Durability, Inspection, inspect};
 
-const REDIS: Check = Check { name: "redis", why: "The log is there; without it nothing can be published." };
+const REDIS: Check = Check { name: "redis", why: "Redis stores the log; without it no event can be published." };
 const PERSISTENCE: Check = Check {
     name: "redis: files",
-    why: "What Redis has only in memory is gone when it ends; hubs that are still there give it back, but not after all of them ended.",
+    why: "Data that Redis has only in memory is lost when it exits. Hubs that are still running restore the log, but \
+        not after all of them have exited.",
 };
-const EVICTION: Check =
-    Check { name: "redis: eviction", why: "When its memory is full, Redis would throw the log away." };
+const EVICTION: Check = Check { name: "redis: eviction", why: "When its memory is full, Redis would evict the log." };
 const MEMORY: Check =
     Check { name: "redis: memory", why: "A full Redis rejects writes: no event can be published until it has room." };
-const CLIENTS: Check =
-    Check { name: "redis: clients", why: "Each process of the hub holds four connections to Redis." };
+const CLIENTS: Check = Check { name: "redis: clients", why: "Each process of the hub has four connections to Redis." };
 const REPLICAS: Check =
-    Check { name: "redis: replicas", why: "With durability = replica a publish fails unless a replica has it." };
+    Check { name: "redis: replicas", why: "With durability = replica a publish fails without a replica." };
 const FAILOVER: Check = Check {
     name: "redis: failover",
-    why: "A master that is cut off from its replicas goes on taking writes, which are lost once a replica takes its place: for up to 4 s \
-          what hubs publish, for longer what others publish on the channels.",
+    why: "A master that is cut off from its replicas continues to accept writes, which are lost once a replica is \
+          promoted: events of the hub for up to 4 s, and events published on Redis channels for longer.",
 };
 const SENTINELS: Check = Check {
     name: "redis: sentinels",
-    why: "A hub takes events while more than half of the sentinels that its URL names confirm the master. If there are others, those can \
-          choose another master meanwhile, and what the hub acknowledges then is lost.",
+    why: "A hub accepts events while a majority of the sentinels in its URL confirm the master. If there are others, \
+        they can elect another master meanwhile, and events that the hub acknowledges then are lost.",
 };
-const LATENCY: Check = Check { name: "redis: latency", why: "Each publish waits for an answer of Redis." };
-const SKEW: Check = Check { name: "redis: clock", why: "Tokens and the age of events go by the clock." };
+const LATENCY: Check = Check { name: "redis: latency", why: "Each publish waits for a response from Redis." };
+const SKEW: Check = Check { name: "redis: clock", why: "Token expiry and the age of events depend on the clocks." };
 const DATABASE: Check =
-    Check { name: "database", why: "Without it nobody logs in, and changes of accounts are not heard of." };
+    Check { name: "database", why: "Without it logins fail, and changes to accounts have no effect." };
 const JWKS: Check = Check { name: "jwks", why: "Without its keys no token can be verified." };
 
 pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
@@ -53,7 +52,7 @@ async fn of_log(settings: &Settings) -> Vec<Finding> {
         Err(error) => return vec![REDIS.fail(format!("{error:#}"), &["openssl x509 -noout -text -in FILE"])],
     };
     let Some(url) = &url else {
-        return vec![REDIS.ok("none: one process with the log in its memory, which a restart empties")];
+        return vec![REDIS.ok("none: one process with the log in its memory, which is lost at a restart")];
     };
     match inspect(url, &settings.redis_namespace).await {
         Err(error) => vec![REDIS.fail(error.to_string(), &["redis-cli -u \"$REDIS_URL\" ping"])],
@@ -67,15 +66,15 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
     let mut findings = vec![if product.starts_with("KeyDB") {
         REDIS.warn(
             format!(
-                "{product} at {address}: fanfare is not tested with it, and its active replication has no one order"
+                "{product} at {address}: fanfare is not tested with it, and its active replication has no total order"
             ),
-            &["# Redis 6.2 or later, or Valkey; with KeyDB no active-replica"],
+            &["# use Redis 6.2 or later, or Valkey; with KeyDB, disable active-replica"],
         )
     } else if found.authenticated || local {
         REDIS.ok(format!("{product} at {address}"))
     } else {
         REDIS.warn(
-            format!("{product} at {address} asks for no password"),
+            format!("{product} at {address} requires no password"),
             &["requirepass ...    # in redis.conf, and REDIS_URL=redis://:...@host"],
         )
     }];
@@ -87,34 +86,34 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
         )
     } else if found.max_memory > 0 && found.max_memory < 3 * settings.hub.window_bytes as u64 {
         EVICTION.warn(
-            format!(
-                "maxmemory is {} MiB, and the log of window_bytes takes about three times that much",
-                found.max_memory >> 20
-            ),
+            format!("maxmemory is {} MiB, but the log takes about three times window_bytes", found.max_memory >> 20),
             &["redis-cli config set maxmemory 1gb"],
         )
     } else {
         EVICTION.ok(format!("maxmemory-policy is {eviction}"))
     });
     findings.push(if found.append_only {
-        PERSISTENCE.ok("every write goes to a file (appendonly)")
+        PERSISTENCE.ok("every write is saved to a file (appendonly)")
     } else {
         PERSISTENCE.warn(
-            "writes go to no file",
+            "writes are not saved to a file (appendonly is off)",
             &["redis-cli config set appendonly yes", "appendonly yes    # in redis.conf", "appendfsync everysec"],
         )
     });
     let (max, now) = found.clients;
     let needed = 4 * settings.workers.max(1) as u64;
     findings.push(if max >= now + needed + 32 {
-        CLIENTS.ok(format!("{now} of {max}"))
+        CLIENTS.ok(format!("{now} of {max} connected"))
     } else {
-        CLIENTS.warn(format!("{now} of {max}, and this hub needs {needed}"), &["redis-cli config set maxclients 10000"])
+        CLIENTS.warn(
+            format!("{now} of {max} connected, and this hub needs {needed}"),
+            &["redis-cli config set maxclients 10000"],
+        )
     });
-    let replicas = format!("{} follow it", found.replicas);
+    let replicas = format!("{} connected", found.replicas);
     findings.push(match (settings.durability, found.replicas) {
         (Durability::Replica, 0) => REPLICAS
-            .fail("none, and durability is replica", &["durability = \"log\"    # in fanfare.toml, or a replica"]),
+            .fail("none, but durability is replica", &["durability = \"log\"    # in fanfare.toml, or a replica"]),
         _ => REPLICAS.ok(replicas),
     });
     findings.extend(of_sentinels(found));
@@ -122,25 +121,25 @@ fn of_redis(found: &Inspection, settings: &Settings) -> Vec<Finding> {
     findings.push(if latency.as_millis() < 5 {
         LATENCY.ok(shown)
     } else {
-        LATENCY.warn(shown, &["# have Redis and the hub nearer to each other"])
+        LATENCY.warn(shown, &["# move Redis and the hub closer to each other"])
     });
     let skew = found.clock_skew_ms;
     findings.push(if skew.abs() < 1_000 {
-        SKEW.ok(format!("{skew} ms from ours"))
+        SKEW.ok(format!("{skew} ms from this machine's clock"))
     } else {
-        SKEW.warn(format!("{skew} ms from ours"), &["timedatectl set-ntp true    # on both machines"])
+        SKEW.warn(format!("{skew} ms from this machine's clock"), &["timedatectl set-ntp true    # on both machines"])
     });
     findings
 }
 
-/// Whether a failover can lose what was acknowledged.
+/// Checks whether a failover can lose acknowledged events.
 fn of_sentinels(found: &Inspection) -> Vec<Finding> {
     let Some((named, known)) = found.sentinels else { return Vec::new() };
     let failover = if found.needs_replicas {
-        FAILOVER.ok("the master takes no writes without a replica (min-replicas-to-write)")
+        FAILOVER.ok("the master rejects writes without a replica (min-replicas-to-write)")
     } else {
         FAILOVER.fail(
-            "the master takes writes that no replica has (min-replicas-to-write is 0)",
+            "the master accepts writes without a replica (min-replicas-to-write is 0)",
             &[
                 "redis-cli config set min-replicas-to-write 1    # on each server",
                 "min-replicas-to-write 1    # in redis.conf of each server",
@@ -148,48 +147,47 @@ fn of_sentinels(found: &Inspection) -> Vec<Finding> {
             ],
         )
     };
-    let count = format!("the URL names {named}, and {known} watch the master");
+    let count = format!("the URL names {named}, and {known} monitor the master");
     let sentinels =
-        if named >= known { SENTINELS.ok(count) } else { SENTINELS.fail(count, &["# all of them in REDIS_URL"]) };
+        if named >= known { SENTINELS.ok(count) } else { SENTINELS.fail(count, &["# list all of them in REDIS_URL"]) };
     vec![failover, sentinels]
 }
 
-/// Whether there is room for the next event. With an evicting policy there always is, which is a fault of its own.
+/// Checks the free memory. With an evicting policy there is always some; that policy is a finding of its own.
 fn memory(found: &Inspection) -> Option<Finding> {
     let (used, max) = (found.used_memory, found.max_memory);
     if max == 0 || found.eviction.starts_with("allkeys") {
         return None;
     }
-    let so = format!("{} of maxmemory's {} MiB are in use", used.div_ceil(1 << 20), max >> 20);
-    let mend = [
-        &*format!("redis-cli config set maxmemory {}mb    # if the host has as much", (max >> 20).max(512) * 2),
-        "redis-cli --bigkeys    # what else is in there: the log needs a Redis of its own",
-        "# or a smaller log: window_bytes, window_events and window_age in fanfare.toml",
+    let state = format!("{} of {} MiB (maxmemory) are in use", used.div_ceil(1 << 20), max >> 20);
+    let fixes = [
+        &*format!("redis-cli config set maxmemory {}mb    # if the host has enough memory", (max >> 20).max(512) * 2),
+        "redis-cli --bigkeys    # find other data: the log needs its own Redis",
+        "# or reduce the log: window_bytes, window_events and window_age in fanfare.toml",
     ];
     Some(if used >= max / 20 * 19 {
-        MEMORY.fail(format!("full: {so}; Redis rejects events"), &mend)
+        MEMORY.fail(format!("full: {state}; Redis rejects events"), &fixes)
     } else if used >= max / 5 * 4 {
-        MEMORY.warn(so, &mend)
+        MEMORY.warn(state, &fixes)
     } else {
-        MEMORY.ok(so)
+        MEMORY.ok(state)
     })
 }
 
 async fn database(settings: &Settings) -> Finding {
     let url = &settings.database_url;
     if *url == DatabaseUrl::None {
-        return DATABASE.ok("none: nobody logs in here");
+        return DATABASE.ok("none: accounts and logins are disabled");
     }
-    let mend =
-        &["database_url = \"sqlite://fanfare.db\"    # in fanfare.toml, in a folder that may be written to, or none"];
+    let fixes = &["database_url = \"sqlite://fanfare.db\"    # in fanfare.toml: in a writable directory, or none"];
     let store = Store::new(url.clone());
-    if let Some(error) = store.obstacle() {
-        return DATABASE.fail(format!("{error}; POST /tokens/revoke fails, too"), mend);
+    if let Some(error) = store.creation_error() {
+        return DATABASE.fail(format!("{error}; POST /tokens/revoke fails too"), fixes);
     }
     match store.users_now().await {
-        Ok(Some(users)) => DATABASE.ok(format!("{url} has the newest tables and {users} users")),
-        Ok(None) => DATABASE.ok(format!("{url} is made when the first account is")),
-        Err(error) => DATABASE.fail(error.to_string(), mend),
+        Ok(Some(users)) => DATABASE.ok(format!("{url} has the current schema and {users} users")),
+        Ok(None) => DATABASE.ok(format!("{url} is created with the first account")),
+        Err(error) => DATABASE.fail(error.to_string(), fixes),
     }
 }
 
@@ -197,8 +195,9 @@ async fn keys(url: &str, settings: &Settings) -> Finding {
     let plain = url.starts_with("http://") && !url.starts_with("http://127.") && !url.starts_with("http://localhost");
     match jwks::try_fetch(url, settings.algorithm).await {
         Err(error) => JWKS.fail(format!("{url}: {error:#}"), &[&format!("curl {url}")]),
-        Ok(_) if plain => JWKS
-            .fail(format!("{url} has no TLS: anybody on the way can put in keys of its own"), &["# an https:// URL"]),
+        Ok(_) if plain => {
+            JWKS.fail(format!("{url} has no TLS: keys can be replaced in transit"), &["# use an https:// URL"])
+        }
         Ok(keys) => {
             JWKS.ok(format!("{keys} {} for {} at {url}", if keys == 1 { "key" } else { "keys" }, settings.algorithm))
         }

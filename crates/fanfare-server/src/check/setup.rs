@@ -1,4 +1,4 @@
-//! The settings: keys, files that hold secrets, TLS, sites and proxies, heartbeat and drain.
+//! The settings: keys, files with secrets, TLS, origins and proxies, heartbeat and drain.
 
 use super::{Check, Finding};
 use crate::{
@@ -13,23 +13,24 @@ use fanfare::{
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use x509_parser::{pem::Pem, time::ASN1Time};
 
-const KEYS: Check = Check { name: "keys", why: "Whoever knows or guesses the key makes tokens for everybody." };
-const PERMISSIONS: Check = Check { name: "permissions", why: "Whoever may read the file has what is in it." };
-const COMMAND_LINE: Check = Check { name: "command line", why: "Whoever knows the key makes tokens for everybody." };
-const TOKENS: Check = Check { name: "tokens", why: "A stolen token is good until it ends." };
+const KEYS: Check = Check { name: "keys", why: "A known or guessed key can sign tokens for any user." };
+const PERMISSIONS: Check = Check { name: "permissions", why: "Users who can read the file know its secrets." };
+const COMMAND_LINE: Check = Check { name: "command line", why: "A known key can sign tokens for any user." };
+const TOKENS: Check = Check { name: "tokens", why: "A stolen token is valid until it expires." };
 const TLS: Check = Check {
     name: "tls",
-    why: "Without TLS everybody on the way reads tokens and events; browsers refuse a page's connection when the certificate is not good.",
+    why: "Without TLS, tokens and events can be read in transit; browsers reject connections with an invalid \
+        certificate.",
 };
 const ORIGINS: Check =
-    Check { name: "origins", why: "Every page that a user opens could connect with what it gets hold of." };
+    Check { name: "origins", why: "Any page that a user opens could connect with a token that it obtains." };
 const PROXIES: Check =
-    Check { name: "proxies", why: "Whoever is believed about addresses evades the limits by address." };
-const HEARTBEAT: Check =
-    Check { name: "heartbeat", why: "Proxies cut connections on which nothing moves, mostly after 60 s." };
-const DRAIN: Check = Check { name: "drain", why: "Clients that were not told to go within drain_timeout are cut off." };
+    Check { name: "proxies", why: "A trusted peer can claim any address, and so evade the limits by address." };
+const HEARTBEAT: Check = Check { name: "heartbeat", why: "Proxies close idle connections, often after 60 s." };
+const DRAIN: Check =
+    Check { name: "drain", why: "Clients that are not drained within drain_timeout are closed without notice." };
 
-/// Parts of secrets that stand in examples.
+/// Parts of secrets from examples.
 const EXAMPLES: &[&str] = &["secret", "change", "example", "password", "your-", "12345678", "abcdefgh", "test"];
 
 pub(super) fn check(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
@@ -53,9 +54,10 @@ fn keys(settings: &Settings) -> Finding {
             .ok(format!("{algorithm}; {}", if settings.jwks_url.is_some() { "from jwks_url" } else { "from files" }));
     }
     if keyring.is_empty() {
-        let what = "there is none: a random secret is made for each run, and the hub listens on loopback alone";
-        let mend = ["SECRET_KEY=$(openssl rand -hex 32)    # the same for your backend, kept where both read it"];
-        return if settings.listen.ip().is_loopback() { KEYS.warn(what, &mend) } else { KEYS.fail(what, &mend) };
+        let what = "there is none: a random secret is generated for each run, and the hub listens only on loopback \
+            addresses";
+        let fixes = ["SECRET_KEY=$(openssl rand -hex 32)    # share it with your backend"];
+        return if settings.listen.ip().is_loopback() { KEYS.warn(what, &fixes) } else { KEYS.fail(what, &fixes) };
     }
     let text = settings.secret_key.as_ref().map(|secret| secret.text().to_lowercase()).unwrap_or_default();
     let mut bytes: Vec<u8> = text.bytes().collect();
@@ -64,11 +66,12 @@ fn keys(settings: &Settings) -> Finding {
     let known = EXAMPLES.iter().any(|part| text.contains(part));
     if !text.is_empty() && (known || bytes.len() < 10) {
         return KEYS.fail(
-            format!("{algorithm}, with a secret that looks as if it were no random one"),
-            &["SECRET_KEY=$(openssl rand -hex 32)    # and the old one as FANFARE_PREVIOUS_SECRET_KEY until its tokens have ended"],
+            format!("{algorithm}, with a secret that is not random"),
+            &["SECRET_KEY=$(openssl rand -hex 32)    # keep the old one as FANFARE_PREVIOUS_SECRET_KEY until its \
+                tokens expire"],
         );
     }
-    KEYS.ok(format!("{algorithm}, with a secret that is long enough"))
+    KEYS.ok(format!("{algorithm}, with a secret of sufficient length"))
 }
 
 fn permissions(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
@@ -78,55 +81,59 @@ fn permissions(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
         _ => None,
     };
     let there = files.into_iter().flatten().chain(database).filter(|path| path.exists());
-    let of_settings =
-        exposed.files().into_iter().map(|(path, keys)| permission(path, &format!(", which has {}", keys.join(", "))));
+    let of_settings = exposed
+        .files()
+        .into_iter()
+        .map(|(path, keys)| permission(path, &format!(", which contains {}", keys.join(", "))));
     there.map(|path| permission(path, "")).chain(of_settings).collect()
 }
 
-/// Who else may read a file; `content` says what is in it.
+/// Checks which other users can read a file. `content` describes its secrets.
 fn permission(path: &Path, content: &str) -> Finding {
     let shown = path.display();
     let mode = match fs::metadata(path) {
         Err(error) => return PERMISSIONS.unknown(format!("{shown}: {error}")),
         Ok(meta) => meta.permissions().mode() & 0o777,
     };
-    let mend = [&*format!("chmod 600 {shown}")];
+    let fixes = [&*format!("chmod 600 {shown}")];
     if mode & 0o007 != 0 {
-        PERMISSIONS.fail(format!("everybody on this machine may read {shown}{content} (mode {mode:o})"), &mend)
+        PERMISSIONS.fail(format!("all users of this machine can read {shown}{content} (mode {mode:o})"), &fixes)
     } else if mode & 0o070 != 0 {
-        PERMISSIONS.warn(format!("everybody in its group may read {shown}{content} (mode {mode:o})"), &mend)
+        PERMISSIONS.warn(format!("all users of its group can read {shown}{content} (mode {mode:o})"), &fixes)
     } else {
-        PERMISSIONS.ok(format!("{shown} is not for everybody"))
+        PERMISSIONS.ok(format!("other users cannot read {shown}"))
     }
 }
 
 fn tokens(settings: &Settings) -> Finding {
     let minutes = settings.access_token_expire_minutes;
     if !settings.require_exp {
-        let so =
-            format!("our own are valid for {minutes} minutes; others that never expire (without `exp`) are accepted");
+        let state = format!(
+            "the hub's own are valid for {minutes} minutes; tokens that never expire (without `exp`) are \
+                accepted"
+        );
         let mut fix = vec!["require_exp = true    # in fanfare.toml, once every issuer sets `exp`"];
         fix.extend((minutes > 24 * 60).then_some("ACCESS_TOKEN_EXPIRE_MINUTES=30"));
-        return TOKENS.warn(so, &fix);
+        return TOKENS.warn(state, &fix);
     }
-    let so = format!("our own are valid for {minutes} minutes");
-    if minutes <= 24 * 60 { TOKENS.ok(so) } else { TOKENS.warn(so, &["ACCESS_TOKEN_EXPIRE_MINUTES=30"]) }
+    let state = format!("the hub's own are valid for {minutes} minutes");
+    if minutes <= 24 * 60 { TOKENS.ok(state) } else { TOKENS.warn(state, &["ACCESS_TOKEN_EXPIRE_MINUTES=30"]) }
 }
 
 fn certificate(settings: &Settings) -> Vec<Finding> {
     let (Some(certificate), Some(_)) = (&settings.tls_certificate_file, &settings.tls_key_file) else {
         let behind = settings.hub.trusted_proxies != Proxies::default();
         return vec![if settings.listen.ip().is_loopback() {
-            TLS.ok("none, on loopback: whoever is in front speaks it")
+            TLS.ok("none, on loopback: a proxy on this machine terminates it")
         } else if behind {
-            TLS.ok("none: the trusted proxies speak it")
+            TLS.ok("none: the trusted proxies terminate it")
         } else {
             TLS.warn(
                 format!("none, on {}", settings.listen),
                 &[
                     "tls_certificate_file = \"fullchain.pem\"    # in fanfare.toml",
                     "tls_key_file = \"privkey.pem\"",
-                    "# or a proxy in front, and trusted_proxies set to its address",
+                    "# or use a proxy, and set trusted_proxies to its address",
                 ],
             )
         }];
@@ -141,7 +148,7 @@ fn certificate(settings: &Settings) -> Vec<Finding> {
 
 fn chain_findings(chain: &[Pem]) -> Vec<Finding> {
     let parsed: Vec<_> = chain.iter().filter_map(|pem| pem.parse_x509().ok()).collect();
-    let Some(own) = parsed.first() else { return vec![TLS.fail("the certificate can't be read", &[])] };
+    let Some(own) = parsed.first() else { return vec![TLS.fail("failed to parse the certificate", &[])] };
     let names: Vec<String> = own
         .subject_alternative_name()
         .ok()
@@ -149,36 +156,36 @@ fn chain_findings(chain: &[Pem]) -> Vec<Finding> {
         .map_or_else(Vec::new, |names| names.value.general_names.iter().map(ToString::to_string).collect());
     let left = own.validity().not_after.timestamp() - ASN1Time::now().timestamp();
     let days = left / 86_400;
-    let renew = ["# renew the certificate; the hub reads the new files by itself"];
+    let renew = ["# renew the certificate; the hub reloads the files by itself"];
     let mut findings = vec![if left <= 0 {
-        TLS.fail(format!("the certificate ended {} days ago", -days), &renew)
+        TLS.fail(format!("the certificate expired {} days ago", -days), &renew)
     } else if own.validity().not_before > ASN1Time::now() {
         TLS.fail("the certificate is not valid yet", &["# set the clock, or wait"])
     } else if days < 30 {
-        TLS.warn(format!("the certificate ends in {days} days"), &renew)
+        TLS.warn(format!("the certificate expires in {days} days"), &renew)
     } else {
-        TLS.ok(format!("a certificate for {}, for {days} more days; its key fits", names.join(", ")))
+        TLS.ok(format!("the certificate for {} is valid for {days} more days and matches its key", names.join(", ")))
     }];
     let broken = parsed.windows(2).position(|pair| pair[0].issuer() != pair[1].subject());
     let alone = parsed.len() == 1 && own.issuer() != own.subject();
     if let Some(at) = broken {
-        let what = format!("certificate {} of the chain is not by the next one", at + 1);
-        findings.push(TLS.fail(what, &["cat server.pem intermediate.pem > fullchain.pem    # each by the next"]));
+        let what = format!("certificate {} of the chain is not issued by the next one", at + 1);
+        findings
+            .push(TLS.fail(what, &["cat server.pem intermediate.pem > fullchain.pem    # each issued by the next"]));
     } else if alone {
-        let what = "the certificate stands alone, without those between it and the authority";
+        let what = "the intermediate certificates are missing";
         findings.push(TLS.warn(what, &["cat server.pem intermediate.pem > fullchain.pem"]));
     }
     if names.is_empty() {
-        findings.push(
-            TLS.fail("the certificate names no host (subjectAltName)", &["# have one made with the host's name"]),
-        );
+        findings
+            .push(TLS.fail("the certificate names no host (subjectAltName)", &["# request one with the host's name"]));
     }
     findings
 }
 
 fn origins(settings: &Settings) -> Finding {
     match &settings.hub.allowed_origins {
-        Origins::Same => ORIGINS.ok("pages of the hub's own site alone"),
+        Origins::Same => ORIGINS.ok("only pages of the hub's own site"),
         Origins::Every => ORIGINS
             .warn("pages of every site (*)", &["allowed_origins = \"https://app.example.org\"    # in fanfare.toml"]),
         Origins::Listed(origins) => {
@@ -186,9 +193,7 @@ fn origins(settings: &Settings) -> Finding {
                 origin.starts_with("http://") && !origin.contains("//localhost") && !origin.contains("//127.")
             });
             match plain {
-                Some(origin) => {
-                    ORIGINS.warn(format!("{origin} has no TLS: anybody on the way can put in pages of its own"), &[])
-                }
+                Some(origin) => ORIGINS.warn(format!("{origin} has no TLS: its pages can be replaced in transit"), &[]),
                 None => ORIGINS.ok(format!("pages of the hub's own site, and of {}", origins.join(", "))),
             }
         }
@@ -198,25 +203,19 @@ fn origins(settings: &Settings) -> Finding {
 fn proxies(settings: &Settings) -> Finding {
     let shown = settings.hub.trusted_proxies.to_string();
     if shown.split(", ").any(|net| net.ends_with("/0")) {
-        return PROXIES.fail(
-            "everybody is believed about addresses",
-            &["trusted_proxies = \"10.0.0.1\"    # the proxy's own address"],
-        );
+        return PROXIES
+            .fail("all addresses are trusted", &["trusted_proxies = \"10.0.0.1\"    # the proxy's own address"]);
     }
-    PROXIES.ok(if shown.is_empty() {
-        "none is believed about addresses".to_owned()
-    } else {
-        format!("{shown} are believed about addresses")
-    })
+    PROXIES.ok(if shown.is_empty() { "none are trusted".to_owned() } else { format!("{shown} are trusted") })
 }
 
 fn heartbeat(settings: &Settings) -> Finding {
     let interval = settings.hub.heartbeat_interval;
-    let so = format!("a ping every {} s", interval.as_secs());
+    let state = format!("a ping every {} s", interval.as_secs());
     if interval < Duration::from_secs(55) {
-        HEARTBEAT.ok(so)
+        HEARTBEAT.ok(state)
     } else {
-        HEARTBEAT.warn(so, &["heartbeat_interval = \"30s\"    # in fanfare.toml"])
+        HEARTBEAT.warn(state, &["heartbeat_interval = \"30s\"    # in fanfare.toml"])
     }
 }
 
@@ -224,12 +223,12 @@ fn drain(settings: &Settings) -> Finding {
     let (rate, timeout) = (u64::from(settings.hub.drain_rate), settings.drain_timeout.as_secs());
     let connections = settings.hub.max_connections as u64;
     let needed = if rate == 0 { 0 } else { connections.div_ceil(rate) };
-    let so = format!("{connections} clients are told to go in {needed} s, within {timeout} s");
+    let state = format!("{connections} clients are drained in {needed} s, within drain_timeout ({timeout} s)");
     if needed <= timeout {
-        return DRAIN.ok(so);
+        return DRAIN.ok(state);
     }
     DRAIN.warn(
-        format!("{connections} clients take {needed} s to be told to go, and drain_timeout is {timeout} s"),
+        format!("draining {connections} clients takes {needed} s, but drain_timeout is {timeout} s"),
         &[&format!("drain_timeout = \"{}s\"    # in fanfare.toml", needed + 10)],
     )
 }

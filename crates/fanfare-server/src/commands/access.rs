@@ -1,4 +1,4 @@
-//! Tokens for the commands: given, or made with the configured secret.
+//! Tokens for the commands: given by the user, or signed with the configured secret.
 
 use super::Usage;
 use crate::{keyring::Keyring, settings::Settings};
@@ -13,15 +13,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Where a command gets the token that it shows.
+/// The source of a command's token.
 pub(crate) enum Access {
     Given(String),
-    /// Made anew for each use, so that none expires in the middle.
-    Made(Box<Maker>),
+    /// A new token for each use, so that none expires while the command runs.
+    Signed(Box<TokenSigner>),
 }
 
-/// Makes tokens that all say the same.
-pub(crate) struct Maker {
+/// Signs tokens with the same claims.
+pub(crate) struct TokenSigner {
     minter: Minter,
     claims: Claims,
     ttl: Duration,
@@ -29,29 +29,29 @@ pub(crate) struct Maker {
 }
 
 impl Access {
-    /// The token of the command line or the environment, or one that says `claims`.
+    /// The token of the command line or the environment, or else signed tokens with `claims`.
     pub(crate) fn new(matches: &ArgMatches, settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
         if let Some(token) = matches.get_one::<String>("token") {
             return Ok(Self::Given(checked(token)?.to_owned()));
         }
-        Self::made(settings, claims)
+        Self::signed(settings, claims)
     }
 
-    /// Tokens that say `claims`, made with the configured key.
-    pub(crate) fn made(settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
+    /// Tokens with `claims`, signed with the configured key.
+    pub(crate) fn signed(settings: &Settings, claims: Claims) -> anyhow::Result<Self> {
         let ttl = Duration::from_secs(settings.access_token_expire_minutes.saturating_mul(60));
-        Ok(Self::Made(Box::new(Maker::new(settings, claims, ttl)?)))
+        Ok(Self::Signed(Box::new(TokenSigner::new(settings, claims, ttl)?)))
     }
 
     pub(crate) fn token(&self) -> anyhow::Result<String> {
         match self {
             Self::Given(token) => Ok(token.clone()),
-            Self::Made(maker) => maker.token_of(&maker.claims.sub),
+            Self::Signed(signer) => signer.token_of(&signer.claims.sub),
         }
     }
 }
 
-/// A token that can be sent in a header. The error never repeats any of it.
+/// Checks that a token can be sent in a header. The error never contains any part of it.
 pub(crate) fn checked(token: &str) -> Result<&str, Usage> {
     let token = token.trim();
     let wrong = token.chars().enumerate().find(|(_, c)| !c.is_ascii_graphic());
@@ -60,24 +60,24 @@ pub(crate) fn checked(token: &str) -> Result<&str, Usage> {
         '\n' | '\r' => "a line break",
         c if c.is_whitespace() => "white space",
         c if c.is_control() => "a control character",
-        _ => "a character beyond ASCII",
+        _ => "a character that is not ASCII",
     };
     let hint = if token.get(..7).is_some_and(|word| word.eq_ignore_ascii_case("bearer ")) {
-        "leave out the word Bearer"
+        "remove the word Bearer"
     } else {
-        "give the JWT or the access key alone"
+        "expected only the JWT or the access key"
     };
     Err(Usage(format!("the token (--token, FANFARE_TOKEN) has {what} at character {}: {hint}", at + 1)))
 }
 
-impl Maker {
-    /// Makes tokens that say `claims` and are valid for `ttl`, with the configured key.
+impl TokenSigner {
+    /// Signs tokens with `claims` and a lifetime of `ttl`, with the configured key.
     pub(crate) fn new(settings: &Settings, claims: Claims, ttl: Duration) -> anyhow::Result<Self> {
         let minter = minter(settings, "give --token, set FANFARE_TOKEN, or")?;
         Ok(Self { minter, claims, ttl, settings: settings.clone() })
     }
 
-    /// One that says the same of another user.
+    /// A token with the same claims for another user.
     pub(crate) fn token_of(&self, user: &str) -> anyhow::Result<String> {
         let claims = Claims { sub: user.to_owned(), ..self.claims.clone() };
         Ok(self.minter.mint(&dated(claims, self.ttl, &self.settings)?))
@@ -90,19 +90,19 @@ impl fmt::Debug for Access {
     }
 }
 
-/// A minter with the configured key. `otherwise` begins the sentence that says what to do without one.
+/// The minter of the configured key. `otherwise` begins the advice in the error if there is none.
 pub(crate) fn minter(settings: &Settings, otherwise: &str) -> anyhow::Result<Minter> {
     let missing = || match settings.algorithm.family() {
         Family::Secret => Usage(format!(
-            "there is no secret to sign a token with: {otherwise} set SECRET_KEY to the hub's secret \
+            "no secret is configured to sign a token: {otherwise} set SECRET_KEY to the hub's secret \
              (in the environment, in .env, or as secret_key in fanfare.toml)"
         )),
-        _ => Usage(format!("there is no key to sign a token with: {otherwise} set private_key_file")),
+        _ => Usage(format!("no key is configured to sign a token: {otherwise} set private_key_file")),
     };
     Ok(Keyring::load(settings)?.minter.ok_or_else(missing)?)
 }
 
-/// The claims with a beginning, an end and an id of their own, for the hub of these settings.
+/// The claims with issue time, expiry, a random ID, and the issuer and audience of the settings.
 pub(crate) fn dated(claims: Claims, ttl: Duration, settings: &Settings) -> anyhow::Result<Claims> {
     let now = unix_secs();
     Ok(Claims {
@@ -123,7 +123,7 @@ pub(crate) fn unix_secs() -> u64 {
 /// A random UUID (RFC 9562 version 4).
 pub(crate) fn random_id() -> anyhow::Result<String> {
     let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("failed to generate a random number"))?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     Ok(ConnectionId(u128::from_be_bytes(bytes)).to_string())
@@ -141,20 +141,20 @@ mod tests {
     }
 
     #[test]
-    fn without_a_secret_it_says_what_to_do() {
+    fn without_a_secret_the_error_names_the_setting() {
         let error = minter(&Settings::default(), "").expect_err("no secret");
         assert!(error.is::<Usage>() && error.to_string().contains("SECRET_KEY"), "{error}");
     }
 
     // attack: reading a mistyped token from the error message of a command => the message never repeats it
     #[test]
-    fn a_token_that_no_header_can_carry_is_described_and_not_repeated() {
+    fn the_error_for_a_malformed_token_does_not_contain_it() {
         assert_eq!(checked(" aa.bb.cc\n").ok(), Some("aa.bb.cc"));
         for (token, says) in [
-            ("Bearer hush", "leave out the word Bearer"),
+            ("Bearer hush", "remove the word Bearer"),
             ("hu\nsh", "a line break at character 3"),
             ("hu\tsh", "white space at character 3"),
-            ("hush\u{e9}", "a character beyond ASCII at character 5"),
+            ("hush\u{e9}", "a character that is not ASCII at character 5"),
             ("hu\0sh", "a control character"),
         ] {
             let error = checked(token).err().map(|Usage(text)| text).unwrap();

@@ -1,19 +1,19 @@
-//! How long to wait before trying again: longer after each failure, and at random, so that many who lost the same
-//! server don't come back in step ("full jitter"). Randomness is an argument.
+//! The pause before a retry. It grows with each failure, and is random ("full jitter"), so that clients of the same
+//! server do not reconnect at the same time. Randomness is an argument.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Failures in a row.
+/// Counts failures in a row.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// It failed: the pause until the next attempt. `random` is any number from 0 to 1.
+    /// Counts a failure and returns the pause until the next attempt. `random` is a random number from 0 to 1.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);

@@ -1,4 +1,4 @@
-//! `fanfare health`: whether a hub takes clients, as an exit status.
+//! `fanfare health`: reports as its exit status whether a hub accepts clients.
 
 use super::{http::Server, print};
 use anyhow::bail;
@@ -8,8 +8,8 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let url = matches.get_one::<String>("url").map_or("", String::as_str);
     let server = Server::parse(url)?;
     match server.get("/health/ready", None).await {
-        Ok(answer) if answer.status.is_success() => print("ready\n"),
-        Ok(answer) => bail!("{server} takes no clients: {} {}", answer.status, String::from_utf8_lossy(&answer.body)),
-        Err(error) => bail!("{server} can't be reached: {error}"),
+        Ok(response) if response.status.is_success() => print("ready\n"),
+        Ok(response) => bail!("{server} is not ready: {} {}", response.status, String::from_utf8_lossy(&response.body)),
+        Err(error) => bail!("failed to reach {server}: {error}"),
     }
 }

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request at a time, for the commands that talk to a hub. Knows requests, and not what they mean.
+//! An HTTP/1.1 client for the commands. Knows requests, and not what they mean.
 
 use super::{Usage, access::checked};
 use anyhow::Context;
@@ -8,17 +8,17 @@ use reqwest::{Client, RequestBuilder, Response, redirect::Policy};
 use std::{fmt, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const MAX_ANSWER_BYTES: usize = 16 << 20;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
 
-/// Where a hub is.
+/// The URL of a hub, and an HTTP client for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     client: Client,
     tls: bool,
     authority: String,
     address: (String, u16),
-    /// What stands before the hub's own paths, without a slash at its end.
+    /// The path prefix of the hub, without a trailing slash.
     base: String,
 }
 
@@ -29,12 +29,12 @@ pub(crate) struct HubResponse {
 }
 
 impl Server {
-    /// Reads the URL of a hub, or of its WebSocket endpoint.
+    /// Parses the URL of a hub, or of its WebSocket endpoint.
     pub(crate) fn parse(url: &str) -> Result<Self, Usage> {
-        // What is before an @ could be a password, also where there is no scheme to tell.
-        let shown = if url.contains('@') { "what is written there".to_owned() } else { format!("{url:?}") };
-        let wrong = |why: &str| Usage(format!("--url can't be {shown}: {why}"));
-        let uri: Uri = url.trim().parse().map_err(|_| wrong("it is no URL"))?;
+        // The text before an @ may be a password, even in a URL without a scheme.
+        let shown = if url.contains('@') { "the given text".to_owned() } else { format!("{url:?}") };
+        let wrong = |why: &str| Usage(format!("--url: {shown} is not a valid URL: {why}"));
+        let uri: Uri = url.trim().parse().map_err(|_| wrong("it cannot be parsed"))?;
         let tls = match uri.scheme_str() {
             Some("http" | "ws") => false,
             Some("https" | "wss") => true,
@@ -44,11 +44,11 @@ impl Server {
         if let Err(error) = reqwest::Url::parse(url.trim()) {
             return Err(wrong(&error.to_string()));
         }
-        // IPv6 addresses stand in brackets in a URL, and without when connecting.
+        // IPv6 addresses have brackets in a URL, and none in a socket address.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let path = uri.path().trim_end_matches('/');
         let client = Client::builder()
-            .timeout(PATIENCE)
+            .timeout(REQUEST_TIMEOUT)
             .redirect(Policy::none())
             .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")));
         Ok(Self {
@@ -68,35 +68,35 @@ impl Server {
 
     pub(crate) async fn connect(&self) -> anyhow::Result<TcpStream> {
         let connecting = TcpStream::connect((self.address.0.as_str(), self.address.1));
-        let stream = timeout(PATIENCE, connecting).await.context("it does not answer")??;
+        let stream = timeout(REQUEST_TIMEOUT, connecting).await.context("no response in time")??;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    /// Posts JSON. An error means that it isn't known whether the request arrived.
+    /// Posts JSON. After an error it is unknown whether the request arrived.
     pub(crate) async fn post(&self, path: &str, token: &str, json: String) -> anyhow::Result<HubResponse> {
         let request = self.client.post(self.url(path)).bearer_auth(checked(token)?);
-        self.ask(request.header(CONTENT_TYPE, "application/json").body(json)).await
+        self.send(request.header(CONTENT_TYPE, "application/json").body(json)).await
     }
 
-    /// Gets something, with a token if it is not open to everybody.
+    /// Sends a GET request, with a token if the route requires one.
     pub(crate) async fn get(&self, path: &str, token: Option<&str>) -> anyhow::Result<HubResponse> {
         let request = self.client.get(self.url(path));
-        self.ask(match token {
+        self.send(match token {
             Some(token) => request.bearer_auth(checked(token)?),
             None => request,
         })
         .await
     }
 
-    async fn ask(&self, request: RequestBuilder) -> anyhow::Result<HubResponse> {
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<HubResponse> {
         match request.send().await {
-            Ok(answer) => read(answer).await,
+            Ok(response) => read(response).await,
             Err(error) => Err(self.explain(error).await),
         }
     }
 
-    /// Why there is no answer. Where the URL's scheme is wrong, another attempt is of no use.
+    /// The cause of a failed request. It is a `Usage` if the URL has the wrong scheme, because a retry would fail too.
     async fn explain(&self, error: reqwest::Error) -> anyhow::Error {
         let there = self.tls || !(error.is_connect() || error.is_timeout());
         if there
@@ -105,7 +105,7 @@ impl Server {
         {
             return Usage(why).into();
         }
-        plainly(error)
+        root_cause(error)
     }
 
     fn url(&self, path: &str) -> String {
@@ -114,20 +114,20 @@ impl Server {
     }
 }
 
-async fn read(mut answer: Response) -> anyhow::Result<HubResponse> {
-    let (status, mut body) = (answer.status(), Vec::new());
-    while let Some(part) = answer.chunk().await.map_err(plainly)? {
+async fn read(mut response: Response) -> anyhow::Result<HubResponse> {
+    let (status, mut body) = (response.status(), Vec::new());
+    while let Some(part) = response.chunk().await.map_err(root_cause)? {
         body.extend_from_slice(&part);
-        anyhow::ensure!(body.len() <= MAX_ANSWER_BYTES, "the answer is too large");
+        anyhow::ensure!(body.len() <= MAX_RESPONSE_BYTES, "the response is too large");
     }
     Ok(HubResponse { status, body: body.into() })
 }
 
-/// What is at the bottom of an error, which says more to people than the layers above it.
-#[expect(clippy::needless_pass_by_value, reason = "it stands where errors are mapped")]
-pub(crate) fn plainly(error: reqwest::Error) -> anyhow::Error {
+/// The innermost cause of an error, which is more specific than the layers around it.
+#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
+pub(crate) fn root_cause(error: reqwest::Error) -> anyhow::Error {
     if error.is_timeout() {
-        return anyhow::anyhow!("it does not answer");
+        return anyhow::anyhow!("no response in time");
     }
     let mut deepest: &dyn std::error::Error = &error;
     while let Some(source) = deepest.source() {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hub_and_its_endpoint_are_the_same_place() {
+    fn urls_of_the_hub_and_of_its_endpoint_are_accepted() {
         for url in ["http://[::1]:8000/hub/", "ws://[::1]:8000/hub/ws", "http://[::1]:8000/hub"] {
             let server = Server::parse(url).unwrap();
             assert_eq!((&server.address, server.base.as_str()), (&("::1".to_owned(), 8000), "/hub"));
@@ -159,15 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn other_urls_are_refused() {
+    fn other_urls_are_rejected() {
         for (url, says) in [
             ("ftp://host", "must begin with http://"),
             ("host:8000", "must begin with http://"),
-            ("http://", "no URL"),
-            ("", "no URL"),
-            ("u:hush@host", "can't be what is written there"),
-            ("ftp://u:hush@host", "can't be what is written there"),
-            ("http://u:hush/hush@host", "can't be what is written there: invalid port"),
+            ("http://", "cannot be parsed"),
+            ("", "cannot be parsed"),
+            ("u:hush@host", "the given text is not a valid URL"),
+            ("ftp://u:hush@host", "the given text is not a valid URL"),
+            ("http://u:hush/hush@host", "the given text is not a valid URL: invalid port"),
         ] {
             let error = Server::parse(url).expect_err(url).to_string();
             assert!(error.contains(says), "{url}: {error}");

@@ -1,6 +1,6 @@
-//! `fanfare key`: access keys, which programs show instead of tokens, and which are valid until they are revoked.
+//! `fanfare key`: manages access keys, which programs use instead of tokens. They are valid until they are revoked.
 
-use super::{Usage, access::unix_secs, print, print_json, say, say_database};
+use super::{Usage, access::unix_secs, print, print_database, print_json, print_status};
 use crate::{
     accounts::{Key, Store},
     settings::Settings,
@@ -19,38 +19,34 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     match command {
         "add" => {
             add(matches, &store).await?;
-            say_database(settings);
+            print_database(settings);
             Ok(())
         }
         "list" => {
             list(matches, &store).await?;
-            say_database(settings);
+            print_database(settings);
             Ok(())
         }
         _ => {
             let name = name(matches)?;
             anyhow::ensure!(
                 store.remove_key(&name).await?,
-                "there is no key {name} in {}; `fanfare key list` shows them all",
-                settings.database_url.whole()
+                "unknown key {name} in {}; `fanfare key list` lists all keys",
+                settings.database_url.absolute()
             );
-            say(&format!("{name} opens nothing any more, within a second"));
-            say_database(settings);
+            print_status(&format!("{name} is revoked on all nodes within a second"));
+            print_database(settings);
             Ok(())
         }
     }
 }
 
 async fn add(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
-    let (made, name) = (AccessKeys::generate()?, name(matches)?);
-    let key = Key { name, digest: made.digest, admin: matches.get_flag("admin"), created_at: unix_secs() };
-    anyhow::ensure!(
-        store.add_key(&key).await?,
-        "there is a key {} already; revoke it, or choose another name",
-        key.name
-    );
-    say("this is shown once and kept nowhere: whoever has it may publish until it is revoked");
-    print(&format!("{}\n", made.text))
+    let (generated, name) = (AccessKeys::generate()?, name(matches)?);
+    let key = Key { name, digest: generated.digest, admin: matches.get_flag("admin"), created_at: unix_secs() };
+    anyhow::ensure!(store.add_key(&key).await?, "a key {} already exists; revoke it, or choose another name", key.name);
+    print_status("the key is not stored and not shown again; it allows publishing until it is revoked");
+    print(&format!("{}\n", generated.text))
 }
 
 async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
@@ -64,7 +60,7 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
         return print_json(&format!("{}\n", serde_json::to_string_pretty(&keys)?));
     }
     if keys.is_empty() {
-        say("there are no access keys; `fanfare key add NAME` makes one");
+        print_status("there are no access keys; `fanfare key add NAME` creates one");
         return Ok(());
     }
     let head = ["NAME", "RIGHTS", "SINCE"].map(str::to_owned);
@@ -76,9 +72,11 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
 
 fn name(matches: &ArgMatches) -> Result<String, Usage> {
     let name = matches.get_one::<String>("name").map(|name| name.trim()).unwrap_or_default();
-    let odd = |c: char| !c.is_ascii_alphanumeric() && !"_-.:".contains(c);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(odd) {
-        return Err(Usage(format!("{name:?} can't be the name of a key: letters, digits, _, -, . and :, at most 64")));
+    let invalid = |c: char| !c.is_ascii_alphanumeric() && !"_-.:".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(invalid) {
+        return Err(Usage(format!(
+            "{name:?} is not a valid key name; expected 1 to 64 letters, digits, _, -, . and :"
+        )));
     }
     Ok(name.to_owned())
 }

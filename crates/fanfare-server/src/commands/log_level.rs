@@ -1,4 +1,4 @@
-//! `fanfare log-level`: how much a running hub logs, on all its nodes.
+//! `fanfare log-level`: changes the log level of a running hub, on all nodes.
 
 use super::{access::Access, http::Server, print};
 use crate::settings::Settings;
@@ -13,10 +13,16 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     let claims = Claims { sub: "fanfare log-level".to_owned(), admin: true, ..Claims::default() };
     let token = Access::new(matches, settings, claims)?.token()?;
     let body = json!({ "log_level": text("level") }).to_string();
-    let answer = server.post("/log-level", &token, body).await.with_context(|| format!("{server} can't be asked"))?;
-    if answer.status.is_success() {
-        return print(&format!("log_level is {} on all nodes, until they end\n", text("level")));
+    let response =
+        server.post("/log-level", &token, body).await.with_context(|| format!("failed to reach {server}"))?;
+    if response.status.is_success() {
+        return print(&format!("log_level is now {} on all nodes, until they exit\n", text("level")));
     }
-    let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    bail!("{}", said["detail"].as_str().map_or_else(|| format!("the hub answered {}", answer.status), str::to_owned))
+    let body_json: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    bail!(
+        "{}",
+        body_json["detail"]
+            .as_str()
+            .map_or_else(|| format!("the hub responded with {}", response.status), str::to_owned)
+    )
 }

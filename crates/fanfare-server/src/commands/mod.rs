@@ -1,4 +1,4 @@
-//! The commands, one module each, and what they share.
+//! The commands, one module each, and their shared helpers.
 
 pub(crate) mod access;
 mod backoff;
@@ -23,16 +23,16 @@ use aws_lc_rs::rand;
 use clap::ArgMatches;
 use std::io::{self, Write};
 
-/// What was asked for can't be done that way. Exit code 2.
+/// A wrong command line. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let (name, matches) = matches.subcommand().unwrap_or(("serve", matches));
     if name == "health" {
-        // A probe has nothing to do with the settings.
+        // A probe needs no settings, and must not fail because of them.
         return runtime()?.block_on(health::run(matches));
     }
     if name == "plan" {
@@ -44,7 +44,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         logging::start(&loaded.settings);
         exposed.on_command_line().for_each(|warning| tracing::warn!("{warning}"));
     } else {
-        exposed.on_command_line().for_each(|warning| say(&warning));
+        exposed.on_command_line().for_each(|warning| print_status(&warning));
     }
     match name {
         "settings" => settings(matches, &loaded),
@@ -72,12 +72,12 @@ fn settings(matches: &ArgMatches, loaded: &Loaded) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Writes text to the standard output, without anything that a terminal obeys.
+/// Writes text to standard output, with control characters escaped.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     write(&terminal::text(text))
 }
 
-/// Writes JSON to the standard output: the same JSON, with escapes for what a terminal obeys.
+/// Writes JSON to standard output, with control characters escaped inside it.
 pub(crate) fn print_json(text: &str) -> anyhow::Result<()> {
     write(&terminal::json(text))
 }
@@ -88,42 +88,42 @@ fn write(text: &str) -> anyhow::Result<()> {
     Ok(stdout.flush()?)
 }
 
-/// Says something to whoever watches.
-pub(crate) fn say(text: &str) {
-    // Nobody may be watching.
+/// Writes a status message to standard error.
+pub(crate) fn print_status(text: &str) {
+    // Standard error may be closed.
     let _ = writeln!(io::stderr(), "fanfare: {}", terminal::text(&terminal::without_credentials(text)));
 }
 
-/// Names the database of the accounts, which depends on the folder and the environment.
-pub(crate) fn say_database(settings: &crate::settings::Settings) {
-    say(&format!("the database is {} (database_url, FANFARE_DATABASE_URL)", settings.database_url.whole()));
+/// Prints the URL of the accounts database, which depends on the working directory and the environment.
+pub(crate) fn print_database(settings: &crate::settings::Settings) {
+    print_status(&format!("the database is {} (database_url, FANFARE_DATABASE_URL)", settings.database_url.absolute()));
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("the system gives no event loop")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the event loop")
 }
 
-/// The values of a flag that may be given again.
+/// The values of a flag that may be repeated.
 fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
     let texts = matches.get_many::<String>(name).into_iter().flatten();
     texts.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect()
 }
 
-/// The patterns of topics that a flag names.
+/// The topic patterns of a flag.
 fn patterns(matches: &ArgMatches) -> Result<Vec<String>, Usage> {
     let fits = |pattern: &str| {
         (1..=128).contains(&pattern.len()) && !pattern.contains(|c: char| c.is_whitespace() || c.is_control())
     };
     let patterns = texts(matches, "topics");
     match patterns.iter().find(|pattern| !fits(pattern)) {
-        Some(pattern) => {
-            Err(Usage(format!("--topics: {pattern:?} can't be a pattern; it has no white space and at most 128 bytes")))
-        }
+        Some(pattern) => Err(Usage(format!(
+            "--topics: {pattern:?} is not a valid pattern; expected 1 to 128 bytes without white space"
+        ))),
         None => Ok(patterns),
     }
 }
 
-/// Columns as wide as they need to be.
+/// A table with aligned columns.
 pub(crate) fn columns<const N: usize>(rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<_> = rows.collect();
     let mut widths = [0; N];
@@ -147,6 +147,6 @@ fn date(unix_secs: u64) -> String {
 /// A random number from 0 to 1.
 fn random() -> anyhow::Result<f64> {
     let mut bytes = [0; 4];
-    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
+    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("failed to generate a random number"))?;
     Ok(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX))
 }

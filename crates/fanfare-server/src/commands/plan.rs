@@ -1,7 +1,7 @@
-//! `fanfare plan`: how many machines a load takes, and how much of each, from what was measured.
+//! `fanfare plan`: computes the machines that a load requires, and their utilisation, from measurements.
 //!
-//! The model is a line for each cost; its constants were fitted to the runs in `assets/measured.json` (`fanfare bench`), and a
-//! test holds the two together.
+//! The model is linear in each cost. Its constants are fitted to the runs in `assets/measured.json` (`fanfare
+//! bench`), and a test compares the two.
 
 use super::{Usage, print};
 use crate::{bench::outcome::Outcome, settings::kind};
@@ -12,33 +12,33 @@ use std::fmt::Write;
 
 const MEASURED: &str = include_str!("../../assets/measured.json");
 
-/// What one machine of the measurements costs for each thing: 2 cores, Redis and all clients on it too.
+/// The costs of each operation on the measured machine, which has 2 cores and also runs Redis and all clients.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Costs {
-    /// CPU of an event's way to one client, in microseconds, with 5,000 connections on the machine.
+    /// CPU time to deliver an event to one client, in microseconds, with 5,000 connections on the machine.
     delivery_us: f64,
-    /// How much that grows with each tenfold of connections: caches hold less of what they need.
+    /// Growth of `delivery_us` for each factor of ten in connections, because of cache misses.
     delivery_growth_us: f64,
-    /// CPU of a ping and its pong.
+    /// CPU time of a ping and its pong, in microseconds.
     heartbeat_us: f64,
-    /// CPU of an authenticated connect with a log in Redis, and how much that grows with each tenfold of connections.
+    /// CPU time of an authenticated connect with a log in Redis, and its growth for each factor of ten in connections.
     connect_us: f64,
     connect_growth_us: f64,
-    /// What TLS adds to a connect.
+    /// CPU time that TLS adds to a connect.
     tls_connect_us: f64,
-    /// CPU of a process that has nothing to do, in milliseconds a second.
+    /// CPU time of an idle process, in milliseconds a second.
     idle_ms: f64,
-    /// User memory of a connection, without and with TLS, and of an empty process, in KiB.
+    /// User memory of a connection without and with TLS, and of a process without clients, in KiB.
     connection_kib: f64,
     tls_connection_kib: f64,
     process_kib: f64,
-    /// The kernel's memory for a socket that is idle, in KiB.
+    /// Kernel memory of an idle socket, in KiB.
     socket_kib: f64,
-    /// What Redis holds for a connection, in KiB.
+    /// Memory in Redis for a connection, in KiB.
     redis_connection_kib: f64,
 }
 
-/// From 5,000 connections on a machine on, costs grow.
+/// The number of connections on a machine beyond which costs grow.
 const GROWTH_FROM: f64 = 5_000.0;
 
 impl Default for Costs {
@@ -87,7 +87,7 @@ impl Costs {
         self.connect_us + self.connect_growth_us * Self::decades(connections)
     }
 
-    /// What the model says that a run took, in seconds of CPU.
+    /// The CPU time of a run according to the model, in seconds.
     fn cpu_seconds(&self, point: &Point) -> f64 {
         let deliveries = point.deliveries * self.delivery(point.connections) + point.pings * self.heartbeat_us;
         deliveries / 1e6 + point.processes * point.seconds * self.idle_ms / 1e3
@@ -97,7 +97,7 @@ impl Costs {
         point.connections * self.connection_kib
     }
 
-    /// These costs on another machine: as much more or less for everything that takes CPU as one run there took.
+    /// Scales the costs to another machine, by the ratio between a run there and the model.
     fn scaled_to(mut self, point: &Point) -> Self {
         let factor = point.cpu_seconds / self.cpu_seconds(point);
         let all = [&mut self.delivery_us, &mut self.delivery_growth_us, &mut self.heartbeat_us, &mut self.idle_ms];
@@ -110,7 +110,7 @@ impl Costs {
     }
 }
 
-/// What is to be carried, and by what.
+/// The load, and the machines for it.
 #[derive(Debug, Clone, Serialize)]
 struct Load {
     connections: f64,
@@ -128,31 +128,31 @@ struct Load {
     window_mib: f64,
 }
 
-/// What it takes.
+/// The result for a load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Plan {
     machines: f64,
     workers_a_machine: f64,
     connections_a_machine: f64,
-    /// What the number of machines comes from.
+    /// The resource that determines the number of machines.
     because: &'static str,
-    /// Of all cores of a machine, with the spare ones gone.
+    /// Utilisation of all cores of a machine after the spare machines have failed.
     busy_percent: f64,
     memory_gib_a_machine: f64,
     deliveries_a_second: f64,
     megabits_out_a_machine: f64,
-    /// How long a broadcast takes to the last client, at least.
+    /// The shortest time in which a broadcast reaches the last client.
     broadcast_seconds: f64,
-    /// How long the clients of a machine that dies take to be back on the others.
+    /// The shortest time in which the clients of a failed machine reconnect to the others.
     readmission_seconds: f64,
     redis_memory_mib: f64,
     redis_appends_a_second: f64,
     redis_megabits_out: f64,
 }
 
-/// Bytes of a packet beyond an event's JSON: frame, TCP, IP and Ethernet; and an acknowledgement for every other.
+/// Overhead of a packet in bytes: frame, TCP, IP and Ethernet headers, and an acknowledgement for every other packet.
 const PACKET: f64 = 4.0 + 32.0 + 20.0 + 18.0 + 35.0;
-/// Bytes of a ping with its packet.
+/// Size of a ping with its packet, in bytes.
 const PING: f64 = 110.0 + PACKET;
 
 fn plan(load: &Load, costs: &Costs) -> Plan {
@@ -164,7 +164,7 @@ fn plan(load: &Load, costs: &Costs) -> Plan {
         let workers = workers(each, most, load.cores);
         (cpu(load, costs, carrying, workers), memory_gib(load, costs, each, workers))
     };
-    let (mut machines, mut because) = (1.0 + load.spare, "it is the fewest");
+    let (mut machines, mut because) = (1.0 + load.spare, "minimum");
     loop {
         let (cpu, memory) = fits(machines);
         let reason = if cpu > load.cores * load.busy {
@@ -175,7 +175,7 @@ fn plan(load: &Load, costs: &Costs) -> Plan {
             break;
         };
         because = reason;
-        // Beyond that the load fits no number of machines: each has work that the others have too.
+        // No number of machines suffices, because each of them has a constant part of the work.
         if machines >= 10_000.0 {
             break;
         }
@@ -197,7 +197,7 @@ fn plan(load: &Load, costs: &Costs) -> Plan {
         memory_gib_a_machine: memory_gib(load, costs, each, workers),
         deliveries_a_second: deliveries,
         megabits_out_a_machine: 8.0 * (deliveries * (load.payload + PACKET) + pings * PING) / carrying / 1e6,
-        // Half the cores send; the rest is the kernel's and HTTP's.
+        // Half of the cores run shards; the others run the kernel and HTTP.
         broadcast_seconds: each * costs.delivery(each) / 1e6 / (load.cores / 2.0).max(1.0).min(workers),
         readmission_seconds: load.connections / machines * back / 1e6 / (free * (machines - 1.0).max(1.0)),
         redis_memory_mib: load.connections * costs.redis_connection_kib / 1_024.0 + 3.0 * load.window_mib,
@@ -206,12 +206,12 @@ fn plan(load: &Load, costs: &Costs) -> Plan {
     }
 }
 
-/// Processes of a machine: one for every two cores, and as many as its connections have files.
+/// Workers of a machine: one for every two cores, or more if the limit on open files requires it.
 fn workers(connections: f64, files: f64, cores: f64) -> f64 {
     (connections / files).ceil().max((cores / 2.0).floor()).max(1.0)
 }
 
-/// Cores that a machine uses.
+/// Number of cores that a machine uses.
 fn cpu(load: &Load, costs: &Costs, machines: f64, workers: f64) -> f64 {
     let each = load.connections / machines;
     let connect = costs.connect(each) + if load.tls { costs.tls_connect_us } else { 0.0 };
@@ -231,7 +231,7 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("--from {path}"))?;
             let outcome: Outcome = serde_json::from_str(&text)
-                .with_context(|| format!("--from {path} is not what `fanfare bench --json` writes"))?;
+                .with_context(|| format!("--from {path}: the file was not written by `fanfare bench --json`"))?;
             Costs::default().scaled_to(&point(&outcome)?)
         }
         None => Costs::default(),
@@ -245,20 +245,17 @@ pub(super) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         let all = serde_json::json!({ "load": load, "costs": costs, "plan": plan });
         return print(&format!("{all:#}\n"));
     }
-    print(&tell(&load, &plan))
+    print(&describe(&load, &plan))
 }
 
 fn points() -> anyhow::Result<Vec<Point>> {
-    serde_json::from_str(MEASURED).context("what was measured can't be read")
+    serde_json::from_str(MEASURED).context("failed to parse the measurements")
 }
 
-/// A run as a point of the model.
+/// A run of the benchmark as a point of the model.
 fn point(outcome: &Outcome) -> Result<Point, Usage> {
-    let missing = || {
-        Usage(
-            "--from: that run was not against a hub on the same machine, so what the hub took is not known".to_owned(),
-        )
-    };
+    let missing =
+        || Usage("--from: the run used a hub on another machine, so the costs of the hub are unknown".to_owned());
     let server = outcome.server.as_ref().ok_or_else(missing)?;
     let connections = outcome.plan.connections as f64;
     let ramp = connections / outcome.plan.ramp;
@@ -281,14 +278,14 @@ fn load(matches: &ArgMatches) -> Result<Load, Usage> {
     let connections = number("connections").unwrap_or(0.0);
     let size = |name: &str| {
         let text = matches.get_one::<String>(name).map_or("", String::as_str);
-        kind::size::parse(text)
-            .map(|bytes| bytes as f64 / 1_048_576.0)
-            .ok_or_else(|| Usage(format!("--{name} can't be {text:?}; expected {}", kind::size::expected())))
+        kind::size::parse(text).map(|bytes| bytes as f64 / 1_048_576.0).ok_or_else(|| {
+            Usage(format!("--{name}: {text:?} is not a valid size; expected {}", kind::size::expected()))
+        })
     };
     let text = matches.get_one::<String>("heartbeat").map_or("30s", String::as_str);
     let heartbeat = kind::parse_duration(text).filter(|period| !period.is_zero());
-    let heartbeat =
-        heartbeat.ok_or_else(|| Usage(format!("--heartbeat can't be {text:?}; expected a duration such as 30s")))?;
+    let heartbeat = heartbeat
+        .ok_or_else(|| Usage(format!("--heartbeat: {text:?} is not a valid duration; expected one such as 30s")))?;
     Ok(Load {
         connections,
         events: number("events").unwrap_or(0.0),
@@ -306,30 +303,32 @@ fn load(matches: &ArgMatches) -> Result<Load, Usage> {
     })
 }
 
-fn tell(load: &Load, plan: &Plan) -> String {
+fn describe(load: &Load, plan: &Plan) -> String {
     let mut out = String::new();
-    let mut line = |name: &str, said: String| {
-        let _ = writeln!(out, "{name:<22}{said}");
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<22}{text}");
     };
-    let spare = if load.spare > 0.0 { format!(", {} of them to spare", load.spare) } else { String::new() };
-    let because =
-        if plan.because == "it is the fewest" { String::new() } else { format!("; {} asks for them", plan.because) };
+    let spare = if load.spare > 0.0 { format!(", {} of them spare", load.spare) } else { String::new() };
+    let because = if plan.because == "minimum" { String::new() } else { format!(", limited by {}", plan.because) };
     line(
         "machines",
         format!("{} of {} cores and {:.0} GiB{spare}{because}", plan.machines, load.cores, load.memory_gib),
     );
     line("on each", format!("{} workers, {} connections", plan.workers_a_machine, grouped(plan.connections_a_machine)));
-    line("CPU", format!("{:.0} % of all cores, with the spare ones gone", plan.busy_percent));
+    line("CPU", format!("{:.0} % of all cores, after the spare machines have failed", plan.busy_percent));
     line(
         "memory",
-        format!("{:.2} GiB a machine: the hub's, its window's and the kernel's for sockets", plan.memory_gib_a_machine),
+        format!(
+            "{:.2} GiB a machine, for the hub, its window and its sockets in the kernel",
+            plan.memory_gib_a_machine
+        ),
     );
-    line("deliveries", format!("{} a second in all", grouped(plan.deliveries_a_second)));
+    line("deliveries", format!("{} a second in total", grouped(plan.deliveries_a_second)));
     line("network", format!("{:.1} Mbit/s out of each machine", plan.megabits_out_a_machine));
-    line("a broadcast", format!("takes at least {} to the last client", seconds(plan.broadcast_seconds)));
+    line("broadcast", format!("at least {} until the last client has it", seconds(plan.broadcast_seconds)));
     line(
-        "a machine that dies",
-        format!("has its clients back elsewhere after at least {}", seconds(plan.readmission_seconds)),
+        "failed machine",
+        format!("at least {} until its clients have reconnected to the others", seconds(plan.readmission_seconds)),
     );
     line(
         "Redis",
@@ -341,9 +340,11 @@ fn tell(load: &Load, plan: &Plan) -> String {
         ),
     );
     if plan.busy_percent > 100.0 * load.busy + 1.0 {
-        line("", "No number of such machines carries it: take larger ones.".to_owned());
+        line("", "No number of such machines is sufficient: use larger ones.".to_owned());
     }
-    out += "\nFrom measurements on 2 cores, with Redis and all clients on the same machine; `fanfare plan --check`\nshows how well they fit. Scale it to your machines with --from and a run of `fanfare bench --json`.\n";
+    out += "\nComputed from measurements on 2 cores, with Redis and all clients on the same machine;\n\
+        `fanfare plan --check` compares the model with them. To scale the plan to your machines,\n\
+        use --from with the result of a `fanfare bench --json` there.\n";
     out
 }
 
@@ -363,7 +364,7 @@ fn grouped(number: f64) -> String {
     out
 }
 
-/// The model beside what was measured.
+/// Compares the model with the measurements.
 fn check(costs: &Costs, points: &[Point]) -> String {
     let mut out = format!(
         "{:>11} {:>9} {:>8} {:>11} {:>10} {:>9} {:>6} {:>9} {:>9} {:>6} {:>9} {:>9} {:>6}\n",
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_fits_what_wscaled_to() {
+    fn the_model_fits_the_measurements() {
         let (costs, points) = (Costs::default(), points().unwrap());
         assert!(points.len() >= 10);
         for point in &points {
@@ -439,23 +440,23 @@ mod tests {
                 let factor = model / measured;
                 assert!((0.7..1.4).contains(&factor), "{what}: {factor:.2} of {point:?}");
             }
-            // What a process takes for its first client counts where there are few.
+            // With few connections, the memory for a process's first client dominates.
             let factor = costs.memory_kib(point) / point.memory_kib;
             assert!(point.connections < 5_000.0 || (0.8..1.25).contains(&factor), "memory: {factor:.2} of {point:?}");
         }
     }
 
     #[test]
-    fn the_load_that_was_held_on_one_machine_fits_one() {
+    fn a_load_that_one_machine_carried_needs_one_machine() {
         let plan = plan(&load(), &Costs::default());
         assert_eq!((plan.machines, plan.workers_a_machine), (1.0, 3.0));
-        // 25,000 deliveries a second were half of what two cores can do.
+        // 25,000 deliveries a second use about half of two cores.
         assert!((10.0..30.0).contains(&plan.busy_percent), "{plan:?}");
         assert!(plan.memory_gib_a_machine < 0.6, "{plan:?}");
     }
 
     #[test]
-    fn more_of_anything_takes_no_less() {
+    fn a_larger_load_needs_more_machines() {
         let base = plan(&load(), &Costs::default());
         let more = [
             Load { connections: 2_000_000.0, ..load() },
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_elsewhere_scales_it() {
+    fn a_run_on_another_machine_scales_the_costs() {
         let costs = Costs::default();
         let slow = Point { cpu_seconds: 0.0, ..points().unwrap()[4].clone() };
         let slow = Point { cpu_seconds: 2.0 * costs.cpu_seconds(&slow), ..slow };

@@ -1,11 +1,11 @@
-//! `fanfare publish`: one event, or one from each line of the standard input.
+//! `fanfare publish`: publishes one event, or one from each line of standard input.
 
 use super::{
     Usage,
     access::{Access, random_id},
     backoff::Backoff,
     http::{HubResponse, Server},
-    print_json, random, say,
+    print_json, print_status, random,
 };
 use crate::{settings::Settings, terminal};
 use anyhow::{Context, bail};
@@ -17,7 +17,7 @@ use serde_json::{Value, json, value::RawValue};
 use std::{collections::BTreeMap, io::BufRead, thread, time::Duration};
 use tokio::sync::mpsc;
 
-/// Attempts at one request, some 15 seconds in all on the average.
+/// Attempts at one request, over about 15 seconds on average.
 const ATTEMPTS: u32 = 8;
 const MAX_BATCH_EVENTS: usize = 100;
 const MAX_BATCH_BYTES: usize = 4 << 20;
@@ -27,7 +27,7 @@ struct Publisher {
     access: Access,
 }
 
-/// What became of an event.
+/// The result of publishing an event.
 #[derive(Deserialize, Serialize)]
 struct Published {
     event_id: String,
@@ -41,9 +41,9 @@ struct Batch {
     results: Vec<Published>,
 }
 
-/// The hub's answer to what it refuses.
+/// The hub's response to a rejected request.
 #[derive(Deserialize)]
-struct ExceededLimit {
+struct ErrorBody {
     detail: String,
     code: String,
     index: Option<usize>,
@@ -58,7 +58,7 @@ struct Event<'a> {
     data: &'a RawValue,
 }
 
-/// A line of the standard input, counted from 1, as the event to send.
+/// The event of a line of standard input. Lines are numbered from 1.
 struct Line {
     number: usize,
     event: String,
@@ -81,12 +81,12 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
 fn event(matches: &ArgMatches) -> anyhow::Result<String> {
     let text = |name: &str| matches.get_one::<String>(name).map_or("", String::as_str);
     let data: &RawValue =
-        serde_json::from_str(text("data")).map_err(|error| Usage(format!("--data is no JSON: {error}")))?;
+        serde_json::from_str(text("data")).map_err(|error| Usage(format!("--data is not valid JSON: {error}")))?;
     if !data.get().starts_with('{') {
         return Err(Usage("--data must be a JSON object, such as '{\"text\":\"hi\"}'".to_owned()).into());
     }
     let audience = audience(matches.get_one::<String>("audience").map_or("everyone", String::as_str))?;
-    // An id of our own makes it safe to try again.
+    // An ID that is chosen here makes it safe to retry.
     let event_id = matches.get_one::<String>("event-id").cloned().map_or_else(random_id, Ok)?;
     let event = Event { r#type: text("type"), event_id: &event_id, audience: &audience, data };
     Ok(serde_json::to_string(&event)?)
@@ -96,22 +96,23 @@ fn audience(text: &str) -> Result<Value, Usage> {
     match text.split_once(':') {
         None if text == "everyone" => Ok(json!("everyone")),
         Some((kind @ ("user" | "connection" | "topic"), id)) if !id.is_empty() => Ok(json!({ kind: id })),
-        _ => {
-            Err(Usage(format!("--audience can't be {text:?}; expected everyone, user:ID, connection:ID or topic:NAME")))
-        }
+        _ => Err(Usage(format!(
+            "--audience: {text:?} is not a valid audience; expected everyone, user:ID, \
+                connection:ID or topic:NAME"
+        ))),
     }
 }
 
 impl Publisher {
     async fn publish_one(&self, event: &str) -> anyhow::Result<()> {
-        let answer = self.post("/events", event).await?;
-        if !answer.status.is_success() {
-            bail!("{}", refusal(&answer).0);
+        let response = self.post("/events", event).await?;
+        if !response.status.is_success() {
+            bail!("{}", rejection(&response).0);
         }
-        report(&[serde_json::from_slice(&answer.body).context("the hub's answer can't be read")?])
+        report(&[serde_json::from_slice(&response.body).context("failed to parse the hub's response")?])
     }
 
-    /// Sends what has come in as one batch, while the next lines come in.
+    /// Publishes the lines read so far as one batch, while further lines are read.
     async fn publish_lines(&self, audience: Option<Value>) -> anyhow::Result<()> {
         let mut lines = read_lines(audience);
         let mut waiting = Vec::new();
@@ -139,55 +140,55 @@ impl Publisher {
 
     async fn publish_batch(&self, lines: &[Line]) -> anyhow::Result<()> {
         let events: Vec<_> = lines.iter().map(|line| line.event.as_str()).collect();
-        let answer = self.post("/events/batch", &format!("[{}]", events.join(","))).await?;
-        if !answer.status.is_success() {
-            let (text, index) = refusal(&answer);
+        let response = self.post("/events/batch", &format!("[{}]", events.join(","))).await?;
+        if !response.status.is_success() {
+            let (text, index) = rejection(&response);
             let (first, last) =
                 (lines.first().map_or(0, |line| line.number), lines.last().map_or(0, |line| line.number));
             match index.and_then(|index| lines.get(index)) {
-                Some(line) => bail!("line {}: {text}; nothing from line {first} on was published", line.number),
-                None => bail!("lines {first} to {last}: {text}; nothing from line {first} on was published"),
+                Some(line) => bail!("line {}: {text}; no event from line {first} on was published", line.number),
+                None => bail!("lines {first} to {last}: {text}; no event from line {first} on was published"),
             }
         }
-        let batch: Batch = serde_json::from_slice(&answer.body).context("the hub's answer can't be read")?;
+        let batch: Batch = serde_json::from_slice(&response.body).context("failed to parse the hub's response")?;
         report(&batch.results)
     }
 
-    /// Posts until there is an answer. The events have their ids, so none is published twice.
+    /// Posts until there is a final response. The events have IDs, so a retry publishes none twice.
     async fn post(&self, path: &str, json: &str) -> anyhow::Result<HubResponse> {
         let mut backoff = Backoff::default();
         loop {
             let error = match self.server.post(path, &self.access.token()?, json.to_owned()).await {
-                Ok(answer) if !is_passing(answer.status) => return Ok(answer),
-                Ok(answer) => anyhow::anyhow!("{}", refusal(&answer).0),
+                Ok(response) if !is_transient(response.status) => return Ok(response),
+                Ok(response) => anyhow::anyhow!("{}", rejection(&response).0),
                 Err(error) if error.is::<Usage>() => return Err(error),
-                Err(error) => error.context(format!("there is no hub at {}", self.server)),
+                Err(error) => error.context(format!("failed to reach the hub at {}", self.server)),
             };
             let pause = backoff.next(random()?).max(Duration::from_millis(100));
             if backoff.failures() >= ATTEMPTS {
-                return Err(error.context("given up"));
+                return Err(error.context("gave up after repeated failures"));
             }
-            say(&format!("{error:#}; trying again in {:.1} s", pause.as_secs_f64()));
+            print_status(&format!("{error:#}; retrying in {:.1} s", pause.as_secs_f64()));
             tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// Whether the same request may be answered differently a little later.
-fn is_passing(status: StatusCode) -> bool {
+/// Whether a retry of the same request may succeed.
+fn is_transient(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
-/// What the hub says against it, and about which event of a batch.
-fn refusal(answer: &HubResponse) -> (String, Option<usize>) {
-    match serde_json::from_slice::<ExceededLimit>(&answer.body) {
-        Ok(ExceededLimit { detail, code, index }) => {
-            // The line says better which event it is.
+/// The hub's error, and the index of the event in the batch that it concerns.
+fn rejection(response: &HubResponse) -> (String, Option<usize>) {
+    match serde_json::from_slice::<ErrorBody>(&response.body) {
+        Ok(ErrorBody { detail, code, index }) => {
+            // The line number identifies the event better than its index.
             let place = index.map(|index| format!("events[{index}]: ")).unwrap_or_default();
             let detail = detail.strip_prefix(&place).unwrap_or(&detail);
-            (format!("the hub refuses it: {} ({})", terminal::line(detail), terminal::line(&code)), index)
+            (format!("the hub rejected it: {} ({})", terminal::line(detail), terminal::line(&code)), index)
         }
-        Err(_) => (format!("what answers is no hub, or stands before it: HTTP status {}", answer.status), None),
+        Err(_) => (format!("unexpected response, not from a hub: HTTP status {}", response.status), None),
     }
 }
 
@@ -200,7 +201,7 @@ fn report(published: &[Published]) -> anyhow::Result<()> {
     print_json(&text)
 }
 
-/// Reads lines on a thread of its own: the standard input can't be waited for in any other way.
+/// Reads lines on a separate thread, because standard input has no asynchronous reads.
 fn read_lines(audience: Option<Value>) -> mpsc::Receiver<anyhow::Result<Line>> {
     let (sender, receiver) = mpsc::channel(MAX_BATCH_EVENTS);
     thread::spawn(move || {
@@ -221,7 +222,7 @@ fn read_lines(audience: Option<Value>) -> mpsc::Receiver<anyhow::Result<Line>> {
     receiver
 }
 
-/// The event with an id and an audience, if it came without and there is one to give. All else stays as it is.
+/// Adds an ID and `audience` to an event that has none. Everything else stays unchanged.
 fn complete_event(text: &str, audience: Option<&Value>) -> anyhow::Result<String> {
     let fields: BTreeMap<String, &RawValue> = serde_json::from_str(text).context("not a JSON object")?;
     let mut added = String::new();
@@ -237,7 +238,7 @@ fn complete_event(text: &str, audience: Option<&Value>) -> anyhow::Result<String
     Ok(format!("{{{added}{}", &text[1..]))
 }
 
-/// Cuts a batch where it would be too large for one request.
+/// Splits a batch that is too large for one request.
 fn parts(mut lines: &[Line]) -> Vec<&[Line]> {
     let mut parts = Vec::new();
     while !lines.is_empty() {
@@ -258,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn audiences_are_read() {
+    fn audiences_are_parsed() {
         for (text, audience_json) in [
             ("everyone", json!("everyone")),
             ("user:u1", json!({"user": "u1"})),
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_completed_and_otherwise_stays_as_it_is() {
+    fn missing_fields_are_added_and_the_rest_stays_unchanged() {
         let named = complete_event(r#"{"type":"a","data":{"n":1.00}}"#, None).unwrap();
         assert!(
             named.starts_with(r#"{"event_id":""#) && named.ends_with(r#"","type":"a","data":{"n":1.00}}"#),
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn large_batches_are_cut() {
+    fn large_batches_are_split() {
         let line = |number| Line { number, event: "x".repeat(MAX_BATCH_BYTES / 2) };
         let lines: Vec<_> = (1..=5).map(line).collect();
         assert_eq!(parts(&lines).iter().map(|part| part.len()).collect::<Vec<_>>(), [2, 2, 1]);

@@ -1,4 +1,4 @@
-//! `fanfare token`: makes a token, or explains one.
+//! `fanfare token`: creates a token, or explains one.
 
 use super::{
     Usage,
@@ -30,7 +30,7 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let minter = minter(settings, "")?;
     let sub = matches.get_one::<String>("sub").cloned().unwrap_or_default();
     if sub.is_empty() || sub.len() > 256 {
-        return Err(Usage("--sub must be the user's id, 1 to 256 bytes".to_owned()).into());
+        return Err(Usage("--sub must be the user's ID, of 1 to 256 bytes".to_owned()).into());
     }
     let topics = super::patterns(matches)?;
     let claims = Claims {
@@ -42,7 +42,9 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     };
     let token = minter.mint(&dated(claims, ttl(matches, settings)?, settings)?);
     if token.len() > fanfare::auth::MAX_TOKEN_BYTES {
-        return Err(Usage(format!("the token would have {} bytes, too many: give fewer topics", token.len())).into());
+        return Err(
+            Usage(format!("the token would have {} bytes, which is too long: use fewer topics", token.len())).into()
+        );
     }
     print(&format!("{token}\n"))
 }
@@ -53,7 +55,7 @@ fn ttl(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Duration> {
     };
     let ttl = kind::duration::parse(text).filter(|ttl| ttl.as_secs() > 0);
     Ok(ttl.ok_or_else(|| {
-        Usage(format!("--ttl can't be {text:?}; expected a duration of a second or more, such as 30m"))
+        Usage(format!("--ttl: {text:?} is not a valid lifetime; expected a duration of at least a second, such as 30m"))
     })?)
 }
 
@@ -61,12 +63,12 @@ fn explain(token: &str, settings: &Settings) -> anyhow::Result<()> {
     let mut text = token.to_owned();
     if token == "-" {
         text.clear();
-        std::io::stdin().read_to_string(&mut text).context("the standard input can't be read")?;
+        std::io::stdin().read_to_string(&mut text).context("failed to read standard input")?;
     }
     let text = text.trim();
     let text = text.strip_prefix("Bearer ").unwrap_or(text);
     let (header, claims) = parts(text).ok_or_else(|| {
-        anyhow::anyhow!("this is no JSON Web Token: expected three parts with dots between them, in base64url")
+        anyhow::anyhow!("this is not a JSON Web Token: expected three parts in base64url, separated by dots")
     })?;
     print(&explanation(text, &header, &claims, settings, unix_secs()))
 }
@@ -85,14 +87,14 @@ pub(crate) fn parts(token: &str) -> Option<(Value, Value)> {
 fn explanation(token: &str, header: &Value, claims: &Value, settings: &Settings, now: u64) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        // Writing to a string can't fail.
+        // Writing to a string never fails.
         let _ = writeln!(text, "{name:<12}{value}");
     };
     line("user", plain(&claims["sub"]).unwrap_or_else(|| "none: the claim `sub` is missing".to_owned()));
     line("may publish", yes(&claims["publish"], &claims["admin"]));
     line("admin", yes(&claims["admin"], &Value::Null));
     line("topics", topics(claims));
-    for (name, key) in [("made", "iat"), ("valid from", "nbf"), ("expires", "exp")] {
+    for (name, key) in [("issued", "iat"), ("valid from", "nbf"), ("expires", "exp")] {
         match claims[key].as_f64() {
             Some(secs) => line(name, instant(secs, now)),
             None if key == "exp" => line(name, "never".to_owned()),
@@ -112,17 +114,17 @@ fn explanation(token: &str, header: &Value, claims: &Value, settings: &Settings,
 fn verdict(token: &str, settings: &Settings, now: u64) -> (String, String) {
     let keyring = match Keyring::load(settings) {
         Ok(keyring) if keyring.is_empty() => {
-            let signature = "not checked: there is no secret; set SECRET_KEY to the hub's".to_owned();
-            return (signature, "unknown: what stands above is only what the token claims".to_owned());
+            let signature = "not checked: no secret is configured; set SECRET_KEY to the hub's secret".to_owned();
+            return (signature, "unknown: the lines above are unverified claims".to_owned());
         }
         Ok(keyring) => keyring,
         Err(error) => return ("not checked".to_owned(), error.to_string()),
     };
     match keyring.verifier(settings).verify(token, now) {
-        Ok(_) => ("right".to_owned(), "the hub takes it".to_owned()),
+        Ok(_) => ("valid".to_owned(), "the hub accepts it".to_owned()),
         Err(error) => {
             let signature = match error {
-                AuthError::Invalid(Flaw::Signature) => "wrong",
+                AuthError::Invalid(Flaw::Signature) => "invalid",
                 AuthError::Invalid(
                     Flaw::TooLong { .. }
                     | Flaw::Parts
@@ -131,9 +133,9 @@ fn verdict(token: &str, settings: &Settings, now: u64) -> (String, String) {
                     | Flaw::Critical
                     | Flaw::UnknownKey,
                 ) => "not checked",
-                _ => "right",
+                _ => "valid",
             };
-            (signature.to_owned(), format!("the hub refuses it: {error} ({})", error.code()))
+            (signature.to_owned(), format!("the hub rejects it: {error} ({})", error.code()))
         }
     }
 }
@@ -160,7 +162,7 @@ fn yes(claim: &Value, or: &Value) -> String {
     .to_owned()
 }
 
-/// A text or number without what could play tricks on a terminal.
+/// A text or number, with control characters escaped.
 fn plain(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(
@@ -183,7 +185,7 @@ fn instant(secs: f64, now: u64) -> String {
     if secs > now { format!("{at}, in {away}") } else { format!("{at}, {away} ago") }
 }
 
-/// A span in the one or two units that matter.
+/// A duration in its one or two largest units.
 fn ago(secs: u64) -> String {
     let (days, hours, minutes) = (secs / 86_400, secs / 3_600 % 24, secs / 60 % 60);
     match (days, hours, minutes) {
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_told_in_words() {
+    fn a_token_is_explained() {
         let claims = Claims {
             sub: "al\u{1b}ice".to_owned(),
             exp: Some(NOW + 90),
@@ -227,27 +229,27 @@ mod tests {
             "topics      a, b:*\n",
             "expires     2027-01-15 08:01:30 UTC, in 1 min 30 s\n",
             "algorithm   HS256\n",
-            "signature   right\n",
-            "verdict     the hub takes it\n",
+            "signature   valid\n",
+            "verdict     the hub accepts it\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
 
     #[test]
-    fn the_verdict_says_why_not() {
+    fn the_verdict_names_the_cause_of_a_rejection() {
         let claims = Claims { sub: "a".to_owned(), exp: Some(NOW - 7_260), admin: true, ..Claims::default() };
         let text = explained(&claims, Some("right"));
-        assert!(text.contains("signature   right") && text.contains("(token_expired)"), "{text}");
+        assert!(text.contains("signature   valid") && text.contains("(token_expired)"), "{text}");
         assert!(text.contains("2 h 1 min ago") && text.contains("all, as an admin"), "{text}");
         let text = explained(&claims, Some("other"));
-        assert!(text.contains("signature   wrong") && text.contains("(token_invalid)"), "{text}");
+        assert!(text.contains("signature   invalid") && text.contains("(token_invalid)"), "{text}");
         let text = explained(&claims, None);
         assert!(text.contains("not checked") && text.contains("SECRET_KEY"), "{text}");
     }
 
     #[test]
-    fn other_text_is_no_token() {
+    fn other_texts_are_not_parsed_as_tokens() {
         for text in ["", "abc", "a.b.c", "e30.e30", "e30.e30.x.y", "W10.W10.x"] {
             assert!(parts(text).is_none(), "{text}");
         }

@@ -1,6 +1,6 @@
-//! `fanfare user`: who may log in.
+//! `fanfare user`: manages accounts.
 
-use super::{Usage, access::unix_secs, print, print_json, say, say_database};
+use super::{Usage, access::unix_secs, print, print_database, print_json, print_status};
 use crate::{
     accounts::{Role, Store, User, check_password, email, hash},
     settings::Settings,
@@ -16,8 +16,8 @@ pub(crate) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
     let (name, matches) = matches.subcommand().unwrap_or(("list", matches));
     run_in(name, matches, &store)
         .await
-        .with_context(|| format!("in the database {}", settings.database_url.whole()))?;
-    say_database(settings);
+        .with_context(|| format!("in the database {}", settings.database_url.absolute()))?;
+    print_database(settings);
     Ok(())
 }
 
@@ -37,7 +37,7 @@ async fn run_in(name: &str, matches: &ArgMatches, store: &Store) -> anyhow::Resu
         }
         "enable" => {
             let user = known(matches, store).await?;
-            change(store, &User { disabled: false, ..user }, "may log in again").await
+            change(store, &User { disabled: false, ..user }, "can log in again").await
         }
         _ => remove(matches, store).await,
     }
@@ -54,9 +54,9 @@ async fn add(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
         email,
     };
     if !store.add_user(&user).await? {
-        anyhow::bail!("there is a user {} already; `fanfare user set` changes one", user.email);
+        anyhow::bail!("a user {} already exists; `fanfare user set` changes it", user.email);
     }
-    say(&format!("{} may log in, as {}", user.email, user.role));
+    print_status(&format!("{} can log in, with the role {}", user.email, user.role));
     Ok(())
 }
 
@@ -66,21 +66,21 @@ async fn set(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     if matches.contains_id("topics") {
         user.topics = super::patterns(matches)?;
     }
-    let done = format!("is {} now; log in again for it", user.role);
+    let done = format!("now has the role {}, from the next login on", user.role);
     change(store, &user, &done).await
 }
 
-/// Changes a user. Whatever was allowed before ends: tokens of up to now are believed no longer, and connections are closed.
+/// Changes a user. Revokes the tokens issued so far and closes the user's connections, so that earlier rights end.
 async fn change(store: &Store, user: &User, done: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(store.change_user(user, unix_secs() + 1).await?, "there is no user {} any more", user.email);
-    say(&format!("{} {done}; what they were allowed until now ends within a second", user.email));
+    anyhow::ensure!(store.change_user(user, unix_secs() + 1).await?, "the user {} no longer exists", user.email);
+    print_status(&format!("{} {done}; earlier tokens are revoked within a second", user.email));
     Ok(())
 }
 
 async fn remove(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     let user = known(matches, store).await?;
     store.remove_user(&user.email, unix_secs() + 1).await?;
-    say(&format!("{} is removed; what they were allowed until now ends within a second", user.email));
+    print_status(&format!("{} is removed; earlier tokens are revoked within a second", user.email));
     Ok(())
 }
 
@@ -102,7 +102,7 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
         return print_json(&format!("{}\n", serde_json::to_string_pretty(&users)?));
     }
     if users.is_empty() {
-        say("there are no users; `fanfare user add EMAIL` adds one");
+        print_status("there are no users; `fanfare user add EMAIL` adds one");
         return Ok(());
     }
     let head = ["EMAIL", "ROLE", "STATE", "SINCE", "TOPICS"].map(str::to_owned);
@@ -117,20 +117,20 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
 
 fn address(matches: &ArgMatches) -> Result<String, Usage> {
     let text = matches.get_one::<String>("email").map(String::as_str).unwrap_or_default();
-    email(text).ok_or_else(|| Usage(format!("{text:?} can't be an e-mail address")))
+    email(text).ok_or_else(|| Usage(format!("{text:?} is not a valid e-mail address")))
 }
 
 async fn known(matches: &ArgMatches, store: &Store) -> anyhow::Result<User> {
     let email = address(matches)?;
     let user = store.user(&email).await?;
-    user.ok_or_else(|| anyhow::anyhow!("there is no user {email}; `fanfare user list` shows them all"))
+    user.ok_or_else(|| anyhow::anyhow!("unknown user {email}; `fanfare user list` lists all users"))
 }
 
 fn role(matches: &ArgMatches) -> Option<Role> {
     matches.get_one::<String>("role").and_then(|role| role.parse().ok())
 }
 
-/// The password: from the standard input, or asked for twice.
+/// The password: read from standard input, or prompted for twice.
 fn password(matches: &ArgMatches, email: &str) -> anyhow::Result<String> {
     let password = if matches.get_flag("password-stdin") {
         let mut line = String::new();
@@ -138,11 +138,13 @@ fn password(matches: &ArgMatches, email: &str) -> anyhow::Result<String> {
         line.trim_end_matches(['\r', '\n']).to_owned()
     } else {
         if !stdin().is_terminal() {
-            return Err(Usage("there is no terminal to ask for a password: give --password-stdin".to_owned()).into());
+            return Err(
+                Usage("cannot prompt for a password without a terminal: use --password-stdin".to_owned()).into()
+            );
         }
         let first = rpassword::prompt_password(format!("Password for {email}: "))?;
-        if rpassword::prompt_password("Once more: ")? != first {
-            return Err(Usage("the two passwords are not the same".to_owned()).into());
+        if rpassword::prompt_password("Repeat the password: ")? != first {
+            return Err(Usage("the passwords do not match".to_owned()).into());
         }
         first
     };

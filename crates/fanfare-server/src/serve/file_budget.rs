@@ -1,26 +1,26 @@
-//! How this process shares the files that it may open: for clients, for HTTP connections, and a reserve for everything else.
+//! Divides the limit on open files between clients, HTTP connections, and a reserve for everything else.
 
 use super::http_connections::{Limits, PerAddress};
 use crate::settings::Settings;
 use fanfare::Config;
 
-/// HTTP connections, unless set: the most where there are files, and the least beside clients.
+/// Default limits on HTTP connections: the most if files are available, and the number that is always available.
 const HTTP_CONNECTIONS: usize = 8_192;
 const GUARANTEED: usize = 512;
 
-/// Files for everything else: shards, listeners, databases, Redis, the log's output.
+/// Files for everything else: shards, listeners, databases, Redis and the log output.
 const RESERVE: usize = 64;
 
-/// What each kind of connection may use.
+/// The limits for each kind of connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileBudget {
-    /// Clients. 0: no limit is needed.
+    /// The limit on clients.
     pub(super) clients: usize,
     pub(super) http: Limits,
 }
 
 impl FileBudget {
-    /// Shares `files`, where that is known. What is set is kept to as long as there are enough.
+    /// Divides `files`, if the limit is known. Configured limits apply as long as there are enough files.
     pub(super) fn new(files: Option<u64>, settings: &Settings) -> Self {
         let wanted = settings.hub.max_connections;
         let most = match settings.max_http_connections {
@@ -28,7 +28,7 @@ impl FileBudget {
             set => set,
         };
         let per_address = match settings.max_http_connections_per_address {
-            // An address that may have any number of clients may have them come all at once.
+            // An address without a limit on clients may also connect all of them at once.
             0 if settings.hub.max_connections_per_address == 0 => PerAddress::All,
             0 => PerAddress::Half,
             set => PerAddress::Fixed(set),
@@ -36,14 +36,14 @@ impl FileBudget {
         let Some(files) = files.map(|files| usize::try_from(files).unwrap_or(usize::MAX)) else {
             return Self { clients: wanted, http: Limits { per_address, ..Limits::fixed(most) } };
         };
-        // As many as there would be with a client for every file, where more clients are asked for.
+        // Without a limit on clients, or with more clients than files: computed for a client in every file.
         let max_connections = if wanted == 0 { files } else { wanted.min(files) };
         let uncounted = Config { max_connections, ..settings.hub.clone() }.uncounted_sockets();
         let files = files.saturating_sub(RESERVE + files / 64 + uncounted);
         let guaranteed = most.min(GUARANTEED).min(files / 4).max(1);
         let room = files.saturating_sub(guaranteed).max(1);
         let clients = if wanted == 0 { room } else { wanted.min(room) };
-        Self { clients, http: Limits { most, guaranteed, files, per_address } }
+        Self { clients, http: Limits { max: most, guaranteed, files, per_address } }
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_reserve_whatever_is_set() {
+    fn the_reserve_is_kept_with_any_settings() {
         for files in [200, 300, 1_024, 20_000, 1_000_000, u64::MAX] {
             for (wanted, http) in [(0, 0), (10, 0), (50_000, 5_000), (usize::MAX, usize::MAX)] {
                 let (clients, limits) = budget(files, wanted, http);
@@ -71,12 +71,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_is_kept_to_where_there_are_files() {
+    fn configured_limits_apply_if_there_are_enough_files() {
         assert_eq!(budget(1_000_000, 50_000, 0).0, 50_000);
         assert_eq!(budget(20_000, 50_000, 0).0, 18_600);
         let (clients, http) = budget(1_000_000, 50_000, 9);
-        assert_eq!((clients, http.most, http.guaranteed), (50_000, 9, 9));
-        assert_eq!(budget(300, 50_000, 0).0, 119, "few files are shared too");
+        assert_eq!((clients, http.max, http.guaranteed), (50_000, 9, 9));
+        assert_eq!(budget(300, 50_000, 0).0, 119, "few files are divided too");
         let (clients, http) = budget(300, 10, 0);
         assert_eq!((clients, http.guaranteed, http.files), (10, 50, 200));
     }

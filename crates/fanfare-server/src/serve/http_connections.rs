@@ -1,11 +1,11 @@
-//! The HTTP connections of this process: those that were accepted and have not become clients. Limits how many there are,
-//! in all and from one address, so that they never use up the files that clients and health checks need.
+//! The HTTP connections of this process: accepted connections that are not upgraded. Limits their number, in total and
+//! by address, so that clients and health checks always have files.
 //!
-//! When there is no room, the oldest connection of the busiest address is closed for the new one. A client upgrades
-//! within moments, so what is old holds its connection without need: silent, slow, or idle between requests. A new
-//! connection is never rejected, so neither one address nor many can keep others out.
+//! At a limit, the oldest connection of the busiest address is closed for the new one. A client upgrades within
+//! moments, so an old connection is silent, slow, or idle between requests. A new connection is never rejected.
+//! Therefore neither one address nor many can keep others from connecting.
 //!
-//! Knows tasks and addresses, and nothing of sockets or HTTP.
+//! Knows tasks and addresses, and no sockets or HTTP.
 
 use fanfare::{
     address_group,
@@ -20,19 +20,19 @@ use std::{
 };
 use tokio::task::AbortHandle;
 
-/// How many HTTP connections there may be.
+/// The limits on HTTP connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// The most, while there are few clients: in a storm they come all at once, and each is an HTTP connection first.
-    pub(super) most: usize,
-    /// So many in any case.
+    /// The max, if files are available. In a reconnect storm all clients begin as HTTP connections.
+    pub(super) max: usize,
+    /// The number that is always available.
     pub(super) guaranteed: usize,
     /// Files for clients and HTTP connections together.
     pub(super) files: usize,
     pub(super) per_address: PerAddress,
 }
 
-/// How many of them may come from one address.
+/// The limit for one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PerAddress {
     All,
@@ -43,53 +43,54 @@ pub(super) enum PerAddress {
 /// The open connections.
 pub(super) struct HttpConnections {
     limits: Limits,
-    /// How many clients there are.
+    /// Returns the number of clients.
     clients: Box<dyn Fn() -> usize + Send + Sync>,
     metrics: Arc<Metrics>,
     table: Mutex<Table>,
 }
 
-/// A connection's place among them, free again when this is dropped.
+/// A connection's entry in the table. Dropping it removes the entry.
 pub(super) struct Slot {
     connections: Arc<HttpConnections>,
     id: u64,
 }
 
-/// Whose limit a connection counts against.
+/// The source that a connection is counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Source {
-    /// An address, or the network of one where it is IPv6.
+    /// An address, or the /64 of an IPv6 address.
     Address(IpAddr),
-    /// A proxy, which many clients share: each connection counts by itself.
+    /// A proxy, whose connections belong to many clients: each connection counts by itself.
     Proxy(u64),
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The next connection's id. Ids grow, so a smaller one is older.
+    /// The ID of the next connection. IDs ascend, so a smaller one is older.
     next: u64,
     open: BTreeMap<u64, Connection>,
     by_source: HashMap<Source, BTreeSet<u64>>,
-    /// Each source by how many connections it has, then by how old its oldest is: the last one has to give one up.
+    /// The sources by number of connections, then by the age of their oldest one. The last source is the next to lose
+    /// one.
     by_load: BTreeSet<(usize, Reverse<u64>, Source)>,
 }
 
 #[derive(Debug)]
 struct Connection {
     source: Source,
-    /// None until its task is started.
+    /// `None` until its task is spawned.
     task: Option<AbortHandle>,
 }
 
 impl Limits {
-    /// Always so many, half of them from one address.
+    /// A fixed limit, half of it for one address.
     pub(super) fn fixed(all: usize) -> Self {
-        Self { most: all, guaranteed: all, files: usize::MAX, per_address: PerAddress::Half }
+        Self { max: all, guaranteed: all, files: usize::MAX, per_address: PerAddress::Half }
     }
 
-    /// How many there may be in all and from one address, beside so many clients.
+    /// The limits in total and for one address, given the number of clients.
     fn beside(&self, clients: usize) -> (usize, usize) {
-        let all = self.most.min(self.files.saturating_sub(clients)).max(self.guaranteed).max(1);
+        let all = self.max.min(self.files.saturating_sub(clients)).max(self.guaranteed).max(1);
         let per_address = match self.per_address {
             PerAddress::All => all,
             PerAddress::Half => all.div_ceil(2),
@@ -108,8 +109,8 @@ impl HttpConnections {
         Arc::new(Self { limits, clients: Box::new(clients), metrics, table: Mutex::default() })
     }
 
-    /// Serves a connection from an address, or from a proxy, in a task of its own. Closes another one if there is no room:
-    /// then returns true, and the other's socket is closed as soon as its task runs.
+    /// Serves a connection of an address, or of a proxy, in its own task. At a limit it closes another connection and
+    /// returns true; the socket of that one is closed when its task runs next.
     pub(super) fn spawn<F>(self: &Arc<Self>, address: Option<IpAddr>, serve: impl FnOnce(Slot) -> F) -> bool
     where
         F: Future<Output = ()> + Send + 'static,
@@ -119,13 +120,13 @@ impl HttpConnections {
         let task = tokio::spawn(serve(slot)).abort_handle();
         match self.table().open.get_mut(&id) {
             Some(connection) => connection.task = Some(task),
-            // It has ended, or was closed for another one before it began.
+            // Its entry was removed already: it has finished, or was evicted before its task was spawned.
             None => task.abort(),
         }
         evicted
     }
 
-    /// Closes the connection that would be closed next. False if there is none.
+    /// Closes the next connection in the order of eviction. Returns false if there is none.
     pub(super) fn close_one(&self) -> bool {
         let mut table = self.table();
         let oldest = table.oldest_of_busiest();
@@ -172,8 +173,8 @@ impl HttpConnections {
 }
 
 impl Slot {
-    /// A proxy said whose connection it is.
-    pub(super) fn comes_from(&self, address: IpAddr) {
+    /// Counts the connection for the address that a PROXY header named.
+    pub(super) fn set_address(&self, address: IpAddr) {
         let source = Source::Address(address_group(address));
         let mut table = self.connections.table();
         if let Some(connection) = table.remove(self.id) {
@@ -250,24 +251,24 @@ mod tests {
     fn a_full_table_closes_the_oldest_of_the_busiest_address() {
         let connections = connections(4, 3);
         let _slots = [9, 1, 2, 2, 3, 4, 5].map(|n| connections.admit(Some(address(n))).0);
-        // First one of the two of 2, then the oldest of all.
+        // First one of the two connections of address 2, then the oldest of all.
         assert_eq!(open(&connections), [3, 4, 5, 6].into());
     }
 
     #[test]
-    fn a_proxys_connections_count_by_themselves() {
+    fn connections_of_a_proxy_count_separately() {
         let connections = connections(4, 2);
         let slots = [None, None, None, Some(1)].map(|n| connections.admit(n.map(address)).0);
         assert_eq!(open(&connections), [0, 1, 2, 3].into());
-        // Two of them turn out to be of one client, which has one already.
-        slots[0].comes_from(address(1));
-        slots[1].comes_from(address(1));
+        // Their PROXY headers name the same client, which has one connection already.
+        slots[0].set_address(address(1));
+        slots[1].set_address(address(1));
         assert_eq!(open(&connections), [1, 2, 3].into());
     }
 
     #[test]
-    fn files_that_no_client_uses_are_lent() {
-        let limits = Limits { most: 100, guaranteed: 10, files: 120, per_address: PerAddress::Half };
+    fn http_connections_use_files_that_clients_leave() {
+        let limits = Limits { max: 100, guaranteed: 10, files: 120, per_address: PerAddress::Half };
         assert_eq!([0, 20, 50, 110, 500].map(|clients| limits.beside(clients).0), [100, 100, 70, 10, 10]);
         assert_eq!(limits.beside(50).1, 35);
         assert_eq!(Limits { per_address: PerAddress::All, ..limits }.beside(50), (70, 70));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_slot_leaves_nothing() {
+    fn a_dropped_slot_removes_its_entry() {
         let connections = connections(4, 4);
         drop([1, 1, 2].map(|n| connections.admit(Some(address(n))).0));
         let table = connections.table();
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_closed_stops() {
+    async fn the_task_of_an_evicted_connection_is_aborted() {
         let connections = connections(1, 1);
         let (guard, dropped) = tokio::sync::oneshot::channel::<()>();
         connections.spawn(Some(address(1)), |slot| async move {

@@ -1,7 +1,7 @@
-//! The public keys of an identity provider: fetched at the start, again from time to time, and when a token names one
-//! that is not there. While they can't be fetched, those from before stay.
+//! The public keys of an identity provider. They are fetched at startup, at an interval, and when a token names an
+//! unknown key. If a fetch fails, the current keys remain in use.
 
-use crate::commands::http::plainly;
+use crate::commands::http::root_cause;
 use anyhow::{Context, ensure};
 use fanfare::{
     Algorithm,
@@ -14,22 +14,22 @@ use reqwest::{
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// How long one fetch may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for one fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often they are fetched because a token names an unknown key: tokens are made up faster than that.
-const AT_MOST_EVERY: Duration = Duration::from_secs(10);
+/// The shortest interval between fetches for unknown keys, because tokens with invented key IDs can arrive at any rate.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long to wait after a failure: at first, and at most.
-const SOON: Duration = Duration::from_secs(1);
-const LATER: Duration = Duration::from_secs(60);
+/// The pause after a failure: at first, and at most.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 const MAX_REDIRECTS: usize = 3;
 
-/// The largest set, in bytes.
+/// The largest key set, in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Fetches the keys once, and goes on doing so in the background.
+/// Fetches the keys once, and then keeps them current in the background.
 pub(super) async fn follow(
     url: &str,
     algorithm: Algorithm,
@@ -37,13 +37,14 @@ pub(super) async fn follow(
     source: KeySource,
 ) -> anyhow::Result<()> {
     let client = client()?;
-    let mut follower = Follower { client, url: url.to_owned(), algorithm, refresh, source, pause: SOON, down: false };
+    let mut follower =
+        Follower { client, url: url.to_owned(), algorithm, refresh, source, pause: MIN_PAUSE, down: false };
     let next = follower.attempt().await;
     tokio::spawn(async move { follower.run(next).await });
     Ok(())
 }
 
-/// Fetches the keys once. Returns how many there are.
+/// Fetches the keys once. Returns their number.
 pub(crate) async fn try_fetch(url: &str, algorithm: Algorithm) -> anyhow::Result<usize> {
     Ok(fetch(&client()?, url, algorithm).await?.len())
 }
@@ -54,13 +55,13 @@ fn client() -> anyhow::Result<Client> {
 
 fn client_of(builder: ClientBuilder) -> anyhow::Result<Client> {
     let client = builder
-        .timeout(PATIENCE)
+        .timeout(FETCH_TIMEOUT)
         .redirect(Policy::custom(redirect))
         .user_agent(concat!("fanfare/", env!("CARGO_PKG_VERSION")));
-    client.build().context("no connections can be made to jwks_url")
+    client.build().context("failed to create the HTTP client for jwks_url")
 }
 
-/// Keys that came with TLS are not fetched without it: anybody on the way could put in one of their own.
+/// Rejects redirects from https to http: on an unencrypted connection the keys could be replaced in transit.
 fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     if attempt.previous().len() > MAX_REDIRECTS {
         return attempt.error("too many redirects");
@@ -68,7 +69,7 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     if attempt.previous().last().is_some_and(|from| may_follow(from, attempt.url())) {
         return attempt.follow();
     }
-    let to = format!("the answer redirects to {}, which is not https", attempt.url().scheme());
+    let to = format!("the response redirects to {}, which is not https", attempt.url().scheme());
     attempt.error(to)
 }
 
@@ -77,14 +78,14 @@ fn may_follow(from: &Url, to: &Url) -> bool {
 }
 
 async fn fetch(client: &Client, url: &str, algorithm: Algorithm) -> anyhow::Result<Keys> {
-    let mut answer = client.get(url).send().await.map_err(plainly)?;
-    ensure!(answer.status().is_success(), "the answer was {}", answer.status());
+    let mut response = client.get(url).send().await.map_err(root_cause)?;
+    ensure!(response.status().is_success(), "the response was {}", response.status());
     let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.map_err(plainly)? {
+    while let Some(part) = response.chunk().await.map_err(root_cause)? {
         body.extend_from_slice(&part);
-        ensure!(body.len() <= MAX_BYTES, "the answer has more than {MAX_BYTES} bytes");
+        ensure!(body.len() <= MAX_BYTES, "the response is larger than {MAX_BYTES} bytes");
     }
-    let text = String::from_utf8(body).context("the answer is no text")?;
+    let text = String::from_utf8(body).context("the response is not UTF-8 text")?;
     Ok(Keys::from_text(algorithm, &text)?)
 }
 
@@ -94,7 +95,7 @@ struct Follower {
     algorithm: Algorithm,
     refresh: Duration,
     source: KeySource,
-    /// How long to wait after the next failure.
+    /// The pause after the next failure.
     pause: Duration,
     down: bool,
 }
@@ -107,7 +108,7 @@ impl Follower {
                 tokio::select! {
                     () = sleep_until(next) => break,
                     () = self.source.wanted() => {
-                        if last.elapsed() >= AT_MOST_EVERY {
+                        if last.elapsed() >= MIN_INTERVAL {
                             break;
                         }
                         self.source.keep();
@@ -118,30 +119,30 @@ impl Follower {
         }
     }
 
-    /// Fetches the keys. Returns when to do so again.
+    /// Fetches the keys. Returns the time of the next attempt.
     async fn attempt(&mut self) -> Instant {
         let now = Instant::now();
         match fetch(&self.client, &self.url, self.algorithm).await {
             Ok(keys) => {
                 if std::mem::take(&mut self.down) {
-                    tracing::info!(keys = keys.len(), "the keys can be fetched again");
+                    tracing::info!(keys = keys.len(), "the keys at jwks_url are available again");
                 }
                 self.source.renew(keys);
-                self.pause = SOON;
+                self.pause = MIN_PAUSE;
                 now + self.refresh
             }
             Err(error) => {
-                // Once is enough: it may go on for a while.
+                // Logged once, because an outage may last.
                 if !std::mem::replace(&mut self.down, true) {
                     tracing::error!(
-                        "the keys at {} (jwks_url) can't be fetched: {error:#}; those from before stay, and tokens that name \
-                         others are told to come back",
+                        "the keys at {} (jwks_url) can't be fetched: {error:#}; the current keys remain in use, and \
+                         tokens that name other keys are rejected with keys_unavailable",
                         self.url
                     );
                 }
                 self.source.fail();
                 let pause = self.pause;
-                self.pause = (pause * 2).min(LATER);
+                self.pause = (pause * 2).min(MAX_PAUSE);
                 now + pause
             }
         }
@@ -159,7 +160,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[test]
-    fn a_redirect_keeps_tls() {
+    fn a_redirect_may_not_leave_tls() {
         for (from, to, follows) in [
             ("https://a/", "https://b/", true),
             ("http://a/", "https://a/", true),
@@ -173,7 +174,7 @@ mod tests {
         }
     }
 
-    /// A server with TLS of which every answer redirects to `to`.
+    /// A TLS server that redirects every request to `to`.
     async fn redirecting_with_tls(to: String) -> String {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -191,9 +192,9 @@ mod tests {
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
                 let mut request = [0; 2_048];
                 let _ = stream.read(&mut request).await;
-                let answer =
+                let response =
                     format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.write_all(response.as_bytes()).await;
                 let _ = stream.shutdown().await;
             }
         });
@@ -219,7 +220,7 @@ mod tests {
         assert!(error.contains("redirects to http, which is not https"), "{error}");
         assert_eq!(asked.load(Ordering::Relaxed), 0);
         fetch(&format!("{plain}/again")).await;
-        assert_eq!(asked.load(Ordering::Relaxed), 1, "without TLS from the beginning it is followed");
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "a redirect from http to http is followed");
         let error = fetch(&format!("{plain}/round")).await;
         assert!(error.contains("too many redirects"), "{error}");
     }

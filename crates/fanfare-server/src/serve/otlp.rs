@@ -1,5 +1,5 @@
-//! Traces for an OpenTelemetry collector, over OTLP as JSON. Spans wait in a queue and are sent by a thread of their own; what
-//! finds no room there is left out.
+//! Exports traces to an OpenTelemetry collector over OTLP (JSON). A thread sends the spans from a queue. Spans are
+//! dropped while the queue is full.
 
 use crate::settings::{Settings, SettingsError};
 use fanfare::trace::{PublishOutcome, Publishing, Tracer, Written};
@@ -19,12 +19,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How long the last spans may take to be sent.
-const LAST: Duration = Duration::from_secs(2);
-/// The header that carries a context (W3C Trace Context, section 3.2).
+/// The time limit for sending the last spans at shutdown.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The header of a trace context (W3C Trace Context, section 3.2).
 const TRACEPARENT: &str = "traceparent";
 
-/// Where traces go.
+/// The exporter of traces.
 #[derive(Debug)]
 pub(crate) struct Traces {
     provider: SdkTracerProvider,
@@ -33,13 +33,13 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// What `otlp_endpoint` asks for, if anything.
+    /// Starts the exporter, if `otlp_endpoint` is set.
     pub(crate) fn start(settings: &Settings, instance: &str) -> Result<Option<Self>, SettingsError> {
         let Some(endpoint) = &settings.otlp_endpoint else { return Ok(None) };
         let wrong = |error: &dyn ToString| SettingsError::key("otlp_endpoint", endpoint, error.to_string());
-        // The exporter's own thread has no runtime, so that its client must block.
+        // The exporter's thread has no async runtime, so its HTTP client must be a blocking one.
         let client = std::thread::spawn(reqwest::blocking::Client::new).join();
-        let client = client.map_err(|_| wrong(&"the client for it can't be made"))?;
+        let client = client.map_err(|_| wrong(&"failed to create the HTTP client"))?;
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(client)
@@ -53,7 +53,7 @@ impl Traces {
         let share = Sampler::TraceIdRatioBased(settings.trace_share);
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
-            // Who publishes under a trace of its own has decided already.
+            // A publisher's own trace has been sampled, or not, already.
             .with_sampler(Sampler::ParentBased(Box::new(share)))
             .with_resource(resource.build())
             .build();
@@ -61,10 +61,10 @@ impl Traces {
         Ok(Some(Self { provider, tracer, propagator: TraceContextPropagator::new() }))
     }
 
-    /// Sends what waits.
+    /// Sends the queued spans.
     pub(crate) fn end(&self) {
-        if let Err(error) = self.provider.shutdown_with_timeout(LAST) {
-            tracing::debug!(%error, "the last traces were not sent");
+        if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
+            tracing::debug!(%error, "failed to send the last traces");
         }
     }
 

@@ -1,4 +1,5 @@
-//! The live page, the operator's dashboard and what they use: files without anything from elsewhere, under a policy that lets nothing else run.
+//! The live page, the dashboard and their files. They load nothing from other hosts, and a content security policy
+//! allows only their own scripts and styles.
 
 use aws_lc_rs::digest;
 use axum::{
@@ -18,9 +19,9 @@ const PAGE: &str = include_str!("../../assets/live.html");
 const DASHBOARD: &str = include_str!("../../assets/dashboard.html");
 const CHARTS: &str = include_str!("../../assets/uplot/uPlot.iife.min.js");
 const CHARTS_STYLE: &str = include_str!("../../assets/uplot/uPlot.min.css");
-/// The core of `clients/typescript`, as it is built there; a test compares them.
+/// The core of `clients/typescript`, built there; a test checks that it is current.
 const CLIENT: &str = include_str!("../../assets/client.js");
-/// What that loads for `share`.
+/// The module that the client loads for `share`.
 const SHARE: &str = include_str!("../../assets/share.js");
 
 pub(super) fn router() -> Router {
@@ -33,7 +34,7 @@ pub(super) fn router() -> Router {
         ]
     };
     let script = file("text/javascript; charset=utf-8");
-    // Any page may load the client: it is public, and the same for everybody.
+    // Pages of all origins may load the client, which is the same for all of them.
     let public = [
         (ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
         (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("cross-origin")),
@@ -50,7 +51,7 @@ pub(super) fn router() -> Router {
 }
 
 fn headers(page: &str) -> [(HeaderName, HeaderValue); 5] {
-    // The hashes are in base64, which a header can hold.
+    // Never fails: base64 is valid in a header.
     let policy = HeaderValue::from_str(&policy(page)).unwrap_or(HeaderValue::from_static("default-src 'none'"));
     [
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
@@ -61,17 +62,17 @@ fn headers(page: &str) -> [(HeaderName, HeaderValue); 5] {
     ]
 }
 
-/// Allows the page's own script and style by their hashes, and connections to where it came from.
+/// Allows the page's inline script and style by their hashes, and connections to its own origin.
 fn policy(page: &str) -> String {
     format!(
-        "default-src 'none'; script-src 'self'{}; style-src 'self'{}; img-src 'self' data:; connect-src 'self'; base-uri 'none'; \
-         form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'self'{}; style-src 'self'{}; img-src 'self' data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         hashes(page, "script type=\"module\""),
         hashes(page, "style")
     )
 }
 
-/// The hashes of what stands in the elements of a name (Content Security Policy Level 3, section 2.3.1).
+/// The hashes of the contents of all elements with a name (Content Security Policy Level 3, section 2.3.1).
 fn hashes(page: &str, element: &str) -> String {
     let name = element.split(' ').next().unwrap_or(element);
     let (open, close) = (format!("<{element}>"), format!("</{name}>"));
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_allows_what_stands_in_the_page_alone() {
+    fn the_policy_allows_only_the_pages_own_script_and_style() {
         // printf 'alert(1)' | openssl dgst -sha256 -binary | base64
         let policy = policy("<style>a</style><script type=\"module\">alert(1)</script>");
         assert!(
@@ -111,7 +112,10 @@ mod tests {
                     page.matches(&format!("<{element}>")).count()
                 );
             }
-            assert!(!page.contains(" style=\"") && !page.contains(" onclick="), "no attribute has a hash");
+            assert!(
+                !page.contains(" style=\"") && !page.contains(" onclick="),
+                "inline attributes are not covered by hashes"
+            );
         }
     }
 }

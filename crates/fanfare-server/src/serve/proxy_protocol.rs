@@ -1,26 +1,26 @@
-//! The PROXY protocol: a load balancer says first whose connection it passes on.
+//! The PROXY protocol: a load balancer sends the address of the client before the data of the connection.
 //!
-//! Takes the header and not a byte of what comes behind it, which may be TLS.
+//! Consumes exactly the header, because the bytes after it may be TLS.
 
 use proxy_header::{ParseConfig, ProxyHeader};
 use std::{io, net::SocketAddr};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-/// The longest header of version 1, with its line break ("The PROXY protocol", section 2.1).
+/// The longest header of version 1, including its line break ("The PROXY protocol", section 2.1).
 const MAX_LINE: usize = 107;
 
-/// The part of version 2 that every header has; its last two bytes say how much follows (section 2.2).
+/// The fixed part of version 2. Its last two bytes are the length of the rest (section 2.2).
 const FIXED: usize = 16;
 
-/// The most that may follow: addresses and what the balancer adds to them.
+/// The longest rest that is accepted: addresses and extensions of the balancer.
 const MAX_REST: usize = 2_048;
 
-/// How version 2 begins, to its first byte.
+/// The first byte of version 2.
 const BINARY: u8 = b'\r';
 
 const CONFIG: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
 
-/// Reads the header. Returns whose connection it is; none if it is the balancer's own, as for a health check.
+/// Reads the header. Returns the client's address, or `None` for the balancer's own connections, such as health checks.
 pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
     let mut first = [0];
     stream.peek(&mut first).await?;
@@ -57,7 +57,7 @@ async fn read_line(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
             return Ok(line);
         }
     }
-    Err(wrong("it does not begin with a PROXY header"))
+    Err(wrong("the connection does not begin with a PROXY header"))
 }
 
 fn wrong(text: &str) -> io::Error {
@@ -70,7 +70,7 @@ mod tests {
     use proxy_header::ProxiedAddress;
     use tokio::{io::AsyncWriteExt, net::TcpListener};
 
-    /// What is read of a balancer that sends this in these pieces, and what is left behind it.
+    /// Reads the header from a balancer that sends `pieces`. Returns the result and the bytes after the header.
     async fn read_of(pieces: &[&[u8]]) -> (io::Result<Option<SocketAddr>>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut balancer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_header_is_taken_and_nothing_behind_it() {
+    async fn the_header_is_consumed_and_no_byte_after_it() {
         let client: SocketAddr = "203.0.113.9:4711".parse().unwrap();
         let mut binary = vec![];
         ProxyHeader::with_address(ProxiedAddress::stream(client, "10.0.0.1:443".parse().unwrap()))
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_refused() {
+    async fn a_malformed_header_is_rejected() {
         let long = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 70_000]].concat();
         let endless = [b'P'; 300];
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"", b"PROXY TCP4 203.0.", b"PROXY TCP4 x y 1 2\r\n", &long, &endless]

@@ -1,4 +1,4 @@
-//! `/metrics` on an address of its own, open to everybody who reaches it: for a Prometheus in the same network.
+//! Serves `/metrics` on its own address without authentication, for a Prometheus server in the same network.
 
 use super::{
     acceptor::{Acceptor, Preamble},
@@ -16,33 +16,35 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 
-/// How often a worker looks whether the one that it replaces has let go of the address.
-const AGAIN: Duration = Duration::from_millis(250);
+/// How often a replacement retries to bind the address of its predecessor.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long that takes at most: until this one is ready, and the other was told.
-const REPLACED: Duration = Duration::from_secs(65);
+/// How long the predecessor may take to release it: its replacement must become ready before it is drained.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// How many connections there may be. A Prometheus has one.
+/// The limit on HTTP connections. Prometheus opens one.
 const CONNECTIONS: usize = 32;
 
-/// Where one of several workers is asked for its figures: the first at the address that is set, each other one a port on.
+/// The address of a worker's metrics: the configured one for the first worker, and the next port for each other one.
 fn address(first: SocketAddr, worker: Option<Worker>) -> anyhow::Result<SocketAddr> {
     let index = worker.map_or(0, |worker| worker.index);
     let port = u16::try_from(index).ok().and_then(|index| first.port().checked_add(index));
-    let port = port.with_context(|| format!("metrics_listen: no port is left for worker {index} behind {first}"))?;
+    let port = port.with_context(|| {
+        format!("metrics_listen: no port is left for worker {index} after {first}: use a lower port")
+    })?;
     Ok(SocketAddr::new(first.ip(), port))
 }
 
-/// Serves the figures until the task is ended.
+/// Serves the metrics until the returned handle is dropped.
 ///
 /// # Errors
-/// If the address can't be had, for a process that is nobody's replacement.
+/// If the address can't be bound. A worker retries instead, because its predecessor may still use the address.
 pub(super) fn start(
     first: SocketAddr,
     worker: Option<Worker>,
     hub: Hub,
     end: watch::Receiver<()>,
-) -> anyhow::Result<Scrapes> {
+) -> anyhow::Result<MetricsServer> {
     let address = address(first, worker)?;
     let listener = match listener::bind(address) {
         Err(_) if worker.is_some() => None,
@@ -51,44 +53,44 @@ pub(super) fn start(
     let task = tokio::spawn(async move {
         let listener = match listener {
             Some(listener) => listener,
-            None => when_free(address).await,
+            None => bind_when_free(address).await,
         };
-        let figures = hub.clone();
+        let scraped = hub.clone();
         let app = Router::new()
             .route(
                 "/metrics",
-                get(async move || ([(CONTENT_TYPE, fanfare::metrics::CONTENT_TYPE)], figures.metrics_text().await)),
+                get(async move || ([(CONTENT_TYPE, fanfare::metrics::CONTENT_TYPE)], scraped.metrics_text().await)),
             )
             .layer(from_fn_with_state(hub.config().handshake_timeout, fanfare::limit_body));
         let acceptor = Acceptor::new(&hub, app, Preamble::default(), Limits::fixed(CONNECTIONS), end);
         match acceptor.run(&listener).await {}
     });
-    Ok(Scrapes(task))
+    Ok(MetricsServer(task))
 }
 
-/// The address is let go when this is.
-pub(super) struct Scrapes(tokio::task::JoinHandle<()>);
+/// Releases the address when it is dropped.
+pub(super) struct MetricsServer(tokio::task::JoinHandle<()>);
 
-impl Drop for Scrapes {
+impl Drop for MetricsServer {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// The worker before this one lets the address go when it ends.
-async fn when_free(address: SocketAddr) -> TcpListener {
-    let (mut told, begun) = (false, Instant::now());
+/// Binds the address once the previous worker has released it.
+async fn bind_when_free(address: SocketAddr) -> TcpListener {
+    let (mut logged, begun) = (false, Instant::now());
     loop {
         match listener::bind(address) {
             Ok(listener) => return listener,
             Err(error) => {
                 let in_use =
                     error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
-                let wrong = !in_use || begun.elapsed() > REPLACED;
-                if wrong && !std::mem::replace(&mut told, true) {
-                    tracing::error!("metrics_listen: {error:#}; trying again");
+                let unexpected = !in_use || begun.elapsed() > RELEASE_TIMEOUT;
+                if unexpected && !std::mem::replace(&mut logged, true) {
+                    tracing::error!("metrics_listen: {error:#}; retrying");
                 }
-                sleep(AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What a service manager is told (sd_notify(3)): that the hub serves, that it ends, and every so often that it is alive.
-//! Without one, nothing happens. Workers say nothing: their supervisor does.
+//! Notifies the service manager (sd_notify(3)) when the hub is ready, when it stops, and periodically that it is alive.
+//! Without a service manager nothing is sent. Workers send nothing; their supervisor does.
 
 use sd_notify::NotifyState;
 use std::{
@@ -13,65 +13,65 @@ use std::{
 };
 use tokio::time::sleep;
 
-/// How long the hub waits until the service manager's socket takes that it serves or ends.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the hub waits for the service manager to accept a change of state.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A state, and who waits until it is told.
-type Told = (NotifyState<'static>, SyncSender<()>);
+/// A state, and a channel that reports that it was sent.
+type Notification = (NotifyState<'static>, SyncSender<()>);
 
-/// A thread of its own tells: the socket of a service manager that does not read blocks its sender.
-static TELLER: LazyLock<Option<Sender<Told>>> = LazyLock::new(|| {
+/// Notifications are sent by their own thread, because a send blocks while the service manager does not read.
+static NOTIFIER: LazyLock<Option<Sender<Notification>>> = LazyLock::new(|| {
     let (sender, states) = channel();
-    let thread = thread::Builder::new().name("sd-notify".to_owned()).spawn(move || tell_all(&states));
+    let thread = thread::Builder::new().name("sd-notify".to_owned()).spawn(move || send_all(&states));
     thread.is_ok().then_some(sender)
 });
 
-/// A sign of life waits to be told. Another one would say no more, and only states may wait beside it.
-static ALIVE: AtomicBool = AtomicBool::new(false);
+/// Whether a watchdog notification is queued. Another one is then left out, so that the queue stays short.
+static WATCHDOG_QUEUED: AtomicBool = AtomicBool::new(false);
 
-/// The hub serves.
+/// The hub accepts clients.
 pub(super) fn ready() {
-    tell(NotifyState::Ready, PATIENCE);
+    notify(NotifyState::Ready, NOTIFY_TIMEOUT);
 }
 
-/// The hub sees its clients off.
-pub(super) fn ending() {
-    tell(NotifyState::Stopping, PATIENCE);
+/// The hub drains its clients.
+pub(super) fn stopping() {
+    notify(NotifyState::Stopping, NOTIFY_TIMEOUT);
 }
 
-/// Says that this process is alive for as long as its event loop goes round, where a watchdog asks for it.
+/// Sends watchdog notifications as long as the event loop runs, if the service manager requests them.
 pub(super) fn keep_alive() {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
         loop {
-            if !ALIVE.swap(true, Ordering::Relaxed) {
-                tell(NotifyState::Watchdog, Duration::ZERO);
+            if !WATCHDOG_QUEUED.swap(true, Ordering::Relaxed) {
+                notify(NotifyState::Watchdog, Duration::ZERO);
             }
-            // sd_watchdog_enabled(3) recommends half of what is allowed.
+            // sd_watchdog_enabled(3) recommends half of the interval.
             sleep(period / 2).await;
         }
     });
 }
 
-fn tell(state: NotifyState<'static>, period: Duration) {
+fn notify(state: NotifyState<'static>, wait: Duration) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
-    let (done, told) = sync_channel(1);
-    if TELLER.as_ref().is_some_and(|teller| teller.send((state, done)).is_ok()) && !period.is_zero() {
-        // Where nobody reads, it is told once somebody does.
-        let _ = told.recv_timeout(period);
+    let (done, sent) = sync_channel(1);
+    if NOTIFIER.as_ref().is_some_and(|notifier| notifier.send((state, done)).is_ok()) && !wait.is_zero() {
+        // If nothing reads the socket, the thread sends it later.
+        let _ = sent.recv_timeout(wait);
     }
 }
 
-fn tell_all(states: &Receiver<Told>) {
+fn send_all(states: &Receiver<Notification>) {
     for (state, done) in states {
-        let is_alive = matches!(state, NotifyState::Watchdog);
+        let is_watchdog = matches!(state, NotifyState::Watchdog);
         if let Err(error) = sd_notify::notify(&[state]) {
-            tracing::warn!(%error, "the service manager can't be told");
+            tracing::warn!(%error, "failed to notify the service manager");
         }
-        if is_alive {
-            ALIVE.store(false, Ordering::Relaxed);
+        if is_watchdog {
+            WATCHDOG_QUEUED.store(false, Ordering::Relaxed);
         }
         let _ = done.try_send(());
     }

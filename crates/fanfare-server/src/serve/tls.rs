@@ -1,4 +1,4 @@
-//! TLS: the certificate and its key, read from files, and again when they change. Who is connected keeps its connection.
+//! TLS: loads the certificate and its key from files, and reloads them on change. Existing connections are unaffected.
 
 use super::vitals::CertificateEnd;
 use crate::settings::{Settings, SettingsError};
@@ -20,23 +20,23 @@ use std::{
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the files are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is shown to clients.
+/// The current certificate.
 #[derive(Debug)]
 struct Certificate {
     files: Files,
     current: ArcSwap<CertifiedKey>,
-    end: CertificateEnd,
+    expiry: CertificateEnd,
 }
 
 impl Certificate {
-    /// Notes when it ends, for the figures. One that can't be read is not told to end.
-    fn note_end(&self) {
+    /// Records its expiry for the metrics. A certificate that can't be parsed has none.
+    fn record_expiry(&self) {
         let current = self.current.load();
         let parsed = current.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
-        self.end.store(parsed.map_or(0, |(_, parsed)| parsed.validity().not_after.timestamp()), Ordering::Relaxed);
+        self.expiry.store(parsed.map_or(0, |(_, parsed)| parsed.validity().not_after.timestamp()), Ordering::Relaxed);
     }
 }
 
@@ -46,16 +46,17 @@ struct Files {
     key: PathBuf,
 }
 
-/// What tells one state of the files from another: inode, size and time of change of each.
-type Mark = [Option<(u64, u64, i64, i64)>; 2];
+/// Identifies the state of both files: inode, size and time of the last change of each.
+type FileStates = [Option<(u64, u64, i64, i64)>; 2];
 
-/// What makes TLS of connections, if a certificate is set. Its files are followed in the background.
-pub(super) fn acceptor(settings: &Settings, end: &CertificateEnd) -> Result<Option<TlsAcceptor>, SettingsError> {
+/// Returns the TLS acceptor, if a certificate is configured. Reloads its files in the background.
+pub(super) fn acceptor(settings: &Settings, expiry: &CertificateEnd) -> Result<Option<TlsAcceptor>, SettingsError> {
     let Some(files) = Files::of(settings) else { return Ok(None) };
-    let mark = files.mark();
-    let certificate = Arc::new(Certificate { current: ArcSwap::from_pointee(files.load()?), files, end: end.clone() });
-    certificate.note_end();
-    tokio::spawn(follow(certificate.clone(), mark));
+    let states = files.states();
+    let certificate =
+        Arc::new(Certificate { current: ArcSwap::from_pointee(files.load()?), files, expiry: expiry.clone() });
+    certificate.record_expiry();
+    tokio::spawn(follow(certificate.clone(), states));
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| SettingsError::key("tls_certificate_file", "", error))?;
@@ -64,27 +65,29 @@ pub(super) fn acceptor(settings: &Settings, end: &CertificateEnd) -> Result<Opti
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
-/// Reads the certificate and its key, and checks that they belong together.
+/// Loads the certificate and its key, and checks that they match.
 pub(crate) fn load(settings: &Settings) -> Result<(), SettingsError> {
     Files::of(settings).map_or(Ok(()), |files| files.load().map(drop))
 }
 
-async fn follow(certificate: Arc<Certificate>, mut known: Mark) {
+async fn follow(certificate: Arc<Certificate>, mut known: FileStates) {
     loop {
-        tokio::time::sleep(LOOK).await;
-        let mark = certificate.files.mark();
-        if mark == known {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        let states = certificate.files.states();
+        if states == known {
             continue;
         }
-        known = mark;
+        known = states;
         match certificate.files.load() {
             Ok(key) => {
                 certificate.current.store(Arc::new(key));
-                certificate.note_end();
-                tracing::info!("the certificate was read anew");
+                certificate.record_expiry();
+                tracing::info!("the certificate was reloaded");
             }
-            // Both are seldom written in one moment; whatever comes next is a change too.
-            Err(error) => tracing::warn!("the certificate stays as it was: {error}"),
+            // Expected while only one of the two files is written. The write of the other one is a change too.
+            Err(error) => {
+                tracing::warn!("the certificate was not reloaded, and the current one remains in use: {error}");
+            }
         }
     }
 }
@@ -94,27 +97,27 @@ impl Files {
         Some(Self { certificate: settings.tls_certificate_file.clone()?, key: settings.tls_key_file.clone()? })
     }
 
-    fn mark(&self) -> Mark {
-        let mark = |path: &Path| {
+    fn states(&self) -> FileStates {
+        let states = |path: &Path| {
             let meta = fs::metadata(path).ok()?;
             Some((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
         };
-        [mark(&self.certificate), mark(&self.key)]
+        [states(&self.certificate), states(&self.key)]
     }
 
-    /// Reads both, and checks that they belong together.
+    /// Loads both files, and checks that they match.
     fn load(&self) -> Result<CertifiedKey, SettingsError> {
         let wrong = |text: &str| SettingsError::key("tls_certificate_file", self.certificate.display(), text);
         let chain = CertificateDer::pem_file_iter(&self.certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let chain = chain.map_err(|error| wrong(&error.to_string()))?;
         if chain.is_empty() {
-            return Err(wrong("there is no certificate in PEM form in it"));
+            return Err(wrong("the file contains no certificate in PEM form"));
         }
         let of_key = |error: &dyn ToString| SettingsError::key("tls_key_file", self.key.display(), error.to_string());
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| of_key(&error))?;
         let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider());
         certified.map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => of_key(&"the key is not the one of tls_certificate_file"),
+            rustls::Error::InconsistentKeys(_) => of_key(&"the key does not match tls_certificate_file"),
             other => of_key(&other),
         })
     }

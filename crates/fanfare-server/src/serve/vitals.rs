@@ -1,4 +1,4 @@
-//! What the process itself costs, by the names that Prometheus' client libraries agree on, and how long its certificate is good.
+//! Metrics of the process, with the names that Prometheus client libraries use, and the expiry of its certificate.
 
 use crate::bench::proc;
 use fanfare::metrics::{Figure, Figures};
@@ -10,15 +10,15 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-/// When the certificate ends, in seconds since 1970-01-01T00:00:00Z; 0: there is none.
+/// When the certificate expires, as Unix time in seconds. 0: there is no certificate.
 pub(super) type CertificateEnd = Arc<AtomicI64>;
 
-/// The figures of this process.
+/// The metrics of this process.
 #[derive(Debug)]
 pub(super) struct Vitals {
     started: f64,
     certificate_end: CertificateEnd,
-    /// That of the process's own tasks: requests on their way, and what goes on in the background.
+    /// The runtime of HTTP requests and background jobs. Clients run on the shards.
     tasks: Option<Handle>,
 }
 
@@ -50,14 +50,14 @@ impl Figures for Vitals {
         let started =
             gauge("process_start_time_seconds", "When the process started, in seconds since 1970.", self.started);
         let tasks = self.tasks.as_ref().map(|handle| {
-            let help = "Tasks of the HTTP server and of what goes on in the background; a client is none.";
+            let help = "Tasks of the HTTP server and of background jobs; connected clients have none.";
             gauge("fanfare_tasks", help, handle.metrics().num_alive_tasks() as f64)
         });
         let end = self.certificate_end.load(Ordering::Relaxed);
         let certificate = (end != 0).then(|| {
             gauge(
                 "fanfare_certificate_end_seconds",
-                "When the TLS certificate ends, in seconds since 1970.",
+                "When the TLS certificate expires, in seconds since 1970.",
                 end as f64,
             )
         });
@@ -73,11 +73,11 @@ impl Figures for Vitals {
 }
 
 fn open_files() -> Option<f64> {
-    // Since Linux 6.2 the directory's size is their number; to count them takes long where there are many.
-    let told = fs::metadata("/proc/self/fd").ok()?.len();
-    if told > 0 {
-        return Some(told as f64);
+    // Since Linux 6.2 the size of the directory is the number of its entries. Counting many entries takes long.
+    let reported = fs::metadata("/proc/self/fd").ok()?.len();
+    if reported > 0 {
+        return Some(reported as f64);
     }
-    // The directory is itself open while it is read.
+    // The listing includes the directory itself.
     Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as f64)
 }

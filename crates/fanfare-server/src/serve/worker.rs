@@ -1,4 +1,4 @@
-//! A worker's side of the supervisor: what it is given, and what it says.
+//! The worker's side of the supervisor: its socket, and the messages that it sends.
 
 use super::listener;
 use anyhow::Context;
@@ -15,20 +15,21 @@ use std::{
 };
 use tokio::net::TcpListener;
 
-/// Says which worker a process is, and whose.
+/// The environment variable that names a worker's index and its supervisor's process ID.
 pub(super) const WORKER: &str = "_FANFARE_WORKER";
 
-/// Tells a worker to end when no other takes the clients that wait at its socket: all end, or the supervisor has. SIGTERM
-/// tells one that is replaced.
+/// Shuts a worker down without a replacement: all workers exit, or the supervisor has exited. A worker that is replaced
+/// gets SIGTERM instead.
 pub(super) const SHUTDOWN_SIGNAL: Signal = Signal::USR1;
 
-/// What a worker says to its supervisor: lines of its standard output.
+/// A message from a worker to its supervisor: a line of its standard output. The words must not change, because a
+/// supervisor may run workers of a newer version of the program.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum WorkerMessage {
-    /// It serves. Told to end, it takes no longer than this.
+    /// It accepts clients. It exits at most `drain_timeout` after a signal.
     Ready { drain_timeout: Duration },
-    /// It takes nobody in any more.
-    Ending,
+    /// It accepts no more clients.
+    Draining,
 }
 
 /// A process that a supervisor started. Its standard input is its listening socket.
@@ -38,30 +39,31 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Whether this process is one. It then ends with its supervisor.
+    /// Returns the worker that this process is, if it is one. It then shuts down when its supervisor exits.
     pub(super) fn of_this_process() -> anyhow::Result<Option<Self>> {
         let Some(text) = env::var(WORKER).ok() else { return Ok(None) };
         let parsed = text.split_once('/').and_then(|(index, parent)| Some((index.parse().ok()?, parent.parse().ok()?)));
-        let (index, parent) = parsed.with_context(|| format!("{WORKER} is for the program's own use"))?;
-        set_parent_process_death_signal(Some(SHUTDOWN_SIGNAL)).context("the supervisor's end can't be watched")?;
-        // It may have ended before that was in place.
-        anyhow::ensure!(getppid() == Pid::from_raw(parent), "the supervisor has ended");
+        let (index, parent) = parsed.with_context(|| format!("{WORKER} is reserved for the supervisor: unset it"))?;
+        set_parent_process_death_signal(Some(SHUTDOWN_SIGNAL)).context("failed to watch the supervisor")?;
+        // The supervisor may have exited before the signal was set.
+        anyhow::ensure!(getppid() == Pid::from_raw(parent), "the supervisor has exited");
         Ok(Some(Self { index }))
     }
 
-    /// Listens on the socket that the supervisor opened. It stays open there, so nobody who waits in its queue is lost with
-    /// this process. May be called once.
+    /// Listens on the socket that the supervisor opened. The supervisor keeps it open, so the connections in its queue
+    /// outlive this process. May be called once.
     pub(super) fn listener() -> anyhow::Result<TcpListener> {
-        let socket = io::stdin().as_fd().try_clone_to_owned().context("the listening socket is not there")?;
-        // As the standard input it would stay open until the process has ended, and clients would wait for nobody.
-        dup2_stdin(File::open("/dev/null")?).context("the standard input can't be let go")?;
-        listener::listen(socket.into()).context("the listening socket can't be used")
+        let socket = io::stdin().as_fd().try_clone_to_owned().context("the listening socket is missing")?;
+        // Standard input would keep the socket open until the process exits, and new connections would wait in its
+        // queue.
+        dup2_stdin(File::open("/dev/null")?).context("failed to replace the standard input")?;
+        listener::listen(socket.into()).context("failed to listen on the supervisor's socket")
     }
 
-    /// A supervisor that is gone needs no word; its end is noticed otherwise.
-    pub(super) fn say(word: WorkerMessage) {
+    /// Sends a message to the supervisor. Errors are ignored: a supervisor that has exited is detected by its signal.
+    pub(super) fn report(message: WorkerMessage) {
         let mut out = io::stdout();
-        let _ = writeln!(out, "{}", word.line()).and_then(|()| out.flush());
+        let _ = writeln!(out, "{}", message.line()).and_then(|()| out.flush());
     }
 }
 
@@ -69,14 +71,14 @@ impl WorkerMessage {
     fn line(self) -> String {
         match self {
             Self::Ready { drain_timeout } => format!("ready {}", drain_timeout.as_millis()),
-            Self::Ending => "ending".to_owned(),
+            Self::Draining => "ending".to_owned(),
         }
     }
 
-    pub(super) fn read(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         match line.split_once(' ') {
             Some(("ready", ms)) => Some(Self::Ready { drain_timeout: Duration::from_millis(ms.parse().ok()?) }),
-            None if line == "ending" => Some(Self::Ending),
+            None if line == "ending" => Some(Self::Draining),
             _ => None,
         }
     }
@@ -87,12 +89,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_worker_says_is_understood() {
-        for word in [WorkerMessage::Ready { drain_timeout: Duration::from_millis(60_000) }, WorkerMessage::Ending] {
-            assert_eq!(WorkerMessage::read(&word.line()), Some(word));
+    fn messages_survive_a_round_trip() {
+        for message in [WorkerMessage::Ready { drain_timeout: Duration::from_millis(60_000) }, WorkerMessage::Draining]
+        {
+            assert_eq!(WorkerMessage::parse(&message.line()), Some(message));
         }
         for line in ["", "ready", "ready soon", "ready -1", "ending soon", "hello"] {
-            assert_eq!(WorkerMessage::read(line), None, "{line}");
+            assert_eq!(WorkerMessage::parse(line), None, "{line}");
         }
     }
 }

@@ -1,13 +1,13 @@
-//! `.env` as python-dotenv reads it, because the file is usually the application's and written for that. No shell: a `$`
-//! stands for itself, `${NAME}` and `${NAME:-default}` for a variable.
+//! Parses `.env` as python-dotenv does, because the file usually belongs to an application that reads it that way.
+//! There is no shell: a `$` is literal, and `${NAME}` and `${NAME:-default}` are replaced by variables.
 //!
-//! Knows text, and nothing of settings.
+//! Knows text only, and no settings.
 
-/// What a file sets.
+/// The content of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Dotenv {
     pub(super) variables: Vec<Variable>,
-    /// Lines that are not `NAME=value`, counted from 1. Each is left out, and the rest counts.
+    /// Lines that are not `NAME=value`, counted from 1. They are ignored; the other lines apply.
     pub(super) skipped: Vec<usize>,
 }
 
@@ -15,11 +15,11 @@ pub(super) struct Dotenv {
 pub(super) struct Variable {
     pub(super) name: String,
     pub(super) value: String,
-    /// Where its name stands, counted from 1.
+    /// The line of its name, counted from 1.
     pub(super) line: usize,
 }
 
-/// Reads a file's text. `environment` is asked for variables that the file does not set before it uses them.
+/// Parses the text of a file. `environment` provides variables that the file uses without having set them before.
 pub(super) fn parse(text: &str, environment: impl Fn(&str) -> Option<String>) -> Dotenv {
     let mut reader = Reader { text, rest: text.strip_prefix('\u{feff}').unwrap_or(text) };
     let mut dotenv = Dotenv::default();
@@ -62,7 +62,7 @@ impl Dotenv {
     }
 }
 
-/// What follows `${`: the name, the default, and what comes behind the brace.
+/// Parses what follows `${`. Returns the name, the default, and the text after the brace.
 fn reference(text: &str) -> Option<(&str, &str, &str)> {
     let end = text.find([':', '}'])?;
     let (name, rest) = text.split_at(end);
@@ -81,7 +81,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn line(&self) -> usize {
         let read = &self.text[..self.text.len() - self.rest.len()];
-        // Also the old Macintosh's way, which ends a line for python-dotenv.
+        // A carriage return alone ends a line too, as in python-dotenv.
         read.replace("\r\n", "\n").matches(is_newline).count() + 1
     }
 
@@ -96,8 +96,9 @@ impl<'a> Reader<'a> {
         taken
     }
 
-    /// A name and its value. None: the line can't be read. `Some(None)`: a comment, or a name without a value.
-    #[expect(clippy::option_option, reason = "a comment is no error, and sets nothing")]
+    /// Parses a name and its value. Returns `None` for a malformed line, and `Some(None)` for a comment or a name
+    /// without a value.
+    #[expect(clippy::option_option, reason = "a comment is not an error and sets no variable")]
     fn binding(&mut self) -> Option<Option<(String, String)>> {
         if let Some(after) = self.rest.strip_prefix("export").filter(|rest| rest.starts_with(is_space)) {
             self.rest = after.trim_start_matches(is_space);
@@ -119,7 +120,7 @@ impl<'a> Reader<'a> {
         (!name.is_empty()).then(|| name.to_owned())
     }
 
-    /// The `=` and what follows.
+    /// Parses the `=` and the value.
     fn value(&mut self) -> Option<String> {
         self.rest = &self.rest[1..];
         let spaced = !self.take_while(is_space).is_empty();
@@ -135,7 +136,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A value in quotes, which may have several lines.
+    /// Parses a quoted value, which may span several lines.
     fn quoted(&mut self, quote: char) -> Option<String> {
         let (mut value, mut chars) = (String::new(), self.rest[1..].char_indices());
         loop {
@@ -157,7 +158,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A comment, and the line's end.
+    /// Skips a comment, and requires the end of the line.
     fn end_of_line(&mut self) -> Option<()> {
         let after = self.rest.trim_start_matches(is_space);
         if after.starts_with('#') {
@@ -169,7 +170,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What a letter means behind a backslash in double quotes.
+/// The character of an escape in double quotes.
 fn unescaped(c: char) -> Option<char> {
     Some(match c {
         '"' => '"',
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_as_python_dotenv_reads_them() {
+    fn files_are_parsed_as_by_python_dotenv() {
         let vectors: Vectors = serde_json::from_str(include_str!("dotenv.json")).unwrap();
         assert!(vectors.cases.len() > 50);
         for Case { text, values } in vectors.cases {
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_and_those_that_can_not_be_read_are_named() {
+    fn malformed_lines_are_reported_by_number() {
         let text = "A=1\n\n  B=\"two\nlines\"\r\nnot a line\n# c\nexport C=3\nD=\"open\nE=1";
         let Dotenv { variables, skipped } = parse(text, environment);
         let lines: Vec<_> = variables.iter().map(|variable| (variable.name.as_str(), variable.line)).collect();

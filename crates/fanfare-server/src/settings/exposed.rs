@@ -1,4 +1,4 @@
-//! Where credentials were written: on the command line and in files, which others may be able to read.
+//! Finds credentials on the command line and in files, which other users may be able to read.
 
 use super::{
     kind,
@@ -9,7 +9,7 @@ use super::{
 use crate::terminal::has_credentials;
 use std::path::Path;
 
-/// The places where credentials were written, used or not.
+/// The places of all credentials, including overridden ones.
 #[derive(Debug, Default)]
 pub(crate) struct Exposed(Vec<(&'static Setting, Origin)>);
 
@@ -23,19 +23,19 @@ impl Exposed {
         Ok(Self(with_setting.collect()))
     }
 
-    /// What to say of each credential that is a flag: the process list shows it.
+    /// A warning for each credential in a flag, because the process list shows flags.
     pub(crate) fn on_command_line(&self) -> impl Iterator<Item = String> {
         self.0.iter().filter(|(_, origin)| matches!(origin, Origin::Flag(_))).map(|(setting, _)| {
             let (flag, variable) = (setting.flag(), setting.alias.map_or_else(|| setting.environment(), str::to_owned));
             let file = if setting.key == "secret_key" { ", or secret_key_file" } else { "" };
             format!(
-                "--{flag} on the command line can be read by every user of this machine in the process list; set \
-                 {variable} in the environment or in a file that others can't read{file} instead"
+                "--{flag} on the command line is visible to every user of this machine in the process list; set \
+                 {variable} in the environment, or in a file that only the hub can read{file}, instead"
             )
         })
     }
 
-    /// The files that hold credentials, each once, with the names of the settings.
+    /// The files that contain credentials, each once, with the keys of the settings.
     pub(crate) fn files(&self) -> Vec<(&Path, Vec<&'static str>)> {
         let mut files: Vec<(&Path, Vec<&'static str>)> = Vec::new();
         for (setting, origin) in &self.0 {
@@ -49,7 +49,7 @@ impl Exposed {
     }
 }
 
-/// Secrets, and URLs with a password in them.
+/// Secrets, and URLs with a password.
 fn is_credential(setting: &Setting, text: &str) -> bool {
     let secret = setting.hidden && setting.value_name == kind::secret::NAME;
     secret || has_credentials(text) || (text.contains("://") && text.contains("password="))
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_found_where_they_were_written() {
+    fn credentials_in_flags_and_files_are_found() {
         let flag = |key: &str, text: &str| {
             let setting = TABLE.iter().find(|setting| setting.key == key).expect("a setting");
             (setting, text.to_owned())

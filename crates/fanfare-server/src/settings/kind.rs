@@ -1,4 +1,4 @@
-//! The kinds of values that settings have: how each is read from text, written, and described when it is wrong.
+//! The kinds of values of settings: how each is parsed, shown, and described in errors.
 
 use crate::{accounts::DatabaseUrl, terminal::without_credentials};
 use fanfare::{
@@ -15,11 +15,11 @@ use std::{
     time::Duration,
 };
 
-/// A text that is not to be shown.
+/// A text that is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     Text,
@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One kind: `NAME` stands for a value in help texts, `EXPECTED` ends the sentence "expected ...".
+/// One kind. `NAME` is the placeholder for its value in help texts, `expected()` ends the sentence "expected ...".
 macro_rules! kind {
     ($module:ident, $name:literal, $expected:expr, $value:ty, $parse:expr, $show:expr) => {
         pub(crate) mod $module {
@@ -69,7 +69,7 @@ macro_rules! kind {
 kind!(
     address,
     "ADDRESS:PORT",
-    "an IP address or a name of this machine, and a port, such as 127.0.0.1:8000, [::]:8000 or localhost:8000",
+    "an IP address or host name of this machine, and a port, such as 127.0.0.1:8000, [::]:8000 or localhost:8000",
     SocketAddr,
     socket_address,
     SocketAddr::to_string
@@ -77,7 +77,7 @@ kind!(
 kind!(
     own_address,
     "ADDRESS:PORT",
-    "an IP address or a name of this machine, and a port, such as 127.0.0.1:9464 or localhost:9464",
+    "an IP address or host name of this machine, and a port, such as 127.0.0.1:9464 or localhost:9464",
     Option<SocketAddr>,
     |text: &str| socket_address(text).map(Some),
     |value: &Option<SocketAddr>| value.map_or_else(not_set, |address| address.to_string())
@@ -85,7 +85,7 @@ kind!(
 kind!(
     secret,
     "SECRET",
-    "a text that is not empty; make one with: openssl rand -hex 32",
+    "a non-empty text; generate one with: openssl rand -hex 32",
     Option<Secret>,
     |text: &str| (!text.is_empty()).then(|| Some(Secret(text.to_owned()))),
     |value: &Option<Secret>| if value.is_some() { "set" } else { "not set" }.to_owned()
@@ -94,7 +94,7 @@ kind!(
     redis_url,
     "URL",
     "redis://[[user]:password@]host[:port][/database], redis+sentinel://host[,host]/master or \
-     redis+cluster://host[,host], with rediss for TLS, or unix:///path/of/the/socket[?db=database]",
+     redis+cluster://host[,host], with rediss for TLS, or unix:///path/to/socket[?db=database]",
     Option<RedisUrl>,
     |text: &str| text.parse().ok().map(Some),
     |value: &Option<RedisUrl>| value.as_ref().map_or_else(|| "not set".to_owned(), RedisUrl::to_string)
@@ -102,7 +102,7 @@ kind!(
 kind!(
     word,
     "NAME",
-    "a name of letters, digits, _, - and :",
+    "a name that consists of letters, digits, _, - and :",
     String,
     |text: &str| is_word(text).then(|| text.to_owned()),
     String::clone
@@ -110,7 +110,7 @@ kind!(
 kind!(
     channels,
     "CHANNELS",
-    "names of channels with commas between them, without white space and *; none if there are none",
+    "channel names, separated by commas, without white space and *; or none",
     Vec<String>,
     channel_names,
     |value: &Vec<String>| if value.is_empty() { "none".to_owned() } else { value.join(",") }
@@ -142,7 +142,7 @@ kind!(
 kind!(
     log_level,
     "LEVEL",
-    "error, warn, info, debug or trace, for all or by module, such as info,fanfare=debug",
+    "error, warn, info, debug or trace, globally or by module, such as info,fanfare=debug",
     String,
     |text: &str| is_filter(text).then(|| text.to_owned()),
     String::clone
@@ -185,8 +185,8 @@ kind!(
 kind!(
     origins,
     "ORIGINS",
-    "origins such as https://app.example.org, https://*.example.org or capacitor://localhost, with commas between them, \
-     or *; same for the hub's own alone",
+    "origins such as https://app.example.org, https://*.example.org or capacitor://localhost, separated by commas, \
+     or *; or same for only the hub's own",
     Origins,
     |text: &str| if text == "same" { Some(Origins::Same) } else { text.parse().ok() },
     Origins::to_string
@@ -194,7 +194,7 @@ kind!(
 kind!(
     headers,
     "HEADERS",
-    "names of HTTP headers with commas between them, such as x-tenant; none if there are none",
+    "names of HTTP headers, separated by commas, such as x-tenant; or none",
     Vec<HeaderName>,
     |text: &str| {
         let names = text.split(',').map(str::trim);
@@ -208,7 +208,7 @@ kind!(
 kind!(
     proxies,
     "NETWORKS",
-    "addresses or networks such as 10.0.0.0/8, with commas between them; none if there are none",
+    "addresses or networks such as 10.0.0.0/8, separated by commas; or none",
     Proxies,
     |text: &str| if text == "none" { Some(Proxies::default()) } else { text.parse().ok() },
     |value: &Proxies| if *value == Proxies::default() { "none".to_owned() } else { value.to_string() }
@@ -216,7 +216,7 @@ kind!(
 kind!(
     text,
     "TEXT",
-    "a text that is not empty",
+    "a non-empty text",
     Option<String>,
     |text: &str| (!text.is_empty()).then(|| Some(text.to_owned())),
     |value: &Option<String>| value.clone().unwrap_or_else(not_set)
@@ -261,7 +261,7 @@ kind!(
     |value: &usize| show_size(*value)
 );
 
-/// An address, or the one that a name resolves to: IPv4 first, because clients try 127.0.0.1 for `localhost`.
+/// Parses an address, or resolves a name. Prefers IPv4, because clients try 127.0.0.1 for `localhost`.
 fn socket_address(text: &str) -> Option<SocketAddr> {
     if let Ok(address) = text.parse() {
         return Some(address);
@@ -298,7 +298,7 @@ fn is_web(url: &hyper::Uri) -> bool {
     matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|host| !host.is_empty())
 }
 
-/// Digits may be set apart by underscores, as in TOML.
+/// Digits may be grouped by underscores, as in TOML.
 fn whole<T: FromStr>(text: &str) -> Option<T> {
     let text = text.trim();
     if !text.starts_with(|c: char| c.is_ascii_digit()) {
@@ -315,7 +315,7 @@ fn positive<T: FromStr + Default + PartialEq>(text: &str) -> Option<T> {
     whole(text).filter(|number| *number != T::default())
 }
 
-/// A number, which may have a fraction, and the unit behind it.
+/// Splits a number, which may have a fraction, from its unit.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
@@ -323,7 +323,7 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     Some((number.replace('_', "").parse().ok()?, unit.trim()))
 }
 
-/// Reads a duration; without a unit it is in seconds.
+/// Parses a duration. Without a unit it is in seconds.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = number_and_unit(text)?;
     let unit_ms = match unit {
@@ -334,12 +334,12 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
         "d" => 86_400e3,
         _ => return None,
     };
-    // Milliseconds are as fine as the hub counts, and a thousand years as far.
+    // Rounded to milliseconds, and at most about a thousand years.
     let ms = (number * unit_ms).round();
     (ms <= 3.2e13).then(|| Duration::from_secs_f64(ms / 1e3))
 }
 
-/// Writes a duration in the largest unit that leaves a whole number.
+/// Formats a duration in the largest unit that leaves a whole number.
 pub(crate) fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
@@ -370,7 +370,7 @@ fn show_size(bytes: usize) -> String {
     fits.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
-/// Misspelt levels would otherwise pass as the names of modules.
+/// Checks levels by itself, because `EnvFilter` accepts a misspelt level as the name of a module.
 fn is_filter(text: &str) -> bool {
     let known = |level: &str| {
         ["error", "warn", "info", "debug", "trace", "off"].contains(&level.trim().to_ascii_lowercase().as_str())
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_may_be_names() {
+    fn host_names_are_resolved() {
         for (text, shown) in [
             ("127.0.0.1:8000", "127.0.0.1:8000"),
             ("[::]:0", "[::]:0"),
@@ -468,7 +468,7 @@ mod tests {
 
     // attack: reading secrets from the printed settings => shown as set, never in plain text
     #[test]
-    fn nothing_secret_is_shown() {
+    fn secrets_are_not_shown() {
         assert_eq!(secret::show(&Some(Secret::new("hush"))), "set");
         assert_eq!(format!("{:?}", Secret::new("hush")), "Secret(..)");
         let url = |text| redis_url::show(&redis_url::parse(text).unwrap());

@@ -1,49 +1,49 @@
-//! From what was written to what runs. Every error names the place, what is wrong there, and what would be right.
+//! Merges the sources into [`Settings`]. Every error names the place, the problem and the accepted values.
 
 use super::{
     sources::{Entry, Origin, Sources},
-    table::{Setting, Settings, TABLE, contradiction},
+    table::{Setting, Settings, TABLE, conflict},
 };
 use std::{fmt, io, path::PathBuf};
 
-/// Settings, and where each came from.
+/// Settings, and the origin of each.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) settings: Settings,
     /// In the order of [`TABLE`].
     pub(crate) origins: Vec<Origin>,
-    /// What was written and does not count, as sentences.
+    /// Warnings about entries that were ignored, as sentences.
     pub(crate) notes: Vec<String>,
 }
 
 impl Loaded {
-    /// Which settings are not left at their defaults, and where each was taken from. Shows no value.
+    /// The settings that differ from their defaults, each with its origin. Contains no values.
     pub(crate) fn taken(&self) -> String {
         let set = TABLE.iter().zip(&self.origins).filter(|(_, origin)| **origin != Origin::Default);
         set.map(|(setting, origin)| format!("{} ({origin})", setting.key)).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Why the settings can't be used.
+/// Settings that were rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
-    #[error("{origin}: there is no setting {key:?}{}; `fanfare settings` lists them all", did_you_mean(*nearest))]
+    #[error("{origin}: unknown setting {key:?}{}; `fanfare settings` lists all settings", did_you_mean(*nearest))]
     Unknown { origin: Origin, key: String, nearest: Option<&'static str> },
-    #[error("{origin}: {key} can't be {value}; expected {expected}")]
+    #[error("{origin}: {key}: {value} is not a valid value; expected {expected}")]
     BadValue { origin: Origin, key: &'static str, value: String, expected: String },
     #[error("{origin}: {text}")]
-    Contradiction { origin: Origin, text: String },
+    Conflict { origin: Origin, text: String },
     #[error("{setting}: {place}{error}")]
     Key { setting: &'static str, place: String, error: String },
-    #[error("{} can't be read: {error}; mend the file or its permissions, or name another with --config", path.display())]
+    #[error("{} can't be read: {error}; fix the file or its permissions, or name another one", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
     Malformed { path: PathBuf, line: Option<usize>, message: String },
-    #[error("environment {0}: its value is not UTF-8")]
+    #[error("environment {0}: the value is not valid UTF-8")]
     NotUnicode(String),
 }
 
-/// Puts the sources together, and checks every value on the way, used or not.
+/// Merges the sources. Parses every value, also those that a stronger source overrides.
 pub(crate) fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let mut settings = Settings::default();
     let mut origins = vec![Origin::Default; TABLE.len()];
@@ -53,15 +53,15 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
         apply(&mut settings, &TABLE[index], &entry)?;
         origins[index] = entry.origin;
     }
-    let paces = TABLE.iter().zip(&origins).find(|(setting, _)| setting.key == "connects_per_second_per_address");
-    if settings.hub.compat && matches!(paces, Some((_, Origin::Default))) {
+    let rate = TABLE.iter().zip(&origins).find(|(setting, _)| setting.key == "connects_per_second_per_address");
+    if settings.hub.compat && matches!(rate, Some((_, Origin::Default))) {
         settings.hub.connects_per_second_per_address = 0;
     }
-    match contradiction(&settings) {
+    match conflict(&settings) {
         None => Ok(Loaded { settings, origins, notes: sources.notes() }),
         Some((key, text)) => {
             let origin = TABLE.iter().zip(origins).find(|(setting, _)| setting.key == key);
-            Err(SettingsError::Contradiction { origin: origin.map_or(Origin::Default, |(_, origin)| origin), text })
+            Err(SettingsError::Conflict { origin: origin.map_or(Origin::Default, |(_, origin)| origin), text })
         }
     }
 }
@@ -72,15 +72,15 @@ fn apply(settings: &mut Settings, setting: &'static Setting, entry: &Entry) -> R
 
 fn bad_value(setting: &'static Setting, text: &str, origin: &Origin) -> SettingsError {
     let value = match text {
-        "" => "empty".to_owned(),
-        // A URL that can't be read may have its password anywhere.
-        text if setting.hidden || (is_of_urls(setting) && text.contains('@')) => "what is written there".to_owned(),
+        "" => "the empty text".to_owned(),
+        // A malformed URL may contain its password anywhere.
+        text if setting.hidden || (takes_url(setting) && text.contains('@')) => "the configured text".to_owned(),
         text => format!("{text:?}"),
     };
     SettingsError::BadValue { origin: origin.clone(), key: setting.key, value, expected: (setting.expected)() }
 }
 
-fn is_of_urls(setting: &Setting) -> bool {
+fn takes_url(setting: &Setting) -> bool {
     (setting.expected)().contains("://")
 }
 
@@ -89,7 +89,7 @@ fn unknown(key: &str, origin: &Origin) -> SettingsError {
 }
 
 impl SettingsError {
-    /// What is wrong with what a setting names, which the error says without repeating it.
+    /// An error in a file or key that a setting names. The message does not repeat its content.
     pub(crate) fn key(setting: &'static str, place: impl fmt::Display, error: impl fmt::Display) -> Self {
         let place = place.to_string();
         let place = if place.is_empty() { place } else { place + ": " };
@@ -103,14 +103,14 @@ impl SettingsError {
             Some(setting) => Self::BadValue {
                 origin: origin.clone(),
                 key: setting.key,
-                value: format!("of type {type_name}"),
+                value: format!("a value of type {type_name}"),
                 expected: (setting.expected)(),
             },
         }
     }
 }
 
-/// The setting whose key is most like what was written, if any is.
+/// The setting whose key is most similar to `key`, if any is similar enough.
 fn nearest(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('-', "_");
     let alike = TABLE.iter().map(|setting| (strsim::jaro_winkler(&key, setting.key), setting.key));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_reference_work_and_the_own_ones_are_stronger() {
+    fn names_of_the_fastapi_hub_work_and_prefixed_names_override_them() {
         let names = [
             ("SECRET_KEY", "hush"),
             ("ALGORITHM", "HS512"),
@@ -199,16 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn other_peoples_variables_are_ignored() {
+    fn variables_of_other_programs_are_ignored() {
         let sources = dotenv("APPLICATION_URL=x\n# comment\nexport FANFARE_SHARDS = 2\nFANFARE_TOKEN=t");
         assert_eq!(load(&sources).unwrap().settings.hub.shards, 2);
     }
 
     #[test]
-    fn an_applications_own_file_stops_nothing_and_secrets_are_whole() {
+    fn an_applications_dotenv_is_no_error_and_secrets_are_read_whole() {
         let sources = dotenv(
-            "APP_NAME=My Dashboard\nX=it's\nROOT=C:\\Users\nDEBUG\nmy-var=1\nDATABASE_URL=postgresql+asyncpg://app:pw@db/app\n\
-             SECRET_KEY=abc$def\nnot a line\n",
+            "APP_NAME=My Dashboard\nX=it's\nROOT=C:\\Users\nDEBUG\nmy-var=1\n\
+             DATABASE_URL=postgresql+asyncpg://app:pw@db/app\nSECRET_KEY=abc$def\nnot a line\n",
         );
         let settings = load(&sources).unwrap().settings;
         assert_eq!(settings.secret_key, Some(crate::settings::kind::Secret::new("abc$def")));
@@ -223,18 +223,21 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_place() {
+    fn every_error_names_its_place() {
         for (sources, says) in [
             (toml("\n\nheartbeat_intervall = 3"), vec!["f.toml:3", "heartbeat_intervall", "mean heartbeat_interval?"]),
             (toml("max-connections = 3"), vec!["f.toml:1", "did you mean max_connections?"]),
-            (toml("zebra = 3"), vec!["no setting \"zebra\";", "fanfare settings"]),
-            (toml("[server]\nlisten = \"1\""), vec!["f.toml:1", "no setting \"server\""]),
-            (toml("shards = true"), vec!["f.toml:1", "shards can't be \"true\"", "whole number"]),
-            (toml("shards = []"), vec!["f.toml:1", "shards can't be of type array", "whole number"]),
-            (toml("shards = -1"), vec!["shards can't be \"-1\"", "0 or more"]),
+            (toml("zebra = 3"), vec!["unknown setting \"zebra\";", "fanfare settings"]),
+            (toml("[server]\nlisten = \"1\""), vec!["f.toml:1", "unknown setting \"server\""]),
+            (toml("shards = true"), vec!["f.toml:1", "shards: \"true\" is not a valid value", "whole number"]),
+            (
+                toml("shards = []"),
+                vec!["f.toml:1", "shards: a value of type array is not a valid value", "whole number"],
+            ),
+            (toml("shards = -1"), vec!["shards: \"-1\" is not a valid value", "0 or more"]),
             (toml("shards = \n"), vec!["f.toml:1"]),
             (toml("shards = 1\nshards = 2"), vec!["f.toml:2", "duplicate"]),
-            (toml("window_age = \"soon\""), vec!["can't be \"soon\"", "500ms, 30s"]),
+            (toml("window_age = \"soon\""), vec!["\"soon\" is not a valid value", "500ms, 30s"]),
             (toml("window_bytes = \"64 apples\""), vec!["64KiB"]),
             (toml("window_events = 0"), vec!["1 or more"]),
             (toml("listen = \"localhost\""), vec!["127.0.0.1:8000"]),
@@ -243,7 +246,10 @@ mod tests {
             (dotenv("A=1\nFANFARE_SHARDS=two"), vec![".env:2 FANFARE_SHARDS", "\"two\""]),
             (environment(&[("FANFARE_LISTENN", "x")]), vec!["environment FANFARE_LISTENN", "did you mean listen?"]),
             (environment(&[("ALGORITHM", "none")]), vec!["environment ALGORITHM", "HS256, HS384, HS512"]),
-            (environment(&[("SECRET_KEY", "")]), vec!["secret_key can't be empty", "openssl rand"]),
+            (
+                environment(&[("SECRET_KEY", "")]),
+                vec!["secret_key: the empty text is not a valid value", "openssl rand"],
+            ),
             (environment(&[("FANFARE_LOG_LEVEL", "loud")]), vec!["log_level", "debug"]),
             (environment(&[("FANFARE_LOG_FORMAT", "xml")]), vec!["text or json"]),
         ] {
@@ -254,7 +260,7 @@ mod tests {
 
     // attack: a secret given in the wrong setting => the error message does not repeat it
     #[test]
-    fn a_secret_in_the_wrong_place_is_not_repeated() {
+    fn an_error_does_not_repeat_a_secret_in_the_wrong_setting() {
         let error = load(&environment(&[("REDIS_URL", "hush")])).expect_err("no URL").to_string();
         assert!(!error.contains("hush") && error.contains("redis://"), "{error}");
         let error = load(&environment(&[("FANFARE_JWKS_URL", "ftp://u:hush@h")])).expect_err("no web URL").to_string();

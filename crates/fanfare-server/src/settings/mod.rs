@@ -1,6 +1,6 @@
-//! What the server is set to: one table of settings, the sources they come from, and how they are shown.
+//! The settings of the hub: a table of all settings, their sources, and how they are printed.
 //!
-//! What somebody wrote ([`Sources`], text with its origin) becomes what runs ([`Settings`], parsed and consistent).
+//! [`Sources`] (texts with their origins) are loaded into [`Settings`] (parsed, and checked against each other).
 
 mod dotenv;
 mod exposed;

@@ -1,4 +1,5 @@
-//! Where settings come from: flags, the environment, `.env` and a TOML file. Knows texts and places, not meanings.
+//! The sources of settings: flags, the environment, `.env` and a TOML file. Knows texts and their places, and not what
+//! they mean.
 
 use super::{
     dotenv::{self, Dotenv},
@@ -11,17 +12,17 @@ use std::{
 };
 use toml::de::{DeTable, DeValue};
 
-/// What stands before the environment name of every setting.
+/// The prefix of the environment name of every setting.
 pub(crate) const PREFIX: &str = "FANFARE_";
 
-/// Environment names with the prefix that are no settings, but read by a command.
+/// Environment names with the prefix that are read by commands and are not settings.
 const OTHER_NAMES: &[&str] = &[CONFIG_NAME, "FANFARE_TOKEN", "FANFARE_URL"];
 const CONFIG_NAME: &str = "FANFARE_CONFIG";
-/// The database of the application whose environment or `.env` this is. Its name is too common to be taken for ours.
+/// The application's own database, in a shared environment or `.env`. The name is too common to be read as a setting.
 const APPLICATION_DATABASE: &str = "DATABASE_URL";
 const DEFAULT_FILE: &str = "fanfare.toml";
 
-/// Where a value was written.
+/// The place of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
     Default,
@@ -35,7 +36,7 @@ pub(crate) enum Origin {
     },
 }
 
-/// A text that somebody wrote for a setting.
+/// The text of a setting in one source.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -43,13 +44,13 @@ pub(crate) struct Entry {
     pub(crate) origin: Origin,
 }
 
-/// What was written in all places.
+/// All sources, unparsed.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     /// Flags by key.
     pub(crate) flags: Vec<(&'static Setting, String)>,
     pub(crate) environment: Vec<(String, String)>,
-    /// The file's path and text.
+    /// Path and text of the file.
     pub(crate) dotenv: Option<(PathBuf, String)>,
     pub(crate) toml: Option<(PathBuf, String)>,
 }
@@ -67,7 +68,7 @@ impl Sources {
         Ok(Self { flags, environment, dotenv, toml })
     }
 
-    /// Everything that was written, the strongest last.
+    /// All entries in ascending precedence: the last entry of a setting applies.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, SettingsError> {
         let mut entries = Vec::new();
         if let Some((path, text)) = &self.toml {
@@ -88,12 +89,12 @@ impl Sources {
         Ok(entries)
     }
 
-    /// What is written in a way that somebody may have meant for this program, and what does not count for it.
+    /// Warnings about lines and variables that are ignored although they may be meant for the hub.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let dotenv = self.dotenv.as_ref().map(|(path, text)| (path, dotenv::parse(text, |_| None)));
         if let Some((path, Dotenv { skipped, .. })) = &dotenv {
-            let note = |line| format!("{}:{line} is not NAME=value and is skipped", path.display());
+            let note = |line| format!("{}:{line} is not of the form NAME=value and is ignored", path.display());
             notes.extend(skipped.iter().map(note));
         }
         let in_file = dotenv.iter().flat_map(|(path, dotenv)| dotenv.variables.iter().map(move |set| (path, set)));
@@ -106,15 +107,15 @@ impl Sources {
             || dotenv.iter().any(|(_, dotenv)| dotenv.variables.iter().any(|set| ours(&set.name)));
         notes.extend(place.filter(|_| !asked).map(|place| {
             format!(
-                "{APPLICATION_DATABASE} in {place} is the application's and is not used; for accounts in that database, set \
-                 FANFARE_{APPLICATION_DATABASE}"
+                "{APPLICATION_DATABASE} in {place} belongs to the application and is ignored; to keep accounts in \
+                 that database, set FANFARE_{APPLICATION_DATABASE}"
             )
         }));
         notes
     }
 }
 
-/// The part of the environment that is meant for this program.
+/// The environment variables that concern the hub.
 fn environment() -> Result<Vec<(String, String)>, SettingsError> {
     let ours = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
     let ours = ours.filter(|(name, _)| name.starts_with(PREFIX) || is_alias(name) || name == APPLICATION_DATABASE);
@@ -138,7 +139,7 @@ fn is_alias(name: &str) -> bool {
     TABLE.iter().any(|setting| setting.alias == Some(name))
 }
 
-/// The entries among variables: those of the reference's names, then those with the prefix, which are stronger.
+/// The entries among the variables. Names with the prefix come last, because they override those of the FastAPI hub.
 fn named_entries(pairs: impl IntoIterator<Item = (String, String, Origin)>) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut prefixed = Vec::new();
@@ -155,7 +156,7 @@ fn named_entries(pairs: impl IntoIterator<Item = (String, String, Origin)>) -> V
     entries
 }
 
-/// What `.env` sets, whoever it is for.
+/// All variables that `.env` sets, including those of other programs.
 fn dotenv_pairs(path: &Path, text: &str) -> Vec<(String, String, Origin)> {
     let variables = dotenv::parse(text, |name| std::env::var(name).ok()).variables.into_iter();
     let pairs = variables.map(|dotenv::Variable { name, value, line }| {
@@ -200,8 +201,8 @@ fn read(path: &Path) -> Result<String, SettingsError> {
     fs::read_to_string(path).map_err(|error| SettingsError::Unreadable { path: path.to_owned(), error })
 }
 
-/// The file, if it is one: a directory of that name is a virtual environment of Python's. Bytes that are not UTF-8 may stand
-/// in lines of the application's, which must not stop the start.
+/// Reads `.env` if it is a file. A directory of that name is a Python virtual environment. Invalid UTF-8 is replaced,
+/// because lines of the application must not prevent the start.
 fn read_dotenv(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some((path.to_owned(), decode(&bytes)))),
@@ -210,7 +211,7 @@ fn read_dotenv(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError> 
     }
 }
 
-/// UTF-16 is what PowerShell's `>` writes, with a byte order mark.
+/// Decodes UTF-8, or UTF-16 with a byte order mark, which PowerShell's `>` writes.
 fn decode(bytes: &[u8]) -> String {
     let utf_16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dotenv_that_is_a_directory_or_no_text_stops_nothing() {
+    fn a_dotenv_that_is_a_directory_or_not_utf_8_is_no_error() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join(".env");
         assert!(read_dotenv(&path).unwrap().is_none());

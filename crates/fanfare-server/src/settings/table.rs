@@ -1,4 +1,4 @@
-//! Every setting, once: flags, environment names, TOML keys, help and documentation come from here.
+//! The table of all settings. Flags, environment names, TOML keys, help texts and documentation derive from it.
 
 use super::kind::{self, LogFormat, Secret};
 use crate::accounts::DatabaseUrl;
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// What runs: every setting with its value, parsed.
+/// The value of every setting, parsed. The hub and `fanfare check` read the same value.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
@@ -110,17 +110,17 @@ impl Default for Settings {
 #[derive(Debug)]
 pub(crate) struct Setting {
     pub(crate) key: &'static str,
-    /// The name that the reference has for it, without a prefix.
+    /// The environment name that the FastAPI hub uses for it, without the prefix.
     pub(crate) alias: Option<&'static str>,
-    /// What it sets, in a sentence.
+    /// Its description: one or more sentences.
     pub(crate) help: &'static str,
-    /// What stands for a value in help texts.
+    /// The placeholder for its value in help texts.
     pub(crate) value_name: &'static str,
-    /// No value of it may be shown.
+    /// Whether its value is never shown.
     pub(crate) hidden: bool,
-    /// Which values there are, as the end of the sentence "expected ...".
+    /// The values that it accepts, as the end of the sentence "expected ...".
     pub(crate) expected: fn() -> String,
-    /// Sets it from text. None: the text is no value of it.
+    /// Sets it from text. Returns `None` if the text is not a valid value.
     pub(crate) set: fn(&mut Settings, &str) -> Option<()>,
     pub(crate) show: fn(&Settings) -> String,
 }
@@ -140,7 +140,10 @@ impl Setting {
 }
 
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $key:ident: $kind:ident $(($($path:ident).+))? $(, alias = $alias:literal)? $(, hidden = $hidden:literal)?;)+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $key:ident: $kind:ident $(($($path:ident).+))? $(, alias = $alias:literal)? $(, hidden = $hidden:literal)?;
+    )+) => {
         /// Every setting, in the order of the documentation.
         pub(crate) const TABLE: &[Setting] = &[$(Setting {
             key: stringify!($key),
@@ -163,172 +166,208 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Where to listen.
+    /// The address and port to listen on.
     listen: address;
-    /// Processes that share the port, which a supervisor keeps alive; more than one need a Redis. 0: one for every core.
+    /// Number of worker processes that share the port, started and monitored by a supervisor. More than one requires
+    /// redis_url. 0: one for every core.
     workers: count;
-    /// Where to serve /metrics to everybody, beside /metrics on the main address with an administrator's token. The first worker takes this port, each other one the next.
+    /// A separate address for /metrics, served there without authentication. On the main address /metrics requires an
+    /// administrator's token. The first worker uses this port, and each other worker the next one.
     metrics_listen: own_address;
-    /// The certificate for TLS as PEM, with the chain behind it; read anew when it changes. Without one there is no TLS.
+    /// The TLS certificate, followed by its chain, as PEM; reloaded when it changes. If not set, TLS is off.
     tls_certificate_file: file;
-    /// The key of the certificate, as PEM.
+    /// The private key of the certificate, as PEM; reloaded when it changes.
     tls_key_file: file;
-    /// How long browsers keep to TLS for this host after a response over it (Strict-Transport-Security), such as 365d. 0s: they are not told. Behind a proxy that speaks TLS, the proxy says it.
+    /// How long browsers use only TLS for this host after a response over TLS (the max-age of
+    /// Strict-Transport-Security), such as 365d. 0s: the header is not sent. If a proxy terminates TLS, configure it
+    /// there.
     hsts_max_age: span;
-    /// Load balancers whose connections begin with a PROXY header (version 1 or 2) that says whose they are, as addresses or networks.
+    /// Load balancers, as addresses or networks, whose connections must begin with a PROXY header (version 1 or 2) that
+    /// names the client's address.
     proxy_protocol_from: proxies;
-    /// The secret that tokens are signed with, the same as your backend's; at least 32 random bytes. Without one, a random secret is made for each run.
+    /// The secret that signs and verifies tokens, shared with your backend; at least 32 random bytes. If not set, a
+    /// random secret is generated for each run.
     secret_key: secret, alias = "SECRET_KEY", hidden = true;
-    /// A file with the secret, instead of the secret itself. Further lines are secrets that are still believed, while it is being replaced.
+    /// A file with the secret, instead of secret_key. Further lines are previous secrets, which still verify tokens
+    /// during a rotation.
     secret_key_file: file;
-    /// A secret that is still believed while secret_key replaces it.
+    /// The previous secret, which still verifies tokens while secret_key replaces it.
     previous_secret_key: secret, hidden = true;
-    /// How tokens are signed. A token that says otherwise is refused.
+    /// The algorithm that signs tokens. Tokens with another algorithm are rejected.
     algorithm: algorithm, alias = "ALGORITHM";
-    /// A private key as PEM, for an algorithm with public keys: what our own tokens are signed with. Its public half is served at /.well-known/jwks.json.
+    /// For algorithms with public keys: the private key that signs the hub's own tokens, as PEM. Its public key is
+    /// served at /.well-known/jwks.json.
     private_key_file: file;
-    /// Public keys as PEM, JWK or JWKS, for an algorithm with public keys: what tokens are verified with, beside private_key_file's.
+    /// For algorithms with public keys: further keys that verify tokens, as PEM, JWK or JWKS.
     public_key_file: file;
-    /// Where an identity provider serves its public keys as JWKS; they are fetched again when a token names a new one.
+    /// The URL of an identity provider's public keys (JWKS). The keys are fetched again when a token names an unknown
+    /// key.
     jwks_url: web_url;
-    /// How often the keys at jwks_url are fetched again.
+    /// The interval at which the keys at jwks_url are fetched again.
     jwks_refresh: duration;
-    /// The issuer (iss) that tokens must have; ours get it.
+    /// The issuer (iss) that tokens must have. The hub's own tokens get it too.
     token_issuer: text;
-    /// The audience (aud) that tokens must have; ours get it. Without it, tokens with an audience are refused.
+    /// The audience (aud) that tokens must have. The hub's own tokens get it too. If not set, tokens with an audience
+    /// are rejected.
     token_audience: text;
-    /// How far the clock of whoever makes tokens may differ from ours.
+    /// The accepted clock difference between the hub and the issuers of tokens.
     leeway: span;
-    /// Reject tokens that never expire: those without exp.
+    /// Reject tokens without an expiry (exp).
     require_exp: switch;
-    /// How long before its token ends a client is told (auth_expiring).
+    /// How long before its token expires a client receives auth_expiring.
     token_warning: duration(hub);
-    /// How long our own tokens are valid, those of a login and of `fanfare token`, in minutes.
+    /// Lifetime of the hub's own tokens (logins and `fanfare token`), in minutes.
     access_token_expire_minutes: minutes, alias = "ACCESS_TOKEN_EXPIRE_MINUTES";
-    /// How long a login can be renewed without the password (POST /auth/refresh), in days since it was last.
+    /// How long a login can be renewed without the password (POST /auth/refresh), in days since the last renewal.
     refresh_token_expire_days: days;
-    /// Where users and access keys are: sqlite://FILE (made when it is first needed), postgres://..., or none for a hub without accounts.
+    /// The database for accounts and access keys: sqlite://FILE (created on first use), postgres://..., or none for a
+    /// hub without accounts.
     database_url: database_url, hidden = true;
-    /// Logins a minute from one address. 0: no limit.
+    /// Login attempts a minute from one address. 0: no limit.
     logins_per_minute_per_address: rate;
-    /// Logins a minute to one account from one address. From all addresses from which it has not logged in, ten times as many. 0: no limit.
+    /// Login attempts a minute to one account from one address. All addresses that have not logged in to the account
+    /// before share ten times as many. 0: no limit.
     logins_per_minute_per_account: rate;
-    /// Where the Redis is that holds the log, so that several processes share it: redis://, redis+sentinel:// or redis+cluster://, with rediss for TLS. Without one the log is in this process's memory.
+    /// The Redis that stores the log, so that several processes share it: redis://, redis+sentinel:// or
+    /// redis+cluster://, or with rediss for TLS. If not set, the log is kept in the memory of this process.
     redis_url: redis_url, alias = "REDIS_URL", hidden = true;
-    /// The authorities of Redis' certificate as PEM, or that certificate itself if it is self-signed. Without it, the system's authorities are trusted.
+    /// The certificate authorities that verify the certificate of Redis, as PEM, or that certificate itself if it is
+    /// self-signed. If not set, the system's authorities are used.
     redis_ca_file: file;
-    /// The client certificate for Redis as PEM, with its chain behind it. Read when a process starts.
+    /// The client certificate for Redis, followed by its chain, as PEM. Read when a process starts.
     redis_certificate_file: file;
-    /// The key of the client certificate for Redis, as PEM.
+    /// The private key of the client certificate for Redis, as PEM. Read when a process starts.
     redis_key_file: file;
-    /// What the names of all keys and channels in Redis begin with; ws is what the reference's publishers use.
+    /// Prefix of the names of all keys and channels in Redis. Publishers of the FastAPI hub use ws.
     redis_namespace: word;
-    /// Further Redis channels, by their whole names, whose messages are events for everyone, or for the audience that they name; such as task_status_update,agent_activity_update.
+    /// Further Redis channels, by their full names, such as task_status_update,agent_activity_update. Their messages
+    /// are published as events, to everyone or to the audience that they name.
     redis_channels: channels;
-    /// When a publish is answered: log (Redis has the event) or replica (a replica has it too, so that a failover can't lose it).
+    /// When a publish is confirmed: log (once Redis has the event) or replica (once a replica has it too, so that a
+    /// failover does not lose it).
     durability: durability;
-    /// How long news may take through Redis before health and readiness say so and the link is made anew.
+    /// The highest delay of the log in Redis. Beyond it the hub reports that it is not ready, and reconnects to Redis.
     bus_lag_limit: duration;
-    /// What is logged: error, warn, info, debug or trace, for all or by module.
+    /// The log level, globally or by module: error, warn, info, debug or trace.
     log_level: log_level;
-    /// How log lines are written: text or json.
+    /// The format of log lines: text or json.
     log_format: log_format;
-    /// Where traces from publish to write go: an OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318. Without one nothing is traced.
+    /// The OpenTelemetry collector that receives traces over OTLP (HTTP, JSON), such as http://127.0.0.1:4318. If not
+    /// set, tracing is off.
     otlp_endpoint: web_url, alias = "OTEL_EXPORTER_OTLP_ENDPOINT";
-    /// The share of publishes that is traced, from 0 to 1, where the publisher's own trace (traceparent) does not say.
+    /// The share of publishes that is traced, from 0 to 1, if the publisher's trace context (traceparent) does not
+    /// decide.
     trace_share: share;
-    /// Threads that own connections. 0: one for every two cores.
+    /// Number of threads that own connections. 0: one for every two cores.
     shards: count(hub);
-    /// How often each connection is sent a ping.
+    /// The interval at which each client is sent a ping.
     heartbeat_interval: duration(hub);
-    /// How long a client may be silent before it is closed; any frame counts.
+    /// A client from which no frame arrives for this long is closed. Any frame counts.
     heartbeat_timeout: duration(hub);
-    /// How long a client may take for TLS, to send a request's head, its body, to read the response, to send the next request, to upgrade, or to answer a close. Bodies and responses have a second more for each KiB.
+    /// The time limit for each step of a connection: the TLS handshake, the head and the body of a request, reading the
+    /// response, idling until the next request, the upgrade, and answering a close frame. Bodies and responses get one
+    /// more second for each KiB.
     handshake_timeout: duration(hub);
     /// The largest frame that a client may send.
     max_frame_bytes: size(hub);
     /// The largest message that a client may send, over all its frames.
     max_message_bytes: size(hub);
-    /// Frames a second that one client may send; twice as many in a burst. 0: no limit.
+    /// Frames a second from one client; twice as many in a burst. 0: no limit.
     max_messages_per_second: rate(hub);
-    /// Connections in all. 0: no limit.
+    /// Number of connected clients. 0: no limit.
     max_connections: count(hub);
-    /// Connections of one user; administrators may have any number. 0: no limit.
+    /// Connections of one user, over all nodes; administrators are exempt. 0: no limit.
     max_connections_per_user: count(hub);
     /// Connections from one address. 0: no limit.
     max_connections_per_address: count(hub);
-    /// HTTP connections in all: those that have not become clients. A new one closes the oldest of the busiest address. 0: up to 8,192 in files that no client uses, and 512 in any case.
+    /// HTTP connections that are not (yet) upgraded. At the limit, a new connection closes the oldest one of the
+    /// address with the most. 0: up to 8,192, as long as clients leave enough open files, and at least 512.
     max_http_connections: count;
-    /// HTTP connections from one address (IPv6: from one /64) that is no proxy. A new one closes the oldest. 0: half of all, or all where max_connections_per_address is 0.
+    /// HTTP connections from one address (IPv6: one /64) that is not a proxy. At the limit, a new connection closes the
+    /// oldest one. 0: half of max_http_connections, or all of it if max_connections_per_address is 0.
     max_http_connections_per_address: count;
     /// New connections a second from one address; twice as many in a burst. 0: no limit.
     connects_per_second_per_address: rate(hub);
-    /// New connections a second of one user; twice as many in a burst, administrators any number. 0: no limit.
+    /// New connections a second of one user; twice as many in a burst; administrators are exempt. 0: no limit.
     connects_per_second_per_user: rate(hub);
     /// Events a second that one user or access key may publish over HTTP; twice as many in a burst. 0: no limit.
     publishes_per_second: rate(hub);
-    /// Bytes of events a second that are replayed behind a gap to one user, and to one address; beyond, a client goes on live behind its gap. 0: no limit.
+    /// Bytes a second that are replayed after a gap, for each user and for each address. A client beyond the limit
+    /// receives the gap and then only live events. 0: no limit.
     gap_replay_bytes_per_second: rate(hub);
-    /// The longest that a client which is refused again and again, by its token, origin or a limit, waits for its answer: the first comes at once, then after 1s, 2s, 4s and so on. 0: no delay.
+    /// The longest delay before a repeatedly rejected client (by its token, its origin or a limit) receives its close
+    /// frame. The first rejection is immediate, and the next ones wait 1s, 2s, 4s and so on. 0: no delay.
     refusal_delay: span(hub);
-    /// Topics that one connection may hold.
+    /// Number of topics that one connection may subscribe to.
     max_topics_per_connection: count(hub);
     /// The largest event that may be published, as JSON.
     max_event_bytes: size(hub);
-    /// The most events in one batch.
+    /// Number of events in one batch.
     max_batch_events: positive_count(hub);
-    /// Reject events whose fields do not have the documented types, such as a task_status_update without a task_id or with an unknown status. Off: any JSON object with a type is published.
+    /// Reject events whose fields do not have the documented form, such as a task_status_update without a task_id or
+    /// with an unknown status. If false, any JSON object with a type is an event.
     validate_events: switch(hub);
-    /// Behave as the FastAPI hub where fanfare is stricter: POST /tasks/{task_id}/update, /users/{user_id}/notify and /agents/{agent_id}/activity need no token, tasks need no status, an id in a body yields to that of the path, and connects_per_second_per_address is 0 unless set. Anybody who reaches the hub can then publish.
+    /// Behave like the FastAPI hub where fanfare is stricter: POST /tasks/{task_id}/update, /users/{user_id}/notify and
+    /// /agents/{agent_id}/activity need no token, tasks need no status, the ID in the path takes precedence over the
+    /// one in the body, and connects_per_second_per_address is 0 unless set. With it, any client that reaches the hub
+    /// can publish.
     compat: switch(hub);
-    /// Sites whose pages may connect beside the hub's own, such as https://app.example.org, https://*.example.org (every subdomain) or capacitor://localhost, with commas between them; * for every one.
+    /// Sites whose pages may connect in addition to the hub's own, separated by commas, such as
+    /// https://app.example.org, https://*.example.org (every subdomain) or capacitor://localhost. *: every site.
     allowed_origins: origins(hub);
-    /// Request headers that pages of allowed_origins may send beside authorization, content-type and those of tracing libraries (CORS), with commas between them.
+    /// Request headers, separated by commas, that pages of allowed_origins may send in addition to authorization,
+    /// content-type and those of tracing libraries (CORS).
     cors_headers: headers(hub);
-    /// Let pages of allowed_origins send cookies and other credentials (CORS), which a proxy in front may need; not with *.
+    /// Allow pages of allowed_origins to send cookies and other credentials (CORS), which a proxy in front of the hub
+    /// may require. Not possible with *.
     cors_credentials: switch(hub);
-    /// Proxies in front of the hub, as addresses or networks such as 10.0.0.0/8, which are believed when they say whose request it is (X-Forwarded-For).
+    /// Proxies in front of the hub, as addresses or networks such as 10.0.0.0/8, whose X-Forwarded-For and
+    /// X-Forwarded-Host headers are trusted.
     trusted_proxies: proxies(hub);
-    /// Clients a second that are told to go when a process ends or is replaced. 0: all at once.
+    /// Clients a second that are disconnected while a process shuts down. 0: all at once.
     drain_rate: rate(hub);
-    /// How long a process that ends waits for its clients to have gone.
+    /// How long a process that shuts down waits for its clients to disconnect.
     drain_timeout: duration;
-    /// How many events are kept for clients that come back.
+    /// Number of events that are retained for clients that reconnect.
     window_events: positive_count(hub);
-    /// How many bytes of events are kept for clients that come back.
+    /// Size of the events that are retained for clients that reconnect.
     window_bytes: size(hub);
-    /// How long an event is kept for clients that come back.
+    /// Age up to which events are retained for clients that reconnect.
     window_age: duration(hub);
-    /// For how long an event that is published again under its event_id is recognised and not delivered again, also when it is no longer kept. Never less than window_age: the larger of the two counts. /metrics has how far back it reaches now (fanfare_idempotency_horizon_seconds).
+    /// How long event IDs are remembered: an event that is published again with the same event_id is not delivered
+    /// again, even if the first one is no longer retained. If it is less than window_age, window_age applies. The
+    /// metric fanfare_idempotency_horizon_seconds shows how far back the IDs currently reach.
     idempotency_horizon: duration(hub);
-    /// How many event ids are remembered for idempotency_horizon; with more events in that time it is shorter, which is logged. Never less than window_events. An id takes about 50 bytes of memory, or 100 and its length in Redis, and up to half as many again are kept.
+    /// Number of event IDs that are remembered for idempotency_horizon. With more events in that time the horizon is
+    /// shorter, which is logged. If it is less than window_events, window_events applies. An ID takes about 50 bytes of
+    /// memory, or 100 bytes and its length in Redis, and up to half as many again are kept.
     idempotency_events: positive_count(hub);
 }
 
-/// What is wrong between two settings that are each all right.
-pub(crate) fn contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+/// Returns the key of a setting that conflicts with another one, and a message. Each of the two is valid by itself.
+pub(crate) fn conflict(settings: &Settings) -> Option<(&'static str, String)> {
     let hub = &settings.hub;
     let (timeout, interval) = (hub.heartbeat_timeout, hub.heartbeat_interval);
     if timeout <= interval {
         let (timeout, interval) = (kind::show_duration(timeout), kind::show_duration(interval));
         let text = format!(
-            "heartbeat_timeout ({timeout}) must be longer than heartbeat_interval ({interval}), or every client that is \
-             only listening is closed before it can answer a ping"
+            "heartbeat_timeout ({timeout}) must be longer than heartbeat_interval ({interval}): otherwise every \
+             client that only receives is closed before it can answer a ping"
         );
         return Some(("heartbeat_timeout", text));
     }
     if settings.tls_certificate_file.is_some() != settings.tls_key_file.is_some() {
         let there = if settings.tls_key_file.is_some() { "tls_key_file" } else { "tls_certificate_file" };
-        return Some((there, "TLS needs both, tls_certificate_file and tls_key_file".to_owned()));
+        return Some((there, "TLS needs both tls_certificate_file and tls_key_file: set the other one too".to_owned()));
     }
-    keys_contradiction(settings)
-        .or_else(|| workers_contradiction(settings))
-        .or_else(|| channels_contradiction(settings))
-        .or_else(|| redis_contradiction(settings))
-        .or_else(|| cors_contradiction(settings))
+    key_conflict(settings)
+        .or_else(|| workers_conflict(settings))
+        .or_else(|| channels_conflict(settings))
+        .or_else(|| redis_conflict(settings))
+        .or_else(|| cors_conflict(settings))
 }
 
-fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+fn key_conflict(settings: &Settings) -> Option<(&'static str, String)> {
     let algorithm = settings.algorithm;
     let key_settings = [
         ("private_key_file", settings.private_key_file.is_some()),
@@ -340,34 +379,34 @@ fn keys_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     match named {
         Some(key) if secret => {
             let text = format!(
-                "{algorithm} signs with a secret, and {key} names a key: set algorithm to what the key is for, such as RS256, \
-                 or remove {key}"
+                "{algorithm} signs with a secret, but {key} is set: set algorithm to the algorithm of the key, such \
+                 as RS256, or remove {key}"
             );
             return Some((key, text));
         }
         None if !secret => {
             let text = format!(
-                "{algorithm} needs keys: set private_key_file to sign tokens here, or public_key_file or jwks_url to verify \
-                 those of others"
+                "{algorithm} needs keys: set private_key_file to sign tokens, or public_key_file or jwks_url only to \
+                 verify them"
             );
             return Some(("algorithm", text));
         }
         _ => {}
     }
     if settings.secret_key.is_some() && settings.secret_key_file.is_some() {
-        let text = "secret_key and secret_key_file both name the secret: remove one of them".to_owned();
+        let text = "secret_key and secret_key_file are both set: remove one of them".to_owned();
         return Some(("secret_key_file", text));
     }
     if settings.redis_url.is_some() && !secret && settings.private_key_file.is_none() && settings.secret_key.is_none() {
-        let text = "several nodes know each other's clients by names that are made with a secret, which a public key is not: set \
-            secret_key too (SECRET_KEY), the same on all of them"
+        let text = "several nodes authenticate connection IDs with a shared secret, which public keys do not provide: \
+            set secret_key too (SECRET_KEY), to the same value on all nodes"
             .to_owned();
         return Some(("secret_key", text));
     }
     None
 }
 
-fn redis_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+fn redis_conflict(settings: &Settings) -> Option<(&'static str, String)> {
     let files = [
         ("redis_ca_file", settings.redis_ca_file.is_some()),
         ("redis_certificate_file", settings.redis_certificate_file.is_some()),
@@ -376,41 +415,42 @@ fn redis_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
     let (named, _) = files.into_iter().find(|(_, set)| *set)?;
     if !settings.redis_url.as_ref().is_some_and(RedisUrl::is_tls) {
         let text = format!(
-            "{named} is for TLS: set redis_url (REDIS_URL) to a URL that begins with rediss, or remove {named}"
+            "{named} requires TLS: set redis_url (REDIS_URL) to a URL that begins with rediss, or remove {named}"
         );
         return Some((named, text));
     }
     if settings.redis_certificate_file.is_some() != settings.redis_key_file.is_some() {
         let there = if settings.redis_key_file.is_some() { "redis_key_file" } else { "redis_certificate_file" };
-        let text = "a client certificate needs both, redis_certificate_file and redis_key_file".to_owned();
+        let text = "a client certificate needs both redis_certificate_file and redis_key_file: set the other one too"
+            .to_owned();
         return Some((there, text));
     }
     None
 }
 
-fn cors_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+fn cors_conflict(settings: &Settings) -> Option<(&'static str, String)> {
     let every = settings.hub.cors_credentials && settings.hub.allowed_origins == Origins::Every;
     every.then(|| {
-        let text = "cors_credentials needs allowed_origins to list the sites: with * every page that a user opens could use \
-            the user's credentials";
+        let text = "cors_credentials requires allowed_origins to list the sites: with * every page that a user opens \
+            could use the user's credentials";
         ("cors_credentials", text.to_owned())
     })
 }
 
-fn workers_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+fn workers_conflict(settings: &Settings) -> Option<(&'static str, String)> {
     if settings.workers != 1 && settings.redis_url.is_none() {
-        let text = "several workers need a log that they share, or each would have events that the others' clients never see: \
-            set redis_url (REDIS_URL), or leave it at one worker"
+        let text = "several workers need a shared log, otherwise clients miss the events of the other workers: \
+            set redis_url (REDIS_URL), or set workers to 1"
             .to_owned();
         return Some(("workers", text));
     }
     None
 }
 
-fn channels_contradiction(settings: &Settings) -> Option<(&'static str, String)> {
+fn channels_conflict(settings: &Settings) -> Option<(&'static str, String)> {
     let own = format!("{}:", settings.redis_namespace);
     let name = settings.redis_channels.iter().find(|name| name.starts_with(&own))?;
-    let text = format!("the channel {name} is one of the hub's own, which it subscribes to anyway: remove it");
+    let text = format!("the hub always subscribes to its own channel {name}: remove it from redis_channels");
     Some(("redis_channels", text))
 }
 
@@ -419,7 +459,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_of_the_hub_is_a_setting() {
+    fn every_field_of_the_hubs_config_is_a_setting() {
         let shown = format!("{:?}", Config::default());
         let fields = shown.split(['{', ',']).skip(1).filter_map(|part| part.split_once(':'));
         let fields: Vec<_> = fields.map(|(name, _)| name.trim()).collect();
@@ -430,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn every_default_can_be_written_as_it_is_shown() {
+    fn every_shown_default_can_be_parsed() {
         for setting in TABLE.iter().filter(|setting| setting.default_text() != "not set") {
             let mut settings = Settings::default();
             assert!((setting.set)(&mut settings, &setting.default_text()).is_some(), "{}", setting.key);
@@ -439,32 +479,32 @@ mod tests {
     }
 
     #[test]
-    fn help_texts_are_sentences() {
+    fn descriptions_are_sentences() {
         for setting in TABLE {
             assert!(setting.help.ends_with('.') && !setting.help.contains('|'), "{}", setting.key);
         }
     }
 
     #[test]
-    fn contradictions_are_found() {
-        assert_eq!(contradiction(&Settings::default()), None);
+    fn conflicting_settings_are_rejected() {
+        assert_eq!(conflict(&Settings::default()), None);
         let mut settings = Settings::default();
         settings.hub.heartbeat_timeout = Duration::from_secs(30);
-        let (key, text) = contradiction(&settings).expect("as long as the interval");
+        let (key, text) = conflict(&settings).expect("as long as the interval");
         assert!(key == "heartbeat_timeout" && text.contains("(30s) must be longer"), "{text}");
 
         let mut settings = Settings::default();
         (settings.hub.cors_credentials, settings.hub.allowed_origins) = (true, Origins::Every);
-        let (key, text) = contradiction(&settings).expect("credentials of every site");
+        let (key, text) = conflict(&settings).expect("credentials of every site");
         assert!(key == "cors_credentials" && text.contains("list the sites"), "{text}");
 
         let mut settings = Settings { redis_key_file: Some("k.pem".into()), ..Settings::default() };
-        let (key, text) = contradiction(&settings).expect("a key without TLS");
+        let (key, text) = conflict(&settings).expect("a key without TLS");
         assert!(key == "redis_key_file" && text.contains("begins with rediss"), "{text}");
         settings.redis_url = Some("rediss://h".parse().unwrap());
-        let (key, text) = contradiction(&settings).expect("a key without a certificate");
+        let (key, text) = conflict(&settings).expect("a key without a certificate");
         assert!(key == "redis_key_file" && text.contains("needs both"), "{text}");
         settings.redis_certificate_file = Some("c.pem".into());
-        assert_eq!(contradiction(&settings), None);
+        assert_eq!(conflict(&settings), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the program in a directory and environment of its own.
+//! Runs the program with its own directory and environment.
 
 #![expect(clippy::unwrap_used, reason = "a test that has no program to run has failed")]
 
@@ -21,19 +21,19 @@ pub(crate) struct Program {
     input: String,
 }
 
-/// What a command left.
+/// The result of a command.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-/// A command that goes on.
+/// A running command.
 pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
     address: String,
-    /// What a server said before it listened.
+    /// The lines that a server printed before it listened.
     pub(crate) earlier: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn home(test: &str) -> PathBuf {
     home
 }
 
-/// The program, without any setting of whoever runs the tests.
+/// The program, without the environment of the test run.
 pub(crate) fn fanfare(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
     command.current_dir(home).env_clear();
@@ -81,7 +81,7 @@ impl Program {
         child.stdin.take().unwrap().write_all(self.input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         Ran {
-            code: output.status.code().expect("it ended by itself"),
+            code: output.status.code().expect("it was not killed"),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
@@ -104,7 +104,7 @@ impl Running {
         Self { child, lines, address: String::new(), earlier: Vec::new() }
     }
 
-    /// Starts a server, on any port if the command doesn't say which, and waits until it listens.
+    /// Starts a server, on a free port unless the command names one, and waits until it listens.
     pub(crate) fn serve(mut program: Program) -> Self {
         if !program.command.get_args().any(|argument| argument == "--listen") {
             program = program.args(&["--listen", "127.0.0.1:0"]);
@@ -168,16 +168,16 @@ impl Running {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Waits for the end: its code, and what stands on the standard output.
+    /// Waits until the command exits. Returns its code and its standard output.
     pub(crate) fn end(&mut self) -> (i32, String) {
         let mut stdout = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        (self.child.wait().unwrap().code().expect("it ended by itself"), stdout)
+        (self.child.wait().unwrap().code().expect("it was not killed"), stdout)
     }
 }
 
 impl Drop for Running {
-    /// A test that failed leaves nothing running.
+    /// Kills the command if a test fails.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,5 +1,5 @@
-//! Two faults close together: whatever happens to hubs and to Redis, an acknowledged event is received by every client of
-//! every surviving hub, or a `gap` is.
+//! Two faults in close succession. Whatever happens to hubs and Redis, every client of every surviving hub receives
+//! each acknowledged event or a `gap`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
 
@@ -15,7 +15,7 @@ use std::{
 use testbed::{Cluster, HubProcess, RedisServer, Relay, Sentinels, until};
 
 #[test]
-fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back_empty() {
+fn an_event_acknowledged_by_a_killed_node_is_a_gap_if_redis_returns_empty() {
     let mut redis = RedisServer::start();
     let (mut a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
     let (client, mut publisher) = (Client::connect(&b, "ann"), Publisher::default());
@@ -30,7 +30,7 @@ fn an_event_acknowledged_by_a_killed_node_is_told_as_a_gap_when_redis_comes_back
 }
 
 #[test]
-fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_back_empty() {
+fn an_event_acknowledged_by_a_paused_node_reaches_all_clients_if_redis_returns_empty() {
     let mut redis = RedisServer::start();
     let (a, b) = (start(&redis.url(), &[]), start(&redis.url(), &[]));
     let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
@@ -48,7 +48,7 @@ fn an_event_acknowledged_by_a_paused_node_reaches_everybody_when_redis_comes_bac
 }
 
 #[test]
-fn what_was_acknowledged_after_a_failover_there_and_back_reaches_everybody() {
+fn events_acknowledged_between_two_failovers_reach_all_clients() {
     let mut servers = [RedisServer::start(), RedisServer::start()];
     let ports = servers.each_ref().map(RedisServer::port);
     let follow = |server: &RedisServer, port: u16| {
@@ -81,7 +81,7 @@ fn what_was_acknowledged_after_a_failover_there_and_back_reaches_everybody() {
 }
 
 #[test]
-fn a_node_that_reaches_no_sentinel_stops_acknowledging_at_a_deposed_master() {
+fn a_node_without_sentinels_stops_acknowledging_at_a_deposed_master() {
     let mut sentinels = Sentinels::start_with_relay();
     let relays: Vec<Relay> = sentinels.ports().into_iter().map(Relay::to).collect();
     let ports: Vec<u16> = relays.iter().map(Relay::port).collect();
@@ -116,7 +116,7 @@ fn a_node_that_reaches_no_sentinel_stops_acknowledging_at_a_deposed_master() {
 }
 
 #[test]
-fn a_fresh_node_that_meets_an_empty_redis_first_waits_for_the_windows_of_the_others() {
+fn a_new_node_with_an_empty_redis_waits_for_the_windows_of_the_others() {
     let mut redis = RedisServer::start();
     let a = start(&redis.url(), &[]);
     let (ann, mut publisher) = (Client::connect(&a, "ann"), Publisher::default());
@@ -164,7 +164,7 @@ fn publish_beyond_windows(redis: &RedisServer) -> Beyond {
 }
 
 #[test]
-fn what_was_acknowledged_after_an_orderly_end_and_is_lost_with_its_node_is_told() {
+fn an_event_lost_with_its_node_after_an_orderly_shutdown_is_a_gap() {
     let mut redis = RedisServer::setup().persistent().start();
     let mut a = start(&redis.url(), &[]);
     let (client, mut publisher) = (Client::connect(&a, "ann"), Publisher::default());
@@ -187,7 +187,7 @@ fn what_was_acknowledged_after_an_orderly_end_and_is_lost_with_its_node_is_told(
 }
 
 #[test]
-fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_they_hold() {
+fn a_redis_restored_from_an_old_copy_receives_the_windows_of_the_nodes() {
     let mut redis = RedisServer::start();
     let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);
     redis.restart_from(&older);
@@ -200,7 +200,7 @@ fn a_redis_that_comes_back_from_a_copy_older_than_the_windows_gets_back_what_the
 }
 
 #[test]
-fn a_redis_that_comes_back_from_an_older_and_then_from_a_newer_copy_is_used_again() {
+fn a_redis_restored_from_an_older_and_then_a_newer_copy_is_used_again() {
     let mut redis = RedisServer::start();
     let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);
     let newer = redis.snapshot();
@@ -227,7 +227,7 @@ fn a_redis_that_comes_back_from_an_older_and_then_from_a_newer_copy_is_used_agai
 }
 
 #[test]
-fn a_log_of_large_events_is_read_and_followed_over_a_slow_link() {
+fn a_log_of_large_events_is_followed_over_a_slow_link() {
     let redis = RedisServer::start();
     let relay = Relay::to(redis.port());
     // An event takes 12 ms, and all of them far longer than any answer may take.
@@ -285,10 +285,11 @@ fn a_slot_migration_loses_nothing() {
     assert_eq!((ann.gaps(), bob.gaps()), (0, 0), "nothing was lost, and nobody is told so");
 }
 
-/// Sentinels name a second server, then the first one again, which was never demoted and is still confirmed, then the second
-/// one: a node that has reported at the second server acknowledges at the first meanwhile, and its report is still there.
+/// Sentinels name a second server, then the first one again, which was never demoted and is still confirmed, then the
+/// second one: a node that has reported at the second server acknowledges at the first meanwhile, and its report is
+/// still there.
 #[test]
-fn a_report_of_a_node_that_went_back_to_the_server_before_does_not_count() {
+fn a_report_of_a_node_that_returned_to_the_previous_server_does_not_count() {
     let mut sentinels = Sentinels::start_with_relay();
     let first = sentinels.master().port();
     let hubs = [(); 3].map(|()| start(&sentinels.url(), &[]));
