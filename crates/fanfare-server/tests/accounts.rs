@@ -629,7 +629,7 @@ async fn connections_and_tokens_work_while_the_database_is_unavailable() {
     block_in_place(|| database.postgres.as_mut().unwrap().restart());
     block_in_place(|| until("logins work again", || login(&hub, "ann@example.org", PASSWORD).status == 200));
     block_in_place(|| {
-        until("the end of the outage is logged", || hub.log().contains("the accounts database is available again"))
+        until("the end of the outage is logged", || hub.log().contains("the accounts database is available again"));
     });
     assert!(hub.log().contains("a login failed: "), "{}", hub.log());
     assert!(!hub.log().contains("database's"), "the password is in the log: {}", hub.log());

@@ -458,7 +458,7 @@ async fn a_second_signal_to_a_worker_does_not_interrupt_its_drain() {
     let told = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
     told(before[0]);
     block_in_place(|| {
-        until("it drains, and another is started", || hub.log().contains("worker is draining after a signal"))
+        until("it drains, and another is started", || hub.log().contains("worker is draining after a signal"));
     });
     told(before[0]);
     block_in_place(|| until("it has exited", || hub.log().contains("worker drained and exited with code 0")));
