@@ -307,7 +307,7 @@ fn insecure_settings_prevent_the_start() {
                 "-----BEGIN PUBLIC KEY-----\n\
                 MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----",
             ),
-            "a public key is no secret",
+            "the secret is a key in PEM form: configure it as a public or private key",
         ),
     ] {
         let run = program.args(&["--log-format", "json"]).run();

@@ -36,7 +36,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -307,6 +307,7 @@ impl HubBuilder {
             broker: OnceLock::new(),
             presence: OnceLock::new(),
             ready: AtomicBool::new(true),
+            requests: AtomicU32::new(0),
             figures: self.figures.clone(),
             log_switch: self.log_switch.clone(),
             tracer: self.tracer.clone(),

@@ -33,7 +33,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) broker: OnceLock<Weak<dyn Broker>>,
     pub(crate) presence: OnceLock<Weak<dyn Presence>>,
     pub(crate) ready: AtomicBool,
+    /// How many requests to connect were read.
+    pub(crate) requests: AtomicU32,
     /// Metrics that the application adds.
     pub(crate) figures: Vec<Arc<dyn Figures>>,
     pub(crate) log_switch: Option<Arc<dyn LogSwitch>>,

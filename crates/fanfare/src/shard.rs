@@ -128,8 +128,23 @@ pub(crate) struct NewConnection {
     pub(crate) address: IpAddr,
     /// When its request was read. Of two sockets of one connection the one with the later request is kept, regardless
     /// of which handshake finished first.
-    pub(crate) came: Now,
+    pub(crate) came: RequestTime,
     pub(crate) client: Result<ConnectRequest, Rejection>,
+}
+
+/// When a request was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestTime {
+    pub(crate) at: Now,
+    /// Consecutive, for those of the same millisecond. Wraps.
+    pub(crate) number: u32,
+}
+
+impl RequestTime {
+    fn is_before(self, at: Now, number: u32) -> bool {
+        let (own, other) = (self.at.mono_ms, at.mono_ms);
+        own < other || own == other && number.wrapping_sub(self.number).cast_signed() > 0
+    }
 }
 
 /// The reason why a client is rejected after its upgrade. Browsers show a page nothing else than a close code and a
@@ -154,6 +169,8 @@ struct Conn {
     counted: Option<IpAddr>,
     /// When its request was read.
     came: Now,
+    /// The number of its request.
+    request: u32,
     /// The socket may have more bytes to read.
     unread: bool,
     /// The sending side was shut down.
@@ -573,7 +590,14 @@ impl Shard {
         if self.conns.len() <= at {
             self.conns.resize_with(at + 1, || None);
         }
-        let conn = self.conns[at].insert(Conn { socket, counted, came, unread: false, shut: false });
+        let conn = self.conns[at].insert(Conn {
+            socket,
+            counted,
+            came: came.at,
+            request: came.number,
+            unread: false,
+            shut: false,
+        });
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(conn.socket.source(), Token(at), interest) {
             tracing::warn!(%error, "failed to register a socket with the poller; the connection is dropped");
@@ -618,7 +642,7 @@ impl Shard {
         &mut self,
         request: ConnectRequest,
         address: IpAddr,
-        came: Now,
+        came: RequestTime,
         now: Now,
     ) -> Result<(ConnectRequest, Option<Slot>), Rejection> {
         if self.draining.is_some() {
@@ -631,7 +655,7 @@ impl Shard {
         }
         let holder = self.sessions.holder(request.connection);
         let older = holder.and_then(|slot| self.conns.get_mut(slot as usize)?.as_mut());
-        if older.as_ref().is_some_and(|held| held.came.mono_ms > came.mono_ms) {
+        if older.as_ref().is_some_and(|held| came.is_before(held.came, held.request)) {
             // This request waited for the log, and its client has connected again since.
             return Err(Rejection { code: CloseCode::Replaced, reason: CloseCode::REPLACED.to_owned() });
         }

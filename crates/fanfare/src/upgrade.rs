@@ -12,7 +12,7 @@ use crate::{
     metrics::Counter,
     node::{Node, auth_counter},
     refusals::{Full, Hold, Identity},
-    shard::{Command, NewConnection, Rejection},
+    shard::{Command, NewConnection, Rejection, RequestTime},
     socket::{Socket, Tls},
 };
 use aws_lc_rs::digest;
@@ -29,9 +29,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fanfare_core::{
-    CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::ConnectRequest, time::Now,
-};
+use fanfare_core::{CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::ConnectRequest};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -39,7 +37,7 @@ use socket2::SockRef;
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -154,7 +152,7 @@ fn reject_without_upgrade(status: StatusCode, code: &'static str, error: BadUpgr
 }
 
 async fn begin(node: &Arc<Node>, request: &mut Request) -> Result<Response, BadUpgrade> {
-    let came = clock::now();
+    let came = RequestTime { at: clock::now(), number: node.requests.fetch_add(1, Ordering::Relaxed) };
     let headers = request.headers();
     let accept = check_handshake(request.method(), headers)?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(request.uri()).map_err(|_| BadUpgrade::Query)?;
@@ -347,7 +345,7 @@ async fn hand_over(
     node: Arc<Node>,
     on_upgrade: OnUpgrade,
     address: Option<IpAddr>,
-    came: Now,
+    came: RequestTime,
     hold: Option<Hold>,
     mut client: Result<ConnectRequest, Rejection>,
 ) {
