@@ -1,17 +1,37 @@
 //! Client of a fanfare hub: receives events in order, each once, across reconnects.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use fanfare_client::{Notification, Options};
+//! ```
+//! use fanfare_client::{Notification, Options, State};
 //!
-//! let mut listener = Options::new("wss://hub.example/ws", "a token").topics(["project:7"]).listen()?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use fanfare::{Audience, Draft, Hub, Minter, Verifier, auth::Claims};
+//! # let secret = "a secret of thirty-two bytes, ok";
+//! # let hub = Hub::builder(Verifier::from_secret(secret)?).start()?;
+//! # let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! # let url = format!("ws://{}/ws", socket.local_addr()?);
+//! # let app = hub.router().into_make_service_with_connect_info::<std::net::SocketAddr>();
+//! # tokio::spawn(axum::serve(socket, app).into_future());
+//! # let topics = vec!["project:*".to_owned()];
+//! # let token = Minter::from_secret(secret)?.mint(&Claims { sub: "ann".to_owned(), topics, ..Claims::default() });
+//! // `url` is the hub's, such as "wss://hub.example/ws"; `token` is from your backend.
+//! let mut listener = Options::new(url, token).topics(["project:7"]).listen()?;
 //! loop {
 //!     match listener.next().await? {
-//!         Notification::Event(event) => println!("{}: {}", event.event_type(), event.json()),
+//!         Notification::Event(event) => {
+//!             println!("{}: {}", event.event_type(), event.json());
+//! #           assert_eq!(event.event_type(), "note");
+//! #           break;
+//!         }
 //!         Notification::Gap(gap) => println!("events were lost ({}): reload your data", gap.reason),
+//!         Notification::State(State::Live { resumed, .. }) => {
+//!             println!("live (resumed: {resumed})");
+//! #           hub.publish(Draft::new("note", &"hi")?, Audience::Topic("project:7".into())).await?;
+//!         }
 //!         _ => {}
 //!     }
 //! }
+//! # Ok(())
 //! # }
 //! ```
 //!

@@ -63,6 +63,49 @@ pub struct Options {
 
 /// A client of a hub. It connects with the first call of [`next`](Self::next), and makes progress only during such
 /// calls.
+///
+/// [`Options::listen`] creates a listener. The next one resumes from the [`cursor`](Self::cursor) of an earlier one, so
+/// it receives the events that were published in between:
+///
+/// ```
+/// use fanfare_client::{Event, Listener, Notification, Options};
+///
+/// async fn next_event(listener: &mut Listener) -> Result<Event, Box<dyn std::error::Error>> {
+///     loop {
+///         match listener.next().await? {
+///             Notification::Event(event) => return Ok(event),
+///             Notification::Gap(gap) => return Err(format!("events were lost: {}", gap.reason).into()),
+///             _ => {}
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use fanfare::{Audience, Draft, Hub, Minter, Verifier, auth::Claims};
+/// # let secret = "a secret of thirty-two bytes, ok";
+/// # let hub = Hub::builder(Verifier::from_secret(secret)?).start()?;
+/// # let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// # let url = format!("ws://{}/ws", socket.local_addr()?);
+/// # let app = hub.router().into_make_service_with_connect_info::<std::net::SocketAddr>();
+/// # tokio::spawn(axum::serve(socket, app).into_future());
+/// # let token = Minter::from_secret(secret)?.mint(&Claims { sub: "ann".to_owned(), ..Claims::default() });
+/// let mut listener = Options::new(url.as_str(), token.as_str()).listen()?;
+/// # while !listener.is_live() {
+/// #     listener.next().await?;
+/// # }
+/// # hub.publish(Draft::new("first", &1)?, Audience::Everyone).await?;
+/// assert_eq!(next_event(&mut listener).await?.event_type(), "first");
+/// let cursor = listener.cursor().clone();
+/// listener.close().await;
+///
+/// # hub.publish(Draft::new("second", &2)?, Audience::Everyone).await?;
+/// // An event `second` is published here. No listener is connected.
+/// let mut listener = Options::new(url, token).cursor(cursor).listen()?;
+/// assert_eq!(next_event(&mut listener).await?.event_type(), "second");
+/// # Ok(())
+/// # }
+/// ```
 pub struct Listener {
     link: Link,
     token: Token,

@@ -43,6 +43,27 @@ pub struct Event {
 }
 
 /// An incomplete event: `event_id`, `timestamp` and `data` may be missing. [`finish`](Self::finish) completes it.
+///
+/// ```
+/// use fanfare_core::{Draft, EventError};
+///
+/// // From a type and any serialisable value, or from the JSON text of a publisher.
+/// let draft = Draft::new("order_placed", &["bell"])?.with("event_id", &"order-17")?;
+/// let parsed = Draft::parse(r#"{"type":"order_placed","data":["bell"],"event_id":"order-17"}"#)?;
+///
+/// let event = draft.finish(1_800_000_000_000, || unreachable!("the draft has an ID"))?;
+/// assert_eq!(event.event_id(), "order-17");
+/// assert_eq!(
+///     event.json(),
+///     r#"{"type":"order_placed","timestamp":"2027-01-15T08:00:00.000Z","data":["bell"],"event_id":"order-17"}"#
+/// );
+/// assert_eq!(parsed.finish(1_800_000_000_000, || unreachable!("the draft has an ID"))?, event);
+///
+/// // The types of the protocol's own messages are reserved.
+/// let reserved = Draft::new("gap", &())?.finish(0, || "e1".to_owned());
+/// assert!(matches!(reserved, Err(EventError::Field { field: "type", .. })));
+/// # Ok::<(), EventError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Draft {
     fields: Object,

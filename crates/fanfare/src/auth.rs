@@ -41,6 +41,28 @@ const LAST_SECOND: u64 = 253_402_300_799;
 pub const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// Verifies tokens. Cheap to clone; clones share their keys.
+///
+/// ```
+/// use fanfare::{AuthError, Minter, Verifier, auth::Claims};
+///
+/// let secret = "a secret of thirty-two bytes, ok";
+/// let verifier = Verifier::from_secret(secret)?.leeway(5).require_exp(true);
+///
+/// // Usually your backend issues the tokens, with any JWT library.
+/// let (now, expiry) = (1_800_000_000, 1_800_003_600);
+/// let topics = vec!["project:*".to_owned()];
+/// let claims = Claims { sub: "ann".to_owned(), exp: Some(expiry), topics, ..Claims::default() };
+/// let token = Minter::from_secret(secret)?.mint(&claims);
+///
+/// let grant = verifier.verify(&token, now)?;
+/// assert_eq!(&*grant.user, "ann");
+/// assert!(grant.may_subscribe("project:7"));
+/// assert!(!grant.may_publish());
+///
+/// let later = verifier.verify(&token, expiry + 60);
+/// assert_eq!(later, Err(AuthError::Expired { expired_at: expiry }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Verifier {
     algorithm: Algorithm,

@@ -63,6 +63,27 @@ impl Origin {
 }
 
 /// A handle to a running hub. Publishes events, queries and closes connections, and mounts the routes. Cheap to clone.
+///
+/// ```
+/// use fanfare::{Audience, Draft, Hub, Verifier};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let hub = Hub::builder(Verifier::from_secret("a secret of thirty-two bytes, ok")?).start()?;
+///
+/// let draft = Draft::parse(r#"{"type":"note","event_id":"note-1","data":{"text":"hi"}}"#)?;
+/// let first = hub.publish(draft.clone(), Audience::Topic("project:7".into())).await?;
+/// assert!(!first.duplicate);
+///
+/// // After an error, publish the event again under the same ID: the log accepts it once.
+/// let second = hub.publish(draft, Audience::Topic("project:7".into())).await?;
+/// assert!(second.duplicate);
+/// assert_eq!(second.position, first.position);
+///
+/// assert_eq!(hub.stats().window_events, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Hub {
     inner: Arc<Inner>,

@@ -3,6 +3,40 @@
 //!
 //! The library mounts into any axum application ([`Hub::router`]). It starts its own shard threads. It handles no
 //! process concerns: no signals, no files, no command line.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use fanfare::{Audience, Draft, Hub, Verifier};
+//! use std::{net::SocketAddr, time::Duration};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Clients send tokens that are signed with this secret. Connection IDs are derived from it too.
+//!     let secret = "a secret of thirty-two bytes, ok";
+//!     let hub = Hub::builder(Verifier::from_secret(secret)?).identity_secret(secret).start()?;
+//!
+//!     // The hub's routes (`/ws`, `/events`, `/health`, ...) and the application's own.
+//!     let app = Router::new().route("/", get(|| async { "hello" })).merge(hub.router());
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//!     let server = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>());
+//!     tokio::spawn(server.into_future());
+//!
+//!     // In any handler or task: every connection of the user `ann` receives the event.
+//!     let draft = Draft::new("order_placed", &serde_json::json!({ "item": "bell" }))?;
+//!     let published = hub.publish(draft, Audience::User("ann".into())).await?;
+//!     assert_eq!(published.position.sequence, 1);
+//!
+//!     // Disconnects the clients in waves.
+//!     hub.shutdown(Duration::from_secs(5)).await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Verifier`] verifies the tokens of clients and publishers; [`Minter`] issues tokens.
+//! - [`HubBuilder`] and [`Config`] configure a hub. [`HubBuilder::start_with_redis`] shares one log among several
+//!   processes.
+//! - [`Draft`] is an event before it is published, and [`Audience`] is the set of clients that receive it.
+//! - The crate `fanfare-client` is the client.
 
 #![forbid(unsafe_code)]
 
