@@ -141,7 +141,7 @@ async fn connect(hub: &HubProcess, token: &str) -> Socket {
 
 /// The type of the next message, or the code and reason of a close.
 async fn next_message(socket: &mut Socket) -> String {
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => {
             serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
         }
@@ -478,7 +478,7 @@ async fn a_recreated_account_receives_no_events_of_its_predecessor() {
 }
 
 async fn message(socket: &mut Socket) -> Value {
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
         other => panic!("{other:?}"),
     }

@@ -82,7 +82,7 @@ fn start(url: &str, more: &[&str]) -> HubProcess {
 async fn first_message(hub: &HubProcess, token: &str) -> String {
     let url = format!("ws://{}/ws?token={token}", hub.address());
     let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap();
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => {
             serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
         }

@@ -105,7 +105,7 @@ impl Server {
 }
 
 async fn next(socket: &mut Socket) -> Value {
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
         other => panic!("expected a text message, got {other:?}"),
     }
@@ -150,9 +150,9 @@ async fn a_command_with_the_wrong_scheme_names_the_right_one() {
             let mut command = Command::new(program());
             command.args(arguments).args(["--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
             command.env("SSL_CERT_FILE", &ca).current_dir(server.files.path());
-            let output = block_in_place(|| command.output()).unwrap();
-            let output = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-            assert!(!output.status.success() && output.contains(expected), "{arguments:?} {url}: {output}");
+            let ran = block_in_place(|| command.output()).unwrap();
+            let output = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
+            assert!(!ran.status.success() && output.contains(expected), "{arguments:?} {url}: {output}");
             assert!(
                 !output.contains("again in") && output.matches(expected).count() == 1,
                 "{arguments:?} {url}: {output}"
