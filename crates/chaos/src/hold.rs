@@ -1,5 +1,5 @@
-//! Many connections at once: the hub's workers hold them, and every one gets every event. The clients are in processes of
-//! their own, because a process may open too few files for all.
+//! Many connections at once: the hub's workers hold them, and every connection receives every event. Several processes
+//! run the clients, because of the limit on open files for each process.
 
 use crate::{Options, SECRET, UNLIMITED, mint, program, storm::user_memory_kib};
 use anyhow::{Context, bail, ensure};
@@ -20,20 +20,20 @@ use testbed::{HubProcess, RedisServer, post_event, until};
 use tokio::{net::TcpSocket, runtime::Runtime, time::timeout};
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
-/// Connections that one process of clients holds.
+/// Connections of one client process.
 const PART: usize = 12_500;
 
-/// Connections a second, all processes together.
+/// Connects a second, over all client processes.
 const RATE: usize = 1_000;
 
-/// Events that every client must get.
+/// Events that every client must receive.
 const EVENTS: usize = 10;
 
-/// How long all are held before the events.
+/// The time for which all connections are held before the events are published.
 const HOLD: Duration = Duration::from_secs(30);
 
-/// How long a client may take to be let in.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time within which a connection must be accepted.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Holds connections and publishes to them.
 pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitCode> {
@@ -58,8 +58,8 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let said = BufReader::new(child.stdout.take().context("it has an output")?);
-        children.push((child, said));
+        let output = BufReader::new(child.stdout.take().context("a client process has no stdout")?);
+        children.push((child, output));
     }
     let connected: usize = each(&mut children, "connected")?;
     let took = begun.elapsed();
@@ -70,10 +70,10 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
     );
     thread::sleep(HOLD);
     let held = memory()? - empty;
-    let health = hub.get("/ws/health").context("the hub answers")?;
-    let body: Value = serde_json::from_str(health.split("\r\n\r\n").nth(1).context("an answer has a body")?)?;
+    let health = hub.get("/ws/health").context("no response from the hub")?;
+    let body: Value = serde_json::from_str(health.split("\r\n\r\n").nth(1).context("a response has no body")?)?;
     println!(
-        "after {} s the hub counts {} on {} nodes",
+        "after {} s the hub reports {} on {} nodes",
         HOLD.as_secs(),
         body["connections"]["total"],
         body["log"]["nodes"]
@@ -91,7 +91,7 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
         publish(hub.address(), &body)?;
     }
     for (child, _) in &mut children {
-        // Its input ends, and so it reports.
+        // End of input is the signal to report.
         drop(child.stdin.take());
     }
     let received: usize = each(&mut children, "received")?;
@@ -103,14 +103,14 @@ pub(crate) fn run(options: &Options, connections: usize) -> anyhow::Result<ExitC
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The sum of what each child says.
+/// Reads one line `WORD NUMBER` from each client process, and returns the sum.
 fn each(children: &mut [(Child, BufReader<std::process::ChildStdout>)], word: &str) -> anyhow::Result<usize> {
     let mut sum = 0;
-    for (_, said) in children {
+    for (_, output) in children {
         let mut line = String::new();
-        said.read_line(&mut line)?;
+        output.read_line(&mut line)?;
         let Some(n) = line.trim().strip_prefix(word).and_then(|n| n.trim().parse::<usize>().ok()) else {
-            bail!("a process of clients said {line:?}");
+            bail!("unexpected output of a client process: {line:?}");
         };
         sum += n;
     }
@@ -118,13 +118,14 @@ fn each(children: &mut [(Child, BufReader<std::process::ChildStdout>)], word: &s
 }
 
 fn publish(address: SocketAddr, body: &str) -> anyhow::Result<()> {
-    let answer = post_event(address, &mint("publisher".to_owned(), true)?, body, PATIENCE)?;
+    let answer = post_event(address, &mint("publisher".to_owned(), true)?, body, TIMEOUT)?;
     let line = answer.lines().next().unwrap_or_default();
-    ensure!(line.starts_with("HTTP/1.1 201"), "an event was refused: {line}");
+    ensure!(line.starts_with("HTTP/1.1 201"), "the hub rejected an event: {line}");
     Ok(())
 }
 
-/// One process of clients: connects them, says how many are live, and how many events they got once its input ends.
+/// One client process: connects its clients, prints how many are live, and, at the end of its input, how many events
+/// they received.
 pub(crate) fn part(count: usize, rate: u32, address: SocketAddr) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let (live, failed, received) =
@@ -140,12 +141,12 @@ pub(crate) fn part(count: usize, rate: u32, address: SocketAddr) -> anyhow::Resu
         thread::sleep(Duration::from_secs(1) / rate);
     }
     let settled = || live.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed) == count;
-    until("every client is in or was refused", settled);
+    until("every client is connected or rejected", settled);
     println!("connected {}", live.load(Ordering::Relaxed));
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     let wanted = live.load(Ordering::Relaxed) * EVENTS;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while received.load(Ordering::Relaxed) < wanted && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
@@ -154,7 +155,7 @@ pub(crate) fn part(count: usize, rate: u32, address: SocketAddr) -> anyhow::Resu
     Ok(ExitCode::SUCCESS)
 }
 
-/// Holds one connection. `None` if it was not let in, or lost.
+/// Holds one connection. `None` if it was rejected or lost.
 async fn client(address: SocketAddr, token: &str, live: &AtomicUsize, received: &AtomicUsize) -> Option<()> {
     let open = async {
         let socket = TcpSocket::new_v4().ok()?;
@@ -162,7 +163,7 @@ async fn client(address: SocketAddr, token: &str, live: &AtomicUsize, received: 
         let stream = socket.connect(address).await.ok()?;
         Some(client_async(format!("ws://{address}/ws?token={token}"), stream).await.ok()?.0)
     };
-    let mut socket = timeout(PATIENCE, open).await.ok()??;
+    let mut socket = timeout(TIMEOUT, open).await.ok()??;
     while let Some(Ok(message)) = socket.next().await {
         let Message::Text(text) = message else { continue };
         if text.starts_with(r#"{"type":"ping""#) {

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one ends the run in order, with its table; a second one at once.
+//! Ctrl-C: the first one ends the run gracefully and prints its table; a second one exits immediately.
 
 use std::{
     process,
@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// Begins to watch for it. Returns what says whether it has come.
+/// Installs the handler. Returns a function that reports whether Ctrl-C was pressed.
 pub(crate) fn watch() -> anyhow::Result<impl Fn() -> bool> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (mut interrupts, mut terminations) = {
@@ -32,7 +32,7 @@ pub(crate) fn watch() -> anyhow::Result<impl Fn() -> bool> {
                 if noted.swap(true, Ordering::Relaxed) {
                     process::exit(130);
                 }
-                println!("\nending; once more ends at once");
+                println!("\nstopping; press Ctrl-C again to exit immediately");
             }
         });
     });

@@ -1,4 +1,5 @@
-//! Faults under load: real processes, real servers, and an oracle that compares what was published with what was read.
+//! Faults under load: real processes, real servers, and an oracle that compares what was published with what was
+//! received.
 
 mod client;
 mod fault;
@@ -28,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// What one address and one user may do is not what these runs are about: all their clients are one of each.
+/// All clients have one address and one user, so the limits of these do not apply.
 const UNLIMITED: [&str; 6] = [
     "--connects-per-second-per-address",
     "0",
@@ -38,7 +39,7 @@ const UNLIMITED: [&str; 6] = [
     "0",
 ];
 
-/// What the tests run: what concerns each part once, and some pairs that were hard.
+/// What the tests run: faults that affect each part once, and some pairs that failed in earlier versions.
 const SHORT: &[&str] = &[
     "standalone/kill-worker@0/1",
     "standalone/rolling-restart@0/2",
@@ -56,11 +57,11 @@ const SHORT: &[&str] = &[
     "cluster/cluster-kill@0+kill-worker@1000/14",
 ];
 
-const SECRET: &str = "the secret of a chaos run, not of anything else";
+const SECRET: &str = "the secret of a chaos run, used nowhere else";
 
-/// Faults under load: starts Redis (alone, under Sentinel, as a Cluster) and a hub with workers, publishes to clients,
-/// lets faults happen, one after the other or several at once, and says what was lost, doubled or reordered. Exit code 1
-/// if anything was, or if clients were told of gaps that a fault does not explain.
+/// Faults under load. Starts Redis (alone, under Sentinel, as a Cluster) and a hub with workers, publishes to clients,
+/// injects faults one after the other or several at once, and prints what was lost, duplicated or reordered. The exit
+/// code is 1 if anything was, or if clients received gaps that the faults do not explain.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
   scripts/chaos --short                             what the tests run, about three minutes
@@ -71,16 +72,16 @@ const SECRET: &str = "the secret of a chaos run, not of anything else";
   scripts/chaos --window 100 --faults stop-reading,old-copy
   scripts/chaos --repeat standalone/kill-redis@0+stop-worker@1200/42")]
 struct Options {
-    /// The hub's program [default: the one beside this].
+    /// The fanfare program [default: in the directory of this program].
     #[arg(long)]
     bin: Option<PathBuf>,
-    /// Faults to inject one after the other, with commas between; --list shows them all.
+    /// Faults to inject one after the other, separated by commas; --list prints them.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
-    /// How often each fault is injected.
+    /// The number of times that each fault is injected.
     #[arg(long, default_value_t = 1)]
     times: usize,
-    /// Goes on for so many hours instead.
+    /// Repeats the faults for this many hours instead.
     #[arg(long)]
     hours: Option<f64>,
     /// Random pairs of faults that overlap, for --minutes.
@@ -89,19 +90,21 @@ struct Options {
     /// Random triples of faults that overlap, for --minutes.
     #[arg(long, conflicts_with_all = ["faults", "hours", "short", "pairs"])]
     triples: bool,
-    /// How long pairs or triples go on.
+    /// The duration of --pairs and --triples.
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
-    /// Where pairs or triples happen, with commas between: standalone, networks, sentinel, cluster [default: all].
+    /// The topologies of --pairs and --triples, separated by commas: standalone, networks, sentinel, cluster [default:
+    /// all].
     #[arg(long, value_delimiter = ',')]
     topologies: Vec<String>,
-    /// Faults that a run named so, such as standalone/kill-redis@0+stop-worker@1200/42, again; more than once if given so.
+    /// Repeats an item of a plan by its name, such as standalone/kill-redis@0+stop-worker@1200/42; may be given several
+    /// times.
     #[arg(long)]
     repeat: Vec<Item>,
     /// Some faults and a few pairs, with a small load: what the tests run.
     #[arg(long)]
     short: bool,
-    /// Processes of the hub.
+    /// Worker processes of the hub.
     #[arg(long, default_value_t = 4)]
     workers: usize,
     /// Clients.
@@ -110,33 +113,33 @@ struct Options {
     /// Events a second of each publisher.
     #[arg(long, default_value_t = 25)]
     rate: u32,
-    /// How many events the hub holds for its clients [default: all of the run]. With few of them clients find gaps.
+    /// The number of events that the hub retains [default: all of the run]. With a small window, clients receive gaps.
     #[arg(long)]
     window: Option<usize>,
-    /// Makes the same random choices again.
+    /// The seed of all random choices [default: random].
     #[arg(long)]
     seed: Option<u64>,
-    /// Writes the figures to a file.
+    /// Writes the results to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Keeps what the nodes have logged of each item that fails, in this folder.
+    /// Keeps the nodes' logs of each item that fails, in this directory.
     #[arg(long)]
     logs: Option<PathBuf>,
-    /// Instead of faults: so many clients resume at once on another node, for each number given.
+    /// Instead of faults: a node fails, and this many clients resume at once on another; for each number given.
     #[arg(long, value_delimiter = ',')]
     storm: Vec<usize>,
-    /// Instead of faults: so many connections at once, all of which get every event.
+    /// Instead of faults: this many connections at once, each of which receives every event.
     #[arg(long)]
     hold: Option<usize>,
-    /// Instead of faults: so many refused connects a second for ten seconds, while others are served.
+    /// Instead of faults: this many rejected connects a second for ten seconds, while other clients are served.
     #[arg(long)]
     flood: Option<usize>,
-    /// For --hold's own use: clients of one process.
+    /// For internal use by --hold: the clients of one process.
     #[arg(long, hide = true, requires = "address")]
     hold_part: Option<usize>,
     #[arg(long, hide = true)]
     address: Option<SocketAddr>,
-    /// Shows all faults.
+    /// Prints all faults.
     #[arg(long)]
     list: bool,
 }
@@ -178,13 +181,13 @@ fn main() -> anyhow::Result<ExitCode> {
     let report = run(&options, &mut fastrand::Rng::with_seed(seed), &interrupted)?;
     println!("\n{}", report.table());
     if interrupted() {
-        println!("\nbroken off");
+        println!("\ninterrupted");
         return Ok(ExitCode::from(130));
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Which faults happen.
+/// The faults to inject.
 fn plan(options: &Options, random: &mut fastrand::Rng) -> anyhow::Result<Vec<Item>> {
     if !options.repeat.is_empty() {
         return Ok(options.repeat.clone());
@@ -195,7 +198,7 @@ fn plan(options: &Options, random: &mut fastrand::Rng) -> anyhow::Result<Vec<Ite
     if options.pairs || options.triples {
         let known = |word: &String| {
             let found = Topology::ALL.into_iter().find(|topology| topology.word() == word);
-            found.with_context(|| format!("there is no topology {word:?}"))
+            found.with_context(|| format!("unknown topology {word:?}; use standalone, networks, sentinel or cluster"))
         };
         let topologies = match &options.topologies[..] {
             [] => Topology::ALL.to_vec(),
@@ -203,7 +206,7 @@ fn plan(options: &Options, random: &mut fastrand::Rng) -> anyhow::Result<Vec<Ite
         };
         let (count, lasts) = (if options.triples { 3 } else { 2 }, Duration::from_secs_f64(options.minutes * 60.0));
         let items = plan::combinations(&topologies, count, lasts, random);
-        println!("\nthe plan, of which the time may leave out the last of each topology:");
+        println!("\nthe plan (the last items of each topology may not fit into the time):");
         items.iter().for_each(|item| println!("  {item}"));
         return Ok(items);
     }
@@ -231,7 +234,7 @@ fn run(options: &Options, random: &mut fastrand::Rng, interrupted: &dyn Fn() -> 
             Topology::ALL.into_iter().filter(|topology| plan.iter().any(|item| item.topology == *topology)).collect();
         for (i, topology) in topologies.iter().enumerate() {
             let items: Vec<&Item> = plan.iter().filter(|item| item.topology == *topology).collect();
-            // What is left of the time is shared by the topologies that are left.
+            // Topologies share the remaining time equally.
             let limited = options.pairs || options.triples;
             let left = Duration::from_secs_f64(options.minutes * 60.0).saturating_sub(begun.elapsed());
             let share = left / u32::try_from(topologies.len() - i).unwrap_or(1);
@@ -244,20 +247,20 @@ fn run(options: &Options, random: &mut fastrand::Rng, interrupted: &dyn Fn() -> 
     }
 }
 
-/// The hub's program.
+/// The path of the fanfare program.
 fn program(options: &Options) -> anyhow::Result<PathBuf> {
     let program = match &options.bin {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("fanfare"),
     };
     if !program.exists() {
-        bail!("there is no {}: build it with cargo build --release, or name it with --bin", program.display());
+        bail!("{} does not exist: build it with cargo build --release, or set --bin", program.display());
     }
-    // The hub is started in a directory of its own.
+    // An absolute path, because the hub is started in another directory.
     Ok(program.canonicalize()?)
 }
 
-/// A token that outlives the run.
+/// A token that is valid for longer than the run.
 fn mint(sub: String, publish: bool) -> anyhow::Result<String> {
     let expires = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 7 * 86_400;
     let claims = Claims { sub, publish, topics: vec!["*".to_owned()], exp: Some(expires), ..Claims::default() };

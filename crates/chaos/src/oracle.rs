@@ -1,4 +1,4 @@
-//! What is known to have been published, what each client read, and the rules that the two must keep. Knows nothing of how
+//! The oracle: what was published, what each client received, and the rules that relate the two. Knows nothing of how
 //! events are published or received.
 
 mod bits;
@@ -12,22 +12,22 @@ pub(crate) use truth::{Kind, Truth};
 
 use serde::Serialize;
 
-/// One event: its publisher, and its number there.
+/// An event: its publisher, and its number there.
 pub(crate) type Event = (usize, u64);
 
-/// What went wrong.
+/// The number of violations of each rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Wrong {
-    /// Acknowledged events that a client never received, and was told of no gap that explains it.
+    /// Acknowledged events that a client did not receive, and that no gap explains.
     pub(crate) lost: u64,
-    /// Events that came again, or that were for another client.
+    /// Events that a client received again, or that were for another audience.
     pub(crate) doubled: u64,
-    /// Events that came at an earlier place than what came before, or after a later one of the same publisher.
+    /// Events at an earlier position than the event before, or after a later one of the same publisher.
     pub(crate) reordered: u64,
-    /// Places of the log that name two events, and events that stand at two places.
+    /// Positions that identify two events, and events that have two positions.
     pub(crate) conflicts: u64,
-    /// Events after a later one of a publisher that nobody acknowledges: nodes whose connections were cut heard different
-    /// parts.
+    /// Events received after a later one of a publisher without acknowledgement. Nodes whose connections were cut
+    /// received different messages of the channel.
     pub(crate) late: u64,
 }
 

@@ -1,19 +1,19 @@
-//! Which faults happen, and when: alone, or two or three that overlap. One seed gives one plan.
+//! The plan: which faults occur, and when; alone, or two or three that overlap. A seed determines the plan.
 
 use crate::fault::{Fault, Topology};
 use anyhow::Context;
 use std::{fmt, str::FromStr, time::Duration};
 
-/// How long it takes about until everything is level again.
+/// The approximate time that the nodes and clients take to recover.
 const SETTLES: Duration = Duration::from_secs(6);
 
-/// Faults that happen together.
+/// Faults that occur together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Item {
     pub(crate) topology: Topology,
     /// Each fault, and when it begins in milliseconds.
     pub(crate) faults: Vec<(Fault, u64)>,
-    /// Fixes what is random within the faults.
+    /// The seed of the random choices within the faults.
     pub(crate) seed: u64,
 }
 
@@ -22,7 +22,7 @@ impl Item {
         Self { topology, faults: vec![(fault, 0)], seed }
     }
 
-    /// So many faults of one topology; each begins at a random moment within the first.
+    /// `count` random faults of one topology; each begins at a random moment within the first.
     pub(crate) fn random(topology: Topology, count: usize, random: &mut fastrand::Rng) -> Self {
         let all: Vec<Fault> =
             Fault::ALL.iter().filter(|fault| fault.topologies().contains(&topology)).copied().collect();
@@ -32,7 +32,7 @@ impl Item {
             while faults.len() < count {
                 faults.push((all[random.usize(..all.len())], random.u64(0..first.lasts_ms())));
             }
-            // Two that concern clients alone try nothing that one does not.
+            // Two faults of clients test nothing that one of them does not.
             if faults.iter().all(|(fault, _)| matches!(fault, Fault::CutClients | Fault::StopReading)) {
                 continue;
             }
@@ -44,7 +44,7 @@ impl Item {
         self.faults.iter().map(|(fault, _)| *fault).collect()
     }
 
-    /// The faults by name.
+    /// The names of the faults.
     pub(crate) fn name(&self) -> String {
         self.faults.iter().map(|(fault, _)| fault.word()).collect::<Vec<_>>().join(" + ")
     }
@@ -55,7 +55,7 @@ impl Item {
     }
 }
 
-/// Random combinations of `count` faults that take about so long, topology by topology.
+/// Random combinations of `count` faults for `minutes`, topology by topology.
 pub(crate) fn combinations(
     topologies: &[Topology],
     count: usize,
@@ -87,14 +87,23 @@ impl FromStr for Item {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let wrong = || format!("{text:?} is not TOPOLOGY/FAULT@MS+FAULT@MS/SEED, such as standalone/kill-redis@0/7");
+        let wrong = || {
+            format!(
+                "{text:?} is not a valid item; the format is TOPOLOGY/FAULT@MS+FAULT@MS/SEED, as in \
+                 standalone/kill-redis@0/7"
+            )
+        };
         let parts: Vec<&str> = text.split('/').collect();
         let [topology, faults, seed] = parts[..] else { anyhow::bail!(wrong()) };
         let topology = *Topology::ALL.iter().find(|known| known.word() == topology).with_context(wrong)?;
         let fault = |text: &str| {
             let (word, start) = text.split_once('@').with_context(wrong)?;
             let fault = find(word)?;
-            anyhow::ensure!(fault.topologies().contains(&topology), "there is no {word} with {}", topology.word());
+            anyhow::ensure!(
+                fault.topologies().contains(&topology),
+                "the fault {word} does not apply to the topology {}",
+                topology.word()
+            );
             Ok((fault, start.parse().with_context(wrong)?))
         };
         let faults: Vec<_> = faults.split('+').map(fault).collect::<anyhow::Result<_>>()?;
@@ -102,10 +111,10 @@ impl FromStr for Item {
     }
 }
 
-/// The fault of a name.
+/// The fault with a name.
 pub(crate) fn find(word: &str) -> anyhow::Result<Fault> {
     let found = Fault::ALL.iter().find(|fault| fault.word() == word.trim());
-    found.copied().with_context(|| format!("there is no fault {word:?}; --list shows them all"))
+    found.copied().with_context(|| format!("unknown fault {word:?}; --list prints all faults"))
 }
 
 #[cfg(test)]
@@ -113,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_gives_one_plan_whose_items_can_be_named() {
+    fn a_seed_determines_the_plan_and_item_names_parse() {
         let plan = || combinations(&Topology::ALL, 2, Duration::from_secs(600), &mut fastrand::Rng::with_seed(7));
         let items = plan();
         assert_eq!(items, plan());
@@ -129,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_item_is_refused() {
+    fn invalid_items_are_rejected() {
         for text in ["", "standalone", "standalone/kill-redis/1", "nowhere/kill-redis@0/1", "cluster/kill-redis@0/1"] {
             assert!(text.parse::<Item>().is_err(), "{text}");
         }

@@ -1,4 +1,5 @@
-//! Publishers: each publishes its events until they are acknowledged, one after the other, in batches, or several at once.
+//! Publishers: each publishes its events until they are acknowledged, one after the other, in batches, or several at
+//! once.
 
 use crate::{load::Load, oracle::Event};
 use anyhow::{Context, ensure};
@@ -19,36 +20,38 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-/// How long a publisher waits for an answer before it asks again.
+/// The timeout of a request, after which the publisher repeats it.
 const ANSWER: Duration = Duration::from_secs(8);
 
-/// How many events one publisher has under way at once.
+/// The number of requests that the pipelining publisher has in flight.
 const PIPELINE: usize = 8;
 
 /// The most events in a batch.
 const BATCH: usize = 12;
 
-/// Every how many events one of long ago is repeated, and how many events ago.
+/// Every how many events an old one is repeated, and how many events ago it was published.
 const REPEAT_EVERY: u64 = 20;
 const REPEAT_BACK: u64 = 300;
 
-/// How a publisher works.
+/// How a publisher publishes.
 #[derive(Debug, Clone)]
 pub(crate) enum Way {
     /// Over HTTP, to an audience.
     Http { audience: Value, style: Style },
-    /// As the reference does it: `PUBLISH` on `ws:broadcast`, which nobody acknowledges.
+    /// As publishers of the FastAPI hub do: `PUBLISH` on `ws:broadcast`, which is not acknowledged.
     Channel,
 }
 
 /// How a publisher uses HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// One event, until it is acknowledged, then the next.
+    /// Each event is acknowledged before the next is published.
     InTurn,
-    /// The same with events of 8 KB, so that a client that does not read has more waiting than sockets take.
+    /// As `InTurn`, with events of 8 KB, so that socket buffers do not absorb the backlog of a client that does not
+    /// read.
     Large,
-    /// The same, and each a second time after that, and some a third time much later.
+    /// As `InTurn`, but each event is published a second time after its acknowledgement, and some a third time much
+    /// later.
     Again,
     /// `POST /events/batch`.
     Batches,
@@ -58,9 +61,9 @@ pub(crate) enum Style {
 
 type Http = Client<HttpConnector, Full<Bytes>>;
 
-/// What became of an event.
+/// The hub's response for one event.
 struct Answer {
-    place: Position,
+    position: Position,
     duplicate: bool,
 }
 
@@ -81,8 +84,8 @@ pub(crate) async fn run(load: Arc<Load>, number: usize, way: Way) {
                 let count = fastrand::usize(2..=BATCH);
                 let events: Vec<Event> = (0..count).map(|_| load.next_event(number)).collect();
                 let bodies = events.iter().map(|&event| body(&load, event, audience, Style::Batches));
-                until_taken(&load, &http, &Value::Array(bodies.collect()), &events, false).await;
-                // As many a second as the others publish.
+                until_acknowledged(&load, &http, &Value::Array(bodies.collect()), &events, false).await;
+                // At the same total rate as the other publishers.
                 for _ in 1..count {
                     ticks.tick().await;
                 }
@@ -93,24 +96,24 @@ pub(crate) async fn run(load: Arc<Load>, number: usize, way: Way) {
                 let body = body(&load, event, audience, Style::Pipelined);
                 let (load, http) = (load.clone(), http.clone());
                 tokio::spawn(async move {
-                    until_taken(&load, &http, &body, &[event], false).await;
+                    until_acknowledged(&load, &http, &body, &[event], false).await;
                     drop(permit);
                 });
             }
             Way::Http { audience, style } => {
                 let event = load.next_event(number);
                 let text = body(&load, event, audience, *style);
-                until_taken(&load, &http, &text, &[event], false).await;
+                until_acknowledged(&load, &http, &text, &[event], false).await;
                 if *style == Style::Again {
-                    until_taken(&load, &http, &text, &[event], true).await;
+                    until_acknowledged(&load, &http, &text, &[event], true).await;
                     if event.1 > REPEAT_BACK && event.1.is_multiple_of(REPEAT_EVERY) {
                         let old = (number, event.1 - REPEAT_BACK);
-                        until_taken(&load, &http, &body(&load, old, audience, *style), &[old], true).await;
+                        until_acknowledged(&load, &http, &body(&load, old, audience, *style), &[old], true).await;
                     }
                 }
             }
             Way::Channel => {
-                // Nobody says whether it arrived.
+                // The hub does not acknowledge messages of the channel.
                 let event = body(&load, load.next_event(number), &Value::Null, Style::InTurn);
                 let _ = publish(&load, &mut connection, &event.to_string()).await;
             }
@@ -131,14 +134,14 @@ fn body(load: &Load, (publisher, number): Event, audience: &Value, style: Style)
     event
 }
 
-/// Publishes again and again under the same ids until that is acknowledged.
-async fn until_taken(load: &Load, http: &Http, body: &Value, events: &[Event], again: bool) {
+/// Publishes under the same IDs until the hub acknowledges.
+async fn until_acknowledged(load: &Load, http: &Http, body: &Value, events: &[Event], again: bool) {
     let begun = Instant::now();
     loop {
         match timeout(ANSWER, post(load, http, body, events.len())).await {
             Ok(Ok(answers)) => {
                 for (&event, answer) in events.iter().zip(answers) {
-                    load.note_acknowledged(event, answer.place, again, answer.duplicate);
+                    load.note_acknowledged(event, answer.position, again, answer.duplicate);
                 }
                 break;
             }
@@ -152,7 +155,7 @@ async fn until_taken(load: &Load, http: &Http, body: &Value, events: &[Event], a
     load.note_wait(begun.elapsed());
 }
 
-/// Publishes once: one event, or several.
+/// Sends one publish request with one or several events.
 async fn post(load: &Load, http: &Http, body: &Value, count: usize) -> anyhow::Result<Vec<Answer>> {
     let path = if body.is_array() { "/events/batch" } else { "/events" };
     let request = Request::post(format!("http://{}{path}", load.address()))
@@ -163,21 +166,21 @@ async fn post(load: &Load, http: &Http, body: &Value, count: usize) -> anyhow::R
     let status = answer.status();
     let text = answer.into_body().collect().await?.to_bytes();
     if !matches!(status, StatusCode::OK | StatusCode::CREATED | StatusCode::SERVICE_UNAVAILABLE) {
-        load.note_odd(&format!("{status}: {}", String::from_utf8_lossy(&text)));
+        load.note_anomaly(&format!("{status}: {}", String::from_utf8_lossy(&text)));
     }
     ensure!(status.is_success(), "{status}");
     let value: Value = serde_json::from_slice(&text)?;
     let results = value["results"].as_array().cloned().unwrap_or_else(|| vec![value]);
     let read = |result: &Value| {
-        let place = result["position"].as_str()?.parse().ok()?;
-        Some(Answer { place, duplicate: result["duplicate"].as_bool()? })
+        let position = result["position"].as_str()?.parse().ok()?;
+        Some(Answer { position, duplicate: result["duplicate"].as_bool()? })
     };
     let answers: Option<Vec<Answer>> = results.iter().map(read).collect();
     let answers = answers.filter(|answers| answers.len() == count);
     if answers.is_none() {
-        load.note_odd(&format!("an answer that can't be read: {}", String::from_utf8_lossy(&text)));
+        load.note_anomaly(&format!("unexpected response: {}", String::from_utf8_lossy(&text)));
     }
-    answers.context("an answer that can't be read")
+    answers.context("unexpected response")
 }
 
 async fn publish(
@@ -190,7 +193,7 @@ async fn publish(
         let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
         *connection = Some((port, client.get_multiplexed_async_connection().await?));
     }
-    let (_, open) = connection.as_mut().context("there is a connection")?;
+    let (_, open) = connection.as_mut().context("no connection")?;
     let mut command = redis::cmd("PUBLISH");
     let result = timeout(ANSWER, command.arg("ws:broadcast").arg(text).query_async::<i64>(open)).await;
     if !matches!(result, Ok(Ok(_))) {

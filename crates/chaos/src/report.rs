@@ -1,30 +1,30 @@
-//! What the run showed: a line for each item of the plan as it ends, and a table at the end of all.
+//! The report: a line for each item of the plan when it ends, and a table at the end.
 
 use crate::{
     fault::{self, Fault},
-    load::Figures,
+    load::Results,
     plan::Item,
 };
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 
-/// When a fault began and ended, from the beginning of its item.
+/// When a fault began and ended, from the start of its item; `None` if it did not occur.
 type Span = Option<(Duration, Duration)>;
 
-/// What one item of the plan showed.
+/// The results of one item of the plan.
 #[derive(Debug)]
 pub(crate) struct Row {
     item: Item,
-    /// When it began, from the beginning of the run.
+    /// When it began, from the start of the run.
     at: Duration,
     spans: Vec<Span>,
-    figures: Figures,
-    /// What must not be.
+    results: Results,
+    /// The violations.
     problems: Vec<String>,
 }
 
-/// All that was shown.
+/// The results of all items.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<Row>,
@@ -37,11 +37,11 @@ const HEAD: [&str; 17] = [
     "published",
     "delivered",
     "lost",
-    "doubled",
+    "duplicated",
     "reordered",
     "conflicts",
     "late",
-    "put back",
+    "restored",
     "expired",
     "reset",
     "over budget",
@@ -52,13 +52,13 @@ const HEAD: [&str; 17] = [
 ];
 
 impl Row {
-    /// `small_window`: the hub holds so little that it can't put back everything, and clients find gaps.
-    pub(crate) fn new(item: &Item, at: Duration, spans: Vec<Span>, figures: Figures, small_window: bool) -> Self {
-        let problems = problems(&item.faults(), &figures, small_window);
-        Self { item: item.clone(), at, spans, figures, problems }
+    /// `small_window`: the hub retains too few events to restore everything, and clients receive gaps.
+    pub(crate) fn new(item: &Item, at: Duration, spans: Vec<Span>, results: Results, small_window: bool) -> Self {
+        let problems = problems(&item.faults(), &results, small_window);
+        Self { item: item.clone(), at, spans, results, problems }
     }
 
-    /// Whether anything is wrong.
+    /// Whether any rule was violated.
     pub(crate) fn has_failed(&self) -> bool {
         !self.problems.is_empty()
     }
@@ -67,10 +67,10 @@ impl Row {
         self.problems.iter().any(|problem| problem.starts_with(OVER_BUDGET))
     }
 
-    /// The row in words: as it is told while the run goes on.
+    /// The row as a line of text, printed when the item ends.
     pub(crate) fn line(&self) -> String {
-        let Figures { wrong, delivered, gaps_expired, gaps_reset, resumes, outages, largest_wave, put_back, .. } =
-            &self.figures;
+        let Results { wrong, delivered, gaps_expired, gaps_reset, resumes, outages, largest_wave, restored, .. } =
+            &self.results;
         let mut text = format!("{:>7.1} s  {:<18}", self.at.as_secs_f64(), self.item.name());
         if self.item.faults.len() > 1 {
             let span = |span: &Span| {
@@ -82,7 +82,7 @@ impl Row {
             text += &format!(" ({})", self.spans.iter().map(span).collect::<Vec<_>>().join(", "));
         }
         text += &format!(
-            " {delivered:>7} delivered, {} lost, {} doubled, {} reordered, {} conflicts, {put_back} put back, gaps: \
+            " {delivered:>7} delivered, {} lost, {} duplicated, {} reordered, {} conflicts, {restored} restored, gaps: \
              {gaps_expired} expired, {gaps_reset} reset; {} resumes (p99 {}), outage {}",
             wrong.lost,
             wrong.doubled,
@@ -93,7 +93,7 @@ impl Row {
             show(percentile(outages, 100)),
         );
         if *largest_wave > 0 {
-            text += &format!(", at most {largest_wave} told to go in a second");
+            text += &format!(", at most {largest_wave} goaways in a second");
         }
         if wrong.late > 0 {
             text += &format!(", {} late on a channel", wrong.late);
@@ -101,11 +101,11 @@ impl Row {
         for problem in &self.problems {
             text += &format!("\n           FAILED: {problem}");
         }
-        for (example, clients) in self.figures.examples.iter().take(5) {
+        for (example, clients) in self.results.examples.iter().take(5) {
             text += &format!("\n           {clients} times: {example}");
         }
         if self.has_failed() {
-            text += &format!("\n           again: scripts/chaos --repeat {}", self.item);
+            text += &format!("\n           repeat with: scripts/chaos --repeat {}", self.item);
         }
         text
     }
@@ -113,16 +113,16 @@ impl Row {
 
 const OVER_BUDGET: &str = "over budget";
 
-/// What must not be, of faults that happened together.
-fn problems(faults: &[Fault], figures: &Figures, small_window: bool) -> Vec<String> {
+/// The violations of faults that occurred together.
+fn problems(faults: &[Fault], results: &Results, small_window: bool) -> Vec<String> {
     let mut problems = Vec::new();
-    let wrong = figures.wrong;
+    let wrong = results.wrong;
     let late = if faults.iter().any(|fault| fault.cuts_channels()) { 0 } else { wrong.late };
     for (count, what) in [
-        (wrong.lost, "lost in silence"),
-        (wrong.doubled, "doubled"),
+        (wrong.lost, "lost silently"),
+        (wrong.doubled, "duplicated"),
         (wrong.reordered, "reordered"),
-        (wrong.conflicts, "places or events that name two"),
+        (wrong.conflicts, "positions with two events or events with two positions"),
         (late, "late on a channel"),
     ] {
         if count > 0 {
@@ -132,26 +132,30 @@ fn problems(faults: &[Fault], figures: &Figures, small_window: bool) -> Vec<Stri
     let budget = fault::budget(faults, small_window);
     let names: Vec<_> = faults.iter().map(|fault| fault.word()).collect();
     let names = names.join(" + ");
-    if figures.most_resets > budget {
-        let (most, told) = (figures.most_resets, figures.most_told.join(", "));
-        problems.push(format!("{OVER_BUDGET}: a client was told of {most} resets ({told}), {names} has {budget}"));
+    if results.most_resets > budget {
+        let (most, gaps) = (results.most_resets, results.most_gaps.join(", "));
+        problems.push(format!("{OVER_BUDGET}: a client received {most} resets ({gaps}), {names} allows {budget}"));
     }
-    // A cursor that is an id is doubtful after every loss.
-    if figures.most_resets_by_id > budget && !figures.doubts_ids {
-        let most = figures.most_resets_by_id;
-        problems.push(format!("{OVER_BUDGET}: a client with an id was told of {most} resets, {names} has {budget}"));
+    // A cursor that is an event ID is uncertain after every loss.
+    if results.most_resets_by_id > budget && !results.ids_uncertain {
+        let most = results.most_resets_by_id;
+        problems.push(format!(
+            "{OVER_BUDGET}: a client with an event ID as its cursor received {most} resets, {names} allows {budget}"
+        ));
     }
-    if figures.gaps_expired > 0 && !small_window {
-        let expired = figures.gaps_expired;
-        problems.push(format!("{OVER_BUDGET}: {expired} gaps because of a window that holds everything"));
+    if results.gaps_expired > 0 && !small_window {
+        let expired = results.gaps_expired;
+        problems.push(format!(
+            "{OVER_BUDGET}: {expired} gaps with the reason expired, although the window holds everything"
+        ));
     }
     if let [fault] = faults
-        && fault.has_to_be_put_back()
-        && figures.put_back == 0
+        && fault.requires_restore()
+        && results.restored == 0
     {
-        problems.push(format!("nothing was put back, so {names} tried nothing"));
+        problems.push(format!("nothing was restored, so {names} tested nothing"));
     }
-    problems.extend(figures.odd.iter().map(|(what, n)| format!("{n} times: {what}")));
+    problems.extend(results.anomalies.iter().map(|(what, n)| format!("{n} times: {what}")));
     problems
 }
 
@@ -160,7 +164,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Notes what could not be tried, loudly.
+    /// Records and prints what was skipped.
     pub(crate) fn skip(&mut self, what: &str) {
         let line = format!("SKIPPED: {what}");
         if !self.skipped.contains(&line) {
@@ -169,12 +173,12 @@ impl Report {
         }
     }
 
-    /// Whether nothing went wrong, and something was done.
+    /// Whether at least one item ran, and none failed.
     pub(crate) fn is_clean(&self) -> bool {
         !self.rows.is_empty() && !self.rows.iter().any(Row::has_failed)
     }
 
-    /// A table in Markdown, which is readable as it is.
+    /// A table in Markdown, aligned for reading as text.
     pub(crate) fn table(&self) -> String {
         let mut names: Vec<String> = Vec::new();
         for row in &self.rows {
@@ -216,7 +220,7 @@ impl Report {
 
     fn json(&self) -> Value {
         let row = |row: &Row| {
-            let figures = &row.figures;
+            let results = &row.results;
             let fault = |((fault, start), span): (&(Fault, u64), &Span)| {
                 let [from, to] = match span {
                     Some((from, to)) => [ms(Some(*from)), ms(Some(*to))],
@@ -229,53 +233,56 @@ impl Report {
                 "topology": row.item.topology.word(),
                 "faults": row.item.faults.iter().zip(&row.spans).map(fault).collect::<Vec<_>>(),
                 "at_ms": ms(Some(row.at)),
-                "published": figures.published,
-                "delivered": figures.delivered,
-                "wrong": figures.wrong,
-                "put_back": figures.put_back,
-                "losses_told": figures.losses,
-                "gaps": { "expired": figures.gaps_expired, "reset": figures.gaps_reset },
-                "most_resets_of_a_client": figures.most_resets,
-                "resume_ms": { "p50": ms(percentile(&figures.resumes, 50)), "p99": ms(percentile(&figures.resumes, 99)) },
-                "outage_ms": ms(percentile(&figures.outages, 100)),
-                "largest_wave": figures.largest_wave,
+                "published": results.published,
+                "delivered": results.delivered,
+                "wrong": results.wrong,
+                "put_back": results.restored,
+                "losses_told": results.losses,
+                "gaps": { "expired": results.gaps_expired, "reset": results.gaps_reset },
+                "most_resets_of_a_client": results.most_resets,
+                "resume_ms": {
+                    "p50": ms(percentile(&results.resumes, 50)),
+                    "p99": ms(percentile(&results.resumes, 99)),
+                },
+                "outage_ms": ms(percentile(&results.outages, 100)),
+                "largest_wave": results.largest_wave,
                 "problems": row.problems,
-                "examples": figures.examples,
+                "examples": results.examples,
             })
         };
         json!({ "items": self.rows.iter().map(row).collect::<Vec<_>>(), "skipped": self.skipped })
     }
 
-    /// Writes all figures to a file: each time, so that a run that is broken off leaves what it has.
+    /// Writes all results to a file. Called after each item, so that an interrupted run leaves its results.
     pub(crate) fn write(&self, path: Option<&Path>) -> anyhow::Result<()> {
         let Some(path) = path else { return Ok(()) };
         std::fs::write(path, serde_json::to_string_pretty(&self.json())?)
-            .with_context(|| format!("{} can't be written", path.display()))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
 fn cells(name: &str, rows: &[&Row]) -> [String; HEAD.len()] {
-    let mut figures = Figures::default();
-    rows.iter().for_each(|row| figures.add(row.figures.clone()));
+    let mut results = Results::default();
+    rows.iter().for_each(|row| results.add(row.results.clone()));
     let over = rows.iter().filter(|row| row.is_over_budget()).count();
     [
         name.to_owned(),
         rows.len().to_string(),
-        figures.published.to_string(),
-        figures.delivered.to_string(),
-        figures.wrong.lost.to_string(),
-        figures.wrong.doubled.to_string(),
-        figures.wrong.reordered.to_string(),
-        figures.wrong.conflicts.to_string(),
-        figures.wrong.late.to_string(),
-        figures.put_back.to_string(),
-        figures.gaps_expired.to_string(),
-        figures.gaps_reset.to_string(),
+        results.published.to_string(),
+        results.delivered.to_string(),
+        results.wrong.lost.to_string(),
+        results.wrong.doubled.to_string(),
+        results.wrong.reordered.to_string(),
+        results.wrong.conflicts.to_string(),
+        results.wrong.late.to_string(),
+        results.restored.to_string(),
+        results.gaps_expired.to_string(),
+        results.gaps_reset.to_string(),
         over.to_string(),
-        show(percentile(&figures.resumes, 50)),
-        show(percentile(&figures.resumes, 99)),
-        show(percentile(&figures.outages, 50)),
-        show(percentile(&figures.outages, 100)),
+        show(percentile(&results.resumes, 50)),
+        show(percentile(&results.resumes, 99)),
+        show(percentile(&results.outages, 50)),
+        show(percentile(&results.outages, 100)),
     ]
 }
 
@@ -303,9 +310,9 @@ mod tests {
     use super::*;
     use crate::{fault::Topology, oracle::Wrong};
 
-    fn row(fault: Fault, figures: Figures) -> Row {
+    fn row(fault: Fault, results: Results) -> Row {
         let item = Item::alone(fault, fault.topologies()[0], 1);
-        Row::new(&item, Duration::ZERO, vec![None], figures, false)
+        Row::new(&item, Duration::ZERO, vec![None], results, false)
     }
 
     #[test]
@@ -317,32 +324,32 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_clean_only_if_something_was_done_and_nothing_is_wrong() {
+    fn a_run_passes_only_if_an_item_ran_and_none_failed() {
         let mut report = Report::default();
         assert!(!report.is_clean());
-        report.add(row(Fault::CutClients, Figures::default()));
+        report.add(row(Fault::CutClients, Results::default()));
         assert!(report.is_clean());
-        let wrong = |wrong| Figures { wrong, ..Figures::default() };
-        for figures in [
+        let wrong = |wrong| Results { wrong, ..Results::default() };
+        for results in [
             wrong(Wrong { lost: 1, ..Wrong::default() }),
             wrong(Wrong { doubled: 1, ..Wrong::default() }),
             wrong(Wrong { reordered: 1, ..Wrong::default() }),
             wrong(Wrong { conflicts: 1, ..Wrong::default() }),
             wrong(Wrong { late: 1, ..Wrong::default() }),
-            Figures { odd: [("something".to_owned(), 1)].into(), ..Figures::default() },
-            Figures { most_resets: 1, ..Figures::default() },
-            Figures { most_resets_by_id: 1, ..Figures::default() },
-            Figures { gaps_expired: 1, ..Figures::default() },
+            Results { anomalies: [("something".to_owned(), 1)].into(), ..Results::default() },
+            Results { most_resets: 1, ..Results::default() },
+            Results { most_resets_by_id: 1, ..Results::default() },
+            Results { gaps_expired: 1, ..Results::default() },
         ] {
             let mut report = Report::default();
-            report.add(row(Fault::CutClients, figures.clone()));
-            assert!(!report.is_clean(), "{figures:?}");
+            report.add(row(Fault::CutClients, results.clone()));
+            assert!(!report.is_clean(), "{results:?}");
         }
     }
 
     #[test]
-    fn what_exceeds_a_budget_says_which_fault_did() {
-        let resets = |most_resets| Figures { most_resets, put_back: 1, ..Figures::default() };
+    fn an_exceeded_budget_names_the_fault() {
+        let resets = |most_resets| Results { most_resets, restored: 1, ..Results::default() };
         let problems = row(Fault::ForgetRedis, resets(1)).problems;
         assert!(problems[0].contains("over budget") && problems[0].contains("forget-redis"), "{problems:?}");
         let item = Item { topology: Topology::Standalone, ..Item::alone(Fault::ForgetRedis, Topology::Standalone, 1) };
@@ -354,14 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_nobody_puts_back_is_no_loss() {
-        let problems = row(Fault::SentinelKill, Figures::default()).problems;
-        assert!(problems[0].contains("nothing was put back"), "{problems:?}");
+    fn a_fault_that_requires_a_restore_fails_without_one() {
+        let problems = row(Fault::SentinelKill, Results::default()).problems;
+        assert!(problems[0].contains("nothing was restored"), "{problems:?}");
     }
 
     #[test]
-    fn late_events_of_a_channel_count_only_where_no_channel_was_cut() {
-        let late = Figures { wrong: Wrong { late: 1, ..Wrong::default() }, ..Figures::default() };
+    fn late_events_of_a_channel_count_only_if_no_channel_was_cut() {
+        let late = Results { wrong: Wrong { late: 1, ..Wrong::default() }, ..Results::default() };
         assert!(row(Fault::ClientKill, late.clone()).problems.is_empty());
         assert!(!row(Fault::KillWorker, late).problems.is_empty());
     }

@@ -1,9 +1,10 @@
-//! One topology under load: starts it, lets faults happen, and waits after each until everything is level again.
+//! Runs one topology under load: starts it, injects the faults, and waits after each item until everything has
+//! recovered.
 
 use crate::{
     Options, SECRET,
     client::{self, CHANGING_TOPIC},
-    load::{Figures, Habits, Load, Reader},
+    load::{Behaviour, Load, Reader, Results},
     mint,
     oracle::{Kind, Ledger, Lineage, Wrong},
     plan::Item,
@@ -22,13 +23,13 @@ use std::{
 };
 use tokio::runtime::Runtime;
 
-/// How long clients may take to be level again after a fault.
-const LEVEL: Duration = Duration::from_secs(120);
+/// The time within which clients must have caught up after a fault.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How many publishers there are.
+/// The number of publishers.
 pub(crate) const PUBLISHERS: usize = 9;
 
-/// What ends a run before its plan does.
+/// The conditions that end a run before its plan is complete.
 pub(crate) struct End<'a> {
     pub(crate) at: Option<Instant>,
     pub(crate) interrupted: &'a dyn Fn() -> bool,
@@ -40,7 +41,7 @@ impl End<'_> {
     }
 }
 
-/// Lets the faults of one topology happen, one item of the plan after the other.
+/// Injects the faults of one topology, one item of the plan after the other.
 pub(crate) fn run(
     options: &Options,
     plan: &[&Item],
@@ -54,7 +55,7 @@ pub(crate) fn run(
     let mut world = match started {
         Ok(world) => world,
         Err(why) => {
-            report.skip(&format!("every fault of the topology {}: {why}", first.topology.word()));
+            report.skip(&format!("all faults of the topology {}: {why}", first.topology.word()));
             return Ok(());
         }
     };
@@ -83,11 +84,11 @@ pub(crate) fn run(
             break;
         }
         world.heal();
-        let figures = settle(&load, &mut world, end.interrupted);
+        let results = settle(&load, &mut world, end.interrupted);
         if (end.interrupted)() {
             break;
         }
-        let row = Row::new(item, at, spans, figures, options.window.is_some());
+        let row = Row::new(item, at, spans, results, options.window.is_some());
         println!("{}", row.line());
         if row.has_failed()
             && let Some(folder) = &options.logs
@@ -105,7 +106,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// To whom each publisher publishes, and how. `first` is the name of the first client's connection.
+/// The audience and the method of each publisher. `first` is the `connection_id` of the first client.
 fn ways(first: &str) -> [Way; PUBLISHERS] {
     let everyone = || json!("everyone");
     let http = |audience: Value, style: Style| Way::Http { audience, style };
@@ -122,7 +123,7 @@ fn ways(first: &str) -> [Way; PUBLISHERS] {
     ]
 }
 
-/// Whose events can be expected in which order; as [`ways`].
+/// The kind of each publisher, in the order of [`ways`].
 const KINDS: [Kind; PUBLISHERS] = [
     Kind::InTurn,
     Kind::InTurn,
@@ -135,7 +136,7 @@ const KINDS: [Kind; PUBLISHERS] = [
     Kind::InTurn,
 ];
 
-/// The client of a number.
+/// Creates client number `i`.
 fn reader(i: usize) -> anyhow::Result<Reader> {
     let mut ledger = Ledger::default();
     for publisher in [0, 2, 4, 5, 6, 7] {
@@ -147,16 +148,18 @@ fn reader(i: usize) -> anyhow::Result<Reader> {
     if i == 0 {
         ledger.expect(3);
     }
-    // A client that comes back under another name and with an id as its cursor is told of a gap each time.
-    let habits = Habits { keeps_name: i % 5 != 1, by_id: i % 5 == 3, changes_topic: (i % 4 == 2).then_some(8) };
-    if let Some(publisher) = habits.changes_topic {
+    // A client with a new `connection_id` and an event ID as its cursor receives a gap at each reconnect, so none has
+    // both.
+    let behaviour =
+        Behaviour { keeps_connection_id: i % 5 != 1, by_id: i % 5 == 3, changes_topic: (i % 4 == 2).then_some(8) };
+    if let Some(publisher) = behaviour.changes_topic {
         ledger.expect_topic(publisher);
     }
     let user = if i.is_multiple_of(3) { "ann".to_owned() } else { format!("user-{i}") };
-    Ok(Reader::new(mint(user, false)?, habits, ledger))
+    Ok(Reader::new(mint(user, false)?, behaviour, ledger))
 }
 
-/// Starts clients and publishers, and waits until the first events are everywhere.
+/// Starts clients and publishers, and waits until every client has received the first events.
 fn begin(
     options: &Options,
     world: &mut World,
@@ -173,19 +176,19 @@ fn begin(
         runtime.spawn(client::run(load.clone(), reader.clone()));
     }
     testbed::until("all clients are connected", || load.live() == load.readers.len());
-    let first = load.readers[0].name().context("the first client has a name")?;
+    let first = load.readers[0].name().context("the first client has no connection_id")?;
     for (publisher, way) in ways(&first).into_iter().enumerate() {
         runtime.spawn(publisher::run(load.clone(), publisher, way));
     }
     let begun = settle(&load, world, interrupted);
     let works = begun.delivered > 0 && begun.wrong == Wrong::default();
-    ensure!(works || interrupted(), "the load does not start: {begun:?}");
+    ensure!(works || interrupted(), "the load did not start: {begun:?}");
     Ok(load)
 }
 
-/// Waits until every publisher is acknowledged again and every client has all of it, and takes the figures.
-fn settle(load: &Load, world: &mut World, interrupted: &dyn Fn() -> bool) -> Figures {
-    let deadline = Instant::now() + LEVEL;
+/// Waits until every publisher's events are acknowledged again and every client has caught up, and takes the results.
+fn settle(load: &Load, world: &mut World, interrupted: &dyn Fn() -> bool) -> Results {
+    let deadline = Instant::now() + CATCH_UP_TIMEOUT;
     let wait = |done: &mut dyn FnMut() -> bool| {
         while !done() && Instant::now() < deadline && !interrupted() {
             thread::sleep(Duration::from_millis(200));
@@ -197,24 +200,24 @@ fn settle(load: &Load, world: &mut World, interrupted: &dyn Fn() -> bool) -> Fig
         let now = load.targets();
         acknowledged.iter().all(|&publisher| now[publisher] > before[publisher])
     }) {
-        load.note_odd("publishing did not work again in time");
+        load.note_anomaly("publishing did not work again in time");
     }
     let targets = load.targets();
     let known = world.known.clone();
     let mut lineage = Lineage::default();
     let level = wait(&mut || {
-        // What the log lost can be known once it goes on.
+        // What the log lost is known only once the log continues.
         lineage = world.lineage();
         load.live() == load.readers.len() && load.behind(&targets, &lineage) == 0
     });
     if !level && !interrupted() {
         let behind = load.behind(&targets, &lineage);
-        println!("           {behind} clients are behind; the hub says:\n{}", world.last_lines());
+        println!("           {behind} clients lag; the last log lines of the hub:\n{}", world.last_lines());
     }
-    let mut figures = load.take_figures(&targets, &lineage);
-    figures.losses = known.map_or(0, |known| lineage.losses_since(&known));
-    figures.doubts_ids = lineage.doubts_ids();
-    figures.put_back = world.put_back();
+    let mut results = load.take_results(&targets, &lineage);
+    results.losses = known.map_or(0, |known| lineage.losses_since(&known));
+    results.ids_uncertain = lineage.ids_uncertain();
+    results.restored = world.restored();
     world.known = Some(lineage);
-    figures
+    results
 }

@@ -1,4 +1,4 @@
-//! Faults as steps, so that several go on at once: each waits, does something, or waits until something has come about.
+//! Faults as steps, so that several run at once: a step waits, acts, or waits for a condition.
 
 use crate::{load::Load, world::World};
 use std::{
@@ -6,22 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it is looked whether a step is due.
+/// The interval at which due steps and conditions are checked.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How long anything may take to come about; then the fault goes on without it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of a condition, after which the fault continues without it.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 type Act = Box<dyn FnOnce(&mut World, &Load)>;
 
-/// A part of a fault.
+/// A step of a fault.
 pub(crate) enum Step {
     Wait(Duration),
     Do(Act),
     Until(&'static str, Box<dyn FnMut(&mut World) -> bool>),
 }
 
-/// The steps of a fault, one after the other.
+/// The steps of a fault, in order.
 #[derive(Default)]
 pub(crate) struct Steps(Vec<Step>);
 
@@ -42,17 +42,17 @@ impl Steps {
     }
 }
 
-/// One fault under way.
-struct Course {
+/// A fault in progress.
+struct Running {
     steps: std::vec::IntoIter<Step>,
     at: Option<Step>,
     since: Instant,
-    /// When it began and ended, from the beginning of all.
+    /// When it began and ended, from the start of the item.
     span: Option<(Duration, Duration)>,
 }
 
-/// Lets faults happen, each from its time on. Returns when each began and ended; `None` for those that were not reached
-/// because `interrupted` said so.
+/// Injects faults, each from its time on. Returns when each began and ended; `None` for faults that did not begin
+/// because `interrupted` returned true.
 pub(crate) fn run(
     faults: Vec<(Duration, Steps)>,
     world: &mut World,
@@ -60,13 +60,13 @@ pub(crate) fn run(
     interrupted: &dyn Fn() -> bool,
 ) -> Vec<Option<(Duration, Duration)>> {
     let begun = Instant::now();
-    let course = |(start, Steps(steps)): (Duration, Steps)| Course {
+    let course = |(start, Steps(steps)): (Duration, Steps)| Running {
         steps: steps.into_iter(),
         at: Some(Step::Wait(start)),
         since: begun,
         span: None,
     };
-    let mut courses: Vec<Course> = faults.into_iter().map(course).collect();
+    let mut courses: Vec<Running> = faults.into_iter().map(course).collect();
     while courses.iter().any(|course| course.at.is_some()) && !interrupted() {
         for course in &mut courses {
             course.go_on(world, load, begun);
@@ -76,16 +76,16 @@ pub(crate) fn run(
     courses.into_iter().map(|course| course.span).collect()
 }
 
-impl Course {
+impl Running {
     fn go_on(&mut self, world: &mut World, load: &Load, begun: Instant) {
         let over = match &mut self.at {
             None => return,
             Some(Step::Wait(duration)) => self.since.elapsed() >= *duration,
             Some(Step::Do(_)) => true,
             Some(Step::Until(what, holds)) => {
-                let late = self.since.elapsed() > PATIENCE;
+                let late = self.since.elapsed() > TIMEOUT;
                 if late {
-                    println!("           within {} s never: {what}", PATIENCE.as_secs());
+                    println!("           timed out after {} s: {what}", TIMEOUT.as_secs());
                 }
                 late || holds(world)
             }

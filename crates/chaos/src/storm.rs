@@ -1,9 +1,9 @@
-//! A node dies, and all its clients resume at once on another: how long until the last is live, and what that asks of
-//! Redis and of the node.
+//! Reconnect storm, instead of faults: a node is killed, and all its clients resume at once on another. Measures the
+//! time until the last client is live, and the load on Redis and on the node.
 
 use crate::{
     Options, SECRET, UNLIMITED, client,
-    load::{Habits, Load, Reader},
+    load::{Behaviour, Load, Reader},
     mint,
     oracle::{Kind, Ledger, Lineage, Wrong},
     program,
@@ -22,19 +22,22 @@ use std::{
 use testbed::{HubProcess, RedisServer, until};
 use tokio::runtime::Runtime;
 
-/// Events a second while it happens.
+/// Events a second during the storm.
 const RATE: u32 = 20;
 
-/// How long Redis' commands are counted: the same for every number of clients, so that counts compare.
+/// The time for which Redis commands are counted. It does not depend on the number of clients, so that counts are
+/// comparable.
 const COUNTED: Duration = Duration::from_secs(10);
 
-/// Commands that serve the list of who is connected: batches of what changed, behind the clients' backs.
+/// Commands of the list of connections: batches of changes, independent of when clients connect.
 const REGISTRY: &[&str] = &["expire", "sadd", "srem", "spop", "sismember"];
 
 /// Prints a line for each number of clients.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     println!(
-        "| clients | last live after | resumed | lost, doubled, reordered | gaps | XRANGE and XREAD | scripts | inside scripts, for the list of who is connected | user memory of the node |"
+        "| clients | last live after | resumed | lost, duplicated, reordered | gaps | XRANGE and XREAD | \
+         scripts | inside scripts, for the list of connections | user \
+         memory of the node |"
     );
     println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     let mut clean = true;
@@ -60,8 +63,8 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     for i in 0..clients {
         let mut ledger = Ledger::default();
         ledger.expect(0);
-        let habits = Habits { keeps_name: true, ..Habits::default() };
-        load.readers.push(Arc::new(Reader::new(mint(format!("user-{i}"), false)?, habits, ledger)));
+        let behaviour = Behaviour { keeps_connection_id: true, ..Behaviour::default() };
+        load.readers.push(Arc::new(Reader::new(mint(format!("user-{i}"), false)?, behaviour, ledger)));
     }
     let load = Arc::new(load);
     load.move_to(dying.address());
@@ -72,28 +75,28 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
         }
     }
     until("all clients are connected", || load.live() == clients);
-    // From here on everyone goes to the node that lives: the publisher now, the clients once theirs has died.
+    // The publisher moves to the surviving node now, the clients when their node is killed.
     load.move_to(other.address());
     let way = Way::Http { audience: json!("everyone"), style: Style::InTurn };
     runtime.spawn(publisher::run(load.clone(), 0, way));
     until("events are published", || load.targets()[0] >= 20);
     let lineage = || Lineage::read(&redis.cli(&["HGET", "ws:epoch", "lineage"])).unwrap_or_default();
-    until("events arrive", || load.behind(&[20], &lineage()) == 0);
-    load.take_figures(&[20], &lineage());
+    until("clients receive events", || load.behind(&[20], &lineage()) == 0);
+    load.take_results(&[20], &lineage());
 
     let idle = user_memory_kib(other.id())?;
     let before = commands(&redis);
     let begun = Instant::now();
     dying.kill();
-    until("the clients notice", || load.live() < clients);
+    until("the clients disconnect", || load.live() < clients);
     until("all clients are live again", || load.live() == clients);
     let took = begun.elapsed();
     thread::sleep(COUNTED.saturating_sub(begun.elapsed()));
     let after = commands(&redis);
     let targets = load.targets();
-    until("all clients are level", || load.behind(&targets, &lineage()) == 0);
+    until("all clients have caught up", || load.behind(&targets, &lineage()) == 0);
     let memory = user_memory_kib(other.id())? - idle;
-    let figures = load.take_figures(&targets, &lineage());
+    let results = load.take_results(&targets, &lineage());
     load.ended.store(true, Ordering::Relaxed);
     runtime.shutdown_timeout(Duration::from_secs(2));
 
@@ -103,32 +106,33 @@ fn storm(options: &Options, clients: usize) -> anyhow::Result<bool> {
     println!(
         "| {clients} | {:.2} s | {} | {}, {}, {} | {} | {} | {} | {} | {:.2} KiB a client |",
         took.as_secs_f64(),
-        figures.resumes.len(),
-        figures.wrong.lost,
-        figures.wrong.doubled,
-        figures.wrong.reordered,
-        figures.gaps_expired + figures.gaps_reset,
+        results.resumes.len(),
+        results.wrong.lost,
+        results.wrong.doubled,
+        results.wrong.reordered,
+        results.gaps_expired + results.gaps_reset,
         used(&["xrange", "xread"]),
         used(&["evalsha"]),
         used(REGISTRY),
         memory as f64 / clients as f64,
     );
-    Ok(figures.wrong == Wrong::default())
+    Ok(results.wrong == Wrong::default())
 }
 
-/// How often each command was called.
+/// The number of calls of each command.
 fn commands(redis: &RedisServer) -> BTreeMap<String, u64> {
-    let told = redis.cli(&["INFO", "commandstats"]);
+    let stats = redis.cli(&["INFO", "commandstats"]);
     let line = |line: &str| {
         let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
         Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
     };
-    told.lines().filter_map(line).collect()
+    stats.lines().filter_map(line).collect()
 }
 
-/// Memory that is a process's own (RssAnon).
+/// Private memory of a process (RssAnon).
 pub(crate) fn user_memory_kib(id: u32) -> anyhow::Result<i64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("the system tells no RssAnon")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("/proc/PID/status has no RssAnon")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }

@@ -1,4 +1,4 @@
-//! The servers under test: Redis in one of its topologies, and the hub with its workers.
+//! The servers under test: Redis in one of its topologies, and the hub with its workers or nodes.
 
 mod clients;
 mod cluster;
@@ -21,10 +21,10 @@ use nix::sys::signal::Signal;
 use std::{net::SocketAddr, path::Path, time::Duration};
 use testbed::{Cluster, HubProcess, RedisServer, Relay, Sentinels};
 
-/// The key that tells which server of a Cluster counts.
+/// The key that names the confirmed server of a Cluster.
 const LOG: &str = "{ws}:log";
 
-/// How clients a second may be told to go, for each worker.
+/// The `drain_rate` of each worker: goaways a second.
 pub(crate) const DRAIN_RATE: usize = 10;
 
 #[derive(Debug)]
@@ -38,13 +38,13 @@ enum Redis {
 /// Redis and a hub.
 #[derive(Debug)]
 pub(crate) struct World {
-    // Dropped in this order: nodes, servers, what servers stand on.
+    // Dropped in this order: nodes, servers, then the disk of the servers.
     hub: Nodes,
     redis: Redis,
     disk: Option<Disk>,
-    /// The log's history, after the last fault.
+    /// The lineage of the log after the last fault.
     pub(crate) known: Option<Lineage>,
-    /// How much of each node's log was read.
+    /// How many lines of each node's log were read.
     read: Vec<usize>,
 }
 
@@ -52,15 +52,15 @@ pub(crate) struct World {
 enum Nodes {
     /// One hub with workers.
     Workers { hub: HubProcess, count: usize },
-    /// Hubs in networks of their own.
+    /// Hubs in network namespaces of their own.
     Networks(Networks),
 }
 
-/// Why a topology can't be had here.
+/// Why a topology is not available on this machine.
 pub(crate) type Unavailable = String;
 
 impl World {
-    /// Starts Redis and the hub. `window`: how many events the hub holds for its clients.
+    /// Starts Redis and the hub. `window`: the number of events that the hub retains.
     pub(crate) fn start(
         topology: Topology,
         program: &Path,
@@ -71,7 +71,7 @@ impl World {
         let mut disk = None;
         let redis = match topology {
             Topology::Standalone | Topology::Networks => {
-                // A file that is written anew while it is copied would make no copy.
+                // A file that is rewritten while it is copied would yield an invalid copy.
                 let mut setup = RedisServer::setup().persistent().line("auto-aof-rewrite-percentage 0");
                 if topology == Topology::Networks {
                     setup = Networks::listens(setup);
@@ -111,17 +111,17 @@ impl World {
         Ok(Self { hub, redis, disk, known: None, read })
     }
 
-    /// What a fault does, step by step. An error says why there is no such fault here.
+    /// The steps of a fault. An error states why the fault is not available on this machine.
     pub(crate) fn steps(&self, fault: Fault, random: &mut fastrand::Rng) -> Result<Steps, Unavailable> {
         if fault == Fault::DiskFull && self.disk.is_none() {
-            return Err("no file system may be mounted here (it takes root)".to_owned());
+            return Err("cannot mount a file system (root is required)".to_owned());
         }
         let steps = clients::steps(fault, random).or_else(|| nodes::steps(fault, random));
         let steps = steps.or_else(|| redis::steps(fault, random)).or_else(|| sentinel::steps(fault, random));
-        steps.or_else(|| cluster::steps(fault, random)).ok_or_else(|| "nothing is known of it".to_owned())
+        steps.or_else(|| cluster::steps(fault, random)).ok_or_else(|| "unknown fault".to_owned())
     }
 
-    /// Where clients and publishers connect.
+    /// The addresses for clients and publishers.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         match &self.hub {
             Nodes::Workers { hub, .. } => vec![hub.address()],
@@ -129,7 +129,7 @@ impl World {
         }
     }
 
-    /// The processes of nodes that live.
+    /// The process IDs of running nodes.
     fn nodes(&self) -> Vec<u32> {
         match &self.hub {
             Nodes::Workers { hub, .. } => hub.workers(),
@@ -137,14 +137,14 @@ impl World {
         }
     }
 
-    /// Any node that lives.
+    /// The process ID of a running node, chosen by `random`.
     fn a_node(&self, random: u64) -> Option<u32> {
         let nodes = self.nodes();
         let at = usize::try_from(random % nodes.len().max(1) as u64).unwrap_or(0);
         nodes.get(at).copied()
     }
 
-    /// What nodes have logged.
+    /// The logs of the nodes.
     pub(crate) fn logs(&self) -> Vec<String> {
         match &self.hub {
             Nodes::Workers { hub, .. } => vec![hub.log()],
@@ -152,7 +152,7 @@ impl World {
         }
     }
 
-    /// The newest lines that nodes have logged.
+    /// The last lines of the nodes' logs.
     pub(crate) fn last_lines(&self) -> String {
         let last = |log: &String| {
             let lines: Vec<_> = log.lines().collect();
@@ -161,20 +161,20 @@ impl World {
         self.logs().iter().map(last).collect::<Vec<_>>().join("\n---\n")
     }
 
-    /// How many events nodes say they have put back since this was asked the last time.
-    pub(crate) fn put_back(&mut self) -> u64 {
+    /// The number of events that the nodes restored since the last call, according to their logs.
+    pub(crate) fn restored(&mut self) -> u64 {
         let logs = self.logs();
         let mut sum = 0;
         for (log, read) in logs.iter().zip(&mut self.read) {
-            // A node that was started again logs anew.
+            // The log of a restarted node begins again.
             let new = log.get(*read..).unwrap_or(log);
-            sum += new.lines().filter_map(put_back).sum::<u64>();
+            sum += new.lines().filter_map(restored).sum::<u64>();
             *read = log.len();
         }
         sum
     }
 
-    /// The only server.
+    /// The server, if there is only one.
     fn server(&mut self) -> Option<&mut RedisServer> {
         match &mut self.redis {
             Redis::One(server, _) => Some(server),
@@ -182,7 +182,7 @@ impl World {
         }
     }
 
-    /// The links between nodes and servers.
+    /// The relays between nodes and servers.
     fn relays(&self) -> Vec<&Relay> {
         match &self.redis {
             Redis::One(_, relay) => relay.iter().collect(),
@@ -191,7 +191,7 @@ impl World {
         }
     }
 
-    /// The log's history, as the server that holds it says; empty if none answers.
+    /// The lineage, from the server that holds the log; empty if no server answers.
     pub(crate) fn lineage(&mut self) -> Lineage {
         let ask = |server: &RedisServer, key: &str| server.cli(&["HGET", key, "lineage"]);
         let text = match &mut self.redis {
@@ -211,7 +211,7 @@ impl World {
         }
     }
 
-    /// Ends what is left of faults, and waits until all servers are in order.
+    /// Ends the remaining effects of faults, and waits until all servers are healthy.
     pub(crate) fn heal(&mut self) {
         for relay in self.relays() {
             relay.restore();
@@ -239,8 +239,8 @@ impl World {
         }
     }
 
-    /// Whether all workers were replaced that there were before, or that was given up because another fault killed a new
-    /// one. `logged`: how much the hub had logged before.
+    /// Whether all workers in `before` were replaced, or the rollout was stopped because another fault killed a new
+    /// worker. `logged`: the number of log lines before the rollout.
     fn has_rolled(&self, before: &[u32], logged: usize) -> bool {
         let Nodes::Workers { hub, count } = &self.hub else { return true };
         let (now, log) = (hub.workers(), hub.log());
@@ -249,7 +249,7 @@ impl World {
     }
 }
 
-/// Starts a server that was killed, and lets one go on that was halted.
+/// Starts a killed server, and resumes a stopped one.
 fn revive(server: &mut RedisServer) {
     if server.is_running() {
         server.cont();
@@ -259,25 +259,25 @@ fn revive(server: &mut RedisServer) {
 }
 
 /// The number of restored events in a log line about them.
-fn put_back(line: &str) -> Option<u64> {
+fn restored(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once("this node restored them")?;
     let digits = rest.chars().skip_while(|c| *c != '=').skip(1).skip_while(|c| !c.is_ascii_digit() || *c == '\u{1b}');
     digits.take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
-/// A pause between two lengths, in milliseconds.
+/// A random duration between two bounds, in milliseconds.
 fn between(random: &mut fastrand::Rng, from: u64, to: u64) -> Duration {
     Duration::from_millis(random.u64(from..to))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::put_back;
+    use super::restored;
 
     #[test]
-    fn what_was_put_back_is_read_from_the_log() {
+    fn the_number_of_restored_events_is_read_from_the_log() {
         let line = "2026-11-27T02:02:22Z  WARN fanfare: the log had lost events; this node restored them events=412";
-        assert_eq!(put_back(line), Some(412));
-        assert_eq!(put_back("another line events=3"), None);
+        assert_eq!(restored(line), Some(412));
+        assert_eq!(restored("another line events=3"), None);
     }
 }

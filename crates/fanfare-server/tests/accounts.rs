@@ -1,6 +1,6 @@
 //! Accounts, from the command line to WebSocket connections, with SQLite and PostgreSQL.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ async fn connect(hub: &HubProcess, token: &str) -> Socket {
 
 /// The type of the next message, or the code and reason of a close.
 async fn next_message(socket: &mut Socket) -> String {
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => {
             serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
         }
@@ -265,7 +265,7 @@ async fn a_new_password_a_new_role_and_removal_revoke_earlier_tokens() {
         for (change, line) in changes {
             database.run(&["user", "remove", "ann@example.org"], "");
             database.add_user("ann@example.org", "viewer");
-            let token = until_believed(&hub, PASSWORD).await;
+            let token = until_accepted(&hub, PASSWORD).await;
             let mut socket = connect(&hub, &token).await;
             assert_eq!(next_message(&mut socket).await, "ack");
             database.must(change, line);
@@ -279,7 +279,7 @@ async fn a_new_password_a_new_role_and_removal_revoke_earlier_tokens() {
 }
 
 /// Logs in until the hub accepts the token. A change that the hub has not read yet revokes tokens of new logins too.
-async fn until_believed(hub: &HubProcess, password: &str) -> String {
+async fn until_accepted(hub: &HubProcess, password: &str) -> String {
     let deadline = std::time::Instant::now() + TIMEOUT;
     loop {
         let token = text(&when_allowed(|| login(hub, "ann@example.org", password)), "access_token");
@@ -326,7 +326,7 @@ async fn a_login_is_renewed_and_a_stolen_refresh_token_ends_it() {
             assert_eq!(third.status, 200);
             assert_eq!(renew(&hub, "ffr_unknown").status, 401);
             if replayed {
-                assert_eq!(renew(&hub, &text(&first, "refresh_token")).status, 401, "its successor was used");
+                assert_eq!(renew(&hub, &text(&first, "refresh_token")).status, 401, "its successor was used already");
             } else {
                 let out = post(&hub, "/auth/logout", None, &json!({ "refresh_token": text(&third, "refresh_token") }));
                 assert_eq!(out.status, 200);
@@ -412,7 +412,7 @@ async fn a_revocation_ends_refresh_tokens_too() {
     }
 }
 
-// attack: refresh at a hub with another database that next_message of the revocation over Redis alone => 401
+// attack: refresh at a hub with another database, which receives the revocation over Redis only => 401
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_reaches_the_logins_of_other_databases() {
     let redis = block_in_place(RedisServer::start);
@@ -478,7 +478,7 @@ async fn a_recreated_account_receives_no_events_of_its_predecessor() {
 }
 
 async fn message(socket: &mut Socket) -> Value {
-    match timeout(TIMEOUT, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
         other => panic!("{other:?}"),
     }
@@ -508,7 +508,7 @@ async fn attempts_from_other_addresses_do_not_lock_an_account_out() {
         };
         let (mut guesses, mut response) = (0, 401);
         while response == 401 {
-            assert!(guesses < 60, "never rejected");
+            assert!(guesses < 60, "no attempt was rejected");
             (guesses, response) = (guesses + 1, from("203.0.113.1", "wrong"));
         }
         assert_eq!((response, from("198.51.100.7", PASSWORD)), (429, 200), "the owner uses another address");
@@ -543,7 +543,7 @@ async fn logins_are_limited_by_account_and_by_address_over_all_workers() {
                     _ => break response,
                 }
                 // The limit allows one more every ten seconds.
-                assert!(allowed < 12, "{limit}: never rejected");
+                assert!(allowed < 12, "{limit}: no attempt was rejected");
             };
             assert!(allowed >= 6, "{limit}: {allowed}");
             assert_eq!((refused.status, &refused.body["code"]), (429, &json!("too_many_logins")));
@@ -567,7 +567,7 @@ async fn access_keys_publish_until_they_are_revoked() {
         assert_eq!(post(&hub, "/tokens/revoke", Some(&key), &json!({"user": "x"})).status, 403);
         let list = database.must(&["key", "list"], "");
         assert!(list.contains("ci    publish") && !list.contains(&key[4..]), "{list}");
-        assert_eq!(database.run(&["key", "add", "ci"], "").status.code(), Some(1), "names are unique");
+        assert_eq!(database.run(&["key", "add", "ci"], "").status.code(), Some(1), "key names are unique");
         if let Some(postgres) = &database.postgres {
             let kept = postgres.psql("hub", "SELECT * FROM fanfare_access_keys");
             assert!(kept.contains("ci") && !kept.contains(&key[4..]), "{kept}");
@@ -599,7 +599,7 @@ async fn revocations_survive_a_restart() {
         database.add_user("eve@example.org", "admin");
         database.add_user("ann@example.org", "viewer");
         let (eve, ann) =
-            (text(&logged_in(&hub, "eve@example.org"), "access_token"), until_believed(&hub, PASSWORD).await);
+            (text(&logged_in(&hub, "eve@example.org"), "access_token"), until_accepted(&hub, PASSWORD).await);
         assert_eq!(post(&hub, "/tokens/revoke", Some(&eve), &json!({"user": "ann@example.org"})).status, 200);
         drop(hub);
         let hub = database.hub(&[]);

@@ -1,6 +1,6 @@
-//! `fanfare check` with a good setup, and with each fault that it finds.
+//! `fanfare check` with a good setup, and with each fault that it detects.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
@@ -87,7 +87,7 @@ fn each_fault_of_the_settings_is_found() {
     let closed = write("closed.key", SECRET, 0o600);
     let good = [("SECRET_KEY", SECRET)];
     let guessed = [("SECRET_KEY", "your-secret-key-change-in-production!")];
-    for (arguments, environment, name, level, says) in [
+    for (arguments, environment, name, level, expected) in [
         (&[][..], &[][..], "keys", "warn", "there is none"),
         (&["--listen", "0.0.0.0:8000"], &[], "keys", "fail", "there is none"),
         (&[], &guessed, "keys", "fail", "a secret that is not random"),
@@ -136,7 +136,7 @@ fn each_fault_of_the_settings_is_found() {
     ] {
         let (found_level, what) = found(arguments, environment, name);
         assert!(
-            found_level == level && what.contains(says) && !what.contains("hush"),
+            found_level == level && what.contains(expected) && !what.contains("hush"),
             "{arguments:?}: {found_level} {what}"
         );
     }
@@ -146,7 +146,7 @@ fn each_fault_of_the_settings_is_found() {
 #[test]
 fn setting_files_with_secrets_that_other_users_can_read_are_found() {
     let secret = format!("SECRET_KEY={SECRET}\n");
-    for (name, text, mode, level, says) in [
+    for (name, text, mode, level, expected) in [
         (
             ".env",
             secret.as_str(),
@@ -184,7 +184,7 @@ fn setting_files_with_secrets_that_other_users_can_read_are_found() {
             assert_eq!(finding["level"], level, "{name} {mode:o}");
             (finding["what"].as_str().unwrap().to_owned(), finding["mend"].clone())
         });
-        assert!(what.contains(says) && what.is_empty() == says.is_empty(), "{name} {mode:o}: {what}");
+        assert!(what.contains(expected) && what.is_empty() == expected.is_empty(), "{name} {mode:o}: {what}");
         assert!(level != "fail" || mend[0] == format!("chmod 600 {name}"), "{mend}");
     }
 }
@@ -197,14 +197,14 @@ fn each_fault_of_a_certificate_is_found() {
     let other = TempDir::new().unwrap();
     Authority::new().issue(other.path(), 90);
     let stranger = fs::read_to_string(other.path().join("server.pem")).unwrap();
-    for (days, level, says) in
+    for (days, level, expected) in
         [(90, "warn", "are missing"), (10, "warn", "expires in 9 days"), (-3, "fail", "expired 3 days ago")]
     {
         authority.issue(files.path(), days);
         let (found_level, what) = of_files(&path("server.pem"), &path("server.key"));
         // `found` returns the worst finding. The chain of an expired certificate does not matter.
         assert_eq!(found_level, level, "{what}");
-        assert!(what.contains(says) || what.contains("are missing"), "{what}");
+        assert!(what.contains(expected) || what.contains("are missing"), "{what}");
     }
     authority.issue(files.path(), 90);
     fs::write(path("chain.pem"), read("server.pem") + &read("ca.pem")).unwrap();
@@ -239,7 +239,7 @@ fn each_fault_of_a_redis_is_found() {
     let redis = RedisServer::setup().line("maxmemory-policy allkeys-lru").line("maxclients 40").start();
     let url = redis.url();
     let found = |more: &[&str], name| found(&[&["--redis-url", &url], more].concat(), &[("SECRET_KEY", SECRET)], name);
-    for (more, name, level, says) in [
+    for (more, name, level, expected) in [
         (&[][..], "redis: eviction", "fail", "allkeys-lru"),
         (&[], "redis: files", "warn", "not saved to a file"),
         (&["--workers", "8"], "redis: clients", "warn", "of 40 connected, and this hub needs 32"),
@@ -248,7 +248,7 @@ fn each_fault_of_a_redis_is_found() {
         (&[], "redis: clock", "ok", " ms from this machine's clock"),
     ] {
         let (found_level, what) = found(more, name);
-        assert!(found_level == level && what.contains(says), "{name}: {found_level} {what}");
+        assert!(found_level == level && what.contains(expected), "{name}: {found_level} {what}");
     }
     redis.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     redis.cli(&["CONFIG", "SET", "maxmemory", "10mb"]);
@@ -261,7 +261,7 @@ fn each_fault_of_a_redis_is_found() {
 }
 
 /// A proxy that closes each connection some time after the server's first bytes.
-fn impatient_proxy(to: SocketAddr, after: Duration) -> SocketAddr {
+fn proxy_with_timeout(to: SocketAddr, after: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -297,8 +297,8 @@ fn plain_server() -> SocketAddr {
 #[test]
 fn the_public_address_is_tested() {
     let hub = HubProcess::start(program(), &["--heartbeat-interval", "1s"], &[("SECRET_KEY", SECRET)]);
-    let cut = impatient_proxy(hub.address(), Duration::from_secs(2));
-    for (address, name, level, says) in [
+    let cut = proxy_with_timeout(hub.address(), Duration::from_secs(2));
+    for (address, name, level, expected) in [
         (hub.address(), "hold", "ok", "held for 4 s, with "),
         (cut, "hold", "fail", "ended after "),
         (plain_server(), "upgrade", "fail", "answers 200 OK instead of 101"),
@@ -306,7 +306,7 @@ fn the_public_address_is_tested() {
     ] {
         let url = format!("http://{address}");
         let (found_level, what) = found(&["--url", &url, "--hold", "4s"], &[("SECRET_KEY", SECRET)], name);
-        assert!(found_level == level && what.contains(says), "{name}: {found_level} {what}");
+        assert!(found_level == level && what.contains(expected), "{name}: {found_level} {what}");
     }
     let (level, what) = found(
         &["--url", &format!("http://{}", hub.address()), "--hold", "1s"],
@@ -337,7 +337,7 @@ fn alternating_proxy(hubs: [SocketAddr; 2]) -> SocketAddr {
 }
 
 /// Connects once, and returns the connection ID and the position after the first messages.
-async fn visit(address: SocketAddr, cursor: &str) -> (String, String) {
+async fn connect_once(address: SocketAddr, cursor: &str) -> (String, String) {
     let claims = fanfare::auth::Claims { sub: "ann".to_owned(), ..Default::default() };
     let token = fanfare::Minter::from_secret(SECRET).unwrap().mint(&claims);
     let url = format!("ws://{address}/ws?token={token}{cursor}");
@@ -376,13 +376,14 @@ async fn two_hubs_with_separate_logs_behind_one_address_are_found() {
         assert!(block_in_place(|| command.output()).unwrap().status.success());
     };
     // A client alternates between the hubs, and each log has advanced when it returns.
-    let (name, mut place) = visit(hubs[0].address(), "").await;
+    let (name, mut cursor) = connect_once(hubs[0].address(), "").await;
     for turn in 1..10 {
         publish(&hubs[turn % 2]);
-        (_, place) = visit(hubs[turn % 2].address(), &format!("&connection_id={name}&last_event_id={place}")).await;
+        (_, cursor) =
+            connect_once(hubs[turn % 2].address(), &format!("&connection_id={name}&last_event_id={cursor}")).await;
     }
     for hub in &hubs {
-        block_in_place(|| until("the hub logs it", || hub.log().contains("clients alternate between this hub")));
+        block_in_place(|| until("the finding is logged", || hub.log().contains("clients alternate between this hub")));
         assert_eq!(hub.log().matches("clients alternate").count(), 1);
     }
 }

@@ -33,7 +33,7 @@ fn every_command_has_help_with_examples() {
 
 #[test]
 fn a_wrong_command_line_gets_a_suggestion() {
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (&["serv"][..], "'serve'"),
         (&["serve", "--listn", "x"], "'--listen'"),
         (&["token", "--topisc", "x"], "'--topics'"),
@@ -43,7 +43,7 @@ fn a_wrong_command_line_gets_a_suggestion() {
     ] {
         let run = Program::new("usage").args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{arguments:?}");
-        assert!(run.stderr.contains(says), "{arguments:?}: {}", run.stderr);
+        assert!(run.stderr.contains(expected), "{arguments:?}: {}", run.stderr);
     }
 }
 
@@ -83,7 +83,7 @@ fn the_settings_determine_the_lifetime_of_a_token() {
 
 #[test]
 fn invalid_tokens_are_rejected_with_advice() {
-    for (environment, arguments, code, says) in [
+    for (environment, arguments, code, expected) in [
         (None, &["token", "--sub", "a"][..], 2, "set SECRET_KEY"),
         (Some(""), &["token", "--sub", "a"], 2, "secret_key: the empty text is not a valid value"),
         (Some(SECRET), &["token", "--sub", ""], 2, "--sub"),
@@ -95,7 +95,7 @@ fn invalid_tokens_are_rejected_with_advice() {
             environment.into_iter().fold(Program::new("no-token"), |program, secret| program.env("SECRET_KEY", secret));
         let run = program.args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (code, ""), "{arguments:?}: {}", run.stderr);
-        assert!(run.stderr.contains(says) && !run.stderr.contains(SECRET), "{arguments:?}: {}", run.stderr);
+        assert!(run.stderr.contains(expected) && !run.stderr.contains(SECRET), "{arguments:?}: {}", run.stderr);
     }
     let weak = Program::new("no-token").env("SECRET_KEY", "short").args(&["token", "--sub", "a"]).run();
     assert!(
@@ -151,7 +151,7 @@ fn wrong_settings_stop_every_command() {
     let home = home("wrong");
     fs::write(home.join("bad.toml"), "\nheartbeat_intervall = 3\n").unwrap();
     fs::write(home.join("broken.toml"), "listen = \n").unwrap();
-    for (environment, arguments, says) in [
+    for (environment, arguments, expected) in [
         (
             ("FANFARE_WINDOW_AEG", "1h"),
             &["serve"][..],
@@ -201,7 +201,7 @@ fn wrong_settings_stop_every_command() {
     ] {
         let run = Program::at(&home).env(environment.0, environment.1).args(arguments).run();
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{arguments:?}: {}", run.stderr);
-        assert!(run.stderr.starts_with("fanfare: ") && run.stderr.contains(says), "{arguments:?}: {}", run.stderr);
+        assert!(run.stderr.starts_with("fanfare: ") && run.stderr.contains(expected), "{arguments:?}: {}", run.stderr);
         assert!(!run.stderr.contains("hush"), "{}", run.stderr);
     }
 }
@@ -261,14 +261,17 @@ fn tokens_of_a_configured_secret_are_not_logged() {
     assert_eq!(server.end().0, 0);
 }
 
-// attack: a short secret, a public key as secret, a public address without a secret => the program does not start and says why
-// attack: another user of the machine reads a secret in the process list => its owner is warned and told where to put it
+// attack: a short secret, a public key as secret, a public address without a secret => the program does not start and reports the cause
+// attack: another user of the machine reads a secret in the process list => its owner is warned, with the setting to use instead
 #[test]
 fn a_secret_on_the_command_line_causes_a_warning() {
     let mut server = Running::serve(Program::new("flag_secret").args(&["serve", "--secret-key", SECRET]));
-    let said = server.earlier.join("\n");
-    assert!(said.contains("WARN") && said.contains("--secret-key on the command line is visible"), "{said}");
-    assert!(said.contains("secret_key_file") && !said.contains(SECRET), "{said}");
+    let startup_log = server.earlier.join("\n");
+    assert!(
+        startup_log.contains("WARN") && startup_log.contains("--secret-key on the command line is visible"),
+        "{startup_log}"
+    );
+    assert!(startup_log.contains("secret_key_file") && !startup_log.contains(SECRET), "{startup_log}");
     server.signal("INT");
     assert_eq!(server.end().0, 0);
     let run = Program::new("flag_secret").args(&["token", "--sub", "a", "--secret-key", SECRET]).run();
@@ -279,7 +282,7 @@ fn a_secret_on_the_command_line_causes_a_warning() {
 
 #[test]
 fn insecure_settings_prevent_the_start() {
-    for (program, says) in [
+    for (program, expected) in [
         (Program::new("unsafe").env("SECRET_KEY", "short"), "the secret has 5 bytes; HS256 needs at least 32"),
         (
             Program::new("unsafe").args(&["--listen", "0.0.0.0:0"]),
@@ -311,7 +314,7 @@ fn insecure_settings_prevent_the_start() {
         ),
     ] {
         let run = program.args(&["--log-format", "json"]).run();
-        assert!(run.code == 2 && run.stderr.contains(says), "{says}: {} {}", run.code, run.stderr);
+        assert!(run.code == 2 && run.stderr.contains(expected), "{expected}: {} {}", run.code, run.stderr);
     }
 }
 
@@ -352,8 +355,8 @@ fn publish_and_tail_survive_a_restart_of_the_hub() {
         let event = ["--type", "note", "--data", "{\"n\":1}", "--event-id", id, "--audience", audience];
         program().args(&["publish", "--url", &url]).args(&event)
     };
-    let wanted = ["--topics", "a,b", "--type", "note", "--count", "3", "--pretty"];
-    let mut tail = Running::start(program().args(&["tail", "--url", &url]).args(&wanted));
+    let filter = ["--topics", "a,b", "--type", "note", "--count", "3", "--pretty"];
+    let mut tail = Running::start(program().args(&["tail", "--url", &url]).args(&filter));
     tail.line_with("connected as");
     for (id, audience) in [("e1", "everyone"), ("e2", "user:somebody"), ("e3", "topic:b"), ("e3", "topic:b")] {
         let run = publish(id, audience).run();
@@ -385,7 +388,7 @@ fn rejections_end_the_client_commands() {
     let mut server = Running::serve(Program::new("refusals").env("SECRET_KEY", SECRET));
     let url = server.url();
     let program = || Program::new("refusals");
-    for (run, says) in [
+    for (run, expected) in [
         (program().args(&["publish", "--type", "a", "--url", &url, "--token", "abc"]).run(), "(token_invalid)"),
         (program().args(&["tail", "--url", &url, "--token", "abc"]).run(), "(1008): token_invalid"),
         (
@@ -429,9 +432,9 @@ fn rejections_end_the_client_commands() {
             "line 2: not a JSON object",
         ),
     ] {
-        assert!(run.code == 1 && run.stderr.contains(says), "{says}: {} {}", run.code, run.stderr);
+        assert!(run.code == 1 && run.stderr.contains(expected), "{expected}: {} {}", run.code, run.stderr);
     }
-    for (run, says) in [
+    for (run, expected) in [
         (
             program().args(&["publish", "--type", "a", "--url", &url]).run(),
             "give --token, set FANFARE_TOKEN, or set SECRET_KEY",
@@ -440,7 +443,7 @@ fn rejections_end_the_client_commands() {
         (program().args(&["publish", "--token", "t", "--type", "a", "--data", "[]"]).run(), "must be a JSON object"),
         (program().args(&["publish", "--token", "t", "--type", "a", "--audience", "all"]).run(), "user:ID"),
     ] {
-        assert!(run.code == 2 && run.stderr.contains(says), "{says}: {} {}", run.code, run.stderr);
+        assert!(run.code == 2 && run.stderr.contains(expected), "{expected}: {} {}", run.code, run.stderr);
     }
     server.signal("INT");
     assert_eq!(server.end().0, 0);

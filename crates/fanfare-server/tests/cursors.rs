@@ -1,7 +1,7 @@
 //! Resuming with an `event_id` as the cursor, as clients of older hubs do, and with a position, after the event was
 //! published again.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use testbed::{HubProcess, RedisServer, Relay};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn start(arguments: &[&str]) -> HubProcess {
     HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), arguments, &[("SECRET_KEY", SECRET)])
@@ -33,7 +33,7 @@ fn publish(hub: &HubProcess, ids: &[&str]) -> Value {
     let event = |id: &&str| json!({ "type": "note", "audience": "everyone", "event_id": id, "data": { "id": id } });
     let body = Value::Array(ids.iter().map(event).collect()).to_string();
     let mut stream = TcpStream::connect(hub.address()).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     write!(
         stream,
         "POST /events/batch HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
@@ -57,7 +57,7 @@ struct Client {
 impl Client {
     fn open(hub: &HubProcess, query: &str) -> WebSocket<TcpStream> {
         let stream = TcpStream::connect(hub.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let url = format!("ws://{}/ws?token={}{query}", hub.address(), token());
         client(url, stream).unwrap().0
     }
@@ -158,14 +158,14 @@ fn repeats_after_a_loss(lose: impl FnOnce(HubProcess) -> HubProcess, hub: HubPro
     drop(client);
     let hub = lose(hub);
     publish(&hub, &["y1", "y2", "y3", "x", "z"]);
-    let place = seen["log_position"].as_str().unwrap();
+    let cursor = seen["log_position"].as_str().unwrap();
     for query in [
         format!("&connection_id={name}&last_event_id=x"),
-        // A client without a connection ID, and with the one that it then gets: it may disconnect before it reads the
-        // gap.
+        // A client without a connection ID, and with the one that it then receives: it may disconnect before it reads
+        // the gap.
         "&last_event_id=x".to_owned(),
         format!("&connection_id={}&last_event_id=x", Client::connect(&hub, "&last_event_id=x").name()),
-        format!("&connection_id={name}&last_event_id={place}"),
+        format!("&connection_id={name}&last_event_id={cursor}"),
     ] {
         let mut client = Client::connect(&hub, &query);
         assert_eq!(client.ack["resumed"], false, "{query}");

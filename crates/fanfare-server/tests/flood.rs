@@ -1,7 +1,7 @@
 //! Floods of connects, unfinished handshakes, pings and ambiguous requests. Connected clients are served meanwhile, and
 //! no resources leak.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use futures_util::{SinkExt, StreamExt};
@@ -23,7 +23,7 @@ use tokio_tungstenite::{
 };
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -37,7 +37,7 @@ fn token() -> String {
 }
 
 async fn connect(hub: &HubProcess) -> Socket {
-    timeout(PATIENCE, try_connect(hub)).await.unwrap().unwrap()
+    timeout(TIMEOUT, try_connect(hub)).await.unwrap().unwrap()
 }
 
 async fn try_connect(hub: &HubProcess) -> Result<Socket, tungstenite::Error> {
@@ -48,26 +48,26 @@ async fn try_connect(hub: &HubProcess) -> Result<Socket, tungstenite::Error> {
 }
 
 /// Connects with retries, because a busy machine may exceed the short handshake timeout.
-async fn connect_at_last(hub: &HubProcess) -> Socket {
+async fn connect_with_retries(hub: &HubProcess) -> Socket {
     let accepted = async {
         loop {
             match try_connect(hub).await {
                 Ok(socket) => return socket,
-                Err(error) => println!("tries again: {error}"),
+                Err(error) => println!("retrying: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, accepted).await.expect("a client that is accepted in time")
+    timeout(TIMEOUT, accepted).await.expect("timed out: a connect")
 }
 
 /// The round trip times of a connected client during a flood, sorted.
-async fn round_trips(socket: &mut Socket, going_on: impl Fn() -> bool) -> Vec<Duration> {
+async fn round_trips(socket: &mut Socket, ongoing: impl Fn() -> bool) -> Vec<Duration> {
     let mut times = Vec::new();
-    while going_on() || times.is_empty() {
+    while ongoing() || times.is_empty() {
         let asked = Instant::now();
         socket.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
-        let answer = timeout(PATIENCE, socket.next()).await.expect("an answer in time").unwrap().unwrap();
+        let answer = timeout(TIMEOUT, socket.next()).await.expect("timed out: a response").unwrap().unwrap();
         assert!(answer.into_text().unwrap().contains("\"pong\""));
         times.push(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -83,7 +83,7 @@ fn files(hub: &HubProcess) -> usize {
 /// Requests an upgrade. Returns the status of the response, and whether it has Retry-After.
 fn ask(address: SocketAddr, path: &str) -> Option<(u16, bool)> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -133,9 +133,9 @@ async fn a_flood_of_connects_is_rejected_without_affecting_other_clients() {
     });
     let refused: usize = statuses.iter().filter(|(status, _)| **status == Some((429, true))).map(|(_, n)| n).sum();
     let upgraded: usize = statuses.iter().filter(|(status, _)| **status == Some((101, false))).map(|(_, n)| n).sum();
-    assert_eq!(refused + upgraded, CONNECTS, "each is answered: {statuses:?}");
+    assert_eq!(refused + upgraded, CONNECTS, "each request receives a response: {statuses:?}");
     assert!(refused > CONNECTS / 2, "{statuses:?}");
-    block_in_place(|| until("their files are closed", || files(&hub) <= before));
+    block_in_place(|| until("the files of the flood are closed", || files(&hub) <= before));
     let metrics = block_in_place(|| metrics(address));
     let counted = metrics.lines().find_map(|line| {
         line.strip_prefix("fanfare_refusals_total{limit=\"connects_per_second_per_address\"} ")?.trim().parse().ok()
@@ -148,7 +148,7 @@ async fn a_flood_of_connects_is_rejected_without_affecting_other_clients() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_handshakes_time_out() {
     let hub = start(&["--handshake-timeout", "1s", "--connects-per-second-per-address", "0"]);
-    let mut served = connect_at_last(&hub).await;
+    let mut served = connect_with_retries(&hub).await;
     let before = files(&hub);
     let mut slow = Vec::new();
     for i in 0..300 {
@@ -158,7 +158,7 @@ async fn unfinished_handshakes_time_out() {
         slow.push(stream);
     }
     assert!(!round_trips(&mut served, || false).await.is_empty());
-    block_in_place(|| until("they are closed", || files(&hub) <= before));
+    block_in_place(|| until("the connections are closed", || files(&hub) <= before));
     drop(slow);
 }
 
@@ -184,7 +184,7 @@ async fn a_flooding_client_is_closed_and_others_are_served() {
                 }
             }
         };
-        timeout(PATIENCE, closed).await.expect("closed");
+        timeout(TIMEOUT, closed).await.expect("closed");
     }
     assert!(!round_trips(&mut served, || false).await.is_empty());
 }
@@ -195,7 +195,7 @@ fn an_ambiguous_request_is_never_answered_twice() {
     let hub = HubProcess::start(Path::new(env!("CARGO_BIN_EXE_fanfare")), &[], &[("SECRET_KEY", SECRET)]);
     let answers = |text: &str| {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();

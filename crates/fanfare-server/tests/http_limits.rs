@@ -1,7 +1,7 @@
 //! HTTP clients that hold connections: silent, slow, or too many. Other clients are served meanwhile, and no resources
 //! leak.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use testbed::{HubProcess, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fanfare");
 
@@ -42,7 +42,7 @@ fn without_bodies() -> [String; 4] {
 
 fn connect(address: SocketAddr, text: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     // A connection that was evicted may be reset already.
     let _ = stream.write_all(text.as_bytes());
     stream
@@ -91,7 +91,7 @@ fn client(address: SocketAddr) -> TcpStream {
 }
 
 fn is_alive(hub: &HubProcess) {
-    let live = hub.get("/health/live").expect("an answer");
+    let live = hub.get("/health/live").expect("no response");
     assert!(live.starts_with("HTTP/1.1 200"), "{live}");
 }
 
@@ -115,7 +115,7 @@ fn a_missing_body_times_out() {
         let answer = read_to_close(&mut stream);
         assert!(answer.starts_with("HTTP/1.1 408") || answer.starts_with("HTTP/1.1 404"), "{answer}");
     }
-    until("no file is left open", || files(hub.id()) <= before);
+    until("all files are closed", || files(hub.id()) <= before);
 }
 
 // attack: heads and bodies sent byte by byte => closed soon after handshake_timeout
@@ -126,7 +126,7 @@ fn sending_byte_by_byte_does_not_extend_the_timeout() {
     let mut slow: Vec<_> = without_bodies().iter().map(|head| connect(hub.address(), head)).collect();
     slow.push(connect(hub.address(), "GET / HTTP/1.1\r\nX-Slow: "));
     let begun = Instant::now();
-    until("they are closed although they continue to send", || {
+    until("the connections are closed although they continue to send", || {
         for stream in &mut slow {
             let _ = stream.write_all(b"1");
         }
@@ -204,8 +204,8 @@ fn a_response_that_is_not_read_times_out() {
     let before = files(hub.id());
     let many = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: hub\r\n\r\n".repeat(40);
     let held: Vec<_> = (0..12).map(|_| connect(hub.address(), &many)).collect();
-    until("each was accepted and closed", || refusals(&hub, "handshake_timeout") >= held.len());
-    until("no file is left open", || files(hub.id()) <= before);
+    until("each connection was accepted and closed", || refusals(&hub, "handshake_timeout") >= held.len());
+    until("all files are closed", || files(hub.id()) <= before);
 }
 
 // attack: TLS handshakes that never end => closed at handshake_timeout
@@ -217,7 +217,7 @@ fn an_unfinished_tls_handshake_times_out() {
     let (certificate, key) = (file("server.pem"), file("server.key"));
     let tls = ["--tls-certificate-file", &certificate, "--tls-key-file", &key, "--handshake-timeout", "1s"];
     let hub = HubProcess::launch(Path::new(PROGRAM), &tls, &[("SECRET_KEY", SECRET)]);
-    until("it listens", || TcpStream::connect(hub.address()).is_ok());
+    until("the hub listens", || TcpStream::connect(hub.address()).is_ok());
     // No data, and the beginning of a ClientHello.
     for text in ["", "\u{16}\u{3}\u{1}\u{2}"] {
         assert_eq!(read_to_close(&mut connect(hub.address(), text)), "");
@@ -235,8 +235,8 @@ fn the_metrics_listener_has_the_same_limits() {
         read_to_close(&mut stream);
     }
     let held: Vec<_> = (0..100).map(|_| connect(port, "GET /metr")).collect();
-    let figures = testbed::get(port, "/metrics").expect("a scrape");
-    assert!(figures.contains("fanfare_refusals_total{limit=\"max_http_connections_per_address\"}"), "{figures}");
+    let metrics = testbed::get(port, "/metrics").expect("no response to the scrape");
+    assert!(metrics.contains("fanfare_refusals_total{limit=\"max_http_connections_per_address\"}"), "{metrics}");
     drop((held, hub));
 }
 
@@ -250,7 +250,7 @@ fn refusals(hub: &HubProcess, limit: &str) -> usize {
     metrics.lines().find_map(|text| text.strip_prefix(&line)?.parse().ok()).unwrap_or_default()
 }
 
-// attack: a body over the limit of 1, 5 or 20 MB => the sender gets its 413, 401 or 404, and no reset, though it reads only once all is sent
+// attack: a body over the limit of 1, 5 or 20 MB => the sender receives the 413, 401 or 404, and no reset, even if it reads only after it has sent everything
 #[test]
 fn a_body_over_the_limit_is_answered_without_a_reset() {
     let hub = start(&[]);
@@ -330,19 +330,19 @@ fn hsts_is_sent_only_over_tls() {
     let file = |name: &str| home.path().join(name).display().to_string();
     let (certificate, key, authority) = (file("server.pem"), file("server.key"), file("ca.pem"));
     let tls = ["--tls-certificate-file", &certificate, "--tls-key-file", &key];
-    for (arguments, told) in [
+    for (arguments, expected) in [
         ([&tls[..], &["--hsts-max-age", "365d"]].concat(), true),
         (tls.to_vec(), false),
         (vec!["--hsts-max-age", "365d"], false),
     ] {
         let hub = HubProcess::launch(Path::new(PROGRAM), &arguments, &[("SECRET_KEY", SECRET)]);
-        until("it listens", || TcpStream::connect(hub.address()).is_ok());
+        until("the hub listens", || TcpStream::connect(hub.address()).is_ok());
         let scheme = if arguments.contains(&"--tls-key-file") { "https" } else { "http" };
         let url = format!("{scheme}://{}/health/live", hub.address());
         let output = std::process::Command::new("curl").args(["-sSi", "--cacert", &authority, &url]).output().unwrap();
         let answer = String::from_utf8_lossy(&output.stdout).to_ascii_lowercase();
         assert!(answer.starts_with("http/1.1 200"), "{answer}{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(answer.contains("strict-transport-security: max-age=31536000"), told, "{arguments:?} {answer}");
+        assert_eq!(answer.contains("strict-transport-security: max-age=31536000"), expected, "{arguments:?} {answer}");
     }
 }
 
@@ -370,7 +370,7 @@ fn handshake(stream: &mut TcpStream, path: &str) {
 
 // attack: one user takes over one connection 320 times and reads nothing, on a hub with 300 files => the replaced sockets are closed
 #[test]
-fn replaced_connections_can_not_use_up_the_files() {
+fn replaced_connections_cannot_exhaust_the_files() {
     let fast = ["--connects-per-second-per-user", "0", "--connects-per-second-per-address", "0"];
     let hub = start_with_files(300, &[&fast[..], &["--max-connections", "10", "--handshake-timeout", "10m"]].concat());
     let mut first = connect(hub.address(), "");
@@ -392,9 +392,9 @@ fn replaced_connections_can_not_use_up_the_files() {
     drop(held);
 }
 
-// attack: 5 MB of a body that was asked for (Expect: 100-continue, chunked), or of a request with two Hosts => 413 or 400, and no reset
+// attack: 5 MB of a requested body (Expect: 100-continue, chunked), or of a request with two Host headers => 413 or 400, and no reset
 #[test]
-fn a_body_that_was_asked_for_is_answered_and_not_reset() {
+fn a_rejected_body_in_transit_is_answered_without_a_reset() {
     let hub = start(&[]);
     let publisher = token(Claims { publish: true, ..Claims::default() });
     let body = vec![b'x'; 5 << 20];

@@ -1,6 +1,6 @@
 //! The keys of an identity provider that rotates them and is sometimes unavailable.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use axum::{Json, Router, http::StatusCode, response::IntoResponse, routing::get};
 use fanfare::{
@@ -21,14 +21,14 @@ use testbed::{HubProcess, until};
 use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An identity provider.
 #[derive(Clone, Default)]
 struct Provider {
     /// The response. `None`: the provider is unavailable.
     keys: Arc<Mutex<Option<Value>>>,
-    asked: Arc<AtomicUsize>,
+    fetches: Arc<AtomicUsize>,
 }
 
 impl Provider {
@@ -40,7 +40,7 @@ impl Provider {
         let app = Router::new().route(
             "/jwks.json",
             get(async move || {
-                answer.asked.fetch_add(1, Ordering::Relaxed);
+                answer.fetches.fetch_add(1, Ordering::Relaxed);
                 match answer.keys.lock().unwrap().clone() {
                     Some(keys) => Json(keys).into_response(),
                     None => StatusCode::BAD_GATEWAY.into_response(),
@@ -56,7 +56,7 @@ impl Provider {
         *self.keys.lock().unwrap() = Some(serde_json::json!({ "keys": keys }));
     }
 
-    fn leave(&self) {
+    fn stop_serving(&self) {
         *self.keys.lock().unwrap() = None;
     }
 }
@@ -78,11 +78,11 @@ fn start(url: &str, more: &[&str]) -> HubProcess {
     block_in_place(|| HubProcess::start(program, &[&own, more].concat(), &[]))
 }
 
-/// `ack`, or the close code and the first word of the reason.
-async fn shown(hub: &HubProcess, token: &str) -> String {
+/// Connects. Returns `ack`, or the close code and the code in the close reason.
+async fn first_message(hub: &HubProcess, token: &str) -> String {
     let url = format!("ws://{}/ws?token={token}", hub.address());
-    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
-    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+    let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap();
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => {
             serde_json::from_str::<Value>(&text).unwrap()["type"].as_str().unwrap().to_owned()
         }
@@ -93,14 +93,14 @@ async fn shown(hub: &HubProcess, token: &str) -> String {
     }
 }
 
-async fn until_shown(hub: &HubProcess, token: &str, wanted: &str) {
-    let deadline = Instant::now() + PATIENCE;
+async fn until_first_message_is(hub: &HubProcess, token: &str, expected: &str) {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        let heard = shown(hub, token).await;
-        if heard == wanted {
+        let received = first_message(hub, token).await;
+        if received == expected {
             return;
         }
-        assert!(Instant::now() < deadline, "{heard} instead of {wanted}:\n{}", hub.log());
+        assert!(Instant::now() < deadline, "{received} instead of {expected}:\n{}", hub.log());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -111,29 +111,33 @@ async fn rotated_keys_of_a_provider_are_fetched_without_a_restart() {
     let (provider, url) = Provider::start().await;
     provider.serve(&[&first]);
     let hub = start(&url, &["--connects-per-second-per-address", "0"]);
-    assert_eq!(shown(&hub, &token(&first, "https://idp")).await, "ack");
-    assert_eq!(shown(&hub, &token(&first, "https://other")).await, "1008 token_invalid");
+    assert_eq!(first_message(&hub, &token(&first, "https://idp")).await, "ack");
+    assert_eq!(first_message(&hub, &token(&first, "https://other")).await, "1008 token_invalid");
     // Tokens with invented keys do not cause a flood of fetches.
-    let (asked, begun) = (provider.asked.load(Ordering::Relaxed), Instant::now());
+    let (fetches, begun) = (provider.fetches.load(Ordering::Relaxed), Instant::now());
     for _ in 0..50 {
-        assert_eq!(shown(&hub, &token(&stranger, "https://idp")).await, "1008 token_invalid");
+        assert_eq!(first_message(&hub, &token(&stranger, "https://idp")).await, "1008 token_invalid");
     }
-    let more = provider.asked.load(Ordering::Relaxed) - asked;
+    let more = provider.fetches.load(Ordering::Relaxed) - fetches;
     // The hub fetches at most every 10 s, however long the 50 connects took.
     let most = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 10;
     assert!(more <= most, "{more} of {most}");
 
     provider.serve(&[&first, &second]);
-    until_shown(&hub, &token(&second, "https://idp"), "ack").await;
-    assert_eq!(shown(&hub, &token(&first, "https://idp")).await, "ack", "both, during the rotation");
+    until_first_message_is(&hub, &token(&second, "https://idp"), "ack").await;
+    assert_eq!(
+        first_message(&hub, &token(&first, "https://idp")).await,
+        "ack",
+        "both keys are valid during the rotation"
+    );
     provider.serve(&[&second]);
-    until_shown(&hub, &token(&stranger, "https://idp"), "1008 token_invalid").await;
+    until_first_message_is(&hub, &token(&stranger, "https://idp"), "1008 token_invalid").await;
 
-    provider.leave();
-    until_shown(&hub, &token(&stranger, "https://idp"), "1013 keys_unavailable").await;
-    assert_eq!(shown(&hub, &token(&second, "https://idp")).await, "ack", "what was fetched stays");
-    let says = "can't be fetched: the response was 502 Bad Gateway";
-    block_in_place(|| until(says, || hub.log().contains(says)));
+    provider.stop_serving();
+    until_first_message_is(&hub, &token(&stranger, "https://idp"), "1013 keys_unavailable").await;
+    assert_eq!(first_message(&hub, &token(&second, "https://idp")).await, "ack", "fetched keys are retained");
+    let expected = "can't be fetched: the response was 502 Bad Gateway";
+    block_in_place(|| until(expected, || hub.log().contains(expected)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,10 +145,12 @@ async fn a_hub_starts_while_its_provider_is_unavailable() {
     let (minter, _) = key();
     let (provider, url) = Provider::start().await;
     let hub = start(&url, &[]);
-    assert_eq!(shown(&hub, &token(&minter, "https://idp")).await, "1013 keys_unavailable");
+    assert_eq!(first_message(&hub, &token(&minter, "https://idp")).await, "1013 keys_unavailable");
     provider.serve(&[&minter]);
-    until_shown(&hub, &token(&minter, "https://idp"), "ack").await;
-    block_in_place(|| until("it says so", || hub.log().contains("the keys at jwks_url are available again")));
+    until_first_message_is(&hub, &token(&minter, "https://idp"), "ack").await;
+    block_in_place(|| {
+        until("the end of the outage is logged", || hub.log().contains("the keys at jwks_url are available again"))
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +168,11 @@ async fn own_tokens_are_verifiable_with_the_published_key() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let claims = Claims { sub: "ann".to_owned(), exp: Some(now + 600), ..Claims::default() };
     for minter in [&minter, &old] {
-        assert_eq!(shown(&hub, &minter.mint(&claims)).await, "ack", "the new key, and the one that it replaces");
+        assert_eq!(
+            first_message(&hub, &minter.mint(&claims)).await,
+            "ack",
+            "the new key and the previous one are valid"
+        );
     }
     let answer = block_in_place(|| hub.get("/.well-known/jwks.json")).unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -172,5 +182,5 @@ async fn own_tokens_are_verifiable_with_the_published_key() {
         std::process::Command::new(program).args(["token", "--sub", "bob"]).args(arguments).output().unwrap()
     });
     let made = String::from_utf8(made.stdout).unwrap();
-    assert_eq!(shown(&hub, made.trim()).await, "ack");
+    assert_eq!(first_message(&hub, made.trim()).await, "ack");
 }

@@ -1,6 +1,6 @@
 //! Logs, responses and close reasons contain no credentials, at any log level.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use futures_util::StreamExt;
@@ -24,7 +24,7 @@ use tokio_tungstenite::{
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const PASSWORD: &str = "correct horse battery";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -38,7 +38,7 @@ fn token(user: &str) -> String {
 fn ask(hub: &HubProcess, method: &str, path: &str, bearer: &str, body: &str) -> String {
     block_in_place(|| {
         let mut stream = TcpStream::connect(hub.address()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {bearer}\r\n\
@@ -52,7 +52,7 @@ fn ask(hub: &HubProcess, method: &str, path: &str, bearer: &str, body: &str) -> 
     })
 }
 
-// attack: reading logs at level trace, answers and close reasons for credentials => no password, token, key or secret appears in any
+// attack: reading logs at level trace, responses and close reasons for credentials => no password, token, key or secret appears in any
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_contain_no_credentials_at_any_level() {
     let (redis, postgres) = block_in_place(|| (RedisServer::setup().password("hush-redis").start(), Postgres::start()));
@@ -68,10 +68,10 @@ async fn logs_contain_no_credentials_at_any_level() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
-    let (_, said) = run(&["user", "add", "ann@example.org", "--role", "admin", "--password-stdin"], PASSWORD);
-    assert!(!said.contains(PASSWORD), "{said}");
-    let (key, said) = run(&["key", "add", "ci"], "");
-    assert!(!said.contains(key.trim()), "{said}");
+    let (_, messages) = run(&["user", "add", "ann@example.org", "--role", "admin", "--password-stdin"], PASSWORD);
+    assert!(!messages.contains(PASSWORD), "{messages}");
+    let (key, messages) = run(&["key", "add", "ci"], "");
+    assert!(!messages.contains(key.trim()), "{messages}");
 
     let login = format!(r#"{{"email":"ann@example.org","password":"{PASSWORD}"}}"#);
     let session = ask(&hub, "POST", "/auth/login", "", &login);
@@ -79,7 +79,7 @@ async fn logs_contain_no_credentials_at_any_level() {
     let [access, refresh] = ["access_token", "refresh_token"].map(|name| session[name].as_str().unwrap().to_owned());
     let tokens = ["query", "header", "protocol", "expired"].map(token);
     block_in_place(|| {
-        until("the key is known", || {
+        until("the key is accepted", || {
             ask(&hub, "POST", "/events", key.trim(), r#"{"type":"note","audience":"everyone"}"#).contains(" 201 ")
         });
     });
@@ -107,16 +107,16 @@ async fn logs_contain_no_credentials_at_any_level() {
         url(&format!("?token={}", key.trim())).into_client_request().unwrap(),
     ];
     for request in requests {
-        let (mut socket, answer) = timeout(PATIENCE, connect_async(request)).await.unwrap().unwrap();
+        let (mut socket, answer) = timeout(TIMEOUT, connect_async(request)).await.unwrap().unwrap();
         answers.push(format!("{:?}", answer.headers()));
-        match timeout(PATIENCE, socket.next()).await.unwrap() {
+        match timeout(TIMEOUT, socket.next()).await.unwrap() {
             Some(Ok(Message::Text(text))) => answers.push(text.to_string()),
             Some(Ok(Message::Close(frame))) => answers.push(format!("{frame:?}")),
             other => panic!("{other:?}"),
         }
     }
     let log = hub.log();
-    assert!(log.contains("TRACE"), "it says all it can");
+    assert!(log.contains("TRACE"), "the log contains lines of level trace");
     // The middle of each credential, because the beginnings are alike.
     let middle = |text: &str| text[text.len() / 2 - 8..text.len() / 2 + 8].to_owned();
     let secrets = [&access, &refresh, key.trim(), &tokens[0], &tokens[1], &tokens[2], &tokens[3]].map(middle);
@@ -124,8 +124,8 @@ async fn logs_contain_no_credentials_at_any_level() {
         [PASSWORD, SECRET, "hush-redis", "database's password", "database%27s", "a%20database"].map(str::to_owned);
     for secret in secrets.iter().chain(&plain) {
         let line = log.lines().find(|line| line.contains(secret.as_str()));
-        assert_eq!(line, None, "the log holds {secret}");
+        assert_eq!(line, None, "the log contains {secret}");
         let answer = answers.iter().find(|answer| answer.contains(secret.as_str()));
-        assert_eq!(answer, None, "an answer holds {secret}");
+        assert_eq!(answer, None, "a response contains {secret}");
     }
 }

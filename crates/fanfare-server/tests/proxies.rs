@@ -1,7 +1,7 @@
 //! The proxies of deploy/ in front of two workers, with their configuration files: TLS, the upgrade, client addresses,
 //! and a rolling restart of the workers.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use testbed::{Authority, HubProcess, RedisServer, free_port, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 const EVENTS: usize = 400;
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -61,10 +61,15 @@ impl Site {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/setup"));
         let site = Self { proxy: child, port, hub, files, _redis: redis };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !site.run(&["health"]).status.success() {
             let log = || fs::read_to_string(site.files.path().join("proxy.log")).unwrap();
-            assert!(Instant::now() < deadline, "the proxy lets nobody through: {:?} {}", site.run(&["health"]), log());
+            assert!(
+                Instant::now() < deadline,
+                "timed out: the hub is not reachable through the proxy: {:?} {}",
+                site.run(&["health"]),
+                log()
+            );
         }
         site
     }
@@ -88,14 +93,14 @@ impl Site {
         let log = fs::File::create(self.files.path().join(from)).unwrap();
         let tail = tail.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let live = || fs::read_to_string(self.files.path().join(from)).unwrap().contains("connected as");
-        until("the listener is live", live);
+        until("the listener is connected", live);
         tail
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        // It may have ended.
+        // The proxy may have exited.
         let _ = self.proxy.kill();
         let _ = self.proxy.wait();
     }
@@ -120,7 +125,7 @@ fn nginx(files: &Path, port: u16, hub: &str) -> Command {
         path("fanfare.conf")
     );
     fs::write(files.join("nginx.conf"), main).unwrap();
-    // Debian installs it in a directory that is in the PATH of root only.
+    // Debian installs nginx in a directory that is only in the PATH of root.
     let mut command = Command::new(if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" });
     command.arg("-p").arg(files).arg("-c").arg(files.join("nginx.conf"));
     command
@@ -154,7 +159,7 @@ fn publish(input: &mut ChildStdin, events: std::ops::Range<usize>) {
 }
 
 /// Whether all clients from one address connect and receive every event.
-fn all_get_in(site: &Site, source: &str, clients: &str) -> bool {
+fn all_connect(site: &Site, source: &str, clients: &str) -> bool {
     let load = ["bench", "--connections", clients, "--hold", "1s", "--source", source, "--rate", "20"];
     site.run(&load).status.success()
 }
@@ -172,8 +177,8 @@ fn workers_behind(proxy: fn(&Path, u16, &str) -> Command) {
     drop(input);
     assert!(publisher.wait().unwrap().success());
     for listener in listeners {
-        let heard = listener.wait_with_output().unwrap();
-        let ids: Vec<_> = String::from_utf8(heard.stdout)
+        let output = listener.wait_with_output().unwrap();
+        let ids: Vec<_> = String::from_utf8(output.stdout)
             .unwrap()
             .lines()
             .map(|line| serde_json::from_str::<Value>(line).unwrap()["data"]["n"].as_u64().unwrap())
@@ -182,18 +187,18 @@ fn workers_behind(proxy: fn(&Path, u16, &str) -> Command) {
     }
     // Two workers with a limit of five each: eleven clients from one address exceed it, and ten from two addresses do
     // not.
-    assert!(!all_get_in(&site, "127.0.0.9", "11"), "clients count by the forwarded address");
+    assert!(!all_connect(&site, "127.0.0.9", "11"), "clients count by the forwarded address");
     std::thread::scope(|scope| {
-        let both = ["127.0.0.7", "127.0.0.8"].map(|source| scope.spawn(|| all_get_in(&site, source, "5")));
+        let both = ["127.0.0.7", "127.0.0.8"].map(|source| scope.spawn(|| all_connect(&site, source, "5")));
         assert!(both.map(|all| all.join().unwrap()).iter().all(|all| *all), "each address has its own limit");
     });
 }
 
 /// The output of a proxy and of curl when a client connects while the hub is down.
 fn log_without_a_hub(proxy: fn(&Path, u16, &str) -> Command) -> String {
-    let (files, port, nobody) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+    let (files, port, closed) = (tempfile::tempdir().unwrap(), free_port(), free_port());
     Authority::new().issue(files.path(), 90);
-    let mut command = proxy(files.path(), port, &format!("127.0.0.1:{nobody}"));
+    let mut command = proxy(files.path(), port, &format!("127.0.0.1:{closed}"));
     let log = fs::File::create(files.path().join("proxy.log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/setup"));
@@ -207,12 +212,14 @@ fn log_without_a_hub(proxy: fn(&Path, u16, &str) -> Command) -> String {
         String::from_utf8(output.stdout).unwrap()
     };
     let log = || fs::read_to_string(files.path().join("proxy.log")).unwrap();
-    until("the proxy answers that the hub is down", || ask("/ws?token=hush-query&topics=a").starts_with('5'));
+    until("the proxy returns an error because the hub is down", || {
+        ask("/ws?token=hush-query&topics=a").starts_with('5')
+    });
     until("the log says that the hub is down", || {
         ask("/health");
         log().contains("/health")
     });
-    // It may have ended.
+    // The proxy may have exited.
     let _ = child.kill();
     let _ = child.wait();
     log()

@@ -3,7 +3,7 @@
 //! A test of something that an attacker would try has a comment directly above it:
 //! `attack: <what is tried> => <what the hub does>`. `UPDATE_DOCS=1 cargo test --test security_docs` rewrites the table.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ const DOCUMENT: &str = "docs/security.md";
 const BEGIN: &str = "<!-- attacks: begin -->";
 const END: &str = "<!-- attacks: end -->";
 
-/// Where tests live, as folders below the repository's root.
+/// The directories of tests, below the repository's root.
 const ROOTS: [&str; 4] = ["crates", "tests/python", "tests/e2e", "clients"];
 const SKIPPED: [&str; 6] = ["node_modules", "target", "dist", "build", "__pycache__", ".venv"];
 
@@ -137,7 +137,7 @@ fn annotation(line: &str) -> Option<&str> {
     Some(comment.trim_start().strip_prefix("attack:")?.trim())
 }
 
-/// The name of the test that begins behind nothing but comments, attributes and decorators.
+/// The name of the test that follows, with only comments, attributes and decorators in between.
 fn test_below(lines: &[&str]) -> Option<String> {
     let mut brackets = 0;
     for line in lines {
@@ -166,7 +166,7 @@ fn test_name(line: &str) -> Option<String> {
     let quote = rest.chars().next()?;
     match quote {
         '"' | '\'' | '`' => Some(rest[1..].split(quote).next()?.to_owned()),
-        // A test whose name is made of its case.
+        // A test whose name is computed from its case.
         _ => Some(rest.split([',', ')']).next()?.to_owned()),
     }
 }

@@ -1,6 +1,6 @@
 //! The hub under a service manager: notifications and socket activation.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,7 +15,7 @@ use std::{
 use testbed::{HubProcess, RedisServer, get, until};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -33,13 +33,13 @@ impl Manager {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, path: path.display().to_string(), _home: home }
     }
 
     fn next(&self) -> String {
         let mut buffer = [0; 256];
-        let n = self.socket.recv(&mut buffer).expect("a word in time");
+        let n = self.socket.recv(&mut buffer).expect("timed out: a notification");
         String::from_utf8(buffer[..n].to_vec()).unwrap().trim().to_owned()
     }
 
@@ -61,7 +61,7 @@ fn notifies_its_state(more: &[&str]) {
     assert_eq!(manager.next(), "READY=1");
     assert!(
         hub.get("/health/live").unwrap().starts_with("HTTP/1.1 200"),
-        "it serves when it notifies that it is ready"
+        "the hub serves once it has notified that it is ready"
     );
     for _ in 0..3 {
         assert_eq!(manager.next(), "WATCHDOG=1");
@@ -134,7 +134,7 @@ impl Given {
 
 impl Drop for Given {
     fn drop(&mut self) {
-        // It may have ended.
+        // The hub may have exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -149,7 +149,7 @@ fn serves_on_an_inherited_socket(more: &[&str], ready: &str) {
     hub.end();
     // A connection that arrives between two hubs waits and is served by the next one.
     let mut waiting = TcpStream::connect(address).unwrap();
-    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    waiting.set_read_timeout(Some(TIMEOUT)).unwrap();
     waiting.write_all(b"GET /health/live HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").unwrap();
     let _next = Given::start(&listener, more);
     let mut answer = String::new();

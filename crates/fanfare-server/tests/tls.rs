@@ -1,6 +1,6 @@
 //! TLS with the commands of the program, OpenSSL, and an independent WebSocket client.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use futures_util::{SinkExt, StreamExt};
@@ -27,7 +27,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -79,9 +79,9 @@ impl Server {
         let config = config.with_root_certificates(roots).with_no_client_auth();
         let connecting =
             TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream);
-        let stream = timeout(PATIENCE, connecting).await??;
+        let stream = timeout(TIMEOUT, connecting).await??;
         let url = format!("wss://localhost/ws?token={}", token(false, 600));
-        Ok(timeout(PATIENCE, client_async(url, stream)).await??.0)
+        Ok(timeout(TIMEOUT, client_async(url, stream)).await??.0)
     }
 
     /// Runs the program against the hub, with its authority as trusted.
@@ -105,7 +105,7 @@ impl Server {
 }
 
 async fn next(socket: &mut Socket) -> Value {
-    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
         other => panic!("expected a text message, got {other:?}"),
     }
@@ -123,8 +123,8 @@ async fn the_commands_support_tls() {
     assert_eq!((tail.status.success(), &event["event_id"]), (true, &json!("e2")));
     let load = ["bench", "--connections", "50", "--hold", "1s", "--storms", "1", "--storm-spread", "200ms"];
     let load = block_in_place(|| server.run(&load));
-    let said = String::from_utf8_lossy(&load.stdout);
-    assert!(load.status.success() && said.contains("50 of 50, 0 failed"), "{said}");
+    let output = String::from_utf8_lossy(&load.stdout);
+    assert!(load.status.success() && output.contains("50 of 50, 0 failed"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +132,7 @@ async fn a_command_with_the_wrong_scheme_names_the_right_one() {
     let server = block_in_place(|| Server::start(&[]));
     let plain = block_in_place(|| HubProcess::start(program(), &[], &[("SECRET_KEY", SECRET)]));
     let ca = server.files.path().join("ca.pem");
-    for (url, says) in [
+    for (url, expected) in [
         (format!("ws://localhost:{}/ws", server.hub.address().port()), "speaks TLS: use wss:// or https:// in its URL"),
         (
             format!("https://localhost:{}", plain.address().port()),
@@ -150,10 +150,13 @@ async fn a_command_with_the_wrong_scheme_names_the_right_one() {
             let mut command = Command::new(program());
             command.args(arguments).args(["--url", &url]).env("SECRET_KEY", SECRET).stdin(Stdio::null());
             command.env("SSL_CERT_FILE", &ca).current_dir(server.files.path());
-            let output = block_in_place(|| command.output()).unwrap();
-            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-            assert!(!output.status.success() && said.contains(says), "{arguments:?} {url}: {said}");
-            assert!(!said.contains("again in") && said.matches(says).count() == 1, "{arguments:?} {url}: {said}");
+            let ran = block_in_place(|| command.output()).unwrap();
+            let output = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
+            assert!(!ran.status.success() && output.contains(expected), "{arguments:?} {url}: {output}");
+            assert!(
+                !output.contains("again in") && output.matches(expected).count() == 1,
+                "{arguments:?} {url}: {output}"
+            );
         }
     }
 }
@@ -196,7 +199,7 @@ async fn a_slow_tls_client_delays_no_other_and_loses_no_events() {
             assert_eq!(next(socket).await["type"], "pong");
         }
         socket.close(None).await.unwrap();
-        assert!(matches!(timeout(PATIENCE, socket.next()).await.unwrap(), Some(Ok(Message::Close(_))) | None));
+        assert!(matches!(timeout(TIMEOUT, socket.next()).await.unwrap(), Some(Ok(Message::Close(_))) | None));
     }
 }
 
@@ -204,17 +207,21 @@ async fn a_slow_tls_client_delays_no_other_and_loses_no_events() {
 async fn a_new_certificate_is_used_without_closing_connections() {
     let server = block_in_place(|| Server::start(&[]));
     let mut before = server.connect(false).await;
-    let (first, shown) =
+    let (first, certificate_of) =
         (server.certificate(), |socket: &Socket| socket.get_ref().get_ref().1.peer_certificates().unwrap()[0].to_vec());
-    assert!(shown(&before) == first);
+    assert!(certificate_of(&before) == first);
     server.authority.issue(server.files.path(), 30);
-    block_in_place(|| until("it is reloaded", || server.hub.log().contains("the certificate was reloaded")));
+    block_in_place(|| {
+        until("the certificate is reloaded", || server.hub.log().contains("the certificate was reloaded"))
+    });
     let after = server.connect(false).await;
-    assert!(shown(&after) == server.certificate() && shown(&after) != first);
+    assert!(certificate_of(&after) == server.certificate() && certificate_of(&after) != first);
     std::fs::write(server.files.path().join("server.key"), "no key").unwrap();
-    block_in_place(|| until("it is rejected", || server.hub.log().contains("the certificate was not reloaded")));
+    block_in_place(|| {
+        until("the certificate is rejected", || server.hub.log().contains("the certificate was not reloaded"))
+    });
     let still = server.connect(false).await;
-    assert!(shown(&still) == shown(&after));
+    assert!(certificate_of(&still) == certificate_of(&after));
     assert_eq!(next(&mut before).await["type"], "ack");
     before.send(Message::text(r#"{"type":"ping"}"#)).await.unwrap();
     assert_eq!(next(&mut before).await["type"], "pong");
@@ -225,16 +232,17 @@ async fn a_new_certificate_is_used_without_closing_connections() {
 async fn only_secure_tls_versions_are_accepted() {
     let server = block_in_place(|| Server::start(&[]));
     for (version, speaks) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false), ("-tls1", false)] {
-        let said = block_in_place(|| server.openssl(&[version, "-cipher", "ALL:@SECLEVEL=0", "-verify_return_error"]));
-        let spoke = said.contains("Verify return code: 0 (ok)") && !said.contains("Cipher is (NONE)");
-        assert_eq!(spoke, speaks, "{version}: {said}");
+        let output =
+            block_in_place(|| server.openssl(&[version, "-cipher", "ALL:@SECLEVEL=0", "-verify_return_error"]));
+        let spoke = output.contains("Verify return code: 0 (ok)") && !output.contains("Cipher is (NONE)");
+        assert_eq!(spoke, speaks, "{version}: {output}");
     }
     for weak in ["AES128-SHA", "ECDHE-ECDSA-AES128-SHA", "NULL"] {
-        let said = block_in_place(|| server.openssl(&["-tls1_2", "-cipher", &format!("{weak}:@SECLEVEL=0")]));
-        assert!(said.contains("Cipher is (NONE)"), "{weak}: {said}");
+        let output = block_in_place(|| server.openssl(&["-tls1_2", "-cipher", &format!("{weak}:@SECLEVEL=0")]));
+        assert!(output.contains("Cipher is (NONE)"), "{weak}: {output}");
     }
-    let said = block_in_place(|| server.openssl(&["-alpn", "h2,http/1.1"]));
-    assert!(said.contains("ALPN protocol: http/1.1"), "{said}");
+    let output = block_in_place(|| server.openssl(&["-alpn", "h2,http/1.1"]));
+    assert!(output.contains("ALPN protocol: http/1.1"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,7 +253,7 @@ async fn unusable_certificate_files_stop_the_start_with_advice() {
     let other = tempfile::tempdir().unwrap();
     authority.issue(other.path(), 90);
     let other = other.path().join("server.key").display().to_string();
-    for (certificate, key, says) in [
+    for (certificate, key, expected) in [
         (path("server.pem"), None, "TLS needs both"),
         (path("missing.pem"), Some(path("server.key")), "missing.pem: "),
         (path("server.key"), Some(path("server.key")), "the file contains no certificate in PEM form"),
@@ -257,11 +265,11 @@ async fn unusable_certificate_files_stop_the_start_with_advice() {
             ["--tls-certificate-file", &certificate].into_iter().chain(key.iter().map(String::as_str)).collect();
         let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
         assert_eq!(block_in_place(|| hub.wait()).code(), Some(2), "{}", hub.log());
-        assert!(hub.log().contains(says), "{says}: {}", hub.log());
+        assert!(hub.log().contains(expected), "{expected}: {}", hub.log());
     }
 }
 
-// attack: a PROXY header from an address that is not listed => the connection fails; a client can't choose its own address
+// attack: a PROXY header from an address that is not listed => the connection fails; a client cannot choose its own address
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_header_before_tls_sets_the_clients_address() {
     let server =
@@ -279,8 +287,8 @@ async fn a_proxy_header_before_tls_sets_the_clients_address() {
     let mut other = dial("127.0.0.2", two).await.unwrap();
     assert_eq!(next(&mut other).await["type"], "ack", "each client has its own address");
     let mut again = dial("127.0.0.2", one).await.unwrap();
-    let Some(Ok(Message::Close(Some(close)))) = timeout(PATIENCE, again.next()).await.unwrap() else {
-        panic!("the same address twice");
+    let Some(Ok(Message::Close(Some(close)))) = timeout(TIMEOUT, again.next()).await.unwrap() else {
+        panic!("a second connection from the same address was accepted");
     };
     assert!(close.reason.starts_with("max_connections_per_address"), "{close:?}");
     assert!(dial("127.0.0.2", b"").await.is_err(), "a balancer without a header");

@@ -1,6 +1,6 @@
 //! Traces from publish to write, as an OpenTelemetry collector receives them.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use fanfare::{Minter, auth::Claims};
@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
@@ -92,13 +92,13 @@ async fn a_publishers_trace_includes_the_writes_of_all_workers() {
     let mut clients = Vec::new();
     for _ in 0..8 {
         let url = format!("ws://{}/ws?token={}", hub.address(), token());
-        clients.push(timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap().0);
+        clients.push(timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap().0);
     }
     publish(&hub, "untraced", None).await;
     publish(&hub, "traced", Some(&format!("00-{TRACE}-{PARENT}-01"))).await;
     for client in &mut clients {
         loop {
-            let message = timeout(PATIENCE, client.next()).await.unwrap().unwrap().unwrap();
+            let message = timeout(TIMEOUT, client.next()).await.unwrap().unwrap().unwrap();
             if matches!(&message, Message::Text(text) if text.contains("\"traced\"")) {
                 break;
             }
@@ -130,8 +130,8 @@ async fn queued_spans_are_sent_at_shutdown_and_a_missing_collector_blocks_nothin
     hub.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(block_in_place(|| hub.wait()).success());
     assert_eq!(collector.of_event("publish", "e1").len(), 1);
-    let nobody = ["--otlp-endpoint", "http://127.0.0.1:9"];
-    let mut hub = block_in_place(|| HubProcess::start(program(), &nobody, &environment));
+    let closed = ["--otlp-endpoint", "http://127.0.0.1:9"];
+    let mut hub = block_in_place(|| HubProcess::start(program(), &closed, &environment));
     publish(&hub, "e2", None).await;
     hub.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(block_in_place(|| hub.wait()).success());

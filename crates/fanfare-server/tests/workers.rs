@@ -1,6 +1,6 @@
 //! Several workers with one log in Redis, as in a deployment.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use fanfare::{Minter, auth::Claims};
 use fanfare_client::{Listener, Notification, Options, State};
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -45,14 +45,14 @@ fn token(user: &str) -> String {
 /// A client and its `ack`.
 async fn connect(hub: &HubProcess, user: &str, query: &str) -> (Socket, Value) {
     let url = format!("ws://{}/ws?token={}{query}", hub.address(), token(user));
-    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+    let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap();
     let ack = next(&mut socket).await;
     assert_eq!(ack["type"], "ack");
     (socket, ack)
 }
 
 async fn next(socket: &mut Socket) -> Value {
-    match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
         Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
         other => panic!("expected a text message, got {other:?}"),
     }
@@ -61,7 +61,7 @@ async fn next(socket: &mut Socket) -> Value {
 /// The code that the hub closes the connection with.
 async fn close_code(socket: &mut Socket) -> u16 {
     loop {
-        match timeout(PATIENCE, socket.next()).await.expect("a close in time") {
+        match timeout(TIMEOUT, socket.next()).await.expect("timed out: the close") {
             Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
             Some(Ok(_)) => {}
             other => panic!("expected a close frame, got {other:?}"),
@@ -83,7 +83,7 @@ fn publish_surely(hub: &HubProcess, n: u64) {
 fn try_publish(hub: &HubProcess, n: u64) -> io::Result<String> {
     let body =
         json!({ "type": "note", "audience": "everyone", "event_id": format!("e{n}"), "data": { "n": n } }).to_string();
-    block_in_place(|| post_event(hub.address(), &token("backend"), &body, PATIENCE))
+    block_in_place(|| post_event(hub.address(), &token("backend"), &body, TIMEOUT))
 }
 
 fn until_there_are(hub: &HubProcess, workers: usize) -> Vec<u32> {
@@ -105,11 +105,11 @@ async fn a_killed_worker_is_restarted_and_its_clients_lose_no_events() {
         *last = next(socket).await["log_position"].as_str().unwrap().to_owned();
     }
     HubProcess::signal_to(before[0], Signal::SIGKILL);
-    block_in_place(|| until("it is restarted", || hub.log().contains("was killed by signal 9; restarting")));
+    block_in_place(|| until("the worker is restarted", || hub.log().contains("was killed by signal 9; restarting")));
     assert!(publish(&hub, 2).starts_with("HTTP/1.1 201"));
     let mut cut = 0;
     for (i, (socket, last)) in clients.iter_mut().enumerate() {
-        let message = match timeout(PATIENCE, socket.next()).await.unwrap() {
+        let message = match timeout(TIMEOUT, socket.next()).await.unwrap() {
             Some(Ok(Message::Text(text))) => serde_json::from_str(&text).unwrap(),
             _ => {
                 cut += 1;
@@ -121,8 +121,8 @@ async fn a_killed_worker_is_restarted_and_its_clients_lose_no_events() {
         };
         assert_eq!(message["data"]["n"], 2, "{message}");
     }
-    assert!((1..12).contains(&cut), "the clients were spread over the workers; {cut} lost theirs");
-    block_in_place(|| until("three workers again", || hub.workers().len() == 3 && hub.workers() != before));
+    assert!((1..12).contains(&cut), "the clients were spread over the workers; {cut} lost their connection");
+    block_in_place(|| until("three workers run again", || hub.workers().len() == 3 && hub.workers() != before));
     assert_eq!(
         hub.workers().iter().filter(|worker| before.contains(worker)).count(),
         2,
@@ -185,16 +185,16 @@ async fn a_second_signal_exits_immediately() {
         clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
     }
     hub.signal(Signal::SIGTERM);
-    block_in_place(|| until("it shuts down", || hub.log().contains("a second signal exits immediately")));
+    block_in_place(|| until("the hub shuts down", || hub.log().contains("a second signal exits immediately")));
     hub.signal(Signal::SIGINT);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
 }
 
 /// Connects, which must succeed, and disconnects. A worker that shuts down at that moment closes with 1012.
-async fn pass_by(hub: &HubProcess) {
+async fn connect_briefly(hub: &HubProcess) {
     let url = format!("ws://{}/ws?token={}", hub.address(), token("passer-by"));
-    let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().expect("no connect fails");
-    match timeout(PATIENCE, socket.next()).await.expect("an answer in time") {
+    let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().expect("a connect failed");
+    match timeout(TIMEOUT, socket.next()).await.expect("timed out: the first message") {
         Some(Ok(Message::Text(text))) => assert!(text.contains(r#""type":"ack""#), "{text}"),
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1012),
         other => panic!("expected an ack or a close, got {other:?}"),
@@ -212,7 +212,7 @@ async fn sighup_replaces_the_workers_and_no_connect_fails() {
     hub.signal(Signal::SIGHUP);
     let mut connects = 0;
     while !hub.log().contains("all workers are replaced") {
-        pass_by(&hub).await;
+        connect_briefly(&hub).await;
         connects += 1;
     }
     assert!(connects > 0, "the workers are not replaced before the first connect");
@@ -231,7 +231,11 @@ async fn sighup_replaces_the_workers_and_no_connect_fails() {
 async fn count(mut listener: Listener, last: u64) -> u64 {
     let (mut expected, mut resumes) = (1, 0);
     while expected <= last {
-        match timeout(PATIENCE, listener.next()).await.expect("something in time").expect("no refusal") {
+        match timeout(TIMEOUT, listener.next())
+            .await
+            .expect("timed out: a notification")
+            .expect("the hub rejected the listener")
+        {
             Notification::Event(event) => {
                 assert_eq!(event.data::<Value>().unwrap()["n"], expected);
                 expected += 1;
@@ -254,7 +258,7 @@ async fn listeners_receive_every_event_once_during_a_rollout() {
     let mut listeners = JoinSet::new();
     for user in ["ann", "bob", "cleo", "dan"] {
         let mut listener = Options::new(format!("http://{}", hub.address()), token(user)).listen().unwrap();
-        let live = timeout(PATIENCE, listener.next()).await.unwrap().unwrap();
+        let live = timeout(TIMEOUT, listener.next()).await.unwrap().unwrap();
         assert!(matches!(live, Notification::State(State::Live { resumed: false, .. })), "{live:?}");
         listeners.spawn(count(listener, LAST));
     }
@@ -335,7 +339,7 @@ async fn redis_is_reached_with_a_client_certificate() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains(&format!("at localhost:{}", redis.port())), "{text}");
 
-    for (files, says) in [
+    for (files, expected) in [
         (&files[..2], "set redis_certificate_file and redis_key_file"),
         (&["--redis-ca-file", &key], "redis_key_file: there is no certificate in PEM form"),
         (&["--redis-ca-file", "missing.pem"], "redis_ca_file: missing.pem: "),
@@ -343,7 +347,7 @@ async fn redis_is_reached_with_a_client_certificate() {
         let arguments = [&["--redis-url", &url][..], files].concat();
         let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
         assert!(!block_in_place(|| hub.wait()).success());
-        assert!(hub.log().contains(says), "{says}: {}", hub.log());
+        assert!(hub.log().contains(expected), "{expected}: {}", hub.log());
     }
 }
 
@@ -351,7 +355,7 @@ async fn redis_is_reached_with_a_client_certificate() {
 async fn an_unusable_redis_stops_the_start_with_advice() {
     let redis = block_in_place(|| RedisServer::setup().password("hush").start());
     let closed = testbed::free_port();
-    for (url, workers, says) in [
+    for (url, workers, expected) in [
         (format!("redis://:wrong@127.0.0.1:{}", redis.port()), "1", "check user and password in redis_url (REDIS_URL)"),
         (format!("redis://:wrong@127.0.0.1:{}", redis.port()), "2", "check user and password in redis_url (REDIS_URL)"),
         (format!("redis://127.0.0.1:{closed}"), "1", "can't be reached: Connection refused"),
@@ -359,7 +363,7 @@ async fn an_unusable_redis_stops_the_start_with_advice() {
         let arguments = ["--redis-url", &url, "--workers", workers];
         let mut hub = block_in_place(|| HubProcess::launch(program(), &arguments, &[("SECRET_KEY", SECRET)]));
         assert_eq!(block_in_place(|| hub.wait()).code(), Some(1), "{}", hub.log());
-        assert!(hub.log().contains(says) && !hub.log().contains("wrong@"), "{}", hub.log());
+        assert!(hub.log().contains(expected) && !hub.log().contains("wrong@"), "{}", hub.log());
     }
 }
 
@@ -367,8 +371,8 @@ async fn an_unusable_redis_stops_the_start_with_advice() {
 async fn an_eviction_policy_that_could_evict_the_log_causes_a_warning() {
     let redis = block_in_place(|| RedisServer::setup().line("maxmemory-policy allkeys-lru").start());
     let hub = start(&redis, &[]);
-    for says in ["maxmemory-policy is allkeys-lru", "set maxmemory-policy noeviction"] {
-        block_in_place(|| until(says, || hub.log().contains(says)));
+    for expected in ["maxmemory-policy is allkeys-lru", "set maxmemory-policy noeviction"] {
+        block_in_place(|| until(expected, || hub.log().contains(expected)));
     }
 }
 
@@ -386,11 +390,11 @@ async fn a_signal_during_a_rollout_shuts_everything_down() {
     let during = until_there_are(&hub, 3);
     hub.signal(Signal::SIGTERM);
     assert_eq!(block_in_place(|| hub.wait()).code(), Some(0), "{}", hub.log());
-    assert!(before.iter().chain(&during).all(|&id| has_ended(id)), "no process is left");
+    assert!(before.iter().chain(&during).all(|&id| has_ended(id)), "all processes have exited");
 }
 
 /// A hub that takes a minute to drain its clients, which are returned with it.
-async fn slow_to_end(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Socket>) {
+async fn start_with_slow_drain(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Socket>) {
     let hub = start(redis, &["--workers", workers, "--drain-rate", "1"]);
     let mut clients = Vec::new();
     for i in 0..60 {
@@ -399,7 +403,7 @@ async fn slow_to_end(redis: &RedisServer, workers: &str) -> (HubProcess, Vec<Soc
     (hub, clients)
 }
 
-/// Waits until connects are refused, and not queued.
+/// Waits until connects are refused instead of queued.
 fn until_connects_are_refused(hub: &HubProcess) {
     let refused = || {
         let second = Duration::from_secs(1);
@@ -413,7 +417,7 @@ fn until_connects_are_refused(hub: &HubProcess) {
 async fn a_hub_that_shuts_down_refuses_connects() {
     let redis = block_in_place(RedisServer::start);
     for workers in ["1", "2"] {
-        let (hub, clients) = slow_to_end(&redis, workers).await;
+        let (hub, clients) = start_with_slow_drain(&redis, workers).await;
         hub.signal(Signal::SIGTERM);
         until_connects_are_refused(&hub);
         assert!(!hub.log().contains("exited with"), "its clients are still being drained: {}", hub.log());
@@ -424,7 +428,7 @@ async fn a_hub_that_shuts_down_refuses_connects() {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_without_a_supervisor_accept_no_connects_of_the_next_one() {
     let redis = block_in_place(RedisServer::start);
-    let (mut hub, clients) = slow_to_end(&redis, "2").await;
+    let (mut hub, clients) = start_with_slow_drain(&redis, "2").await;
     let workers = hub.workers();
     hub.kill();
     until_connects_are_refused(&hub);
@@ -436,13 +440,13 @@ async fn workers_without_a_supervisor_accept_no_connects_of_the_next_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_during_a_rollout_is_restarted() {
     let redis = block_in_place(RedisServer::start);
-    let (hub, _clients) = slow_to_end(&redis, "2").await;
+    let (hub, _clients) = start_with_slow_drain(&redis, "2").await;
     let before = until_there_are(&hub, 2);
     hub.signal(Signal::SIGHUP);
     until_there_are(&hub, 3);
     HubProcess::signal_to(before[1], Signal::SIGKILL);
     let again = || starts_of(&hub, 1) == 2;
-    block_in_place(|| until("it is started again", again));
+    block_in_place(|| until("the worker is restarted", again));
     assert!(!hub.log().contains("drained"), "the rollout has not continued: {}", hub.log());
 }
 
@@ -455,19 +459,19 @@ async fn a_second_signal_to_a_worker_does_not_interrupt_its_drain() {
         clients.push(connect(&hub, &format!("user-{i}"), "").await.0);
     }
     let before = until_there_are(&hub, 2);
-    let told = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
-    told(before[0]);
+    let terminate = |id: u32| (0..2).for_each(|_| HubProcess::signal_to(id, Signal::SIGTERM));
+    terminate(before[0]);
     block_in_place(|| {
-        until("it drains, and another is started", || hub.log().contains("worker is draining after a signal"));
+        until("the worker drains, and another is started", || hub.log().contains("worker is draining after a signal"));
     });
-    told(before[0]);
-    block_in_place(|| until("it has exited", || hub.log().contains("worker drained and exited with code 0")));
-    told(before[1]);
+    terminate(before[0]);
+    block_in_place(|| until("the worker has exited", || hub.log().contains("worker drained and exited with code 0")));
+    terminate(before[1]);
     for socket in &mut clients {
         assert_eq!(next(socket).await["type"], "goaway");
         assert_eq!(close_code(socket).await, 1012);
     }
-    block_in_place(|| until("both are replaced", || starts_of(&hub, 0) == 2 && starts_of(&hub, 1) == 2));
+    block_in_place(|| until("both workers are replaced", || starts_of(&hub, 0) == 2 && starts_of(&hub, 1) == 2));
 }
 
 /// How often a worker was started.
@@ -483,9 +487,9 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
     let mut clients = Vec::new();
     for _ in 0..15 {
         let url = format!("ws://{}/ws?token={}", hub.address(), token("ann"));
-        let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+        let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap();
         // Each worker rejects connections beyond its own count of a user.
-        if let Some(Ok(Message::Text(_))) = timeout(PATIENCE, socket.next()).await.expect("a first frame") {
+        if let Some(Ok(Message::Text(_))) = timeout(TIMEOUT, socket.next()).await.expect("timed out: the first frame") {
             clients.push(socket);
         }
     }
@@ -495,31 +499,31 @@ async fn the_connections_of_a_user_are_limited_over_all_workers() {
     let mut operators = Vec::new();
     for _ in 0..10 {
         let url = format!("ws://{}/ws?token={root}", hub.address());
-        let (mut socket, _) = timeout(PATIENCE, connect_async(url)).await.unwrap().unwrap();
+        let (mut socket, _) = timeout(TIMEOUT, connect_async(url)).await.unwrap().unwrap();
         assert_eq!(next(&mut socket).await["type"], "ack");
         operators.push(socket);
     }
     let (mut other, _) = connect(&hub, "bob", "").await;
-    let told = || redis.cli(&["XRANGE", "ws:control", "-", "+"]).matches("surplus").count() == surplus;
+    let disconnected = || redis.cli(&["XRANGE", "ws:control", "-", "+"]).matches("surplus").count() == surplus;
     let held = || redis.cli(&["SCARD", "ws:user:ann:connections"]) == "5";
-    block_in_place(|| until("the connections beyond the limit are closed", || told() && held()));
+    block_in_place(|| until("the connections beyond the limit are closed", || disconnected() && held()));
     assert!(publish(&hub, 1).starts_with("HTTP/1.1 201"));
-    let (mut stay, mut told) = (0, 0);
+    let (mut stay, mut closed) = (0, 0);
     for socket in &mut clients {
         loop {
-            match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+            match timeout(TIMEOUT, socket.next()).await.expect("timed out: a message") {
                 Some(Ok(Message::Text(text))) if text.contains(r#""type":"note""#) => break stay += 1,
                 Some(Ok(Message::Close(Some(frame)))) => {
                     assert_eq!(u16::from(frame.code), 1013);
                     assert!(frame.reason.starts_with("max_connections_per_user: "), "{}", frame.reason);
-                    break told += 1;
+                    break closed += 1;
                 }
                 Some(Ok(_)) => {}
                 other => panic!("{other:?}"),
             }
         }
     }
-    assert_eq!((stay, told), (5, surplus));
+    assert_eq!((stay, closed), (5, surplus));
     assert_eq!(next(&mut other).await["data"]["n"], 1, "other users are not affected");
     for socket in &mut operators {
         assert_eq!(next(socket).await["data"]["n"], 1, "an administrator may have any number");
@@ -545,21 +549,21 @@ async fn why_queries_all_workers() {
         command.args(["why", "--url", &url]).args(arguments).env("SECRET_KEY", SECRET);
         block_in_place(|| command.output()).unwrap()
     };
-    let told = || serde_json::from_slice::<Value>(&run(&["e1", "--user", "user-3", "--json"]).stdout).unwrap();
-    let sum = |told: &Value, field: &str| {
-        told["nodes"].as_array().unwrap().iter().map(|node| node[field].as_u64().unwrap()).sum::<u64>()
+    let summary = || serde_json::from_slice::<Value>(&run(&["e1", "--user", "user-3", "--json"]).stdout).unwrap();
+    let sum = |summary: &Value, field: &str| {
+        summary["nodes"].as_array().unwrap().iter().map(|node| node[field].as_u64().unwrap()).sum::<u64>()
     };
     // A worker counts deliveries after it has written them.
     block_in_place(|| {
-        until("both workers answer, and have counted", || {
-            let told = told();
-            told["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2) && sum(&told, "written") == 12
+        until("both workers respond with their counts", || {
+            let summary = summary();
+            summary["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2) && sum(&summary, "written") == 12
         });
     });
-    let told = told();
-    let sums = ["connected", "matched", "written", "waiting"].map(|field| sum(&told, field));
-    assert_eq!(sums, [12, 12, 12, 0], "{told}");
-    assert_eq!((&told["publisher"], &told["silent_nodes"]), (&json!("user:backend"), &json!(0)));
+    let summary = summary();
+    let sums = ["connected", "matched", "written", "waiting"].map(|field| sum(&summary, field));
+    assert_eq!(sums, [12, 12, 12, 0], "{summary}");
+    assert_eq!((&summary["publisher"], &summary["silent_nodes"]), (&json!("user:backend"), &json!(0)));
     let text = String::from_utf8(run(&["e1", "--user", "user-3"]).stdout).unwrap();
     let connection = clients[3].1["connection_id"].as_str().unwrap();
     assert!(text.contains(&format!("{connection} on ")) && text.contains(": written\n"), "{text}");
@@ -595,8 +599,8 @@ async fn a_drained_worker_is_replaced() {
             now.len() == 2 && now.iter().filter(|id| before.contains(id)).count() == 1
         });
     });
-    let told = || hub.log().contains("an administrator requested a drain");
-    block_in_place(|| until("the cause is logged", told));
+    let drain_logged = || hub.log().contains("an administrator requested a drain");
+    block_in_place(|| until("the cause is logged", drain_logged));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -621,7 +625,7 @@ async fn the_log_level_changes_on_all_workers() {
     assert!(switch("debug").status.success());
     block_in_place(|| until("both workers have switched", || lines("log_level is now debug") == 2));
     block_in_place(|| {
-        until("it is logged", || {
+        until("the malformed request is logged", || {
             nonsense();
             lines("HTTP connection closed early") > 0
         });

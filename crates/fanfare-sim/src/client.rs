@@ -1,4 +1,5 @@
-//! A client: connects, returns with its cursor, answers pings, takes its time, and goes when it likes.
+//! A simulated client: connects, reconnects with its cursor, answers pings, reads slowly at times, and disconnects at
+//! random.
 
 use crate::{
     net::Event,
@@ -17,9 +18,9 @@ use std::{io::IoSlice, sync::Arc, time::Instant};
 pub(crate) enum Stores {
     /// The `event_id` of every frame.
     EveryId,
-    /// The position of its events, and of the first `ack` until there is one.
+    /// The position of each event, and that of the first `ack` until there is an event.
     Positions,
-    /// What the Rust client stores: it is that client, without its socket.
+    /// What the Rust client stores. This client is the Rust client without its socket.
     Listener,
 }
 
@@ -33,11 +34,11 @@ enum Cursor {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Until when it stays away.
+    /// Disconnected until this time.
     Away(u64),
-    /// Until when it waits for its `ack`.
+    /// Waiting for its `ack` until this time.
     Connecting(u64),
-    /// Until when it stays, and until when a frame has to come.
+    /// Connected until the first time, unless no frame arrives until the second.
     Online(u64),
 }
 
@@ -54,10 +55,10 @@ pub(crate) struct Client {
     node: usize,
     attempt: u64,
     input: Vec<u8>,
-    /// Takes nothing until then.
+    /// Reads nothing until this time.
     busy_until: u64,
     blocked: bool,
-    heard: u64,
+    last_frame_at: u64,
     random: fastrand::Rng,
 }
 
@@ -69,8 +70,8 @@ impl Client {
             _ => Stores::Listener,
         };
         let topic = format!("t{}", number % topics);
-        let mut link = Link::new("ws://hub", Some("a token"), instant()).expect("a URL");
-        link.subscribe(&topic).expect("a topic");
+        let mut link = Link::new("ws://hub", Some("a token"), instant()).expect("a valid URL");
+        link.subscribe(&topic).expect("a valid topic");
         Self {
             number,
             user: format!("u{}", number % users).into(),
@@ -85,7 +86,7 @@ impl Client {
             input: Vec::new(),
             busy_until: 0,
             blocked: false,
-            heard: 0,
+            last_frame_at: 0,
             random,
         }
     }
@@ -102,7 +103,7 @@ impl Client {
         matches!(self.state, State::Online(_))
     }
 
-    /// Does what is due.
+    /// Takes the steps that are due.
     pub(crate) fn step(&mut self, world: &World) {
         let now = world.net.now();
         if self.blocked && now >= self.busy_until {
@@ -113,8 +114,8 @@ impl Client {
             State::Away(until) if now >= until => self.connect(world, now),
             State::Connecting(until) if now >= until => self.leave(world, now),
             State::Online(until) if now >= until && !world.is_calm() => self.leave(world, now),
-            // No ping came, as from a node that is stopped.
-            State::Online(_) if now > self.heard + 13_000 => self.leave(world, now),
+            // No ping arrived, as from a stopped node.
+            State::Online(_) if now > self.last_frame_at + 13_000 => self.leave(world, now),
             State::Online(_) if world.node_hangs(self.node) && self.random.u8(0..6) == 0 => self.leave(world, now),
             _ => {}
         }
@@ -125,10 +126,10 @@ impl Client {
         self.node = self.random.usize(0..world.plan.nodes);
         self.attempt = world.fresh_attempt();
         self.input.clear();
-        (self.blocked, self.heard) = (false, now);
+        (self.blocked, self.last_frame_at) = (false, now);
         self.state = State::Connecting(now + 3_000);
         let last = match &self.cursor {
-            _ if self.stores == Stores::Listener => self.place_of_listener(),
+            _ if self.stores == Stores::Listener => self.listener_cursor(),
             Cursor::None => None,
             Cursor::Event(number) => Some(format!("e{number}")),
             Cursor::At(position) => Some(position.to_string()),
@@ -139,14 +140,14 @@ impl Client {
         world.connect(self.node, request, self.number, self.attempt);
     }
 
-    /// The cursor in the URL that the Rust client asks for.
-    fn place_of_listener(&mut self) -> Option<String> {
+    /// The cursor in the URL that the Rust client builds.
+    fn listener_cursor(&mut self) -> Option<String> {
         let url = self.link.address();
         self.link.opened(instant());
         url.query_pairs().find(|(name, _)| name == "last_event_id").map(|(_, value)| value.into_owned())
     }
 
-    /// Lets its socket go.
+    /// Closes its socket.
     fn leave(&mut self, world: &World, now: u64) {
         world.tell_node(self.node, Input::Gone(self.attempt));
         self.away(world, now);
@@ -163,21 +164,21 @@ impl Client {
         world.net.schedule(until, Event::Client(self.number));
     }
 
-    /// Its socket was closed by the node, or with it.
+    /// The node closed the socket, or its process ended.
     pub(crate) fn socket_ended(&mut self, attempt: u64, world: &World) {
         if attempt == self.attempt && attempt != 0 {
             self.away(world, world.net.now());
         }
     }
 
-    /// The node has ended.
+    /// The node's process ended.
     pub(crate) fn node_ended(&mut self, node: usize, world: &World) {
         if node == self.node && !matches!(self.state, State::Away(_)) {
             self.away(world, world.net.now());
         }
     }
 
-    /// Takes what a node sends. Returns how many bytes; `None`: the socket is gone.
+    /// Accepts bytes from a node. Returns how many were accepted; `None` if the socket is closed.
     pub(crate) fn take(&mut self, attempt: u64, slices: &[IoSlice<'_>], world: &World) -> Option<usize> {
         if attempt != self.attempt {
             return None;
@@ -190,7 +191,7 @@ impl Client {
         let all: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut left = all;
         if self.random.u8(..) == 0 {
-            // The socket's buffer is full in the middle of a frame.
+            // The socket buffer is full in the middle of a frame.
             left = self.random.usize(0..=all);
             self.busy_until = now + if self.random.u8(0..8) == 0 { self.random.u64(0..3_000) } else { 2 };
         }
@@ -226,7 +227,7 @@ impl Client {
         self.feed(&input, now, world);
     }
 
-    /// A first answer of a node, or another one.
+    /// An `ack` arrived: the first one of the connection, or a later one.
     fn acknowledged(&mut self, name: Option<&str>, now: u64, world: &World) {
         if let Some(given) = name.and_then(|given| given.parse().ok()) {
             self.connection = given;
@@ -238,25 +239,25 @@ impl Client {
         world.acknowledged_client(self.number, now);
     }
 
-    /// What the Rust client makes of a frame.
-    fn hear(&mut self, payload: &[u8], now: u64, world: &World) {
+    /// Passes a frame to the Rust client.
+    fn receive(&mut self, payload: &[u8], now: u64, world: &World) {
         let text = str::from_utf8(payload).unwrap_or_default();
-        // The application has handled what it was given before.
+        // The application has processed the previous notification.
         self.link.go_on();
-        let heard = self.link.receive(text, instant());
+        let notification = self.link.receive(text, instant());
         while let Some(message) = self.link.next_message() {
             let mut frame = Vec::new();
             ws::push_client_frame(&mut frame, ws::Opcode::Text, message.as_bytes(), [1, 2, 3, 4]);
             world.tell_node(self.node, Input::Bytes(self.attempt, frame));
         }
-        match heard {
+        match notification {
             Some(Notification::Event(event)) => {
                 let number = event.event_id().strip_prefix('e').and_then(|number| number.parse().ok());
                 let position = event.log_position().and_then(|text| text.parse().ok());
                 world.delivered(self.number, number.unwrap_or(u32::MAX), position, now);
             }
             Some(Notification::Gap(gap)) => {
-                world.note(|| format!("client {} is told of {gap:?}", self.number));
+                world.note(|| format!("client {} receives {gap:?}", self.number));
                 let place = field(payload, b"\"event_id\":\"").unwrap_or_default();
                 let epoch = place.parse::<Position>().map_or(0, |position| position.epoch);
                 world.told_of_gap(self.number, epoch, gap.reason == "reset", now);
@@ -264,18 +265,18 @@ impl Client {
             Some(Notification::State(Standing::Live { connection_id, .. })) => {
                 self.acknowledged(Some(&connection_id), now, world);
             }
-            Some(Notification::Problem(problem)) => world.fail(format!("client: {} has {problem:?}", self.number)),
+            Some(Notification::Problem(problem)) => world.fail(format!("client: {} reports {problem:?}", self.number)),
             _ => {}
         }
     }
 
     fn frame(&mut self, opcode: u8, payload: &[u8], now: u64, world: &World) {
-        self.heard = now;
+        self.last_frame_at = now;
         if opcode != 1 {
             return;
         }
         if self.stores == Stores::Listener {
-            self.hear(payload, now, world);
+            self.receive(payload, now, world);
             return;
         }
         let kind = field(payload, b"\"type\":\"").unwrap_or_default();
@@ -302,7 +303,7 @@ impl Client {
                 let epoch = id.parse::<Position>().map_or(0, |position| position.epoch);
                 let reset = field(payload, b"\"reason\":\"") == Some("reset");
                 if reset && matches!(self.cursor, Cursor::Event(_)) {
-                    world.count_doubtful();
+                    world.count_uncertain();
                 }
                 world.told_of_gap(self.number, epoch, reset, now);
             }
@@ -317,17 +318,17 @@ impl Client {
     }
 }
 
-/// Now, in simulated time.
+/// The current simulated time.
 fn instant() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The connection that a client is given by a node in the epoch of that tag; 0: it was given none yet.
+/// The ID of the connection that a node issued to a client in the epoch with this tag; tag 0: none was issued yet.
 pub(crate) fn connection_of(number: usize, tag: u32) -> ConnectionId {
     ConnectionId::from_halves([u64::from(tag) << 44 | 0x8000 | (number as u64) << 16, 1 << 63 | number as u64])
 }
 
-/// The first frame of a server: its opcode, its payload, and how long it is.
+/// Parses the first frame from a server: its opcode, its payload and its length.
 fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     let (opcode, length) = (bytes.first()? & 15, usize::from(*bytes.get(1)?));
     let (length, head) = match length {
@@ -338,7 +339,7 @@ fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((opcode, bytes.get(head..head + length)?, head + length))
 }
 
-/// The text of a field, if it has no character that is escaped.
+/// The value of a string field without escaped characters.
 fn field<'a>(json: &'a [u8], name: &[u8]) -> Option<&'a str> {
     let begin = json.windows(name.len()).position(|part| part == name)? + name.len();
     let length = json[begin..].iter().position(|byte| *byte == b'"')?;

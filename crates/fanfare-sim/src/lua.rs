@@ -8,9 +8,9 @@ use std::{
 };
 
 thread_local! {
-    /// The data set that the running script is on.
+    /// The data set of the running script.
     static RUNNING: RefCell<Option<Store>> = const { RefCell::new(None) };
-    /// Of the last `redis.call` that failed: what the script raises by that.
+    /// The error of the last failed `redis.call`, which the script raises.
     static RAISED: Cell<Option<String>> = const { Cell::new(None) };
     static SCRIPTS: Scripts = Scripts::new();
 }
@@ -20,14 +20,14 @@ struct Scripts {
     compiled: RefCell<HashMap<String, Function>>,
 }
 
-/// The name of a script: its hash.
+/// The name of a script: the hash of its body.
 pub(crate) fn hash_of(body: &[u8]) -> String {
     use aws_lc_rs::digest;
     let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, body);
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Prepares a script. Returns its name.
+/// Compiles a script. Returns its name.
 ///
 /// # Errors
 /// If it does not compile.
@@ -43,7 +43,7 @@ pub(crate) fn load(body: &[u8]) -> Result<String, String> {
     })
 }
 
-/// Runs a script that was loaded.
+/// Runs a loaded script.
 pub(crate) fn run(store: &mut Store, name: &str, keys: &[Bytes], args: &[Bytes]) -> Reply {
     SCRIPTS.with(|scripts| {
         let Some(function) = scripts.compiled.borrow().get(name).cloned() else {
@@ -65,7 +65,7 @@ pub(crate) fn run(store: &mut Store, name: &str, keys: &[Bytes], args: &[Bytes])
 }
 
 impl Scripts {
-    #[expect(clippy::expect_used, reason = "an interpreter without its library runs nothing")]
+    #[expect(clippy::expect_used, reason = "without its library the interpreter is unusable")]
     fn new() -> Self {
         let lua = Lua::new();
         let prepare = || -> mlua::Result<()> {
@@ -78,7 +78,7 @@ impl Scripts {
             redis.set("log", lua.create_function(|_, _: MultiValue| Ok(()))?)?;
             lua.globals().set("redis", redis)
         };
-        prepare().expect("Lua starts");
+        prepare().expect("failed to start Lua");
         Self { lua, compiled: RefCell::default() }
     }
 
@@ -118,7 +118,7 @@ fn call(lua: &Lua, args: &[Value], raise: bool) -> mlua::Result<Value> {
     }
 }
 
-/// What a script gives to a command: texts, and numbers as Redis writes them.
+/// Converts a script value to a command argument: a string, or a number in Redis' format.
 fn argument(value: &Value) -> mlua::Result<Bytes> {
     match value {
         Value::String(text) => Ok(text.as_bytes().as_ref().into()),
@@ -135,7 +135,7 @@ fn argument(value: &Value) -> mlua::Result<Bytes> {
 fn to_lua(lua: &Lua, reply: &Reply) -> mlua::Result<Value> {
     Ok(match reply {
         Reply::Nil | Reply::NilArray => Value::Boolean(false),
-        #[expect(clippy::cast_precision_loss, reason = "as in Redis, whose scripts know no other number")]
+        #[expect(clippy::cast_precision_loss, reason = "as in Redis, whose scripts have no other number type")]
         Reply::Int(n) => Value::Number(*n as f64),
         Reply::Status(text) => Value::Table(named(lua, "ok", &lua.create_string(text)?)?),
         Reply::Error(text) => Value::Table(named(lua, "err", &lua.create_string(text)?)?),

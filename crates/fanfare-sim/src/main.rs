@@ -1,6 +1,6 @@
 //! A deterministic simulation of hubs, clients and Redis. The hub's own code (backend, scripts, window, sessions) runs
-//! in one thread against a model of Redis, of the network and of time. One seed is one schedule of events and faults; the
-//! same seed gives the same run. An oracle says what was lost, doubled or reordered.
+//! in one thread against a model of Redis, of the network and of time. A seed determines the schedule of events and
+//! faults: the same seed produces the same run. An oracle reports what was lost, duplicated or reordered.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::cast_possible_truncation, reason = "the numbers of one simulation are small")]
@@ -27,46 +27,47 @@ use std::{
 use tokio::{runtime::Builder, task::LocalSet};
 use world::{Outcome, World};
 
-/// Runs schedules of faults against simulated hubs, and says what was violated.
+/// Runs schedules of faults against simulated hubs, and reports violations.
 #[derive(Debug, Parser)]
 #[command(name = "fanfare-sim", version)]
 struct Options {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many seeds.
+    /// The number of seeds.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// Goes on with further seeds for so many minutes.
+    /// Runs further seeds for this many minutes instead.
     #[arg(long)]
     minutes: Option<f64>,
-    /// How many faults come together.
+    /// The number of faults in a group.
     #[arg(long, value_enum, default_value_t = Together::Pairs)]
     faults: Together,
     /// Clients of each node.
     #[arg(long, default_value_t = 20)]
     clients: usize,
-    /// A schedule with a name, in place of the seed's own faults.
+    /// A named schedule instead of the seed's own faults.
     #[arg(long, value_enum)]
     case: Option<Case>,
-    /// Of a seed's faults, only those with these numbers.
+    /// Only those of a seed's faults that have these numbers.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
-    /// Drops faults of each seed that fails while it still fails.
+    /// Omits faults of each failing seed as long as it still fails.
     #[arg(long)]
     shrink: bool,
-    /// Prints what happens.
+    /// Prints every step.
     #[arg(long)]
     trace: bool,
     /// Stops at the first seed that fails.
     #[arg(long)]
     first: bool,
-    /// Counts violations of these kinds alone (lost, twice, order, position, busy, "not ready", presence, budget).
+    /// Counts only violations of these kinds (lost, twice, order, position, audience, busy, "not ready", presence,
+    /// budget).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-/// How many faults come together.
+/// The number of faults in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Together {
     None,
@@ -85,16 +86,18 @@ impl Together {
     }
 }
 
-/// Lives through a plan, in a world of its own.
-fn run(plan: Plan, loud: bool) -> Outcome {
+/// Runs a plan in a new world.
+fn run(plan: Plan, verbose: bool) -> Outcome {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, World::run(plan, loud)),
-        Err(error) => Outcome { violations: vec![format!("no runtime: {error}")], ..Outcome::default() },
+        Ok(runtime) => LocalSet::new().block_on(&runtime, World::run(plan, verbose)),
+        Err(error) => {
+            Outcome { violations: vec![format!("failed to start the runtime: {error}")], ..Outcome::default() }
+        }
     }
 }
 
-/// The kind of a violation.
+/// The kind of a violation: the words before its colon.
 fn kind(violation: &str) -> &str {
     violation.split_once(':').map_or(violation, |(kind, _)| kind)
 }
@@ -111,7 +114,7 @@ impl Options {
         plan
     }
 
-    /// What counts of a run's violations.
+    /// The violations of a run that `only` counts.
     fn counted(&self, outcome: &Outcome) -> Vec<String> {
         let counts = |violation: &&String| self.only.is_empty() || self.only.iter().any(|only| only == kind(violation));
         outcome.violations.iter().filter(counts).cloned().collect()
@@ -130,7 +133,7 @@ impl Options {
         command
     }
 
-    /// The faults that are needed for a seed to fail in one of the same ways.
+    /// The faults without which a seed no longer fails with one of these kinds.
     fn shrink(&self, seed: u64, kinds: &BTreeSet<String>) -> Vec<usize> {
         let mut keep: Vec<usize> = (0..self.plan(seed).faults.len()).collect();
         let fails = |keep: &[usize]| {
@@ -152,7 +155,7 @@ impl Options {
     }
 }
 
-/// What all runs came to.
+/// The results of all runs.
 #[derive(Debug, Default)]
 struct Summary {
     runs: u64,
@@ -177,7 +180,7 @@ impl Summary {
         total.duplicates += outcome.duplicates;
         total.gaps_expired += outcome.gaps_expired;
         total.gaps_reset += outcome.gaps_reset;
-        total.put_back += outcome.put_back;
+        total.restored += outcome.restored;
         total.lost += outcome.lost;
         total.failovers += outcome.failovers;
         total.commands += outcome.commands;
@@ -199,11 +202,11 @@ impl Summary {
             total.deliveries as f64 / secs.max(0.001)
         );
         println!(
-            "{} events published, {} acknowledged, {} of them as duplicates; {} put back, {} told as lost by a node",
-            total.published, total.acknowledged, total.duplicates, total.put_back, total.lost
+            "{} events published, {} acknowledged, {} of them as duplicates; {} restored, {} reported lost by a node",
+            total.published, total.acknowledged, total.duplicates, total.restored, total.lost
         );
         println!(
-            "{} gaps (reset), {} gaps (expired); {} failovers; Redis lost something in {lossy} runs",
+            "{} gaps (reset), {} gaps (expired); {} failovers; Redis lost data in {lossy} runs",
             total.gaps_reset, total.gaps_expired, total.failovers
         );
         println!(
@@ -225,7 +228,7 @@ fn main() -> ExitCode {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
     }
-    let (began, mut told) = (Instant::now(), Instant::now());
+    let (began, mut last_progress) = (Instant::now(), Instant::now());
     let mut summary = Summary::default();
     let limit = options.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     for number in 0.. {
@@ -251,8 +254,8 @@ fn main() -> ExitCode {
                 break;
             }
         }
-        if told.elapsed() >= Duration::from_secs(20) {
-            told = Instant::now();
+        if last_progress.elapsed() >= Duration::from_secs(20) {
+            last_progress = Instant::now();
             eprintln!(
                 "{} runs, {} failed, {} deliveries after {:.0} s",
                 summary.runs,

@@ -1,4 +1,4 @@
-//! The network and the queue of everything that is to happen. Knows bytes and places, and not what is said.
+//! The network, and the queue of all future events. Knows bytes and machines, and nothing of the protocols.
 
 use fanfare::environment::{Dialing, Stream};
 use std::{
@@ -15,16 +15,16 @@ use tokio::{
     time::Instant,
 };
 
-/// A machine: one node, one server of Redis, or one sentinel.
+/// A machine: a node, a server of Redis, or a sentinel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Place {
+pub(crate) enum Machine {
     Node(usize),
     Server(usize),
     Sentinel(usize),
 }
 
-impl Place {
-    /// The port under which a server or sentinel is found.
+impl Machine {
+    /// The port of a server or sentinel.
     pub(crate) fn port(self) -> u16 {
         match self {
             Self::Node(i) => 8_000 + i as u16,
@@ -42,71 +42,71 @@ impl Place {
     }
 }
 
-/// A connection's number.
+/// The number of a connection.
 pub(crate) type Conn = u64;
 
-/// What a sentinel knows of the master.
+/// A sentinel's view of the master.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) server: usize,
-    /// How many failovers led to it.
+    /// The number of failovers that led to it.
     pub(crate) config_epoch: u64,
 }
 
-/// Something that is to happen.
+/// A future event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A connection's first packet arrives at the server.
+    /// The first packet of a connection arrives at the server.
     Open(Conn),
     /// Bytes arrive at the server.
     ToServer(Conn),
-    /// Bytes, or an answer to the first packet, arrive at the node.
+    /// Bytes, or the response to the first packet, arrive at the node.
     ToNode(Conn),
-    /// A command has waited as long as it may.
+    /// A blocking command times out.
     Timeout(usize, Conn, u64),
-    /// A replica may have something to apply.
+    /// A replica may have commands to apply.
     Replicate(usize),
-    /// A replica takes over the data set of its master; the second number says for which attempt.
+    /// A replica receives the data set of its master. The second number identifies the attempt.
     Attach(usize, u64),
-    /// A sentinel learns who the master is.
+    /// A sentinel learns which server is the master.
     View(usize, View),
-    /// A server becomes a replica, if another one is the master then.
+    /// A server becomes a replica, if another server is the master by then.
     Demote(usize),
-    /// The sentinels name a server the master.
+    /// The sentinels name a server as the master.
     Name(usize),
-    /// Servers and sentinels look around.
+    /// Servers and sentinels run their periodic checks.
     Tick,
     /// A fault begins.
     Fault(usize),
     /// A fault ends.
     Heal(usize),
-    /// A client does what is due.
+    /// A client takes the steps that are due.
     Client(usize),
 }
 
-/// What travels.
+/// A packet.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     Bytes(Vec<u8>),
-    /// The other end accepts the connection.
+    /// The other end accepted the connection.
     Accepted,
-    /// The other end closed, refused or no longer knows the connection.
+    /// The other end closed or refused the connection, or no longer knows it.
     End,
 }
 
 #[derive(Debug)]
 struct Wire {
     node: usize,
-    to: Place,
+    to: Machine,
     out: VecDeque<(u64, Chunk)>,
     back: VecDeque<(u64, Chunk)>,
     inbox: VecDeque<u8>,
     accepted: bool,
-    /// The node's end has seen the connection's end.
+    /// The node's end has received the end of the connection.
     ended: bool,
-    /// The node has let its end go.
+    /// The node's end has been closed.
     dropped: bool,
-    /// Something is held up by a cut or a pause, on its way there or back.
+    /// Packets are held by a cut or a pause, on the way to the server or back.
     parked: (bool, bool),
     waker: Option<Waker>,
 }
@@ -119,17 +119,17 @@ struct Inner {
     wires: BTreeMap<Conn, Wire>,
     next: Conn,
     random: fastrand::Rng,
-    /// How often a direction is cut.
-    cuts: BTreeMap<(Place, Place), u32>,
-    /// What each machine adds to the time of a packet, in milliseconds.
-    lag: BTreeMap<Place, u64>,
-    /// Machines that do not run.
-    paused: BTreeMap<Place, u32>,
-    /// Machines that are switched off: nothing answers there.
-    off: BTreeMap<Place, u32>,
+    /// The number of cuts of each direction.
+    cuts: BTreeMap<(Machine, Machine), u32>,
+    /// The latency that each machine adds to a packet, in milliseconds.
+    lag: BTreeMap<Machine, u64>,
+    /// Machines that are paused.
+    paused: BTreeMap<Machine, u32>,
+    /// Machines that are switched off: no packet arrives there.
+    off: BTreeMap<Machine, u32>,
 }
 
-/// Orders nothing: the queue is ordered by what stands before it.
+/// Always equal in comparisons: the queue is ordered by the fields before it.
 #[derive(Debug)]
 struct Queued(Event);
 
@@ -183,7 +183,7 @@ impl Net {
         self.inner().now()
     }
 
-    /// The instant of a time.
+    /// Converts a simulated time to an instant.
     pub(crate) fn instant(&self, ms: u64) -> Instant {
         self.inner().start + std::time::Duration::from_millis(ms)
     }
@@ -193,12 +193,12 @@ impl Net {
         self.news.notify_one();
     }
 
-    /// When the next event is.
+    /// The time of the next event.
     pub(crate) fn next_at(&self) -> Option<u64> {
         self.inner().queue.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// The next event, if its time has come.
+    /// The next event, if it is due.
     pub(crate) fn pop(&self) -> Option<Event> {
         let mut inner = self.inner();
         let now = inner.now();
@@ -212,7 +212,7 @@ impl Net {
     pub(crate) fn dial(self: &Arc<Self>, node: usize, port: u16) -> Dialing {
         let net = self.clone();
         Box::pin(async move {
-            let to = Place::at(port).ok_or_else(|| io::Error::other("no such place"))?;
+            let to = Machine::at(port).ok_or_else(|| io::Error::other("no such machine"))?;
             let conn = {
                 let mut inner = net.inner();
                 inner.next += 1;
@@ -230,7 +230,7 @@ impl Net {
                     waker: None,
                 };
                 inner.wires.insert(conn, wire);
-                let at = inner.now() + inner.delay(Place::Node(node), to);
+                let at = inner.now() + inner.delay(Machine::Node(node), to);
                 inner.schedule(at, Event::Open(conn));
                 conn
             };
@@ -241,11 +241,11 @@ impl Net {
         })
     }
 
-    /// Whether a packet may arrive there now; if not, it waits until [`release`](Self::release).
-    pub(crate) fn arrives_at_server(&self, conn: Conn) -> Option<(usize, Place)> {
+    /// Returns where a packet arrives, if it can arrive now. Otherwise it waits until [`release`](Self::release).
+    pub(crate) fn arrives_at_server(&self, conn: Conn) -> Option<(usize, Machine)> {
         let mut inner = self.inner();
         let (node, to) = inner.wires.get(&conn).map(|wire| (wire.node, wire.to))?;
-        let passes = inner.passes(Place::Node(node), to);
+        let passes = inner.passes(Machine::Node(node), to);
         if let Some(wire) = inner.wires.get_mut(&conn)
             && !passes
         {
@@ -254,7 +254,7 @@ impl Net {
         passes.then_some((node, to))
     }
 
-    /// Takes what has arrived at the server.
+    /// Takes the packets that arrived at the server.
     pub(crate) fn take_out(&self, conn: Conn) -> Vec<Chunk> {
         let mut inner = self.inner();
         let now = inner.now();
@@ -266,11 +266,11 @@ impl Net {
         chunks
     }
 
-    /// Sends something back to the node.
+    /// Sends a packet back to the node.
     pub(crate) fn send_back(&self, conn: Conn, chunk: Chunk) {
         let mut inner = self.inner();
         let Some((node, to)) = inner.wires.get(&conn).map(|wire| (wire.node, wire.to)) else { return };
-        let at = inner.now() + inner.delay(to, Place::Node(node));
+        let at = inner.now() + inner.delay(to, Machine::Node(node));
         let Some(wire) = inner.wires.get_mut(&conn) else { return };
         let at = wire.back.back().map_or(at, |(due, _)| at.max(*due));
         wire.back.push_back((at, chunk));
@@ -279,13 +279,13 @@ impl Net {
         self.news.notify_one();
     }
 
-    /// Something arrives at a node.
+    /// A packet arrives at a node.
     pub(crate) fn arrive_at_node(&self, conn: Conn) {
         let mut inner = self.inner();
         let now = inner.now();
         let Some((node, to)) = inner.wires.get(&conn).map(|wire| (wire.node, wire.to)) else { return };
-        // A kernel takes packets while its process is stopped.
-        let passes = !inner.is_cut(to, Place::Node(node));
+        // The kernel receives packets while its process is stopped.
+        let passes = !inner.is_cut(to, Machine::Node(node));
         let Some(wire) = inner.wires.get_mut(&conn) else { return };
         if !passes {
             wire.parked.1 = true;
@@ -304,7 +304,7 @@ impl Net {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// Ends a node's ends of its connections, because its process is gone; the servers are told.
+    /// Closes a node's ends of its connections, because its process ended, and notifies the servers.
     pub(crate) fn drop_node(&self, node: usize) {
         let wakers: Vec<Waker> = {
             let mut inner = self.inner();
@@ -317,7 +317,7 @@ impl Net {
                 wire.ended = true;
                 wakers.extend(wire.waker.take());
                 let to = wire.to;
-                let at = now + inner.delay(Place::Node(node), to);
+                let at = now + inner.delay(Machine::Node(node), to);
                 if let Some(wire) = inner.wires.get_mut(&conn) {
                     wire.out.push_back((at, Chunk::End));
                 }
@@ -330,60 +330,60 @@ impl Net {
     }
 
     /// The connections to a server.
-    pub(crate) fn conns_to(&self, to: Place) -> Vec<Conn> {
+    pub(crate) fn conns_to(&self, to: Machine) -> Vec<Conn> {
         self.inner().wires.iter().filter(|(_, wire)| wire.to == to).map(|(conn, _)| *conn).collect()
     }
 
-    pub(crate) fn is_cut(&self, from: Place, to: Place) -> bool {
+    pub(crate) fn is_cut(&self, from: Machine, to: Machine) -> bool {
         self.inner().is_cut(from, to)
     }
 
-    /// Whether two machines hear each other.
-    pub(crate) fn hear(&self, a: Place, b: Place) -> bool {
+    /// Whether packets pass between two machines in both directions.
+    pub(crate) fn reachable(&self, a: Machine, b: Machine) -> bool {
         let inner = self.inner();
         !inner.is_cut(a, b) && !inner.is_cut(b, a)
     }
 
-    pub(crate) fn cut(&self, from: Place, to: Place) {
+    pub(crate) fn cut(&self, from: Machine, to: Machine) {
         *self.inner().cuts.entry((from, to)).or_insert(0) += 1;
     }
 
-    pub(crate) fn mend(&self, from: Place, to: Place) {
+    pub(crate) fn mend(&self, from: Machine, to: Machine) {
         self.inner().lower(|inner| &mut inner.cuts, (from, to));
         self.release();
     }
 
-    pub(crate) fn pause(&self, place: Place) {
-        *self.inner().paused.entry(place).or_insert(0) += 1;
+    pub(crate) fn pause(&self, machine: Machine) {
+        *self.inner().paused.entry(machine).or_insert(0) += 1;
     }
 
-    pub(crate) fn resume(&self, place: Place) {
-        self.inner().lower(|inner| &mut inner.paused, place);
+    pub(crate) fn resume(&self, machine: Machine) {
+        self.inner().lower(|inner| &mut inner.paused, machine);
         self.release();
     }
 
-    pub(crate) fn is_paused(&self, place: Place) -> bool {
-        self.inner().paused.contains_key(&place)
+    pub(crate) fn is_paused(&self, machine: Machine) -> bool {
+        self.inner().paused.contains_key(&machine)
     }
 
-    /// Switches a machine off, or takes it from the network: what is sent there is lost.
-    pub(crate) fn switch(&self, place: Place, on: bool) {
+    /// Switches a machine on or off. Packets to a machine that is off are lost.
+    pub(crate) fn switch(&self, machine: Machine, on: bool) {
         if on {
-            self.inner().lower(|inner| &mut inner.off, place);
+            self.inner().lower(|inner| &mut inner.off, machine);
         } else {
-            *self.inner().off.entry(place).or_insert(0) += 1;
+            *self.inner().off.entry(machine).or_insert(0) += 1;
         }
     }
 
-    pub(crate) fn is_off(&self, place: Place) -> bool {
-        self.inner().off.contains_key(&place)
+    pub(crate) fn is_off(&self, machine: Machine) -> bool {
+        self.inner().off.contains_key(&machine)
     }
 
-    pub(crate) fn set_lag(&self, place: Place, ms: u64) {
-        self.inner().lag.insert(place, ms);
+    pub(crate) fn set_lag(&self, machine: Machine, ms: u64) {
+        self.inner().lag.insert(machine, ms);
     }
 
-    /// Heals everything.
+    /// Ends all cuts, latencies and pauses, and switches all machines on.
     pub(crate) fn heal(&self) {
         {
             let mut inner = self.inner();
@@ -395,18 +395,18 @@ impl Net {
         self.release();
     }
 
-    /// Sends on what was held up and passes now.
+    /// Delivers held packets that can pass now.
     fn release(&self) {
         let mut inner = self.inner();
         let now = inner.now();
-        let parked: Vec<(Conn, usize, Place, (bool, bool))> = inner
+        let parked: Vec<(Conn, usize, Machine, (bool, bool))> = inner
             .wires
             .iter()
             .filter(|(_, wire)| wire.parked != (false, false))
             .map(|(conn, wire)| (*conn, wire.node, wire.to, wire.parked))
             .collect();
         for (conn, node, to, (out, back)) in parked {
-            let node = Place::Node(node);
+            let node = Machine::Node(node);
             if out && inner.passes(node, to) {
                 let at = now + inner.delay(node, to);
                 let accepted = inner.wires.get_mut(&conn).is_some_and(|wire| {
@@ -435,23 +435,23 @@ impl Inner {
 
     fn schedule(&mut self, at: u64, event: Event) {
         self.sequence += 1;
-        // What happens at the same time happens in any order.
+        // Events of the same time occur in random order.
         let tie = self.random.u32(..);
         self.queue.push(Reverse((at, tie, self.sequence, Queued(event))));
     }
 
-    fn delay(&mut self, from: Place, to: Place) -> u64 {
-        let lag = |place| self.lag.get(&place).copied().unwrap_or(0);
+    fn delay(&mut self, from: Machine, to: Machine) -> u64 {
+        let lag = |machine| self.lag.get(&machine).copied().unwrap_or(0);
         let (base, jitter) = (lag(from) + lag(to), self.random.u64(0..16));
-        // Mostly a millisecond; now and then some more.
+        // Usually a millisecond; sometimes a few more.
         base + if jitter == 0 { self.random.u64(1..8) } else { 1 }
     }
 
-    fn is_cut(&self, from: Place, to: Place) -> bool {
+    fn is_cut(&self, from: Machine, to: Machine) -> bool {
         self.cuts.contains_key(&(from, to))
     }
 
-    fn passes(&self, from: Place, to: Place) -> bool {
+    fn passes(&self, from: Machine, to: Machine) -> bool {
         !self.is_cut(from, to) && !self.paused.contains_key(&to) && !self.off.contains_key(&to)
     }
 
@@ -465,7 +465,7 @@ impl Inner {
         }
     }
 
-    /// Forgets a connection that both ends have let go.
+    /// Removes a connection that both ends have closed.
     fn forget(&mut self, conn: Conn) {
         if self.wires.get(&conn).is_some_and(|wire| wire.dropped && wire.ended) {
             self.wires.remove(&conn);
@@ -521,7 +521,7 @@ impl AsyncWrite for SimStream {
         let mut inner = self.net.inner();
         let ends = inner.wires.get(&self.conn).filter(|wire| !wire.ended).map(|wire| (wire.node, wire.to));
         let Some((node, to)) = ends else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
-        let at = inner.now() + inner.delay(Place::Node(node), to);
+        let at = inner.now() + inner.delay(Machine::Node(node), to);
         let at = inner.wires.get_mut(&self.conn).map_or(at, |wire| {
             let at = wire.out.back().map_or(at, |(due, _)| at.max(*due));
             wire.out.push_back((at, Chunk::Bytes(buf.to_vec())));
@@ -549,7 +549,7 @@ impl Drop for SimStream {
         wire.dropped = true;
         let (node, to, ended) = (wire.node, wire.to, wire.ended);
         if !ended {
-            let at = inner.now() + inner.delay(Place::Node(node), to);
+            let at = inner.now() + inner.delay(Machine::Node(node), to);
             if let Some(wire) = inner.wires.get_mut(&self.conn) {
                 let at = wire.out.back().map_or(at, |(due, _)| at.max(*due));
                 wire.out.push_back((at, Chunk::End));

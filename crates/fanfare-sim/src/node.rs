@@ -1,8 +1,8 @@
-//! One node: the real backend, window, session table and sessions, driven here in place of the hub's threads.
+//! A node: the real backend, window, session table and sessions, driven by the simulation instead of the hub's threads.
 
 use crate::{
     client::connection_of,
-    net::{Net, Place},
+    net::{Machine, Net},
     world::World,
 };
 use fanfare::{
@@ -40,10 +40,10 @@ use std::{
 };
 use tokio::{sync::Notify, time::sleep_until};
 
-/// When the simulation begins, on the wall clock.
+/// The wall clock at the start of the simulation, in milliseconds since 1970.
 pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
 
-/// The process of a node, as far as it can be stopped: every task of it runs inside.
+/// The process of a node, which can be paused: all tasks of the node run inside it.
 #[derive(Debug)]
 pub(crate) struct Process {
     net: Arc<Net>,
@@ -74,7 +74,7 @@ impl Process {
         process
     }
 
-    /// Does something as this process.
+    /// Runs a closure as this process.
     pub(crate) fn enter<T>(self: &Rc<Self>, act: impl FnOnce() -> T) -> T {
         let world: Rc<dyn Environment> = self.clone();
         environment::enter(&world, act)
@@ -112,7 +112,7 @@ impl Environment for Process {
     }
 }
 
-/// A task that runs while its process does.
+/// A task that is polled only while its process runs.
 struct Gated {
     process: Rc<Process>,
     number: u64,
@@ -148,18 +148,18 @@ impl Drop for Gated {
     }
 }
 
-/// What comes to a node from its clients.
+/// Input of a node from its clients.
 #[derive(Debug)]
 pub(crate) enum Input {
     Connect(Box<ConnectRequest>, usize, u64),
     Bytes(u64, Vec<u8>),
-    /// The client takes more.
+    /// The client can accept more bytes.
     Writable(u64),
     /// The client's socket has ended.
     Gone(u64),
 }
 
-/// What the backend sees of a node.
+/// The node as the backend sees it.
 #[derive(Debug)]
 pub(crate) struct Follower {
     window: SharedWindow,
@@ -212,7 +212,7 @@ impl LogFollower for Follower {
     }
 }
 
-/// One life of a node's process.
+/// A process of a node, from its start to its end.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) index: usize,
@@ -232,7 +232,7 @@ struct Socket {
 }
 
 impl Node {
-    /// Starts a process, which links to Redis and then serves clients.
+    /// Starts a process, which connects to Redis and then serves clients.
     pub(crate) fn start(world: &Rc<World>, index: usize, random: fastrand::Rng, clock_offset: i64) -> Rc<Self> {
         let process = Process::new(world.net.clone(), index, random, clock_offset);
         let wake = Arc::new(Notify::new());
@@ -259,7 +259,7 @@ impl Node {
     async fn live(self: Rc<Self>, world: Rc<World>) {
         let url: RedisUrl = match world.plan.url().parse() {
             Ok(url) => url,
-            Err(error) => return world.fail(format!("the URL is not one: {error}")),
+            Err(error) => return world.fail(format!("invalid URL: {error}")),
         };
         let name = loop {
             let random = u64::from_be_bytes(self.random());
@@ -277,7 +277,7 @@ impl Node {
                     *self.broker.borrow_mut() = Some(Rc::new(broker));
                     break name;
                 }
-                // As a service manager would start it again: another process, with another name.
+                // A service manager would restart it: another process, with another name.
                 Err(error) => {
                     world.note(|| format!("node {} did not start: {error}", self.index));
                     world.gave_up.set(true);
@@ -295,7 +295,7 @@ impl Node {
         bytes
     }
 
-    /// What the hub's shards do.
+    /// The work of the hub's shards.
     async fn serve(self: Rc<Self>, world: Rc<World>) {
         let (epoch, head) = {
             let window = self.follower.window.read();
@@ -335,10 +335,10 @@ impl Node {
         self.broker.borrow().clone()
     }
 
-    /// What is wrong with it; `None`: it is ready.
+    /// Why the node is not ready; `None` if it is.
     pub(crate) fn problem(&self) -> Option<String> {
         match self.broker() {
-            None => Some("it has not started".to_owned()),
+            None => Some("the node has not started".to_owned()),
             Some(broker) => self.process.enter(|| broker.status().problem),
         }
     }
@@ -366,7 +366,7 @@ impl Node {
         self.process.clock_offset.get()
     }
 
-    /// Has the backend take leave, as at the end of a graceful shutdown. Returns whether it has started.
+    /// Shuts down the backend, as at the end of a graceful shutdown. Returns whether the node had started.
     pub(crate) fn shut_down(&self) -> bool {
         let broker = self.broker();
         if let Some(broker) = &broker {
@@ -375,7 +375,7 @@ impl Node {
         broker.is_some()
     }
 
-    /// Ends the process at once.
+    /// Kills the process.
     pub(crate) fn kill(&self) {
         self.process.dead.set(true);
         self.process.wake();
@@ -384,18 +384,18 @@ impl Node {
         self.process.enter(|| drop(broker));
     }
 
-    /// What the upgrade of a client does before its shard gets it.
+    /// The part of the upgrade of a client that comes before its shard.
     pub(crate) fn connect(self: &Rc<Self>, mut request: ConnectRequest, client: usize, attempt: u64) {
         if request.connection.epoch_tag() == 0 && request.last_event_id.is_none() {
             request.connection = connection_of(client, tag(self.follower.window.read().epoch()));
         }
         let node = self.clone();
         self.process.run(async move {
-            // Its listener opens once it is linked.
+            // The listener opens once the node is connected to Redis.
             let Some(broker) = node.broker() else { return };
             if let Some(last) = request.last_event_id.as_deref() {
                 let gap = node.follower.window.read().start(Some(last), request.connection).gap;
-                // If that takes long the client leaves, and tries another node.
+                // If that takes long, the client disconnects and tries another node.
                 if gap.is_some_and(|gap| gap.missed.is_none()) && broker.catch_up().await.is_err() {
                     return;
                 }
@@ -404,7 +404,7 @@ impl Node {
         });
     }
 
-    /// Publishes, as a request of a publisher would; `None`: no answer came, because the process has ended.
+    /// Publishes, as a publisher's request does; `None`: the process ended without a response.
     pub(crate) async fn publish(
         self: &Rc<Self>,
         events: Vec<(Event, Audience)>,
@@ -419,7 +419,7 @@ impl Node {
         answer.await.ok()
     }
 
-    /// Who is connected with a user's token, as this node knows from Redis.
+    /// The connections of a user, as this node reads them from Redis.
     pub(crate) async fn of_user(self: &Rc<Self>, user: Arc<str>) -> Option<Vec<ConnectionInfo>> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let node = self.clone();
@@ -434,7 +434,7 @@ impl Node {
         self.follower.window.read().lineage().to_string()
     }
 
-    /// The window's epoch, and its entries as sequence and event.
+    /// The window's epoch, its head, and its entries as sequence and event ID.
     pub(crate) fn window(&self) -> (u64, u64, Vec<(u64, String)>) {
         let window = self.follower.window.read();
         let entries = window.since(window.floor()).map(|entry| (entry.sequence, entry.event_id.to_string())).collect();
@@ -455,7 +455,7 @@ fn settings() -> Settings {
     }
 }
 
-/// The sessions of a node, and how they are served.
+/// The sessions of a node, and the state of their delivery.
 struct Shard {
     sessions: SessionTable,
     sockets: Vec<Option<Socket>>,
@@ -482,7 +482,7 @@ impl Shard {
         self.world.count_gaps(tally.gaps_expired, tally.gaps_reset);
     }
 
-    /// Takes what is new in the window, as the hub's shards do.
+    /// Takes new entries from the window, as the hub's shards do.
     fn pull(&mut self, now: Now) {
         let mut entries = Vec::new();
         let news = self.sessions.look(&self.node.follower.window.read(), now, &mut entries);
@@ -616,12 +616,12 @@ impl Shard {
     }
 }
 
-/// The text form of a place, for messages.
-pub(crate) fn place_text(epoch: u64, sequence: u64) -> String {
+/// The text form of a position, for messages.
+pub(crate) fn position_text(epoch: u64, sequence: u64) -> String {
     Position { epoch, sequence }.to_string()
 }
 
-/// A client that comes with its token.
+/// The connect request of a client with its token.
 pub(crate) fn request(
     user: &Arc<str>,
     topics: &[Arc<str>],
@@ -632,7 +632,7 @@ pub(crate) fn request(
     ConnectRequest::new(grant, connection, last_event_id, topics.iter().map(|topic| &**topic), 10)
 }
 
-/// Where a node is.
-pub(crate) fn place_of(index: usize) -> Place {
-    Place::Node(index)
+/// The machine of a node.
+pub(crate) fn machine_of(index: usize) -> Machine {
+    Machine::Node(index)
 }

@@ -1,9 +1,9 @@
-//! Knows what was published and acknowledged, and what each client received, and says what is wrong with that.
+//! The oracle: records what was published, acknowledged and received, and reports violations.
 
-use crate::plan::For;
+use crate::plan::EventAudience;
 use std::collections::{BTreeMap, HashMap};
 
-/// Bits by number.
+/// A bitmap of numbers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bits(Vec<u64>);
 
@@ -12,7 +12,7 @@ impl Bits {
         self.0.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
     }
 
-    /// Returns whether it was not set before.
+    /// Sets a bit. Returns whether it was not set before.
     fn set(&mut self, at: usize) -> bool {
         if self.0.len() <= at / 64 {
             self.0.resize(at / 64 + 1, 0);
@@ -28,40 +28,40 @@ impl Bits {
     }
 }
 
-/// An event.
+/// A published event.
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
-    pub(crate) audience: For,
+    pub(crate) audience: EventAudience,
     /// When its publish began.
     pub(crate) began: u64,
-    /// When it was acknowledged first.
+    /// When it was first acknowledged.
     pub(crate) acknowledged: Option<u64>,
 }
 
-/// What is known of a client.
+/// The record of a client.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) user: usize,
     pub(crate) topic: usize,
-    /// When it was connected first.
+    /// When it first connected.
     pub(crate) since: Option<u64>,
     all: Bits,
-    /// What it received since it was last told that the log is another one.
+    /// The events received since its last reset.
     since_reset: Bits,
-    /// When it was told of gaps.
+    /// When it received gaps.
     gaps: Vec<u64>,
     last: Option<u32>,
-    /// The order that it follows: clients that were told of a reset may see events again, in another order.
+    /// The order that it follows. After a reset, a client may receive events again, in another order.
     order: usize,
     pub(crate) deliveries: u64,
 }
 
-/// What is known.
+/// The record of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     pub(crate) events: Vec<Published>,
     pub(crate) clients: Vec<Seen>,
-    /// Which events came behind which, by order.
+    /// Which events directly followed which, for each order.
     orders: Vec<HashMap<u32, Vec<u32>>>,
     eras: HashMap<u64, usize>,
     positions: HashMap<(u64, u64), u32>,
@@ -69,8 +69,8 @@ pub(crate) struct Oracle {
     pub(crate) duplicates_acknowledged: u64,
 }
 
-/// How many violations of each kind are kept.
-const TOLD: usize = 3;
+/// The maximum number of recorded violations of each kind.
+const MAX_OF_A_KIND: usize = 3;
 
 impl Oracle {
     pub(crate) fn new(clients: usize, users: usize, topics: usize) -> Self {
@@ -82,13 +82,13 @@ impl Oracle {
     pub(crate) fn violated(&mut self, text: impl FnOnce() -> String) {
         let text = text();
         let kind = |violation: &String| violation.split_once(':').map(|(kind, _)| kind.to_owned());
-        if self.violations.iter().filter(|held| kind(held) == kind(&text)).count() < TOLD {
+        if self.violations.iter().filter(|held| kind(held) == kind(&text)).count() < MAX_OF_A_KIND {
             self.violations.push(text);
         }
     }
 
-    /// A publish begins. Returns the event's number.
-    pub(crate) fn publish(&mut self, audience: For, now: u64) -> u32 {
+    /// A publish begins. Returns the number of the event.
+    pub(crate) fn publish(&mut self, audience: EventAudience, now: u64) -> u32 {
         self.events.push(Published { audience, began: now, acknowledged: None });
         (self.events.len() - 1) as u32
     }
@@ -96,34 +96,36 @@ impl Oracle {
     pub(crate) fn acknowledged(&mut self, event: u32, position: (u64, u64), duplicate: bool, now: u64) {
         self.events[event as usize].acknowledged.get_or_insert(now);
         self.duplicates_acknowledged += u64::from(duplicate);
-        self.stands(event, position);
+        self.note_position(event, position);
     }
 
-    /// A position was seen to be of an event.
-    pub(crate) fn stands(&mut self, event: u32, position: (u64, u64)) {
+    /// An event was seen at a position.
+    pub(crate) fn note_position(&mut self, event: u32, position: (u64, u64)) {
         let held = *self.positions.entry(position).or_insert(event);
         if held != event {
             let (epoch, sequence) = position;
             self.violated(|| {
-                format!("position: {} is of e{held} and of e{event}", crate::node::place_text(epoch, sequence))
+                format!("position: {} identifies e{held} and e{event}", crate::node::position_text(epoch, sequence))
             });
         }
     }
 
-    fn is_for(&self, client: usize, audience: For) -> bool {
+    fn is_for(&self, client: usize, audience: EventAudience) -> bool {
         let seen = &self.clients[client];
         match audience {
-            For::Everyone => true,
-            For::User(user) => seen.user == user,
-            For::Topic(topic) => seen.topic == topic,
-            For::Client(other) => other == client,
+            EventAudience::Everyone => true,
+            EventAudience::User(user) => seen.user == user,
+            EventAudience::Topic(topic) => seen.topic == topic,
+            EventAudience::Client(other) => other == client,
         }
     }
 
     pub(crate) fn received(&mut self, client: usize, event: u32, now: u64) {
         let number = event as usize;
         if self.events.get(number).is_none_or(|published| !self.is_for(client, published.audience)) {
-            self.violated(|| format!("audience: client {client} received e{event}, which is not for it, at {now} ms"));
+            self.violated(|| {
+                format!("audience: client {client} received e{event}, which is for another audience, at {now} ms")
+            });
             return;
         }
         let seen = &mut self.clients[client];
@@ -154,7 +156,7 @@ impl Oracle {
         };
         let seen = &mut self.clients[client];
         seen.gaps.push(now);
-        // What comes next stands anywhere in the log.
+        // The next event may be anywhere in the log.
         seen.last = None;
         if let Some(order) = order {
             seen.since_reset.clear();
@@ -162,7 +164,8 @@ impl Oracle {
         }
     }
 
-    /// Whether a client was to get an acknowledged event, did not, and was told of no gap since its publish began.
+    /// Whether an acknowledged event is for a client, was not received, and no gap explains that since its publish
+    /// began.
     fn misses(&self, client: usize, number: usize, event: &Published) -> bool {
         let seen = &self.clients[client];
         let waited = seen.since.is_some_and(|since| since < event.began);
@@ -170,13 +173,13 @@ impl Oracle {
         waited && !excused && !seen.all.has(number) && self.is_for(client, event.audience)
     }
 
-    /// Whether any client misses anything that was acknowledged.
-    pub(crate) fn owes(&self) -> bool {
+    /// Whether any client still misses an acknowledged event.
+    pub(crate) fn misses_any(&self) -> bool {
         let acknowledged = || self.events.iter().enumerate().filter(|(_, event)| event.acknowledged.is_some());
         (0..self.clients.len()).any(|client| acknowledged().any(|(number, event)| self.misses(client, number, event)))
     }
 
-    /// Looks for what nobody was told of, once everything is at rest.
+    /// Searches for silent losses and contradictory orders, once nothing is left to do.
     pub(crate) fn check(&mut self) {
         for client in 0..self.clients.len() {
             let (mut lost, mut first) = (0, None);
@@ -192,21 +195,21 @@ impl Oracle {
                 let more = lost - 1;
                 self.violated(|| {
                     format!(
-                        "lost: client {client} never received e{number} (published at {began} ms, acknowledged at \
-                         {acknowledged} ms) and {more} others, and was told of no gap after that"
+                        "lost: client {client} did not receive e{number} (published at {began} ms, acknowledged at \
+                         {acknowledged} ms) and {more} others, and received no gap after that"
                     )
                 });
             }
         }
         for order in 0..self.orders.len() {
             if let Some((a, b)) = circle(&self.orders[order]) {
-                self.violated(|| format!("order: some clients received e{a} before e{b}, others behind it"));
+                self.violated(|| format!("order: some clients received e{a} before e{b}, others after it"));
             }
         }
     }
 }
 
-/// Two events of a circle, if the order has one.
+/// Two events of a cycle, if the order has one.
 fn circle(next: &HashMap<u32, Vec<u32>>) -> Option<(u32, u32)> {
     let mut before: BTreeMap<u32, usize> = BTreeMap::new();
     for (from, to) in next {

@@ -1,23 +1,23 @@
-//! What one seed stands for: the servers and nodes, the events, and the faults.
+//! The plan that a seed determines: servers and nodes, events, and faults.
 
 use fanfare_core::window::Bounds;
 use std::fmt;
 
 use crate::{
-    net::Place,
+    net::Machine,
     server::{End, Persistence},
 };
 
-/// Which server a fault concerns.
+/// The server that a fault affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
-    /// The one that is the master at that time.
+    /// The master at that time.
     Master,
-    /// Another one.
+    /// Another server.
     Other,
 }
 
-/// Which directions between two machines are cut.
+/// The directions in which packets between two machines are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ways {
     Both,
@@ -25,13 +25,13 @@ pub(crate) enum Ways {
     Back,
 }
 
-/// With what a server comes back.
+/// The data with which a server restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Back {
-    /// What its persistence kept.
+    /// The data that its persistence kept.
     Kept,
     Empty,
-    /// A copy from some time ago; so many copies back.
+    /// An older copy: the number of copies back.
     Copy(usize),
 }
 
@@ -46,7 +46,7 @@ pub(crate) enum Fault {
         node: usize,
         ms: u64,
     },
-    /// It shuts down gracefully, and starts again so long after its end.
+    /// The node shuts down gracefully, and restarts this long after its end.
     StopNode {
         node: usize,
         ms: u64,
@@ -108,13 +108,13 @@ pub(crate) enum Fault {
     ThereAndBack {
         ms: u64,
     },
-    /// The sentinels name another master, then the one before, and so on, so many times in all and each for so long; none of them is
-    /// demoted meanwhile.
+    /// The sentinels name another master, then the previous one, and so on: `times` in all, each for a while. No server
+    /// is demoted in between.
     Waver {
         times: u64,
         ms: u64,
     },
-    /// The master hears no sentinel and no other server; nodes hear it, the first of them alone if `split`.
+    /// Neither sentinels nor other servers reach the master. Nodes reach it; with `split`, only the first of them.
     IsolateMaster {
         split: bool,
         ms: u64,
@@ -122,7 +122,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// The fault's kind, as it is counted.
+    /// The kind of the fault, for statistics.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::PauseNode { .. } => "node paused",
@@ -151,7 +151,7 @@ impl Fault {
         }
     }
 
-    /// How long it lasts.
+    /// Its duration.
     pub(crate) fn lasts(&self) -> u64 {
         match *self {
             Self::PauseNode { ms, .. }
@@ -176,18 +176,18 @@ impl Fault {
         }
     }
 
-    /// Whether it ends a server's process.
+    /// Whether it ends the process of a server.
     pub(crate) fn ends_servers(&self) -> bool {
         matches!(self, Self::KillServer { .. } | Self::OldThenNew { .. })
     }
 
-    /// Whether servers answer nobody while it lasts.
+    /// Whether servers respond to no node during the fault.
     pub(crate) fn silences_servers(&self) -> bool {
         self.ends_servers()
             || matches!(self, Self::PauseServer { .. } | Self::FullDisk { .. } | Self::IsolateMaster { .. })
     }
 
-    /// Whether it keeps a node from its work.
+    /// Whether it prevents a node from working.
     pub(crate) fn hinders_nodes(&self) -> bool {
         matches!(
             self,
@@ -202,61 +202,63 @@ impl Fault {
     }
 }
 
-/// Whom an event is for.
+/// The audience of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum For {
+pub(crate) enum EventAudience {
     Everyone,
     User(usize),
     Topic(usize),
     Client(usize),
 }
 
-/// Some events that are published at once.
+/// Events that are published at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Publish {
     pub(crate) at: u64,
     pub(crate) publisher: usize,
-    pub(crate) events: Vec<For>,
+    pub(crate) events: Vec<EventAudience>,
 }
 
-/// A schedule with a name.
+/// A named schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Case {
-    /// Redis comes back empty; one node was stopped, the other one, which acknowledged alone meanwhile, is gone.
+    /// Redis restarts empty. One node was stopped; the other one, which acknowledged events alone in the meantime, is
+    /// killed.
     NodeAndRedis,
-    /// As before, but the other node is only stopped, and comes back second.
+    /// As node-and-redis, but the other node is only stopped, and returns second.
     NobodyDies,
-    /// A replica that lags is promoted, and the old master again before the hubs have confirmed it.
+    /// A lagging replica is promoted, and then the old master again before the hubs have confirmed the replica.
     ThereAndBack,
-    /// One node sees the deposed master alone, and no sentinel.
+    /// One node reaches only the deposed master, and no sentinel.
     SplitBrain,
-    /// As before, and the clock of the new master is set forward while it waits for that node.
+    /// As split-brain, and the clock of the new master is set forward while it waits for that node.
     SplitBrainAndClock,
-    /// Redis comes back empty, and a node that has just started finds it first.
+    /// Redis restarts empty, and a node that has just started connects first.
     FreshNode,
-    /// Redis comes back from an older copy, goes on, and comes back from the newer one.
+    /// Redis restarts from an older copy, continues, and restarts from the newer data.
     OldThenNew,
-    /// Sentinels name a second master, the first one again, which one node alone reaches, and the second one.
+    /// Sentinels name a second master, then the first one again, which only one node reaches, and then the second one.
     Waver,
-    /// Sentinels name a second master, where one node acknowledges events before it is gone, and the first one again.
+    /// Sentinels name a second master, where one node acknowledges events before it is killed, and then the first one
+    /// again.
     NamedAgain,
-    /// All nodes shut down gracefully, one starts again, acknowledges events, and is gone together with Redis, which comes back as of
-    /// the time when no node was there.
+    /// All nodes shut down gracefully. One restarts, acknowledges events, and is killed together with Redis, which
+    /// restarts with the data of the time when no node ran.
     OrderlyEnd,
-    /// Several failovers, there and back, and masters that one node alone reaches, for up to 40 s.
+    /// Several failovers, back and forth, and masters that only one node reaches, for up to 40 s.
     Failovers,
 }
 
-/// How much happens.
+/// The size of a simulation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
-    /// Faults in a group: 2 or 3; 0: no faults at all.
+    /// Faults in a group: 2 or 3; 0: no faults.
     pub(crate) faults: usize,
     /// Clients of each node.
     pub(crate) clients: usize,
 }
 
-/// What one seed stands for.
+/// The plan of a simulation.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -266,27 +268,27 @@ pub(crate) struct Plan {
     pub(crate) version: (u32, u32),
     pub(crate) persistence: Persistence,
     pub(crate) min_replicas: bool,
-    /// How long sentinels wait before they take a master for dead.
+    /// How long the sentinels do not reach a master before they replace it.
     pub(crate) down_after: u64,
     pub(crate) clients: usize,
     pub(crate) users: usize,
     pub(crate) topics: usize,
     pub(crate) publishers: usize,
-    /// A publisher does not wait for an answer before it goes on.
+    /// Whether the publisher publishes its next event without waiting for the response.
     pub(crate) pipelined: Vec<bool>,
     pub(crate) bounds: Bounds,
     pub(crate) publishes: Vec<Publish>,
     pub(crate) faults: Vec<(u64, Fault)>,
     /// When the last fault is over.
     pub(crate) calm_at: u64,
-    /// Until when events are published.
+    /// When the last event is published.
     pub(crate) until: u64,
 }
 
 /// How long a node may take to shut down, in milliseconds.
 pub(crate) const SHUTDOWN: u64 = 1_200;
 
-/// When the first fault may begin: every node is linked and every client connected by then.
+/// The earliest time of a fault: every node is connected to Redis, and every client to a node, by then.
 const WARM: u64 = 4_000;
 
 impl Plan {
@@ -391,7 +393,7 @@ impl Plan {
                 (6_050, Fault::LagNode { node: 1, by: 40, ms: 6_000 }),
                 (6_100, empty(300)),
             ],
-            // More is lost than the windows hold.
+            // More events are lost than the windows hold.
             Case::OldThenNew => vec![(9_000, Fault::OldThenNew { copies: 3, ms: 1_700 })],
             Case::Waver => {
                 let mut r = fastrand::Rng::with_seed(seed ^ 0x3a7e);
@@ -400,7 +402,7 @@ impl Plan {
                 let cut = |node| Fault::CutNode { node, which, ways: Ways::Both, ms: ms + 3_000 };
                 vec![(6_000, Fault::Waver { times: 3, ms }), (6_010 + ms, cut(0)), (6_010 + ms, cut(1))]
             }
-            // Node 0 reports to the second master and hears no more of it; node 1 acknowledges events there, and is gone.
+            // Node 0 reports to the second master and loses contact; node 1 acknowledges events there, and is killed.
             Case::NamedAgain => {
                 let mut r = fastrand::Rng::with_seed(seed ^ 0xa6a1);
                 let (cut, kill) = (6_000 + r.u64(700..2_000), 9_500 + r.u64(0..450));
@@ -440,7 +442,7 @@ impl Plan {
         plan
     }
 
-    /// Draws what is published.
+    /// Draws the events to publish.
     fn load(&mut self, r: &mut fastrand::Rng) {
         self.publishers = r.usize(2..=4);
         self.pipelined = (0..self.publishers).map(|_| r.u8(0..3) == 0).collect();
@@ -457,12 +459,12 @@ impl Plan {
         self.publishes.sort_by_key(|publish| publish.at);
     }
 
-    fn audience(&self, r: &mut fastrand::Rng) -> For {
+    fn audience(&self, r: &mut fastrand::Rng) -> EventAudience {
         match r.u8(0..20) {
-            0..16 => For::Everyone,
-            16 => For::User(r.usize(0..self.users)),
-            17..19 => For::Topic(r.usize(0..self.topics)),
-            _ => For::Client(r.usize(0..self.clients)),
+            0..16 => EventAudience::Everyone,
+            16 => EventAudience::User(r.usize(0..self.users)),
+            17..19 => EventAudience::Topic(r.usize(0..self.topics)),
+            _ => EventAudience::Client(r.usize(0..self.clients)),
         }
     }
 
@@ -507,7 +509,7 @@ impl Plan {
         }
     }
 
-    /// Something that makes another server the master, or hides from some who that is.
+    /// A fault that makes another server the master, or hides the change from some nodes.
     fn failover(&self, r: &mut fastrand::Rng) -> Fault {
         let node = r.usize(0..self.nodes);
         match r.u8(0..10) {
@@ -524,14 +526,14 @@ impl Plan {
     /// The URL of the log.
     pub(crate) fn url(&self) -> String {
         if self.sentinels == 0 {
-            return format!("redis://sim:{}", Place::Server(0).port());
+            return format!("redis://sim:{}", Machine::Server(0).port());
         }
         let sentinels: Vec<String> =
-            (0..self.sentinels).map(|i| format!("sim:{}", Place::Sentinel(i).port())).collect();
+            (0..self.sentinels).map(|i| format!("sim:{}", Machine::Sentinel(i).port())).collect();
         format!("redis+sentinel://{}/mymaster", sentinels.join(","))
     }
 
-    /// The same without some of its faults.
+    /// Keeps only some of the plan's faults.
     pub(crate) fn keep_faults(&mut self, keep: impl Fn(usize) -> bool) {
         let mut number = 0;
         self.faults.retain(|_| {

@@ -1,4 +1,4 @@
-//! One process of Redis: its connections, its scripts, what it keeps over a restart. Knows nothing of other servers.
+//! A process of Redis: its connections, its scripts, and its persistence. Knows nothing of other servers.
 
 use crate::{
     lua,
@@ -10,27 +10,27 @@ use std::{
     rc::Rc,
 };
 
-/// What survives the end of a process.
+/// The persistence of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {
-    /// Nothing.
+    /// No persistence.
     None,
-    /// An append-only file, synced to disk every second: the machine's end costs up to a second.
+    /// An append-only file that is synced every second: a power loss costs up to a second of writes.
     EverySecond,
-    /// An append-only file that is synced before each answer.
+    /// An append-only file that is synced before each response.
     Always,
 }
 
 /// How a server ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The process alone: what it wrote to its file is there.
+    /// Only the process ends: everything that it wrote to its file remains.
     Killed,
-    /// The whole machine: what was not synced is cut anywhere.
+    /// The machine loses power: the writes that were not synced are cut at a random point.
     PowerLoss,
 }
 
-/// The commands that one command made, atomic.
+/// The commands that one command caused, applied atomically.
 pub(crate) type Unit = Rc<Vec<Command>>;
 
 /// A client's connection.
@@ -40,7 +40,7 @@ struct Session {
     channels: BTreeSet<Bytes>,
     patterns: BTreeSet<Bytes>,
     blocked: Option<Blocked>,
-    /// The offset behind its last write.
+    /// The replication offset after its last write.
     written: u64,
 }
 
@@ -56,40 +56,40 @@ enum Waits {
     Replicas { wanted: usize, offset: u64 },
 }
 
-/// What a server has done for its clients.
+/// The effects of a server's work.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    /// Answers, by connection.
+    /// Responses, by connection.
     pub(crate) answers: Vec<(Conn, Vec<u8>)>,
-    /// What is to be replicated, with the offset behind it.
+    /// Commands to replicate, with the offset after them.
     pub(crate) units: Vec<(u64, Unit)>,
-    /// Commands that wait at most so long, in milliseconds.
+    /// Blocking commands: the connection, a token, and the timeout in milliseconds.
     pub(crate) timeouts: Vec<(Conn, u64, u64)>,
-    /// Commands that were run.
+    /// The number of commands that were run.
     pub(crate) commands: u64,
 }
 
-/// A process, or the machine on which there will be one.
+/// A server: a process of Redis, or the machine on which it will be started.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) up: bool,
-    /// When its process began.
+    /// When its process started.
     pub(crate) started: u64,
     pub(crate) persistence: Persistence,
     pub(crate) clock_offset: i64,
     sessions: BTreeMap<Conn, Session>,
     scripts: BTreeSet<String>,
-    /// What is on disk for sure.
+    /// The data on disk.
     synced: Data,
-    /// What is written behind that.
+    /// The writes after that, not synced yet.
     unsynced: Vec<Unit>,
     /// Older copies of the data, oldest first.
     pub(crate) copies: VecDeque<Data>,
     tokens: u64,
-    /// How many commands are answered with a break of the connection instead, though they are run.
+    /// The number of commands that still run, but whose connection is closed instead of a response.
     pub(crate) lose_answers: u32,
-    /// Offsets that the replicas have said they have.
+    /// Offsets that the replicas have acknowledged.
     pub(crate) acked: BTreeMap<usize, u64>,
 }
 
@@ -124,12 +124,12 @@ impl Server {
         self.sessions.remove(&conn);
     }
 
-    /// Ends all connections. Returns them.
-    pub(crate) fn hang_up_all(&mut self) -> Vec<Conn> {
+    /// Closes all connections. Returns them.
+    pub(crate) fn close_all(&mut self) -> Vec<Conn> {
         std::mem::take(&mut self.sessions).into_keys().collect()
     }
 
-    /// Takes bytes of a client.
+    /// Processes bytes of a client.
     pub(crate) fn feed(&mut self, conn: Conn, input: &[u8], done: &mut Done) {
         if let Some(session) = self.sessions.get_mut(&conn) {
             session.input.extend_from_slice(input);
@@ -137,7 +137,7 @@ impl Server {
         self.work(conn, done);
     }
 
-    /// Runs what a client sent, as far as it does not wait.
+    /// Runs the commands of a client until one blocks.
     fn work(&mut self, conn: Conn, done: &mut Done) {
         loop {
             let Some(session) = self.sessions.get_mut(&conn).filter(|session| session.blocked.is_none()) else {
@@ -157,7 +157,7 @@ impl Server {
         }
     }
 
-    /// Brings on what a command changed: to those who wait for it, to the file, and to the replicas.
+    /// Propagates the effects of a command: to blocked clients, to the file, and to the replicas.
     fn after(&mut self, conn: Option<Conn>, done: &mut Done) {
         let published = std::mem::take(&mut self.store.published);
         for (channel, payload) in published {
@@ -203,7 +203,7 @@ impl Server {
         }
     }
 
-    /// Answers a read that waits, if there is something for it now.
+    /// Answers a blocked read, if there are entries for it now.
     fn try_read(&mut self, conn: Conn, done: &mut Done) {
         let Some(session) = self.sessions.get(&conn) else { return };
         let Some(Blocked { kind: Waits::Read(command), .. }) = &session.blocked else { return };
@@ -223,7 +223,7 @@ impl Server {
         self.work(conn, done);
     }
 
-    /// A command has waited as long as it may.
+    /// A blocking command timed out.
     pub(crate) fn time_out(&mut self, conn: Conn, token: u64, done: &mut Done) {
         let blocked = self.sessions.get(&conn).and_then(|session| session.blocked.as_ref());
         let reply = match blocked {
@@ -236,7 +236,7 @@ impl Server {
         self.answer(conn, &reply, done);
     }
 
-    /// Replicas have said what they have.
+    /// Replicas have acknowledged offsets.
     pub(crate) fn check_waits(&mut self, done: &mut Done) {
         let ready: Vec<(Conn, usize)> = self
             .sessions
@@ -254,7 +254,7 @@ impl Server {
         }
     }
 
-    /// Ends every wait because the server is a replica now.
+    /// Ends all blocking commands, because the server is a replica now.
     pub(crate) fn unblock_all(&mut self, done: &mut Done) {
         let waiting: Vec<Conn> =
             self.sessions.iter().filter(|(_, s)| s.blocked.is_some()).map(|(conn, _)| *conn).collect();
@@ -268,7 +268,7 @@ impl Server {
         self.acked.values().filter(|acked| **acked >= offset).count()
     }
 
-    /// `None`: the command waits.
+    /// Runs a command. `None`: it blocks.
     fn run(&mut self, conn: Conn, command: &[Bytes], done: &mut Done) -> Option<Vec<Reply>> {
         let name = text(&command[0]).to_ascii_uppercase();
         let part = |at: usize| command.get(at).map(|part| text(part).to_ascii_uppercase()).unwrap_or_default();
@@ -348,20 +348,20 @@ impl Server {
         lua::run(&mut self.store, &name, keys, args)
     }
 
-    /// A replica takes over what its master did.
+    /// A replica applies commands of its master.
     pub(crate) fn apply(&mut self, unit: &Unit, offset: u64) {
         self.store.replicate(unit);
         self.store.facts.offset = offset;
         self.keep(unit);
     }
 
-    /// The data set is another one now.
+    /// Replaces the data set.
     pub(crate) fn take_over(&mut self, data: Data) {
         self.store.data = data;
         self.sync();
     }
 
-    /// Brings what was written to disk.
+    /// Syncs the writes to disk.
     pub(crate) fn sync(&mut self) {
         if self.persistence == Persistence::EverySecond {
             self.synced = self.store.data.clone();
@@ -389,7 +389,7 @@ impl Server {
     }
 }
 
-/// A command, and of how many bytes it was, once all of them are there.
+/// Parses a command, once it is complete. Returns it with its length in bytes.
 fn parse(input: &[u8]) -> Option<(Command, usize)> {
     let line = |from: usize| -> Option<(i64, usize)> {
         let end = from + input.get(from..)?.windows(2).position(|pair| pair == b"\r\n")?;
@@ -410,17 +410,17 @@ fn parse(input: &[u8]) -> Option<(Command, usize)> {
     Some((command, at))
 }
 
-/// Whether a channel fits a pattern, which has one `*` at its end.
+/// Whether a channel matches a pattern, which has one `*` at its end.
 fn fits(pattern: &[u8], channel: &[u8]) -> bool {
     pattern.strip_suffix(b"*").map_or(pattern == channel, |prefix| channel.starts_with(prefix))
 }
 
-/// A sentinel's or a server's name of 40 hexadecimal digits.
+/// The name of a sentinel or a server: 40 hexadecimal digits.
 pub(crate) fn fresh_name(random: &mut fastrand::Rng) -> String {
     (0..5).map(|_| format!("{:08x}", random.u32(..))).collect()
 }
 
-/// Reads whole commands of a connection that keeps no state.
+/// Takes the complete commands of a connection without state.
 pub(crate) fn take_commands(input: &mut Vec<u8>) -> Vec<Command> {
     let mut commands = Vec::new();
     while let Some((command, used)) = parse(input) {
@@ -430,12 +430,12 @@ pub(crate) fn take_commands(input: &mut Vec<u8>) -> Vec<Command> {
     commands
 }
 
-/// What a sentinel tells of a master, as far as it is asked for.
+/// The part of a sentinel's view of a master that the hub reads.
 pub(crate) fn epoch_reply(config_epoch: u64) -> Reply {
     Reply::Array(vec![Reply::Bulk(bytes("config-epoch")), Reply::Bulk(bytes(&config_epoch.to_string()))])
 }
 
-/// The address of a master, as a sentinel tells it.
+/// The address of a master, as a sentinel reports it.
 pub(crate) fn address_reply(port: u16) -> Reply {
     Reply::Array(vec![Reply::Bulk(bytes("sim")), Reply::Bulk(bytes(&port.to_string()))])
 }

@@ -1,4 +1,4 @@
-//! A data set of Redis and the commands on it. Knows no connection, no network and no other server.
+//! A data set of Redis and the commands on it. Knows no connections, no network and no other servers.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -8,10 +8,10 @@ use std::{
 
 pub(crate) type Bytes = Rc<[u8]>;
 
-/// A command, as it came or as it is replicated.
+/// A command, as received or as replicated.
 pub(crate) type Command = Vec<Bytes>;
 
-/// What a command answers.
+/// The reply to a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Reply {
     Nil,
@@ -28,7 +28,7 @@ impl Reply {
         Self::Bulk(text.as_bytes().into())
     }
 
-    /// Writes the reply as RESP2.
+    /// Writes the reply in RESP2.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Nil => out.extend_from_slice(b"$-1\r\n"),
@@ -61,7 +61,7 @@ pub(crate) type Id = (u64, u64);
 pub(crate) struct Stream {
     entries: BTreeMap<Id, Rc<[Bytes]>>,
     last: Id,
-    /// The newest entry that was deleted by name.
+    /// The newest entry that was deleted by its ID.
     max_deleted: Id,
 }
 
@@ -93,11 +93,11 @@ struct Key {
     expires_ms: Option<u64>,
 }
 
-/// All keys. A clone costs little: values are shared until one of them is written.
+/// All keys. Cloning is cheap: values are shared until one of them is written.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Data(BTreeMap<Bytes, Key>);
 
-/// What a server says of itself, and how it takes commands.
+/// The state that a server reports about itself, and that decides which commands it accepts.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) run_id: String,
@@ -112,11 +112,11 @@ pub(crate) struct Facts {
     pub(crate) replicas: usize,
     pub(crate) aof: bool,
     pub(crate) uptime_ms: u64,
-    /// Why writes are refused, with the error's code first.
+    /// The error with which writes are rejected, its code first.
     pub(crate) refuses_writes: Option<String>,
 }
 
-/// A data set under commands.
+/// A data set that executes commands.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) data: Data,
@@ -124,11 +124,11 @@ pub(crate) struct Store {
     /// The server's wall clock.
     pub(crate) now_ms: u64,
     pub(crate) random: fastrand::Rng,
-    /// What changed the data, in the form in which it is replicated.
+    /// The changes to the data, as the commands that are replicated.
     pub(crate) effects: Vec<Command>,
-    /// What was published, by channel.
+    /// The published messages, by channel.
     pub(crate) published: Vec<(Bytes, Bytes)>,
-    /// Commands, those of scripts included.
+    /// The number of commands, including those of scripts.
     pub(crate) calls: u64,
     dirty: bool,
 }
@@ -140,7 +140,7 @@ const SYNTAX: &str = "ERR syntax error";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 const BAD_ID: &str = "ERR Invalid stream ID specified as stream command argument";
 
-/// The commands that change data. `false`: it is let through when memory is full.
+/// The commands that change data. `false`: the command is accepted when memory is full.
 fn writes(name: &str) -> Option<bool> {
     Some(match name {
         "XADD" | "HSET" | "HINCRBY" | "ZADD" | "SADD" | "SUNIONSTORE" | "RPUSH" | "LPUSH" | "SET" | "INCR"
@@ -189,11 +189,11 @@ impl Store {
         reply
     }
 
-    /// Takes over what a master did.
+    /// Applies the commands of a master.
     pub(crate) fn replicate(&mut self, unit: &[Command]) {
         for command in unit {
             let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
-            // It went well at the master.
+            // The command succeeded at the master.
             let _ = self.run(&name, command);
         }
         self.effects.clear();
@@ -281,7 +281,7 @@ impl Store {
         self.data.0.get(key).map(|key| &*key.value)
     }
 
-    /// The value, to change it; made by `make` where there is none.
+    /// The value of a key for a change; created with `make` if there is none.
     fn change(&mut self, key: &Bytes, make: impl FnOnce() -> Value) -> &mut Value {
         self.drop_expired(key);
         let held = self.data.0.entry(key.clone()).or_insert_with(|| Key { value: Rc::new(make()), expires_ms: None });
@@ -735,11 +735,11 @@ impl Store {
         }
     }
 
-    /// A stream that is known to be one.
+    /// The stream of a key that is known to hold one.
     fn held_stream(&mut self, key: &Bytes) -> &mut Stream {
         match self.change(key, || Value::Stream(Stream::default())) {
             Value::Stream(stream) => stream,
-            _ => unreachable!("looked at before"),
+            _ => unreachable!("the type was checked before"),
         }
     }
 
@@ -857,7 +857,7 @@ impl Store {
 }
 
 impl Stream {
-    /// Removes the oldest entries beyond `most`; `about`: whole nodes of the tree alone, which hold 100 entries.
+    /// Removes the oldest entries beyond `most`. `about`: only whole nodes of the tree, which hold 100 entries.
     fn trim(&mut self, most: usize, about: bool) -> usize {
         let mut surplus = self.entries.len().saturating_sub(most);
         if about {
@@ -870,7 +870,8 @@ impl Stream {
     }
 }
 
-/// Where the keys of an `XREAD` begin, how many entries it wants of each, and how long it may wait in milliseconds.
+/// The options of an `XREAD`: the index of the first key, the number of entries for each, and the timeout in
+/// milliseconds.
 pub(crate) fn xread_options(args: &[Bytes]) -> Result<(usize, usize, Option<u64>), String> {
     let a = Args(args);
     let (mut at, mut count, mut block) = (1, usize::MAX, None);
@@ -904,12 +905,12 @@ pub(crate) fn bytes(text: &str) -> Bytes {
     text.as_bytes().into()
 }
 
-/// Text; empty where it is none, which no number and no option is.
+/// The bytes as text; empty if they are not UTF-8, which no number and no option is.
 pub(crate) fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// A score as Redis writes it.
+/// A score in Redis' format.
 fn number(score: f64) -> String {
     if score.fract() == 0.0 && score.abs() < 1e17 { format!("{score:.0}") } else { score.to_string() }
 }
@@ -937,7 +938,7 @@ fn within(score: f64, low: Score, high: Score) -> bool {
     above && below
 }
 
-/// A range of indexes that may count from the end, as its first and the one behind its last.
+/// A range of indexes that may count from the end, as its first index and the one after its last.
 fn range(first: i64, last: i64, length: usize) -> (usize, usize) {
     let length = length.cast_signed() as i64;
     let place = |at: i64| if at < 0 { (at + length).max(0) } else { at };

@@ -1,4 +1,4 @@
-//! The model answers as Redis does, and one seed is one run.
+//! The model responds as Redis does, and a seed determines a run.
 
 use crate::{
     plan::{Case, Plan, Size},
@@ -56,7 +56,7 @@ fn resp(command: &[&str]) -> Vec<u8> {
     out
 }
 
-/// One reply as text, without what differs between any two servers: times, and where in a script an error came up.
+/// A reply as text, without what differs between any two servers: times, and the place of an error in a script.
 fn read_reply(from: &mut impl BufRead) -> String {
     let mut line = String::new();
     from.read_line(&mut line).unwrap();
@@ -83,7 +83,7 @@ fn without_time(text: &str) -> String {
     if is_time { "TIME".to_owned() } else { text.to_owned() }
 }
 
-/// A field of what a server says of itself.
+/// A field of `INFO`.
 fn info(stream: &mut TcpStream, section: &str, field: &str) -> String {
     stream.write_all(&resp(&["INFO", section])).unwrap();
     let info = read_reply(&mut BufReader::new(stream));
@@ -97,17 +97,17 @@ fn version_of(stream: &mut TcpStream) -> (u32, u32) {
 }
 
 #[test]
-fn the_model_answers_as_redis() {
+fn the_model_responds_as_redis() {
     let redis = RedisServer::start();
     let mut stream = TcpStream::connect(("127.0.0.1", redis.port())).unwrap();
     let mut server = model(version_of(&mut stream));
-    // The scripts compare the replication id.
+    // The scripts compare the replication ID.
     server.store.facts.replid = info(&mut stream, "replication", "master_replid:");
     let (name, member) = (format!("s:{}", server.store.facts.replid), "1 1 0 - i");
     let mut from_redis = BufReader::new(stream.try_clone().unwrap());
     let append = |id: &'static str| {
         let keys = ["6", "log", "epoch", "ids", "members", "ids:1", "ids:2"];
-        // Few ids are remembered, so that their generations end.
+        // The log remembers few IDs, so that their generations are replaced.
         let bounds = [&*name, "e", "n", "0", "3", "100000", "100000", "0", "4", "100000"];
         [&["EVAL", APPEND][..], &keys, &bounds, &[id, "*", "{}", "", ""]].concat()
     };
@@ -193,7 +193,7 @@ fn the_model_answers_as_redis() {
         vec!["EVAL", "return redis.call('HSET', KEYS[1], 'n', 12)", "1", "h"],
         vec!["HGET", "h", "n"],
         vec!["EVAL", "return redis.call('XRANGE', 'x', '-', '+')", "0"],
-        // The scripts themselves: a server that is not the one, appends, the second of an id, trimming.
+        // The scripts themselves: a server that is not confirmed, appends, a repeated ID, trimming.
         append("e0"),
         vec!["HSET", "epoch", "server", &name, "epoch", "e", "head", "0", "bytes", "0"],
         append("e0"),
@@ -206,7 +206,7 @@ fn the_model_answers_as_redis() {
         append("e5"),
         vec!["HMGET", "epoch", "head", "bytes"],
         vec!["XLEN", "log"],
-        // A foreign entry behind the head.
+        // An entry of another writer after the head.
         vec!["XADD", "log", "0-7", "i", "foreign"],
         append("e6"),
         append("e7"),
@@ -238,18 +238,18 @@ fn the_model_answers_as_redis() {
 }
 
 #[test]
-fn one_seed_is_one_run() {
+fn a_seed_determines_a_run() {
     let plan = || Plan::new(5, Size { faults: 1, clients: 2 });
     let (first, second) = (run(plan(), false), run(plan(), false));
     assert!(first.deliveries > 100 && first.acknowledged > 100);
     assert_eq!((first.trace, first.deliveries), (second.trace, second.deliveries));
 }
 
-/// The schedules with names: each is one in which an earlier version of the hub failed.
+/// The named schedules: an earlier version of the hub failed in each.
 #[test]
-fn no_schedule_with_a_name_violates_anything() {
+fn no_named_schedule_violates_a_rule() {
     for case in Case::value_variants() {
-        // Of each case not every schedule failed.
+        // An earlier version did not fail with every seed of a case.
         let (clients, seeds) = match case {
             Case::Waver => (3, [16, 22]),
             Case::NamedAgain => (1, [1, 369]),
@@ -260,7 +260,10 @@ fn no_schedule_with_a_name_violates_anything() {
             let outcome = run(Plan::case(*case, seed, clients), false);
             assert_eq!(outcome.violations, Vec::<String>::new(), "{case:?}, seed {seed}");
             assert!(outcome.acknowledged > 100);
-            assert!(*case != Case::FreshNode || outcome.put_back > 0, "the node that lives on puts back what it has");
+            assert!(
+                *case != Case::FreshNode || outcome.restored > 0,
+                "the node that keeps running restores its events"
+            );
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Everything together: servers that replicate, sentinels that choose a master, nodes, clients, publishers and faults,
-//! all driven from one queue.
+//! The simulated world: servers that replicate, sentinels that choose a master, nodes, clients, publishers and faults,
+//! all driven by one queue.
 
 use crate::{
     client::Client,
-    net::{Chunk, Conn, Event, Net, Place, View},
-    node::{EPOCH_MS, Input, Node, place_of},
+    net::{Chunk, Conn, Event, Machine, Net, View},
+    node::{EPOCH_MS, Input, Node, machine_of},
     oracle::Oracle,
-    plan::{Back, Fault, For, Plan, Publish, SHUTDOWN, Ways, Which},
+    plan::{Back, EventAudience, Fault, Plan, Publish, SHUTDOWN, Ways, Which},
     server::{Done, End, Persistence, Server, Unit, address_reply, epoch_reply, fresh_name, take_commands},
     store::{Data, Facts, Reply, text},
 };
@@ -21,33 +21,33 @@ use std::{
 };
 use tokio::time::{sleep_until, timeout};
 
-/// How often it is looked again whether the list of connections is the truth.
+/// The maximum number of times that the comparison of the list of connections is repeated.
 const PRESENCE_TRIES: usize = 2;
 
-/// How often servers and sentinels look around, in milliseconds.
+/// The interval of the periodic checks of servers and sentinels, in milliseconds.
 const TICK: u64 = 100;
 
-/// A node that is kept from its work for so long may be given up by the others, in milliseconds: they wait for 13 s, and
-/// take what it knew for complete up to 12 s after its last sign of life.
+/// A node that is prevented from working for this long, in milliseconds, may be given up by the others: they wait for
+/// 13 s, and the node is informed for up to 12 s after its last answer.
 const GIVEN_UP: u64 = 8_000;
 
-/// In less than this between two faults a node may have had no answer to a beat, in milliseconds: it has to find the server, and the
-/// server has to be confirmed.
-const BREATH: u64 = 4_000;
+/// If less than this is between two faults, in milliseconds, a node may have had no answer to a heartbeat: it has to
+/// find the server, and the server has to be confirmed.
+const MIN_INTERVAL: u64 = 4_000;
 
-/// How long nodes may take until they are ready again, behind the last fault, in milliseconds.
+/// The time after the last fault within which nodes must be ready, in milliseconds.
 const READY_WITHIN: u64 = 30_000;
 
-/// The most commands in a second for each node, beside what writes explain.
+/// The maximum number of commands in a second for each node, in addition to those that writes explain.
 const COMMANDS: u64 = 300;
 
-/// How a replica stands.
+/// The replication state of a server.
 #[derive(Debug, Default)]
 struct Replication {
-    /// Whom it follows.
+    /// The master that it follows.
     of: Option<usize>,
     attached: bool,
-    /// The attempt to attach that counts.
+    /// The current attempt to attach; earlier ones are void.
     attempt: u64,
     attaching: bool,
     inbox: VecDeque<(u64, u64, Unit)>,
@@ -55,7 +55,7 @@ struct Replication {
     demotion: bool,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Outcome {
     pub(crate) violations: Vec<String>,
@@ -65,9 +65,9 @@ pub(crate) struct Outcome {
     pub(crate) duplicates: u64,
     pub(crate) gaps_expired: u64,
     pub(crate) gaps_reset: u64,
-    /// Of these, to clients whose cursor was an `event_id`.
-    pub(crate) doubtful: u64,
-    pub(crate) put_back: u64,
+    /// The resets of clients whose cursor was an `event_id`.
+    pub(crate) uncertain: u64,
+    pub(crate) restored: u64,
     pub(crate) lost: u64,
     pub(crate) failovers: u64,
     pub(crate) lossy: bool,
@@ -76,7 +76,7 @@ pub(crate) struct Outcome {
     pub(crate) ready_after: u64,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) simulated_ms: u64,
-    /// Of everything that clients received and servers ran, in its order.
+    /// A hash over everything that clients received and servers ran, in order.
     pub(crate) trace: u64,
 }
 
@@ -91,52 +91,52 @@ pub(crate) struct World {
     servers: RefCell<Vec<Server>>,
     replication: RefCell<Vec<Replication>>,
     master: Cell<usize>,
-    /// Since when the sentinels miss the master.
+    /// The time since which the sentinels do not reach the master.
     missed: Cell<Option<u64>>,
     views: RefCell<Vec<View>>,
     sentinel_input: RefCell<BTreeMap<Conn, Vec<u8>>>,
     random: RefCell<fastrand::Rng>,
-    /// What faults changed, to be put back.
+    /// What the end of each fault has to undo.
     undo: RefCell<BTreeMap<usize, Undo>>,
     attempts: Cell<u64>,
     calm: Cell<bool>,
-    /// The master lost something that was acknowledged, or may have.
+    /// Whether the master lost acknowledged events, or may have.
     lossy: Cell<bool>,
-    /// A node gave up starting.
+    /// Whether a node gave up starting.
     pub(crate) gave_up: Cell<bool>,
     publishing: Cell<usize>,
-    /// Commands and writes of a second.
+    /// The current second, and its commands and writes.
     second: Cell<(u64, u64, u64)>,
-    loud: bool,
+    verbose: bool,
     outcome: RefCell<Outcome>,
     trace: Cell<u64>,
 }
 
 #[derive(Debug)]
 enum Undo {
-    Cuts(Vec<(Place, Place)>),
-    Pause(Place),
+    Cuts(Vec<(Machine, Machine)>),
+    Pause(Machine),
     Restart {
         server: usize,
         back: Back,
         held: Data,
     },
-    /// A second end and beginning follow.
+    /// The server ends and starts a second time.
     Newer {
         server: usize,
         held: Data,
     },
-    Lag(Place),
+    Lag(Machine),
     Full(usize),
     Replicas,
     Return(usize),
-    /// It has taken leave; its process ends now.
+    /// The node has shut down gracefully; its process ends now.
     ShutDown(Rc<Node>),
     Revive(usize),
 }
 
 impl World {
-    fn new(plan: Plan, loud: bool) -> Rc<Self> {
+    fn new(plan: Plan, verbose: bool) -> Rc<Self> {
         let mut random = fastrand::Rng::with_seed(plan.seed ^ 0x0017_a11e);
         let net = Net::new(random.fork());
         let servers: Vec<Server> = (0..plan.servers)
@@ -145,7 +145,7 @@ impl World {
                     run_id: fresh_name(&mut random),
                     version: plan.version,
                     replica: i > 0,
-                    master: ("sim".to_owned(), Place::Server(0).port()),
+                    master: ("sim".to_owned(), Machine::Server(0).port()),
                     link_up: true,
                     replid: "0".repeat(40),
                     replid2: "0".repeat(40),
@@ -184,16 +184,16 @@ impl World {
             gave_up: Cell::new(false),
             publishing: Cell::new(0),
             second: Cell::new((0, 0, 0)),
-            loud,
+            verbose,
             outcome: RefCell::default(),
             trace: Cell::new(0xcbf2_9ce4_8422_2325),
             plan,
         })
     }
 
-    /// Lives through a plan.
-    pub(crate) async fn run(plan: Plan, loud: bool) -> Outcome {
-        let world = Self::new(plan, loud);
+    /// Runs a plan.
+    pub(crate) async fn run(plan: Plan, verbose: bool) -> Outcome {
+        let world = Self::new(plan, verbose);
         world.note(|| world.plan.to_string());
         for i in 0..world.plan.nodes {
             let node = Node::start(&world, i, world.fork(), world.pick(0..400) as i64 - 200);
@@ -220,7 +220,7 @@ impl World {
         world.finish()
     }
 
-    /// A number of the schedule's own randomness.
+    /// A random number from the schedule's own generator.
     fn pick(&self, range: std::ops::Range<u64>) -> u64 {
         self.random.borrow_mut().u64(range)
     }
@@ -230,7 +230,7 @@ impl World {
     }
 
     pub(crate) fn note(&self, text: impl FnOnce() -> String) {
-        if self.loud {
+        if self.verbose {
             println!("{:>7} {}", self.net.now(), text());
         }
     }
@@ -264,7 +264,7 @@ impl World {
         }
     }
 
-    /// Whether a node is stopped, so that its clients hear nothing.
+    /// Whether a node is paused, so that its clients receive nothing.
     pub(crate) fn node_hangs(&self, node: usize) -> bool {
         self.nodes.borrow()[node].is_paused()
     }
@@ -281,7 +281,7 @@ impl World {
         let mut oracle = self.oracle.borrow_mut();
         oracle.received(client, event, now);
         if let Some(position) = position {
-            oracle.stands(event, (position.epoch, position.sequence));
+            oracle.note_position(event, (position.epoch, position.sequence));
         }
     }
 
@@ -302,11 +302,11 @@ impl World {
         }
     }
 
-    pub(crate) fn count_doubtful(&self) {
-        self.count(|outcome| outcome.doubtful += 1);
+    pub(crate) fn count_uncertain(&self) {
+        self.count(|outcome| outcome.uncertain += 1);
     }
 
-    /// Lets everything happen up to a time.
+    /// Processes all events up to a time.
     async fn pump(self: &Rc<Self>, until: u64) {
         loop {
             while let Some(event) = self.net.pop() {
@@ -333,7 +333,7 @@ impl World {
             Event::ToServer(conn) => self.arrive(conn),
             Event::ToNode(conn) => self.net.arrive_at_node(conn),
             Event::Timeout(server, conn, token) => {
-                if self.net.is_paused(Place::Server(server)) {
+                if self.net.is_paused(Machine::Server(server)) {
                     self.net.schedule(self.net.now() + TICK, Event::Timeout(server, conn, token));
                 } else {
                     self.at_server(server, |server, done| server.time_out(conn, token, done));
@@ -342,7 +342,7 @@ impl World {
             Event::Replicate(server) => self.replicate(server),
             Event::Attach(server, attempt) => self.attach(server, attempt),
             Event::View(sentinel, view) => {
-                // A sentinel does not go back.
+                // A sentinel does not return to an earlier configuration epoch.
                 if self.views.borrow()[sentinel].config_epoch < view.config_epoch {
                     self.views.borrow_mut()[sentinel] = view;
                     self.note(|| format!("sentinel {sentinel} names server {}", view.server));
@@ -360,7 +360,7 @@ impl World {
     fn open(&self, conn: Conn) {
         let Some((_, to)) = self.net.arrives_at_server(conn) else { return };
         let up = match to {
-            Place::Server(i) => {
+            Machine::Server(i) => {
                 let server = &mut self.servers.borrow_mut()[i];
                 if server.up {
                     server.accept(conn);
@@ -379,9 +379,9 @@ impl World {
         let Some((_, to)) = self.net.arrives_at_server(conn) else { return };
         for chunk in self.net.take_out(conn) {
             match (chunk, to) {
-                (Chunk::Bytes(bytes), Place::Server(i)) => self.feed(i, conn, &bytes),
-                (Chunk::Bytes(bytes), Place::Sentinel(i)) => self.ask_sentinel(i, conn, &bytes),
-                (_, Place::Server(i)) => self.servers.borrow_mut()[i].hang_up(conn),
+                (Chunk::Bytes(bytes), Machine::Server(i)) => self.feed(i, conn, &bytes),
+                (Chunk::Bytes(bytes), Machine::Sentinel(i)) => self.ask_sentinel(i, conn, &bytes),
+                (_, Machine::Server(i)) => self.servers.borrow_mut()[i].hang_up(conn),
                 _ => drop(self.sentinel_input.borrow_mut().remove(&conn)),
             }
         }
@@ -395,7 +395,7 @@ impl World {
         self.at_server(server, |server, done| server.feed(conn, bytes, done));
     }
 
-    /// Does something at a server, and brings on what comes of it.
+    /// Runs a closure at a server, and delivers its effects.
     fn at_server(&self, at: usize, act: impl FnOnce(&mut Server, &mut Done)) {
         let mut done = Done::default();
         let (mut breaks, up) = (None, self.servers.borrow()[at].up);
@@ -422,7 +422,7 @@ impl World {
             self.net.schedule(now + ms, Event::Timeout(at, conn, token));
         }
         if !done.units.is_empty() && at != self.master.get() {
-            // What a deposed master takes, its data set loses when it becomes a replica.
+            // The writes that a deposed master accepts are lost when it becomes a replica.
             self.lossy.set(true);
         }
         let writes = done.units.len() as u64;
@@ -459,7 +459,7 @@ impl World {
             if replica.of != Some(from) || !replica.attached {
                 continue;
             }
-            if self.net.is_cut(Place::Server(from), Place::Server(i)) || self.net.is_off(Place::Server(i)) {
+            if self.net.is_cut(Machine::Server(from), Machine::Server(i)) || self.net.is_off(Machine::Server(i)) {
                 replica.attached = false;
                 continue;
             }
@@ -471,8 +471,8 @@ impl World {
     }
 
     fn replicate(&self, at: usize) {
-        let place = Place::Server(at);
-        if self.net.is_paused(place) {
+        let machine = Machine::Server(at);
+        if self.net.is_paused(machine) {
             return self.net.schedule(self.net.now() + TICK, Event::Replicate(at));
         }
         let (mut applied, of) = (None, self.replication.borrow()[at].of);
@@ -484,7 +484,7 @@ impl World {
             applied = Some(offset);
         }
         if let (Some(offset), Some(master)) = (applied, of)
-            && !self.net.is_cut(place, Place::Server(master))
+            && !self.net.is_cut(machine, Machine::Server(master))
         {
             self.at_server(master, |server, done| {
                 server.acked.insert(at, offset);
@@ -493,14 +493,14 @@ impl World {
         }
     }
 
-    /// Whether a server runs and can be reached from the sentinels.
+    /// Whether a server runs and the sentinels reach it.
     fn is_seen(&self, server: usize) -> bool {
-        let place = Place::Server(server);
-        let heard = (0..self.plan.sentinels).filter(|i| self.net.hear(Place::Sentinel(*i), place)).count();
+        let machine = Machine::Server(server);
+        let votes = (0..self.plan.sentinels).filter(|i| self.net.reachable(Machine::Sentinel(*i), machine)).count();
         self.servers.borrow()[server].up
-            && !self.net.is_paused(place)
-            && !self.net.is_off(place)
-            && heard * 2 > self.plan.sentinels
+            && !self.net.is_paused(machine)
+            && !self.net.is_off(machine)
+            && votes * 2 > self.plan.sentinels
     }
 
     fn tick(&self) {
@@ -527,7 +527,7 @@ impl World {
         self.reattach(now);
     }
 
-    /// What the sentinels do.
+    /// The periodic check of the sentinels.
     fn watch(&self, now: u64) {
         let master = self.master.get();
         if self.is_seen(master) {
@@ -552,7 +552,7 @@ impl World {
         }
     }
 
-    /// A master without a replica refuses writes.
+    /// A master without a replica rejects writes (`min-replicas-to-write`).
     fn count_replicas(&self) {
         let replication = self.replication.borrow();
         for (i, server) in self.servers.borrow_mut().iter_mut().enumerate() {
@@ -572,7 +572,7 @@ impl World {
         (0..self.plan.servers).filter(there).max_by_key(|i| servers[*i].store.facts.offset)
     }
 
-    /// Has replicas that lost their master find it again.
+    /// Replicas without a master attach to the current one.
     fn reattach(&self, now: u64) {
         let random = |range| self.pick(range);
         let mut later = Vec::new();
@@ -599,10 +599,13 @@ impl World {
             let Some(master) = replica.of else { return };
             master
         };
-        let (here, there) = (Place::Server(at), Place::Server(master));
+        let (here, there) = (Machine::Server(at), Machine::Server(master));
         let mut servers = self.servers.borrow_mut();
-        let runs = |i: usize, place| servers[i].up && !self.net.is_paused(place) && !self.net.is_off(place);
-        if !runs(at, here) || !runs(master, there) || !self.net.hear(here, there) || servers[master].store.facts.replica
+        let runs = |i: usize, machine| servers[i].up && !self.net.is_paused(machine) && !self.net.is_off(machine);
+        if !runs(at, here)
+            || !runs(master, there)
+            || !self.net.reachable(here, there)
+            || servers[master].store.facts.replica
         {
             return;
         }
@@ -621,7 +624,7 @@ impl World {
         self.note(|| format!("server {at} has the data of server {master}"));
     }
 
-    /// Makes a replica the master.
+    /// Promotes a replica. `level`: it applies everything that it received from its master first.
     fn promote(&self, at: usize, level: bool) {
         let (now, old) = (self.net.now(), self.master.get());
         if at == old {
@@ -639,7 +642,7 @@ impl World {
                 }
             }
             let facts = &mut server.store.facts;
-            // One that was never demoted is the server that it was.
+            // A server that was never demoted keeps its replication ID.
             if facts.replica {
                 facts.replid2 = std::mem::replace(&mut facts.replid, fresh_name(&mut self.random.borrow_mut()));
                 facts.second_offset = facts.offset.cast_signed() + 1;
@@ -661,7 +664,7 @@ impl World {
         self.master.set(at);
         self.count(|outcome| outcome.failovers += 1);
         let view = View { server: at, config_epoch: self.outcome.borrow().failovers };
-        self.note(|| format!("server {at} is promoted in place of server {old}; level: {}", !behind));
+        self.note(|| format!("server {at} replaces server {old} as the master; in sync: {}", !behind));
         self.kick(at);
         let first = self.pick(0..self.plan.sentinels.max(1) as u64) as usize;
         for sentinel in 0..self.plan.sentinels {
@@ -670,23 +673,24 @@ impl World {
         }
     }
 
-    /// The sentinels have changed their mind.
+    /// The sentinels name another master.
     fn name(&self, at: usize) {
         if self.is_seen(at) {
             self.promote(at, false);
         }
     }
 
-    /// Ends a server's connections, as a sentinel does when it gives a server another role; mostly.
+    /// Closes a server's connections, as a sentinel does when it changes a server's role; in one of five cases it does
+    /// not.
     fn kick(&self, at: usize) {
         if self.pick(0..5) == 0 {
             return self.at_server(at, Server::unblock_all);
         }
-        let conns = self.servers.borrow_mut()[at].hang_up_all();
+        let conns = self.servers.borrow_mut()[at].close_all();
         conns.into_iter().for_each(|conn| self.net.send_back(conn, Chunk::End));
     }
 
-    /// Makes a server that was the master a replica.
+    /// Demotes a former master to a replica.
     fn demote(&self, at: usize) {
         self.replication.borrow_mut()[at].demotion = false;
         if at == self.master.get() || !self.is_seen(at) || self.servers.borrow()[at].store.facts.replica {
@@ -712,7 +716,7 @@ impl World {
             let part = |at: usize| command.get(at).map(|part| text(part).to_ascii_uppercase()).unwrap_or_default();
             let reply = match (&*part(0), &*part(1)) {
                 ("SENTINEL", "GET-MASTER-ADDR-BY-NAME") => {
-                    address_reply(Place::Server(self.views.borrow()[sentinel].server).port())
+                    address_reply(Machine::Server(self.views.borrow()[sentinel].server).port())
                 }
                 ("SENTINEL", "MASTER") => epoch_reply(self.views.borrow()[sentinel].config_epoch),
                 ("CLIENT" | "SELECT" | "AUTH", _) => Reply::Status("OK"),
@@ -745,8 +749,8 @@ impl World {
                     return;
                 }
                 self.nodes.borrow()[node].set_paused(true);
-                self.net.pause(place_of(node));
-                Undo::Pause(place_of(node))
+                self.net.pause(machine_of(node));
+                Undo::Pause(machine_of(node))
             }
             Fault::KillNode { node, .. } => {
                 if !self.nodes.borrow()[node].is_alive() {
@@ -761,14 +765,14 @@ impl World {
                     return;
                 }
                 if !node.shut_down() {
-                    // It ends before it is linked, after it may have become a member.
+                    // The process ends before the node has started, but it may have become a member already.
                     self.gave_up.set(true);
                 }
                 lasts = SHUTDOWN;
                 Undo::ShutDown(node)
             }
             Fault::CutNode { node, which, ways, .. } => {
-                let (node, server) = (place_of(node), Place::Server(self.which(which)));
+                let (node, server) = (machine_of(node), Machine::Server(self.which(which)));
                 self.cut(match ways {
                     Ways::Both => vec![(node, server), (server, node)],
                     Ways::There => vec![(node, server)],
@@ -776,12 +780,12 @@ impl World {
                 })
             }
             Fault::CutNodeFromSentinels { node, .. } => {
-                let sentinels = (0..self.plan.sentinels).map(Place::Sentinel);
-                self.cut(sentinels.flat_map(|s| [(place_of(node), s), (s, place_of(node))]).collect())
+                let sentinels = (0..self.plan.sentinels).map(Machine::Sentinel);
+                self.cut(sentinels.flat_map(|s| [(machine_of(node), s), (s, machine_of(node))]).collect())
             }
             Fault::LagNode { node, by, .. } => {
-                self.net.set_lag(place_of(node), by);
-                Undo::Lag(place_of(node))
+                self.net.set_lag(machine_of(node), by);
+                Undo::Lag(machine_of(node))
             }
             Fault::StepNodeClock { node, by } => return self.nodes.borrow()[node].step_clock(by),
             Fault::ResetConnections { node } => return self.net.drop_node(node),
@@ -790,9 +794,9 @@ impl World {
                 return;
             }
             Fault::PauseServer { which, .. } => {
-                let place = Place::Server(self.which(which));
-                self.net.pause(place);
-                Undo::Pause(place)
+                let machine = Machine::Server(self.which(which));
+                self.net.pause(machine);
+                Undo::Pause(machine)
             }
             Fault::KillServer { which, end, back, .. } => {
                 let server = self.which(which);
@@ -843,7 +847,7 @@ impl World {
                 for (time, server) in (1..times).zip([old, other].into_iter().cycle()) {
                     self.net.schedule(now + time * ms, Event::Name(server));
                 }
-                // Whoever is not the master then is made a replica.
+                // The server that is not the master by then is demoted.
                 for server in [old, other] {
                     self.net.schedule(now + times * ms, Event::Demote(server));
                 }
@@ -857,25 +861,25 @@ impl World {
                 Undo::Return(old)
             }
             Fault::IsolateMaster { split, .. } => {
-                let master = Place::Server(self.master.get());
-                let mut others: Vec<Place> = (0..self.plan.sentinels).map(Place::Sentinel).collect();
-                others.extend((0..self.plan.servers).map(Place::Server).filter(|place| *place != master));
+                let master = Machine::Server(self.master.get());
+                let mut others: Vec<Machine> = (0..self.plan.sentinels).map(Machine::Sentinel).collect();
+                others.extend((0..self.plan.servers).map(Machine::Server).filter(|machine| *machine != master));
                 if split {
-                    others.extend((1..self.plan.nodes).map(place_of));
+                    others.extend((1..self.plan.nodes).map(machine_of));
                 }
-                self.cut(others.into_iter().flat_map(|place| [(master, place), (place, master)]).collect())
+                self.cut(others.into_iter().flat_map(|machine| [(master, machine), (machine, master)]).collect())
             }
         };
         self.undo.borrow_mut().insert(number, undo);
         self.net.schedule(now + lasts.max(1), Event::Heal(number));
     }
 
-    fn cut(&self, ways: Vec<(Place, Place)>) -> Undo {
+    fn cut(&self, ways: Vec<(Machine, Machine)>) -> Undo {
         ways.iter().for_each(|(from, to)| self.net.cut(*from, *to));
         Undo::Cuts(ways)
     }
 
-    /// Ends a server. Returns the data that it had.
+    /// Ends a server's process. Returns the data that it had.
     fn stop(&self, at: usize, end: End) -> Option<Data> {
         let mut servers = self.servers.borrow_mut();
         let server = &mut servers[at];
@@ -885,11 +889,11 @@ impl World {
         let held = server.store.data.clone();
         server.end(end, &mut self.random.borrow_mut());
         drop(servers);
-        let place = Place::Server(at);
+        let machine = Machine::Server(at);
         if end == End::PowerLoss {
-            self.net.switch(place, false);
+            self.net.switch(machine, false);
         } else {
-            self.net.conns_to(place).into_iter().for_each(|conn| self.net.send_back(conn, Chunk::End));
+            self.net.conns_to(machine).into_iter().for_each(|conn| self.net.send_back(conn, Chunk::End));
         }
         let replica = &mut self.replication.borrow_mut()[at];
         replica.attached = false;
@@ -929,10 +933,10 @@ impl World {
         self.note(|| format!("fault {number} is over"));
         match undo {
             Undo::Cuts(ways) => ways.into_iter().for_each(|(from, to)| self.net.mend(from, to)),
-            Undo::Pause(place) => {
-                self.net.resume(place);
-                if let Place::Node(i) = place
-                    && !self.net.is_paused(place)
+            Undo::Pause(machine) => {
+                self.net.resume(machine);
+                if let Machine::Node(i) = machine
+                    && !self.net.is_paused(machine)
                 {
                     self.nodes.borrow()[i].set_paused(false);
                 }
@@ -946,7 +950,7 @@ impl World {
                         Some(copies.get(copies.len().saturating_sub(n)).cloned().unwrap_or_default())
                     }
                 };
-                let off = self.net.is_off(Place::Server(server));
+                let off = self.net.is_off(Machine::Server(server));
                 let kept = match self.plan.persistence {
                     Persistence::None => false,
                     Persistence::EverySecond => !off,
@@ -956,10 +960,10 @@ impl World {
                     self.lossy.set(true);
                 }
                 if off {
-                    self.net.switch(Place::Server(server), true);
+                    self.net.switch(Machine::Server(server), true);
                 }
                 self.start(server, data);
-                self.note(|| format!("server {server} is back: {back:?}"));
+                self.note(|| format!("server {server} has restarted: {back:?}"));
                 if let Fault::OldThenNew { ms, .. } = self.plan.faults[number].1 {
                     self.undo.borrow_mut().insert(number, Undo::Newer { server, held });
                     self.net.schedule(now + ms, Event::Heal(number));
@@ -968,10 +972,10 @@ impl World {
             Undo::Newer { server, held } => {
                 if self.stop(server, End::Killed).is_some() {
                     self.start(server, Some(held));
-                    self.note(|| format!("server {server} is back with its newer data"));
+                    self.note(|| format!("server {server} has restarted with its newer data"));
                 }
             }
-            Undo::Lag(place) => self.net.set_lag(place, 0),
+            Undo::Lag(machine) => self.net.set_lag(machine, 0),
             Undo::Full(server) => self.servers.borrow_mut()[server].store.facts.refuses_writes = None,
             Undo::Replicas => self.replication.borrow_mut().iter_mut().for_each(|replica| replica.lag = 0),
             Undo::Return(old) => {
@@ -983,7 +987,7 @@ impl World {
             }
             Undo::ShutDown(node) => {
                 let index = node.index;
-                // It may have been killed, and started again, meanwhile.
+                // The node may have been killed and restarted in the meantime.
                 if node.is_alive() {
                     self.end_node(index);
                     if let Fault::StopNode { ms, .. } = self.plan.faults[number].1 {
@@ -1011,16 +1015,16 @@ impl World {
         self.nodes.borrow_mut()[node] = fresh;
     }
 
-    /// Takes over what a node counted, before it ends.
+    /// Adds the counters of a node to the results, before it ends.
     fn count_node(&self, node: usize) {
         let node = self.nodes.borrow()[node].clone();
         self.count(|outcome| {
-            outcome.put_back += node.metrics.get(Counter::EventsRestored);
+            outcome.restored += node.metrics.get(Counter::EventsRestored);
             outcome.lost += node.metrics.get(Counter::EventsLost);
         });
     }
 
-    /// Ends whatever is still wrong.
+    /// Ends all remaining faults.
     fn calm_down(self: &Rc<Self>) {
         let left: Vec<usize> = self.undo.borrow().keys().copied().collect();
         left.into_iter().for_each(|number| self.heal(number));
@@ -1050,7 +1054,7 @@ impl World {
                 }
                 Some((node, problem)) if now > calm + READY_WITHIN => {
                     return self.fail(format!(
-                        "not ready: node {node} is not, {READY_WITHIN} ms after the last fault: {problem}"
+                        "not ready: node {node} is not ready {READY_WITHIN} ms after the last fault: {problem}"
                     ));
                 }
                 Some(_) => self.pump(now + 100).await,
@@ -1058,7 +1062,7 @@ impl World {
         }
     }
 
-    /// Waits until publishers are done and clients connected.
+    /// Waits until all publishers are done and all clients are connected.
     async fn pump_until_quiet(self: &Rc<Self>) {
         let deadline = self.net.now() + READY_WITHIN;
         loop {
@@ -1068,41 +1072,41 @@ impl World {
             }
             if self.net.now() > deadline {
                 let publishing = self.publishing.get();
-                return self.fail(format!("not quiet: {publishing} publishers wait, {away} clients are not connected"));
+                return self
+                    .fail(format!("not quiet: {publishing} publishers still retry, {away} clients are not connected"));
             }
             self.pump(self.net.now() + 100).await;
         }
     }
 
-    /// Gives every client the time to read what waits for it: slow ones are behind for a while. The oracle judges what is
-    /// missing after that.
+    /// Waits until slow clients have read their backlog. The oracle then judges what is missing.
     async fn pump_until_read(self: &Rc<Self>) {
         let deadline = self.net.now() + READY_WITHIN;
         self.pump(self.net.now() + 3_000).await;
-        while self.oracle.borrow().owes() && self.net.now() < deadline {
+        while self.oracle.borrow().misses_any() && self.net.now() < deadline {
             self.pump(self.net.now() + 500).await;
         }
     }
 
-    /// Looks at everything that is to be so at rest.
+    /// Checks the final state, when nothing is left to do.
     async fn check(self: &Rc<Self>) {
         let nodes = self.nodes.borrow().clone();
         for node in &nodes {
             let (epoch, head, entries) = node.window();
-            self.note(|| format!("node {} stands at {}", node.index, crate::node::place_text(epoch, head)));
+            self.note(|| format!("node {} is at {}", node.index, crate::node::position_text(epoch, head)));
             for (sequence, id) in entries {
                 if let Some(event) = id.strip_prefix('e').and_then(|number| number.parse().ok()) {
-                    self.oracle.borrow_mut().stands(event, (epoch, sequence));
+                    self.oracle.borrow_mut().note_position(event, (epoch, sequence));
                 }
             }
         }
         let stands: Vec<(u64, u64)> = nodes.iter().map(|node| (node.window().0, node.window().1)).collect();
         if stands.iter().any(|stand| *stand != stands[0]) {
-            self.fail(format!("not level: the nodes stand at different places at rest: {stands:x?}"));
+            self.fail(format!("not level: the nodes are at different positions at the end: {stands:x?}"));
         }
         self.oracle.borrow_mut().check();
         let mut presence = self.presence(&nodes[0]).await;
-        // A client that has stopped reading may be closed at this very moment.
+        // A client that has stopped reading may be about to be closed.
         for _ in 0..PRESENCE_TRIES {
             if presence.is_ok() {
                 break;
@@ -1116,30 +1120,30 @@ impl World {
         }
         let outcome = self.outcome.borrow().clone();
         let hindered = self.plan.faults.iter().any(|(_, fault)| fault.hinders_nodes());
-        // Where ids of evicted events are lost, an `event_id` is no cursor any more.
+        // Once IDs of evicted events are lost, an `event_id` is an uncertain cursor.
         let ids_lost = nodes.iter().any(|node| node.lineage().contains('?'));
-        let resets = outcome.gaps_reset - if ids_lost { outcome.doubtful.min(outcome.gaps_reset) } else { 0 };
-        // Nobody knows what a node that is gone was told by a server that is gone. A node that is kept away for long is given up, and one
-        // that the server does not answer for long knows no longer who else writes.
+        let resets = outcome.gaps_reset - if ids_lost { outcome.uncertain.min(outcome.gaps_reset) } else { 0 };
+        // No node knows what an ended node was acknowledged by a server that is gone. A node that is away for long is
+        // given up, and a node that the server does not answer for long is no longer informed.
         let faults = || self.plan.faults.iter().map(|(_, fault)| fault);
-        // A node that could not start within its time has ended too, after it may have become a member.
+        // A node that could not start in time has ended too, possibly after it became a member.
         let killed = self.gave_up.get() || faults().any(|fault| matches!(fault, Fault::KillNode { .. }));
-        let silent = longest_hindrance(&self.plan.faults);
-        // The one replica that took over takes no writes until the server before it is its replica.
+        let silent = longest_disruption(&self.plan.faults);
+        // After a takeover by the only replica, the new master rejects writes until the old one is its replica.
         let alone = self.plan.min_replicas && self.plan.servers == 2 && outcome.failovers > 0;
         let silent = alone || silent + outcome.failovers * self.plan.down_after >= GIVEN_UP;
         let replaced = outcome.failovers > 0 || faults().any(Fault::ends_servers);
         if resets > 0 && !self.lossy.get() && !(replaced && (killed || silent)) {
-            self.fail(format!("budget: {resets} resets, though Redis lost nothing"));
+            self.fail(format!("budget: {resets} resets, although Redis lost nothing"));
         } else if resets > 0 && !hindered && !killed && !silent {
-            self.fail(format!("budget: {resets} resets, though a node lived that could put everything back"));
+            self.fail(format!("budget: {resets} resets, although a node that could restore everything kept running"));
         }
         if self.plan.faults.is_empty() && outcome.gaps_expired > 0 {
             self.fail(format!("budget: {} gaps without a fault", outcome.gaps_expired));
         }
     }
 
-    /// Whether the list of connections is the truth.
+    /// Whether the list of connections matches the connections.
     async fn presence(self: &Rc<Self>, node: &Rc<Node>) -> Result<(), String> {
         for user in 0..self.plan.users {
             let (name, mut wanted) = {
@@ -1157,7 +1161,7 @@ impl World {
             });
             self.pump(self.net.now() + 20).await;
             let Some(Some(there)) = answer.take() else {
-                return Err(format!("nothing is known of {name}"));
+                return Err(format!("no list of connections of {name}"));
             };
             let mut there: Vec<_> = there.into_iter().map(|client| client.connection).collect();
             there.sort();
@@ -1168,7 +1172,7 @@ impl World {
                     there.iter().chain(&wanted).filter(|one| differs(one)).map(ToString::to_string).collect();
                 let (there, wanted, wrong) = (there.len(), wanted.len(), wrong.join(", "));
                 return Err(format!(
-                    "{there} connections of {name} are listed, and there are {wanted}: {wrong} is wrong"
+                    "{there} connections of {name} are listed, but there are {wanted}; they differ in: {wrong}"
                 ));
             }
         }
@@ -1193,21 +1197,25 @@ impl World {
     }
 }
 
-/// Publishes what one publisher has, each event until it is acknowledged.
-/// For how long, in milliseconds, a node was at most without answers or kept from its work, with no more than [`BREATH`] in between.
-fn longest_hindrance(faults: &[(u64, Fault)]) -> u64 {
+/// The longest time, in milliseconds, for which nodes were without answers or prevented from working, with no more than
+/// [`MIN_INTERVAL`] in between.
+fn longest_disruption(faults: &[(u64, Fault)]) -> u64 {
     let hinders = |fault: &Fault| fault.silences_servers() || fault.hinders_nodes();
     let (mut longest, mut stretch) = (0, (0, 0));
-    // They are sorted by when they begin.
+    // The faults are sorted by their beginning.
     for (begin, fault) in faults.iter().filter(|(_, fault)| hinders(fault)) {
         let end = begin + fault.lasts();
-        stretch =
-            if longest > 0 && *begin <= stretch.1 + BREATH { (stretch.0, stretch.1.max(end)) } else { (*begin, end) };
+        stretch = if longest > 0 && *begin <= stretch.1 + MIN_INTERVAL {
+            (stretch.0, stretch.1.max(end))
+        } else {
+            (*begin, end)
+        };
         longest = longest.max(stretch.1 - stretch.0);
     }
     longest
 }
 
+/// Publishes all events of one publisher, each until it is acknowledged.
 async fn publish_all(world: Rc<World>, publisher: usize) {
     let own: Vec<Publish> =
         world.plan.publishes.iter().filter(|publish| publish.publisher == publisher).cloned().collect();
@@ -1227,7 +1235,7 @@ async fn publish_all(world: Rc<World>, publisher: usize) {
     world.publishing.set(world.publishing.get() - 1);
 }
 
-async fn publish_one(world: &Rc<World>, events: &[For]) {
+async fn publish_one(world: &Rc<World>, events: &[EventAudience]) {
     let now = world.net.now();
     let numbers: Vec<u32> = events.iter().map(|audience| world.oracle.borrow_mut().publish(*audience, now)).collect();
     let batch: Vec<_> = numbers
@@ -1249,14 +1257,14 @@ async fn publish_one(world: &Rc<World>, events: &[For]) {
         match answer {
             Some(Ok(places)) => {
                 let now = world.net.now();
-                for (number, place) in numbers.iter().zip(places) {
-                    let position = (place.position.epoch, place.position.sequence);
-                    world.oracle.borrow_mut().acknowledged(*number, position, place.duplicate, now);
+                for (number, outcome) in numbers.iter().zip(places) {
+                    let position = (outcome.position.epoch, outcome.position.sequence);
+                    world.oracle.borrow_mut().acknowledged(*number, position, outcome.duplicate, now);
                 }
                 world.note(|| format!("e{numbers:?} acknowledged by node {}", node.index));
                 return;
             }
-            Some(Err(error)) => world.note(|| format!("e{numbers:?} not taken by node {}: {error}", node.index)),
+            Some(Err(error)) => world.note(|| format!("e{numbers:?} not accepted by node {}: {error}", node.index)),
             None => {}
         }
         let pause = world.pick(20..400);
@@ -1264,11 +1272,11 @@ async fn publish_one(world: &Rc<World>, events: &[For]) {
     }
 }
 
-fn audience_of(audience: For, clients: &[Client]) -> Audience {
+fn audience_of(audience: EventAudience, clients: &[Client]) -> Audience {
     match audience {
-        For::Everyone => Audience::Everyone,
-        For::User(user) => Audience::User(format!("u{user}").into()),
-        For::Topic(topic) => Audience::Topic(format!("t{topic}").into()),
-        For::Client(client) => Audience::Connection(clients[client].connection()),
+        EventAudience::Everyone => Audience::Everyone,
+        EventAudience::User(user) => Audience::User(format!("u{user}").into()),
+        EventAudience::Topic(topic) => Audience::Topic(format!("t{topic}").into()),
+        EventAudience::Client(client) => Audience::Connection(clients[client].connection()),
     }
 }

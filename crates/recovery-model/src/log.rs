@@ -1,28 +1,31 @@
-//! A log: its lineage, and what stands in it.
+//! A log: its lineage and its entries.
 
 use std::collections::BTreeMap;
 
-/// A position in an epoch's numbering.
+/// The number of an entry. It continues across epochs.
 pub(crate) type Sequence = u8;
 
-/// Names an epoch.
+/// The ID of an epoch.
 pub(crate) type Epoch = u8;
 
-/// Names an event.
+/// The ID of an event.
 pub(crate) type Event = u8;
 
-/// What a cursor is worth.
+/// What a log can serve after a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ResumePoint {
+    /// All events after it.
     At(Sequence),
-    Broken(Sequence),
+    /// The events after this sequence, and a gap before them.
+    Lost(Sequence),
+    /// The epoch is not in the lineage.
     Unknown,
 }
 
-/// A data set, or a node's window.
+/// The data of a server, or the window of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Log {
-    /// Each epoch with the sequence behind which it began, and whether nothing acknowledged is known to be lost before it.
+    /// Each epoch, the sequence after which it began, and whether no acknowledged event is missing before it (no `!`).
     pub(crate) lineage: Vec<(Epoch, Sequence, bool)>,
     pub(crate) entries: BTreeMap<Sequence, (Epoch, Event)>,
     pub(crate) head: Sequence,
@@ -37,7 +40,7 @@ impl Log {
         self.lineage.iter().position(|(id, ..)| Some(*id) == epoch)
     }
 
-    /// Whether this log knows how the other one's newest epoch goes on.
+    /// Whether this log contains the newest epoch of the other log.
     pub(crate) fn extends(&self, other: &Self) -> bool {
         other.lineage.last().is_some_and(|newest| self.lineage.contains(newest))
     }
@@ -46,7 +49,7 @@ impl Log {
         self.lineage.iter().rev().take_while(|(id, ..)| *id != epoch).map(|(_, after, _)| *after).fold(head, u8::min)
     }
 
-    /// Up to where this log goes on with the other one's newest epoch.
+    /// The sequence at which this log ends the other log's newest epoch, if it does.
     pub(crate) fn cut_of(&self, other: &Self) -> Option<Sequence> {
         Some(self.end_of(other.epoch().unwrap_or(0), u8::MAX)).filter(|end| *end < u8::MAX)
     }
@@ -64,21 +67,21 @@ impl Log {
         self.lineage.iter().rev().find(|(_, after, _)| *after < sequence).map(|(epoch, ..)| *epoch)
     }
 
-    pub(crate) fn place(&self, (epoch, sequence): (Epoch, Sequence)) -> Place {
-        let Some(at) = self.rank(Some(epoch)) else { return Place::Unknown };
+    pub(crate) fn resume_point(&self, (epoch, sequence): (Epoch, Sequence)) -> ResumePoint {
+        let Some(at) = self.rank(Some(epoch)) else { return ResumePoint::Unknown };
         let later = &self.lineage[at + 1..];
         let end = later.iter().map(|(_, after, _)| *after).fold(self.head, u8::min);
-        if sequence > end || later.iter().any(|(.., whole)| !whole) {
-            Place::Broken(sequence.min(end))
+        if sequence > end || later.iter().any(|(.., complete)| !complete) {
+            ResumePoint::Lost(sequence.min(end))
         } else {
-            Place::At(sequence)
+            ResumePoint::At(sequence)
         }
     }
 
-    /// Removes what stands behind a place.
-    pub(crate) fn cut(&mut self, place: Sequence) {
-        self.entries.split_off(&(place + 1));
-        self.head = self.head.min(place);
+    /// Removes the entries after a sequence.
+    pub(crate) fn cut(&mut self, sequence: Sequence) {
+        self.entries.split_off(&(sequence + 1));
+        self.head = self.head.min(sequence);
     }
 
     /// The sequence before the first entry.

@@ -1,51 +1,55 @@
-//! Nodes, servers and clients, and what each step does to them.
+//! Nodes, servers and clients, and the effect of each step on them.
 
-use crate::log::{Epoch, Event, Log, Place, Sequence};
+use crate::log::{Epoch, Event, Log, ResumePoint, Sequence};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names a node, or what it acknowledges under. A node that is killed never comes back; another takes its place.
+/// The identity of a node, or a name under which it acknowledges. A killed node does not return; another one is
+/// started.
 pub(crate) type Name = u8;
 
-/// A server: which process it is, which history it holds, and how many masters had been named when it was.
+/// The name of a server, as a node sees it: its process, its history, and the number of masters named before it.
 pub(crate) type Server = (u8, u8, u8);
 
-/// Which process a server is, and which history it holds.
+/// A process and the history that it holds (`run_id` and `master_replid`).
 type History = (u8, u8);
 
 type Members = BTreeMap<Name, u8>;
 
-/// What of the protocol is in force. Without any of these it has to fail, which shows that the exploration sees it.
+/// The rules of the protocol that are in force. Each rule is needed: with most of them removed, the walks find a
+/// violation. The exceptions say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a rule that a test takes away")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a rule that a test removes")]
 pub struct Rules {
-    /// A server is named by its history too, not by its process alone.
+    /// A server is identified by its history too, and not only by its process.
     pub history: bool,
-    /// Nodes remember the members; otherwise only the server does.
+    /// Nodes remember the members. Otherwise only the server does.
     pub remembered_members: bool,
-    /// A report counts only for as long as its node takes for granted that it knows everybody.
+    /// A report counts only while its node is informed: while no node can have become a member without its knowledge.
     pub informed: bool,
-    /// Only what a node that follows this log takes for granted counts.
+    /// Only the reports of nodes that follow an epoch of this log count as informed.
     pub informed_of_this_log: bool,
-    /// A node that joins waits for a member that knows of it.
+    /// A joining node becomes a member only once a member has read a list that contains it.
     pub witness: bool,
-    /// What could not be put back is reported.
+    /// A report states whether its node holds entries that have no place in the log.
     pub lossy: bool,
-    /// Who reported has to know of the others. The walks find no loss without it.
-    pub aware: bool,
-    /// A node acknowledges only while a majority confirms its server.
+    /// Reports count only once they are complete: their nodes know all other nodes that reported. The walks find no
+    /// loss without this rule.
+    pub complete: bool,
+    /// A node acknowledges only during its lease.
     pub lease: bool,
-    /// A server that is named again is another one.
+    /// A server that is named again is another server.
     pub named: bool,
-    /// A name reports to one server: a node that has reported to one acknowledges at another under another name. With the rule before the
-    /// walks find no loss without it: it is for what is not here, reports that are late and failovers that are not counted.
+    /// A name reports to one server only: a node that reported to one server acknowledges at another under another
+    /// name. With the rule before, the walks find no loss without this one. It covers cases that the model lacks: late
+    /// reports, and failovers that are not counted.
     pub one_server: bool,
-    /// Entries say their epoch. The walks find no loss without it: it ends a link that reads another history sooner, and
-    /// the fence of the next beat would end it too.
+    /// Entries contain their epoch. The walks find no loss without this rule: it only ends a link that reads another
+    /// history earlier than the fence of the next heartbeat does.
     pub entry_epochs: bool,
 }
 
 impl Rules {
-    /// The protocol as it is.
+    /// The complete protocol.
     pub const ALL: Self = Self {
         history: true,
         remembered_members: true,
@@ -53,7 +57,7 @@ impl Rules {
         informed_of_this_log: true,
         witness: true,
         lossy: true,
-        aware: true,
+        complete: true,
         lease: true,
         named: true,
         one_server: true,
@@ -61,26 +65,26 @@ impl Rules {
     };
 }
 
-/// How much may happen.
+/// How often each kind of step may occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Budget {
-    /// Nodes at the start.
+    /// Nodes in the initial state.
     pub nodes: u8,
     /// Further nodes that may start.
     pub starts: u8,
-    /// Events that may be published.
+    /// Publishes.
     pub events: u8,
-    /// Nodes that may be killed.
+    /// Kills of nodes.
     pub kills: u8,
-    /// Restarts of the master from what it has, from a copy or empty.
+    /// Restarts of the master with its data, with a copy, or empty.
     pub restarts: u8,
     /// Promotions of the other server.
     pub promotions: u8,
-    /// Times at which a master that was given up and not demoted since is named again.
+    /// Times that a replaced master, not demoted yet, is named again.
     pub returns: u8,
-    /// Copies of the master's data that may be kept for a restart.
+    /// Copies of the master's data for later restarts.
     pub copies: u8,
-    /// Times at which a node ceases to take for granted that it knows everybody, or loses the word of the majority.
+    /// Times that a node stops being informed, or that its lease ends.
     pub lapses: u8,
 }
 
@@ -116,13 +120,13 @@ struct Data {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Node {
     log: Log,
-    /// What it acknowledges under, and did before.
+    /// The name under which it acknowledges, and its former names.
     alias: Name,
     former: BTreeSet<Name>,
-    /// Where it has reported under this name.
+    /// The server to which it reported under this name.
     reported_at: Option<Server>,
-    /// Acknowledged, and not read yet.
-    unseen: BTreeMap<Sequence, (Epoch, Event)>,
+    /// Entries that it acknowledged and has not read yet.
+    unread: BTreeMap<Sequence, (Epoch, Event)>,
     link: Option<(usize, Server)>,
     settled: bool,
     joined: bool,
@@ -132,7 +136,8 @@ struct Node {
     members: Members,
     version: u8,
     newer: Option<(Sequence, Members)>,
-    /// The log's head when it joined, until it has read up to there: who was removed before may have acknowledged that.
+    /// The head of the log when this node joined, until it has read up to there. Removed members may have acknowledged
+    /// entries up to that head, so the node cannot speak for them yet.
     behind: Option<Sequence>,
     knows: u8,
 }
@@ -142,19 +147,19 @@ struct Client {
     node: Option<Name>,
     cursor: Option<(Epoch, Sequence)>,
     received: BTreeSet<Event>,
-    /// Told a gap after their publish began.
-    told: BTreeSet<Event>,
+    /// Events that were published before a gap that the client received. The gap explains their absence.
+    explained: BTreeSet<Event>,
 }
 
-/// Everything.
+/// The state of the model. Its hash identifies it during the exploration.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     left: Budget,
     servers: [(History, Data); 2],
     master: usize,
-    /// How many masters were named before it.
+    /// The number of masters that were named before the current one.
     named: u8,
-    /// Which servers have been the master, and were not demoted since.
+    /// Which servers were a master and were not demoted since.
     undemoted: [bool; 2],
     copies: Vec<Data>,
     nodes: BTreeMap<Name, Node>,
@@ -162,19 +167,19 @@ pub(crate) struct State {
     next: [u8; 3],
     published: u8,
     acknowledged: BTreeSet<Event>,
-    /// Which event each position has ever named.
-    places: BTreeMap<(Epoch, Sequence), Event>,
+    /// The event at each position. An entry is never removed, so a reused position is detected.
+    positions: BTreeMap<(Epoch, Sequence), Event>,
 }
 
-/// A step.
+/// An atomic step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Link(Name),
-    /// Look, put back, report, confirm or follow. Whether the time for the missing has run out.
+    /// Looks up the log, restores, reports, confirms or follows. The flag: the wait for missing nodes has timed out.
     Settle(Name, bool),
-    /// Whether it has watched the silent for long enough.
+    /// The flag: the node has watched the silent members for long enough.
     Join(Name, bool),
-    Beat(Name),
+    Heartbeat(Name),
     Read(Name),
     Publish(Name),
     Kill(Name),
@@ -182,17 +187,17 @@ pub(crate) enum Step {
     Uninformed(Name),
     LeaseEnds(Name),
     Copy,
-    /// From a copy, or from what it has (the number of copies), or empty (one more).
+    /// From the copy of this index, from its own data (the number of copies), or empty (one more).
     Restart(usize),
     Replicate,
     Promote,
-    /// The master before is named again, before it was demoted.
+    /// The previous master is named again before it was demoted.
     Return,
     Attach(usize, Name),
 }
 
-/// What went wrong.
-pub(crate) type Wrong = String;
+/// A violated invariant.
+pub(crate) type Violated = String;
 
 impl State {
     pub(crate) fn new(budget: Budget) -> Self {
@@ -206,11 +211,11 @@ impl State {
             copies: Vec::new(),
             nodes: BTreeMap::new(),
             clients: Vec::new(),
-            // Names, epochs, and processes or histories.
+            // The next name, the next epoch, and the next process or history.
             next: [0, 1, 2],
             published: 0,
             acknowledged: BTreeSet::new(),
-            places: BTreeMap::new(),
+            positions: BTreeMap::new(),
         };
         for _ in 0..budget.nodes {
             let name = state.start();
@@ -230,7 +235,7 @@ impl State {
         name
     }
 
-    /// Everything that can happen next.
+    /// All steps that are possible in this state.
     pub(crate) fn steps(&self, rules: Rules) -> Vec<Step> {
         let mut steps = Vec::with_capacity(16);
         for (&name, node) in &self.nodes {
@@ -255,7 +260,7 @@ impl State {
                             || (node.joined && !node.informed && node.lease && node.behind.is_none())
                             || renamed
                         {
-                            steps.push(Step::Beat(name));
+                            steps.push(Step::Heartbeat(name));
                         }
                         if self.servers[at].0.0 != server.0
                             || data.log.entries.range(node.log.head + 1..).next().is_some()
@@ -312,30 +317,35 @@ impl State {
         steps
     }
 
-    /// Whether nobody who has not reported, or does not know the others, can take anything for granted or acknowledge elsewhere.
+    /// Whether every node whose report is missing or not complete is no longer informed, and acknowledges at no other
+    /// server.
     fn grace_is_over(&self, at: usize, rules: Rules) -> bool {
-        // What was reported elsewhere may have been replicated.
+        // Reports to another server may have been replicated to this one.
         let (data, none) = (&self.servers[at].1, BTreeMap::new());
         let recovering = data.recovering.is_some_and(|server| self.is(at, server, rules));
         let reports = if recovering { &data.reports } else { &none };
         let count = reports.len();
         self.nodes.values().all(|node| {
-            let aware = reports.get(&node.alias).is_some_and(|report| usize::from(report.knows) >= count || count == 1);
+            let complete =
+                reports.get(&node.alias).is_some_and(|report| usize::from(report.knows) >= count || count == 1);
             let elsewhere = rules.lease && node.lease && node.link.is_some_and(|(other, _)| other != at);
-            aware || (!node.informed && !elsewhere)
+            complete || (!node.informed && !elsewhere)
         })
     }
 
-    /// Whether nobody takes anything for granted, or acknowledges, at another server.
-    fn nobody_is_sure_elsewhere(&self, at: usize, data: &Data, rules: Rules) -> bool {
+    /// Whether every node that has not reported is not informed, and acknowledges at no other server.
+    fn none_informed_elsewhere(&self, at: usize, data: &Data, rules: Rules) -> bool {
         self.nodes.values().all(|node| {
             let elsewhere = rules.lease && node.lease && node.link.is_some_and(|(other, _)| other != at);
             data.reports.contains_key(&node.alias) || !(elsewhere || node.informed && rules.informed)
         })
     }
 
-    /// Takes a step. An error: an invariant is broken.
-    pub(crate) fn take(&mut self, step: Step, rules: Rules) -> Result<(), Wrong> {
+    /// Takes a step.
+    ///
+    /// # Errors
+    /// If an invariant is violated.
+    pub(crate) fn take(&mut self, step: Step, rules: Rules) -> Result<(), Violated> {
         match step {
             Step::Link(name) => {
                 let link = (self.master, self.name_of_master(rules));
@@ -345,7 +355,7 @@ impl State {
             }
             Step::Settle(name, late) => self.settle(name, late, rules)?,
             Step::Join(name, watched) => self.join(name, watched, rules),
-            Step::Beat(name) => self.beat(name, rules),
+            Step::Heartbeat(name) => self.heartbeat(name, rules),
             Step::Read(name) => self.read(name, rules)?,
             Step::Publish(name) => self.publish(name, rules)?,
             Step::Kill(name) => {
@@ -384,7 +394,7 @@ impl State {
                 self.servers[self.master] = ((process, history), data);
             }
             Step::Replicate => {
-                // It holds another one's data, as a replica.
+                // A replica has the history of its master.
                 let ((_, history), data) = self.servers[self.master].clone();
                 let replica = &mut self.servers[1 - self.master];
                 *replica = ((replica.0.0, history), data);
@@ -425,22 +435,23 @@ impl State {
         }
     }
 
-    /// What a node that links now calls the master.
+    /// The name of the current master for a node that connects now.
     fn name_of_master(&self, rules: Rules) -> Server {
         let (process, history) = self.servers[self.master].0;
         (process, if rules.history { history } else { 0 }, if rules.named { self.named } else { 0 })
     }
 
-    /// Whether a server holds the history that a node linked to. It does not know whether it was named again since.
+    /// Whether a server has the process and history that a node connected to. A server does not know whether it was
+    /// named again.
     fn is(&self, at: usize, (process, history, _): Server, rules: Rules) -> bool {
         let is = self.servers[at].0;
         is.0 == process && (is.1 == history || !rules.history)
     }
 
-    /// The server of a node's link, unless that has become another one.
+    /// The server of a node's link. Ends the link if that server is another one by now.
     fn linked(&mut self, name: Name, rules: Rules) -> Option<(usize, Server)> {
         let (at, server) = self.nodes.get(&name)?.link?;
-        // A replica takes no writes.
+        // A replica accepts no writes.
         let is = self.is(at, server, rules);
         let replica = at != self.master && self.servers[at].0.1 == self.servers[self.master].0.1;
         if is && !replica {
@@ -455,7 +466,7 @@ impl State {
         (node.link, node.settled, node.joined) = (None, false, false);
     }
 
-    /// Takes another name, if this one has reported to another server. Returns whether it did.
+    /// Takes another name if this one has reported to another server. Returns whether it did.
     fn rename_for(&mut self, name: Name, server: Server, rules: Rules) -> bool {
         if !rules.one_server || self.nodes[&name].reported_at.is_none_or(|at| at == server) {
             return false;
@@ -467,7 +478,8 @@ impl State {
         true
     }
 
-    /// A server on which the node's epoch goes on.
+    /// The server of a node's link, if it is confirmed under that name and is in the node's epoch. Ends the link
+    /// otherwise.
     fn fenced(&mut self, name: Name, rules: Rules) -> Option<usize> {
         let (at, server) = self.linked(name, rules)?;
         let data = &self.servers[at].1;
@@ -478,15 +490,15 @@ impl State {
         None
     }
 
-    fn settle(&mut self, name: Name, late: bool, rules: Rules) -> Result<(), Wrong> {
+    fn settle(&mut self, name: Name, late: bool, rules: Rules) -> Result<(), Violated> {
         let Some((at, server)) = self.linked(name, rules) else { return Ok(()) };
         let (mut node, mut data) = (self.nodes[&name].clone(), self.servers[at].1.clone());
-        let known = node.unseen.last_key_value().map_or(node.log.head, |(last, _)| node.log.head.max(*last));
+        let known = node.unread.last_key_value().map_or(node.log.head, |(last, _)| node.log.head.max(*last));
         if data.confirmed == Some(server) {
-            let gone_back = !node.fresh
+            let lost_entries = !node.fresh
                 && node.log.extends(&data.log)
                 && (node.log.epoch() != data.log.epoch() || data.log.head < known);
-            if gone_back {
+            if lost_entries {
                 self.servers[at].1.confirmed = None;
                 return Ok(());
             }
@@ -497,10 +509,10 @@ impl State {
         }
         let mut lossy = false;
         if !node.fresh {
-            match put_back(&node, &data.log, known) {
+            match restore(&node, &data.log, known) {
                 Ok(Some(log)) => {
                     for (sequence, (epoch, event)) in &log.entries {
-                        self.note_place(*epoch, *sequence, *event)?;
+                        self.note_position(*epoch, *sequence, *event)?;
                     }
                     if log.head < data.log.head {
                         data.reports.clear();
@@ -533,20 +545,20 @@ impl State {
         };
         data.reports.insert(node.alias, report);
         let count = data.reports.len();
-        let aware = |report: &Report| !rules.aware || count == 1 || usize::from(report.knows) >= count;
-        let all_aware = data.reports.values().all(aware);
-        // Who begins a log waits until the word for another server has run out everywhere.
+        let complete = |report: &Report| !rules.complete || count == 1 || usize::from(report.knows) >= count;
+        let all_complete = data.reports.values().all(complete);
+        // A fresh node that begins a log waits until the leases for another server have expired.
         let follower = data.reports.values().any(|report| report.follows);
-        let sure = is_sure(&data, rules);
-        // A log that begins is another one to everybody.
-        let begins = data.log.lineage.is_empty() && !follower && self.nobody_is_sure_elsewhere(at, &data, rules);
-        if (sure && all_aware) || begins || late {
+        let certain = none_missing(&data, rules);
+        // A log that begins has no earlier positions: its clients receive a gap in any case.
+        let begins = data.log.lineage.is_empty() && !follower && self.none_informed_elsewhere(at, &data, rules);
+        if (certain && all_complete) || begins || late {
             let epoch = self.fresh(1);
             let began = data.log.lineage.is_empty();
-            data.log.lineage.push((epoch, data.log.head, sure && !began));
+            data.log.lineage.push((epoch, data.log.head, certain && !began));
             data.version = data.reports.values().map(|report| report.version).fold(data.version, u8::max) + 1;
             let version = data.version;
-            let members = data.reports.iter().filter(|(_, report)| aware(report));
+            let members = data.reports.iter().filter(|(_, report)| complete(report));
             let member = Member { joined: version, seen: version, may_acknowledge: true };
             data.members = members.map(|(name, _)| (*name, member)).collect();
             data.confirmed = Some(server);
@@ -564,8 +576,8 @@ impl State {
         Ok(())
     }
 
-    /// Keeps of the window what the log has too.
-    fn follow(&mut self, name: Name, known: Sequence, log: &Log) -> Result<(), Wrong> {
+    /// Retains the part of the window that the log has too.
+    fn follow(&mut self, name: Name, known: Sequence, log: &Log) -> Result<(), Violated> {
         let node = self.node(name);
         let same = if node.fresh { None } else { node.log.shared_with(known, log) };
         match same {
@@ -577,8 +589,8 @@ impl State {
             None => node.log = Log { head: log.floor(), ..Log::default() },
         }
         node.log.lineage.clone_from(&log.lineage);
-        // What survived and was not read yet stands nowhere else in this node.
-        node.unseen.retain(|sequence, _| same.is_some_and(|same| *sequence <= same));
+        // An unread entry that the log lacks is not restorable from here on, so it must not be reported.
+        node.unread.retain(|sequence, _| same.is_some_and(|same| *sequence <= same));
         (node.settled, node.fresh) = (true, false);
         let log = node.log.clone();
         for client in 0..self.clients.len() {
@@ -589,29 +601,29 @@ impl State {
         Ok(())
     }
 
-    /// Where a connected client goes on when its node's log has changed.
+    /// Moves the cursor of a connected client after its node's log has changed.
     fn restart(&mut self, client: usize, log: &Log, kept: bool) {
         let published = self.published;
         let client = &mut self.clients[client];
         let Some(cursor) = client.cursor else {
-            // It connects now, and nothing before is for it.
+            // It connects now: the events published before are not for it.
             client.cursor = log.epoch().map(|epoch| (epoch, log.head));
-            client.told.extend(0..published);
+            client.explained.extend(0..published);
             return;
         };
-        let place = match log.place(cursor) {
-            // The window begins anew, with what the log still has.
-            Place::At(sequence) if !kept && sequence < log.head => Place::Broken(sequence),
-            place => place,
+        let resume = match log.resume_point(cursor) {
+            // The window was discarded: the node retains only entries after the head of the log.
+            ResumePoint::At(sequence) if !kept && sequence < log.head => ResumePoint::Lost(sequence),
+            resume => resume,
         };
-        let at = match place {
-            Place::At(at) => at,
-            Place::Broken(at) => {
-                client.told.extend(0..published);
+        let at = match resume {
+            ResumePoint::At(at) => at,
+            ResumePoint::Lost(at) => {
+                client.explained.extend(0..published);
                 at.max(log.floor())
             }
-            Place::Unknown => {
-                client.told.extend(0..published);
+            ResumePoint::Unknown => {
+                client.explained.extend(0..published);
                 log.floor()
             }
         };
@@ -628,13 +640,13 @@ impl State {
             let client = &mut self.clients[at];
             let sequence = client.cursor.map_or(0, |(_, sequence)| sequence);
             if sequence < floor {
-                client.told.extend(0..published);
+                client.explained.extend(0..published);
             }
             let missed: Vec<_> = log.entries.range(sequence + 1..).map(|(_, (_, event))| *event).collect();
             client.received.extend(missed);
             client.cursor = log.epoch().map(|epoch| (epoch, log.head));
         } else {
-            self.clients[at].told.extend(0..self.published);
+            self.clients[at].explained.extend(0..self.published);
             self.clients[at].cursor = log.epoch().map(|epoch| (epoch, log.head));
         }
     }
@@ -647,7 +659,7 @@ impl State {
         node.version = version;
         node.members.extend(list.iter().map(|(name, joined)| (*name, *joined)));
         node.newer = Some((head, list));
-        covered(node);
+        prune_members(node);
     }
 
     fn join(&mut self, name: Name, watched: bool, rules: Rules) {
@@ -683,14 +695,14 @@ impl State {
         if joins_now || !joins {
             node.behind = Some(log_head);
         }
-        covered(node);
+        prune_members(node);
         node.informed = joins && node.behind.is_none() && (node.lease || !rules.lease);
         if !node.informed {
             self.uninformed(name);
         }
     }
 
-    fn beat(&mut self, name: Name, rules: Rules) {
+    fn heartbeat(&mut self, name: Name, rules: Rules) {
         let Some(at) = self.fenced(name, rules) else { return };
         let (seen, alias) = (self.nodes[&name].version, self.nodes[&name].alias);
         let Some(member) = self.servers[at].1.members.get_mut(&alias) else { return self.unlink(name) };
@@ -700,9 +712,9 @@ impl State {
         node.informed = node.joined && node.behind.is_none() && (node.lease || !rules.lease);
     }
 
-    fn read(&mut self, name: Name, rules: Rules) -> Result<(), Wrong> {
+    fn read(&mut self, name: Name, rules: Rules) -> Result<(), Violated> {
         let Some((at, server)) = self.nodes[&name].link else { return Ok(()) };
-        // The connection is to a process, whatever history that holds by now.
+        // A connection is to a process, regardless of the history that the process has by now.
         if self.servers[at].0.0 != server.0 {
             self.unlink(name);
             return Ok(());
@@ -722,14 +734,14 @@ impl State {
         }
         node.log.entries.insert(sequence, (epoch, event));
         node.log.head = sequence;
-        node.unseen.retain(|unseen, _| *unseen > sequence);
-        covered(node);
+        node.unread.retain(|unread, _| *unread > sequence);
+        prune_members(node);
         let own = node.log.epoch();
         for client in self.clients.iter_mut().filter(|client| client.node == Some(name)) {
             if hole {
-                client.told.extend(0..published);
+                client.explained.extend(0..published);
             }
-            if client.received.contains(&event) && !client.told.contains(&event) {
+            if client.received.contains(&event) && !client.explained.contains(&event) {
                 return Err(format!("a client received event {event} twice"));
             }
             client.received.insert(event);
@@ -738,7 +750,7 @@ impl State {
         Ok(())
     }
 
-    fn publish(&mut self, name: Name, rules: Rules) -> Result<(), Wrong> {
+    fn publish(&mut self, name: Name, rules: Rules) -> Result<(), Violated> {
         let event = self.published;
         self.published += 1;
         if rules.lease && !self.nodes[&name].lease {
@@ -755,14 +767,14 @@ impl State {
         data.log.head += 1;
         let sequence = data.log.head;
         data.log.entries.insert(sequence, (epoch, event));
-        self.note_place(epoch, sequence, event)?;
+        self.note_position(epoch, sequence, event)?;
         self.acknowledged.insert(event);
-        self.node(name).unseen.insert(sequence, (epoch, event));
+        self.node(name).unread.insert(sequence, (epoch, event));
         Ok(())
     }
 
-    fn note_place(&mut self, epoch: Epoch, sequence: Sequence, event: Event) -> Result<(), Wrong> {
-        match self.places.insert((epoch, sequence), event) {
+    fn note_position(&mut self, epoch: Epoch, sequence: Sequence, event: Event) -> Result<(), Violated> {
+        match self.positions.insert((epoch, sequence), event) {
             Some(other) if other != event => {
                 Err(format!("position {epoch}-{sequence} names the events {other} and {event}"))
             }
@@ -770,8 +782,8 @@ impl State {
         }
     }
 
-    /// At rest every client has received, or was told of, everything that was acknowledged.
-    fn check(&self, rules: Rules) -> Result<(), Wrong> {
+    /// When no step is outstanding, every client has received each acknowledged event, or a gap that explains it.
+    fn check(&self, rules: Rules) -> Result<(), Violated> {
         let (server, name) = (&self.servers[self.master].1, self.name_of_master(rules));
         let at_rest = !self.nodes.is_empty()
             && self.nodes.values().all(|node| {
@@ -788,26 +800,31 @@ impl State {
         }
         for (at, client) in self.clients.iter().enumerate() {
             let lost = self.acknowledged.iter().find(|event| {
-                !client.received.contains(event) && !client.told.contains(event) && client.cursor.is_some()
+                !client.received.contains(event) && !client.explained.contains(event) && client.cursor.is_some()
             });
             if let Some(event) = lost {
-                return Err(format!("event {event} was acknowledged, and client {at} was told nothing of it"));
+                return Err(format!(
+                    "event {event} was acknowledged, but client {at} received neither the event nor a gap"
+                ));
             }
         }
         Ok(())
     }
 }
 
-/// Takes members off a node's list once it has read what they acknowledged.
-fn covered(node: &mut Node) {
+/// Removes members from a node's list once the node has read everything that they acknowledged.
+fn prune_members(node: &mut Node) {
     if let Some((_, list)) = node.newer.take_if(|(head, _)| *head <= node.log.head) {
         node.members = list;
     }
     node.behind.take_if(|head| *head <= node.log.head);
 }
 
-/// The server's log with what a node puts back; `None`: there is nothing; an error: it can't be, and whether nobody is told.
-fn put_back(node: &Node, found: &Log, known: Sequence) -> Result<Option<Log>, bool> {
+/// The server's log with the entries that a node restores; `None` if there are none.
+///
+/// # Errors
+/// If the node's entries have no place in the log. The value: whether the report of the node is lossy.
+fn restore(node: &Node, found: &Log, known: Sequence) -> Result<Option<Log>, bool> {
     let empty = found.lineage.is_empty() && found.entries.is_empty();
     if !empty && !node.log.extends(found) {
         return Err(node.log.shared_with(known, found).unwrap_or(0) < known);
@@ -820,7 +837,7 @@ fn put_back(node: &Node, found: &Log, known: Sequence) -> Result<Option<Log>, bo
     let held = node.log.entries.range(after.max(node.log.floor()) + 1..).map(|(s, e)| (*s, *e));
     let mut next = after.max(node.log.head) + 1;
     let mut entries: Vec<_> = held.collect();
-    for (sequence, entry) in &node.unseen {
+    for (sequence, entry) in &node.unread {
         if *sequence == next {
             entries.push((*sequence, *entry));
             next += 1;
@@ -834,13 +851,13 @@ fn put_back(node: &Node, found: &Log, known: Sequence) -> Result<Option<Log>, bo
     if log != *found {
         return Ok(Some(log));
     }
-    // Acknowledged behind something that this node has not read: another one may put that back yet.
-    let stranded = node.unseen.last_key_value().is_some_and(|(last, _)| *last >= next && *last > after);
-    if stranded { Err(true) } else { Ok(None) }
+    // An entry of another node is missing before an acknowledged one: that node may still restore it.
+    let blocked = node.unread.last_key_value().is_some_and(|(last, _)| *last >= next && *last > after);
+    if blocked { Err(true) } else { Ok(None) }
 }
 
-/// Whether nothing acknowledged can be missing.
-fn is_sure(data: &Data, rules: Rules) -> bool {
+/// Whether no acknowledged event can be missing (the new epoch has no `!`).
+fn none_missing(data: &Data, rules: Rules) -> bool {
     let here = Report {
         epoch: data.log.epoch(),
         version: data.version,
@@ -855,18 +872,18 @@ fn is_sure(data: &Data, rules: Rules) -> bool {
     else {
         return false;
     };
-    let wanted = sources().flat_map(|source| {
+    let expected = sources().flat_map(|source| {
         source.members.iter().filter(move |(_, joined)| {
             std::ptr::eq(source, newest) || rank(source).is_none() || **joined > newest.version
         })
     });
-    // A node speaks for its former names too.
+    // A report also covers the former names of its node.
     let reported = |name: &Name| {
         data.reports.contains_key(name) || data.reports.values().any(|report| report.former.contains(name))
     };
-    let missing = wanted.into_iter().any(|(name, _)| !reported(name));
+    let missing = expected.into_iter().any(|(name, _)| !reported(name));
     let mut reports = data.reports.values();
-    // Who follows another log knows who wrote to that one.
+    // A node that follows another log is informed only about the members of that log.
     let informed =
         data.reports.values().any(|report| report.informed && (rank(report).is_some() || !rules.informed_of_this_log));
     let lossy = reports.any(|report| report.lossy);

@@ -1,4 +1,4 @@
-//! The protocol holds in every order of steps, and with any of its rules taken away it does not.
+//! The invariants hold for every order of steps, and are violated without any one of the rules.
 
 use recovery_model::{Budget, Rules, explore, walk};
 
@@ -8,26 +8,26 @@ const SMALL: Budget =
 const LARGE: Budget =
     Budget { nodes: 2, starts: 2, events: 4, kills: 2, restarts: 2, promotions: 2, returns: 0, copies: 2, lapses: 4 };
 
-/// Where sentinels name a master again that they had given up.
+/// Sentinels name a master again after they had replaced it.
 const RETURNS: Budget = Budget { returns: 2, ..LARGE };
 
 #[test]
-fn no_order_of_steps_breaks_a_small_world() {
-    let (states, all) = explore(SMALL, Rules::ALL, 1_000_000).unwrap_or_else(|found| panic!("{found}"));
-    println!("{states} states, all of them: {all}");
+fn no_order_of_steps_violates_an_invariant_in_a_small_model() {
+    let (states, all) = explore(SMALL, Rules::ALL, 1_000_000).unwrap_or_else(|violation| panic!("{violation}"));
+    println!("{states} states, complete: {all}");
     assert!(states > 10_000);
 }
 
 #[test]
-fn no_random_order_breaks_a_larger_world() {
+fn no_random_walk_violates_an_invariant_in_a_larger_model() {
     let walks = std::env::var("RECOVERY_WALKS").ok().and_then(|walks| walks.parse().ok()).unwrap_or(200_000);
     for budget in [LARGE, RETURNS] {
-        walk(budget, Rules::ALL, 1, walks).unwrap_or_else(|found| panic!("{found}"));
+        walk(budget, Rules::ALL, 1, walks).unwrap_or_else(|violation| panic!("{violation}"));
     }
 }
 
 #[test]
-fn without_any_of_its_rules_the_protocol_fails() {
+fn without_any_one_rule_an_invariant_is_violated() {
     let all = Rules::ALL;
     for (rule, budget, without) in [
         ("history", LARGE, Rules { history: false, ..all }),
@@ -39,7 +39,10 @@ fn without_any_of_its_rules_the_protocol_fails() {
         ("lease", LARGE, Rules { lease: false, ..all }),
         ("named", RETURNS, Rules { named: false, ..all }),
     ] {
-        let found = walk(budget, without, 1, 2_000_000);
-        assert!(found.is_err(), "without {rule} the protocol holds too, or the model does not see what it is for");
+        let violation = walk(budget, without, 1, 2_000_000);
+        assert!(
+            violation.is_err(),
+            "no violation without the rule {rule}: the rule is redundant, or the model does not cover it"
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! Certificates for tests, by an authority that nobody else trusts.
+//! Certificates for tests, issued by an authority that only the tests trust.
 
 use std::{fs, path::Path};
 
-/// An authority of its own.
+/// A certificate authority.
 #[derive(Debug)]
 pub struct Authority {
     parameters: rcgen::CertificateParams,
@@ -11,19 +11,19 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes one.
-    #[expect(clippy::new_without_default, reason = "each is another")]
+    /// Creates an authority with a new key.
+    #[expect(clippy::new_without_default, reason = "each authority has a new key")]
     pub fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        // Of one that has its own name the issuer would be taken for itself.
+        // The authority needs a name of its own: an issuer with the name of the certificate counts as self-signed.
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
         let pem = parameters.self_signed(&key).unwrap().pem();
         Self { parameters, key, pem }
     }
 
-    /// Writes `ca.pem`, and a certificate for this machine with its key, `server.pem` and `server.key`, valid for so many days
+    /// Writes `ca.pem`, a certificate for this machine (`server.pem`) and its key (`server.key`), valid for `days` days
     /// from now.
     pub fn issue(&self, directory: &Path, days: i64) {
         let issuer = rcgen::Issuer::from_params(&self.parameters, &self.key);
@@ -34,7 +34,7 @@ impl Authority {
         write(directory, "server.pem", &server.pem());
     }
 
-    /// Writes a client's certificate with its key, `client.pem` and `client.key`.
+    /// Writes a client certificate (`client.pem`) and its key (`client.key`).
     pub fn issue_client(&self, directory: &Path) {
         let issuer = rcgen::Issuer::from_params(&self.parameters, &self.key);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -44,7 +44,8 @@ impl Authority {
         write(directory, "client.pem", &client.signed_by(&key, &issuer).unwrap().pem());
     }
 
-    /// Writes a certificate for this machine that is signed by itself, `server.pem` with `server.key`, and the same as `ca.pem`.
+    /// Writes a self-signed certificate for this machine (`server.pem`) and its key (`server.key`), and the same
+    /// certificate as `ca.pem`.
     pub fn self_signed(directory: &Path, is_authority: bool, days: i64) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut server = of_this_machine(days);
@@ -58,7 +59,7 @@ impl Authority {
     }
 }
 
-/// Valid for so many days from now.
+/// The parameters of a certificate for this machine, valid for `days` days from now.
 fn of_this_machine(days: i64) -> rcgen::CertificateParams {
     let mut server = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     let now = time::OffsetDateTime::now_utc();

@@ -7,18 +7,18 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Certificates of servers, and of their clients where those need some.
+/// The certificates of servers, and of their clients where the servers require some.
 #[derive(Debug, Clone)]
 pub struct Certificates {
     home: Arc<TempDir>,
-    /// Clients must show one.
+    /// Clients must present a certificate.
     clients: bool,
-    /// They are no longer valid.
+    /// The certificates have expired.
     expired: bool,
 }
 
 impl Certificates {
-    /// By an authority of their own. `clients`: whether clients must show one too.
+    /// Certificates issued by a new authority. `clients`: whether clients must present one too.
     pub fn issued(clients: bool) -> Self {
         let home = home();
         let authority = Authority::new();
@@ -27,29 +27,29 @@ impl Certificates {
         Self { home, clients, expired: false }
     }
 
-    /// One that is signed by itself, and named as its own authority. `is_authority`: as `openssl req -x509` makes it.
+    /// A self-signed certificate that is also its own authority. `is_authority`: as created by `openssl req -x509`.
     pub fn self_signed(is_authority: bool, days: i64) -> Self {
         let home = home();
         Authority::self_signed(home.path(), is_authority, days);
         Self { home, clients: false, expired: days < 0 }
     }
 
-    /// The certificate of the authority.
+    /// The path of the authority's certificate.
     pub fn authority(&self) -> PathBuf {
         self.file("ca.pem")
     }
 
-    /// The client's certificate.
+    /// The path of the client certificate.
     pub fn client(&self) -> PathBuf {
         self.file("client.pem")
     }
 
-    /// The client's key.
+    /// The path of the client's key.
     pub fn client_key(&self) -> PathBuf {
         self.file("client.key")
     }
 
-    /// What a Redis or a sentinel that takes TLS alone has in its file.
+    /// The configuration of a Redis or a sentinel that accepts only TLS.
     pub(crate) fn lines(&self, port: u16) -> String {
         let file = |name| self.file(name).display().to_string();
         format!(
@@ -62,7 +62,7 @@ impl Certificates {
         )
     }
 
-    /// What `redis-cli` needs to reach it.
+    /// The arguments with which `redis-cli` connects to it.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec!["--tls".to_owned(), "--cacert".to_owned(), self.authority().display().to_string()];
         if self.expired {

@@ -1,4 +1,4 @@
-//! Three masters, each with a replica.
+//! A Redis Cluster: three masters, each with a replica.
 
 use crate::{Certificates, RedisServer, process::until};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Servers that form a Cluster.
+/// The servers of a Cluster.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<RedisServer>,
@@ -14,12 +14,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts them, and waits until they serve.
+    /// Starts the servers, and waits until the Cluster is healthy.
     pub fn start() -> Self {
         Self::start_with(None)
     }
 
-    /// The same with TLS alone.
+    /// As [`Cluster::start`], with servers that accept only TLS.
     pub fn start_with_tls(certificates: &Certificates) -> Self {
         Self::start_with(Some(certificates))
     }
@@ -42,7 +42,7 @@ impl Cluster {
         create.args(["--cluster", "create"]).args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())));
         create.args(["--cluster-replicas", "1", "--cluster-yes"]).stdout(Stdio::null());
         create.args(certificates.into_iter().flat_map(Certificates::arguments));
-        assert!(create.status().unwrap().success(), "the Cluster can't be made");
+        assert!(create.status().unwrap().success(), "failed to create the Cluster");
         let cluster = Self { nodes, tls: certificates.is_some() };
         cluster.until_settled();
         cluster
@@ -55,12 +55,12 @@ impl Cluster {
         format!("{scheme}+cluster://{}", nodes.join(","))
     }
 
-    /// Waits until every running node is in order, and every master has a replica that follows it.
+    /// Waits until every running node is healthy, and every master has a replica in sync.
     pub fn until_settled(&self) {
-        until("the Cluster is in order", || self.is_settled());
+        until("the Cluster is healthy", || self.is_settled());
     }
 
-    /// Whether every running node is in order, and every master has a replica that follows it.
+    /// Whether every running node is healthy, and every master has a replica in sync.
     pub fn is_settled(&self) -> bool {
         let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
         let serves = |node: &&RedisServer| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
@@ -75,11 +75,11 @@ impl Cluster {
 
     /// The node that holds a key.
     pub fn owner(&mut self, key: &str) -> &mut RedisServer {
-        let port = self.owner_port(key).expect("somebody holds the key");
+        let port = self.owner_port(key).expect("a node holds the key");
         self.node(port)
     }
 
-    /// The port of the node that holds a key, as the others know it.
+    /// The port of the node that holds a key, according to the other nodes.
     pub fn owner_port(&self, key: &str) -> Option<u16> {
         let asked = self.nodes.iter().filter(|node| node.is_running());
         asked.into_iter().find_map(|node| {
@@ -92,16 +92,16 @@ impl Cluster {
         })
     }
 
-    /// Has the replica of a key's owner take over, as for maintenance.
+    /// Makes the replica of a key's owner take over, as for maintenance, and waits for it.
     pub fn failover(&mut self, key: &str) {
-        let owner = self.owner_port(key).expect("somebody holds the key");
+        let owner = self.owner_port(key).expect("a node holds the key");
         let replica = self.nodes.iter().find(|node| {
             node.is_running() && node.cli(&["INFO", "replication"]).contains(&format!("master_port:{owner}"))
         });
-        let replica = replica.expect("it has a replica");
+        let replica = replica.expect("the owner has a replica");
         let mut asked: Option<Instant> = None;
         until("a replica takes over", || {
-            // Redis gives a manual failover up after five seconds, for example because the masters voted just before.
+            // Redis gives up a manual failover after five seconds, for example because the masters voted just before.
             if asked.is_none_or(|at| at.elapsed() > Duration::from_secs(6)) {
                 asked = Some(Instant::now());
                 replica.cli(&["CLUSTER", "FAILOVER"]);
@@ -110,7 +110,7 @@ impl Cluster {
         });
     }
 
-    /// Asks the replica of a key's owner to take over, without waiting for it.
+    /// Requests the failover to the replica of a key's owner, without waiting for it.
     pub fn begin_failover(&mut self, key: &str) {
         let Some(owner) = self.owner_port(key) else { return };
         let follows = format!("master_port:{owner}");
@@ -120,14 +120,14 @@ impl Cluster {
         }
     }
 
-    /// Every node.
+    /// All nodes.
     pub fn nodes(&mut self) -> &mut [RedisServer] {
         &mut self.nodes
     }
 
     /// Moves the slot of a key to another master, key by key, as a rebalance does. `between` runs before each key.
     pub fn migrate(&self, key: &str, mut between: impl FnMut()) {
-        let source = self.owner_port(key).expect("somebody holds the key");
+        let source = self.owner_port(key).expect("a node holds the key");
         let source = self.nodes.iter().find(|node| node.port() == source).unwrap();
         let masters: Vec<_> = self.nodes.iter().filter(|node| node.cli(&["ROLE"]).starts_with("master")).collect();
         let target = masters.iter().find(|node| node.port() != source.port()).expect("there are three masters");
@@ -143,13 +143,13 @@ impl Cluster {
             }
             between();
             let moved = source.cli(&["MIGRATE", "127.0.0.1", &port, &keys, "0", "5000"]);
-            // A key that expired meanwhile is there no more.
+            // A key that expired in the meantime yields `NOKEY`.
             assert!(matches!(&*moved, "OK" | "NOKEY"), "{keys}: {moved}");
         }
         for node in [target, &source].into_iter().chain(&masters) {
             assert_eq!(node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
         }
-        until("everybody knows the new owner", || {
+        until("all nodes know the new owner", || {
             self.nodes.iter().all(|node| {
                 let told = node.cli(&["CLUSTER", "NODES"]);
                 let line = told.lines().find(|line| holds(line, slot.parse().unwrap()));
@@ -158,18 +158,18 @@ impl Cluster {
         });
     }
 
-    /// Waits until another node than the one of this port holds a key.
+    /// Waits until another node than the one at this port holds a key.
     pub fn until_owner_is_not(&self, key: &str, port: u16) {
         until("a replica takes over", || self.owner_port(key).is_some_and(|owner| owner != port));
     }
 
-    /// The node of a port.
+    /// The node at a port.
     pub fn node(&mut self, port: u16) -> &mut RedisServer {
         self.nodes.iter_mut().find(|node| node.port() == port).expect("a node of this Cluster")
     }
 }
 
-/// Whether a line of `CLUSTER NODES` has a slot.
+/// Whether a line of `CLUSTER NODES` contains a slot.
 fn holds(line: &str, slot: u16) -> bool {
     line.split(' ').skip(8).any(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

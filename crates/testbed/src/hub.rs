@@ -1,6 +1,6 @@
-//! The hub's program, as its users run it.
+//! The fanfare program as a process.
 
-use crate::process::{PATIENCE, Process, free_port, until};
+use crate::process::{Process, TIMEOUT, free_port, until};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,27 +24,27 @@ pub struct HubProcess {
     home: TempDir,
 }
 
-/// The whole answer to a request, unless nobody listens or the connection breaks off.
+/// The complete response to a GET request; `None` if the connection is refused or ends early.
 pub fn get(address: SocketAddr, path: &str) -> Option<String> {
-    get_within(address, path, PATIENCE)
+    get_within(address, path, TIMEOUT)
 }
 
-fn get_within(address: SocketAddr, path: &str, patience: Duration) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
-    stream.set_read_timeout(Some(patience)).ok()?;
+fn get_within(address: SocketAddr, path: &str, read_timeout: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, read_timeout).ok()?;
+    stream.set_read_timeout(Some(read_timeout)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
 }
 
-/// The whole answer to publishing an event, given as JSON. Each byte of it may take up to `patience`.
+/// The complete response to the publish of an event, given as JSON. `read_timeout` applies to each read.
 ///
 /// # Errors
-/// If nobody listens, or the answer does not come in time or breaks off.
-pub fn post_event(address: SocketAddr, token: &str, event: &str, patience: Duration) -> io::Result<String> {
+/// If the connection is refused or ends early, or a read times out.
+pub fn post_event(address: SocketAddr, token: &str, event: &str, read_timeout: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(read_timeout))?;
     write!(
         stream,
         "POST /events HTTP/1.1\r\nHost: hub\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
@@ -57,12 +57,12 @@ pub fn post_event(address: SocketAddr, token: &str, event: &str, patience: Durat
 }
 
 impl HubProcess {
-    /// Starts `fanfare serve` with further arguments and environment variables, without waiting for it.
+    /// Starts `fanfare serve` with further arguments and environment variables, without waiting until it is ready.
     pub fn launch(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::launch_command(&mut Command::new(program), arguments, environment)
     }
 
-    /// The same of a program that may open only so many files.
+    /// As [`HubProcess::launch`], for a process that may open at most `files` files.
     pub fn launch_with_files(files: u32, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -n {files}; exec \"$@\"")).arg("sh").arg(program);
@@ -73,7 +73,8 @@ impl HubProcess {
         Self::launch_at(SocketAddr::from(([127, 0, 0, 1], free_port())), command, arguments, environment)
     }
 
-    /// The same at another address, with a command that runs the program, such as in a network of its own.
+    /// As [`HubProcess::launch`], at another address, with a command that runs the program, such as in a network
+    /// namespace.
     pub fn launch_at(
         address: SocketAddr,
         command: &mut Command,
@@ -83,67 +84,67 @@ impl HubProcess {
         let home = tempfile::Builder::new().prefix("hub-").tempdir().unwrap();
         let log = File::create(home.path().join("log")).unwrap();
         command.arg("serve").arg("--listen").arg(address.to_string()).args(arguments).current_dir(home.path());
-        // What is set for the test is not meant for the hub.
+        // Variables of the test itself are not settings of the hub.
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FANFARE_")) {
             command.env_remove(name);
         }
         command.env_remove("REDIS_URL").env_remove("SECRET_KEY").env("RUST_BACKTRACE", "0");
-        // Tests are refused on purpose, again and again from one address; the delay of that has tests of its own.
+        // Tests provoke rejections repeatedly from one address; the delay of rejections has tests of its own.
         command.env("FANFARE_REFUSAL_DELAY", "0");
         command.envs(environment.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
         Self { address, process: Process::start(command), home }
     }
 
-    /// Starts it, and waits until it is ready, with all of its workers.
+    /// Starts the program, and waits until it is ready, with all of its workers.
     pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let hub = Self::launch(program, arguments, environment);
         hub.wait_until_ready(arguments)
     }
 
-    /// Waits until it is ready, with all of its workers.
+    /// Waits until the program is ready, with all of its workers.
     pub fn wait_until_ready(mut self, arguments: &[&str]) -> Self {
         let hub = &mut self;
         let several = arguments.windows(2).any(|pair| pair[0] == "--workers" && pair[1] != "1");
         until("the hub is ready", || {
             let ended = hub.process.has_ended();
-            assert_eq!(ended, None, "the hub ended: {}", hub.log());
+            assert_eq!(ended, None, "the hub exited: {}", hub.log());
             hub.is_ready() && (!several || hub.log().contains("all workers are ready"))
         });
         self
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Whether `/health/ready` says so within a second. One that is halted is not ready.
+    /// Whether `/health/ready` returns 200 within a second. A stopped process is not ready.
     pub fn is_ready(&self) -> bool {
         let answer = get_within(self.address, "/health/ready", Duration::from_secs(1));
         answer.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// The whole answer to a request, unless nobody listens or the connection breaks off.
+    /// The complete response to a GET request; `None` if the connection is refused or ends early.
     pub fn get(&self, path: &str) -> Option<String> {
         get(self.address, path)
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
     }
 
-    /// Where it logs to.
+    /// The path of the log.
     pub fn log_path(&self) -> PathBuf {
         self.home.path().join("log")
     }
 
-    /// The process that was started.
+    /// The process ID of the program: of the supervisor, if there are workers.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Its children.
+    /// The process IDs of its children.
     pub fn workers(&self) -> Vec<u32> {
         let id = self.process.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -160,17 +161,17 @@ impl HubProcess {
         let _ = kill(Pid::from_raw(i32::try_from(id).unwrap()), signal);
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the process has exited.
     pub fn has_ended(&mut self) -> bool {
         self.process.has_ended().is_some()
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.wait()
     }
 
-    /// Ends it at once, as a crash does.
+    /// Kills the process (SIGKILL).
     pub fn kill(&mut self) {
         self.process.kill();
     }

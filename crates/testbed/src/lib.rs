@@ -1,14 +1,9 @@
-//! Processes that tests start: Redis alone, under Sentinel and as a Cluster, PostgreSQL, and the hub
-//! itself. Each has a free port of
-//! 127.0.0.1 and a directory of its own, and ends with the value that stands for it.
+//! Processes that tests start: Redis alone, under Sentinel and as a Cluster, PostgreSQL, and the hub itself. Each has a
+//! free port of 127.0.0.1 and a directory of its own, and ends when its value is dropped.
 //!
-//! Everything here panics where it fails: to a test that is the same as a failed assertion.
+//! Functions panic on failure, as a failed assertion of the test does.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::missing_panics_doc,
-    reason = "a test ends where something that it relies on fails"
-)]
+#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a test fails if its servers do")]
 
 mod authority;
 mod certificates;

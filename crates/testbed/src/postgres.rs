@@ -1,4 +1,4 @@
-//! One PostgreSQL server.
+//! A PostgreSQL server.
 
 use crate::process::{Process, free_port, until};
 use nix::unistd::{Uid, User, chown};
@@ -21,7 +21,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes an empty one, and waits until it answers.
+    /// Starts a server with an empty database, and waits until it responds.
     pub fn start() -> Self {
         let home = tempfile::Builder::new().prefix("postgres-").tempdir().unwrap();
         if let Some(owner) = owner() {
@@ -48,27 +48,27 @@ impl Postgres {
         server
     }
 
-    /// Its URL, with the password.
+    /// The URL, with the password.
     pub fn url(&self) -> String {
         format!("postgres://hub:{}@127.0.0.1:{}/hub", PASSWORD.replace(' ', "%20"), self.port)
     }
 
-    /// Ends it at once, as a crash does.
+    /// Kills the server (SIGKILL), and waits until its data directory is free.
     pub fn kill(&mut self) {
         self.process = None;
-        // Its children end a moment later, and with them its hold on the directory.
+        // The children of the server end a moment later, and hold the data directory until then.
         let lock = self.data().join("postmaster.pid");
-        until("PostgreSQL has ended", || !self.answers());
+        until("PostgreSQL exits", || !self.answers());
         let _ = fs::remove_file(lock);
     }
 
-    /// Starts it again.
+    /// Starts the server again with its data.
     pub fn restart(&mut self) {
         self.kill();
         self.launch();
     }
 
-    /// The answer to a statement.
+    /// The output of a statement.
     pub fn psql(&self, database: &str, statement: &str) -> String {
         let output = Command::new(self.programs.join("psql"))
             .args(["--no-psqlrc", "--tuples-only", "--no-align", "-h", "127.0.0.1", "-U", "hub", "-d", database])
@@ -84,7 +84,7 @@ impl Postgres {
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         command.arg("-k").arg(self.home.path()).args(["-c", "fsync=off"]).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Process::start(&mut command));
-        until("PostgreSQL answers", || self.answers());
+        until("PostgreSQL responds", || self.answers());
     }
 
     fn answers(&self) -> bool {
@@ -97,7 +97,7 @@ impl Postgres {
         self.home.path().join("data")
     }
 
-    /// It does not run as root.
+    /// A command of PostgreSQL. PostgreSQL does not run as root.
     fn command(&self, name: &str) -> Command {
         let program = self.programs.join(name);
         let mut command = match owner() {
@@ -114,16 +114,18 @@ impl Postgres {
     }
 }
 
-/// Whom it runs as where we are root.
+/// The user that runs it, if this process runs as root.
 fn owner() -> Option<User> {
-    Uid::effective().is_root().then(|| User::from_name("postgres").unwrap().expect("Debian's postgresql makes a user"))
+    Uid::effective()
+        .is_root()
+        .then(|| User::from_name("postgres").unwrap().expect("there is no user postgres: install Debian's postgresql"))
 }
 
-/// Where Debian has its programs, or anybody else.
+/// The directory of the programs: Debian's, or the one on the PATH.
 fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let debians = versions.map(|version| version.path().join("bin")).filter(|path| path.join("initdb").exists()).max();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let others = || std::env::split_paths(&path).find(|path: &PathBuf| Path::new(path).join("initdb").exists());
-    debians.or_else(others).expect("PostgreSQL is installed: run scripts/setup")
+    debians.or_else(others).expect("PostgreSQL is not installed: run scripts/setup")
 }

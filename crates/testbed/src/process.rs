@@ -1,4 +1,4 @@
-//! A child process that does not outlive its value.
+//! A child process that ends when its value is dropped.
 
 use nix::{
     sys::signal::{Signal, kill, killpg},
@@ -18,33 +18,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long anything may take to come about. It bounds failures alone: a busy machine may need most of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// The timeout of every wait. It is generous, because it only bounds failures: a busy machine may need most of it.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Waits until something holds, which must be soon.
+/// Waits until a condition holds. Panics after two minutes.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A port that nobody listens on, reserved until this process ends.
+/// A free port, reserved until this process ends.
 pub fn free_port() -> u16 {
     free_ports(1)
 }
 
-/// The first of `count` consecutive ports that nobody listens on, reserved until this process ends.
+/// The first of `count` consecutive free ports, reserved until this process ends.
 ///
-/// They are below those that the system gives to outgoing connections. A locked file for each port keeps every other test
-/// process of this user from being given the same one before its server listens.
+/// The ports are below those that the kernel assigns to outgoing connections. A locked file for each port prevents
+/// other test processes of this user from taking the same port before its server listens.
 pub fn free_ports(count: u16) -> u16 {
     const PORTS: u32 = 8_500;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // A lock ends with its file, and all with this process.
+    // A lock is released when its file is closed, at the latest at the end of this process.
     static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
-    // Processes begin apart from each other, so that they seldom meet a locked file.
+    // Processes start at different ports, so that they seldom meet a locked file.
     let start = std::process::id() % 170 * 50;
     for _ in 0..PORTS {
         let n = start + NEXT.fetch_add(count.into(), Ordering::Relaxed);
@@ -55,29 +55,30 @@ pub fn free_ports(count: u16) -> u16 {
             return first;
         }
     }
-    panic!("no free port between 11000 and 19500: end the servers that earlier tests left")
+    panic!("no free port between 11000 and 19500: stop the servers that earlier tests left running")
 }
 
-/// A lock on a port that nobody listens on.
+/// A lock on a free port; `None` if the port is in use or locked.
 fn reserve(port: u16) -> Option<File> {
     let folder = env::temp_dir().join(format!("fanfare-test-ports-{}", Uid::effective()));
     fs::create_dir_all(&folder).unwrap();
     let lock = File::create(folder.join(port.to_string())).unwrap();
     lock.try_lock().ok()?;
     let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    // Cluster nodes take the port 10,000 higher too.
+    // Cluster nodes also use the port that is 10,000 higher.
     (free(port) && free(port + 10_000)).then_some(lock)
 }
 
-/// A process that kills a process group when this process ends, even by SIGKILL: it reads from a pipe that nobody writes to.
+/// A process that kills a process group when this process ends, even by SIGKILL: its `read` returns when the pipe is
+/// closed.
 fn guard(group: u32) -> Child {
-    // Debian's sh knows no `kill --`.
+    // Debian's sh does not support `kill --`.
     let script = format!("read -r _; kill -KILL -{group} 2>/dev/null");
     Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap()
 }
 
-/// A process that ends with this value, and its children with it, however that ends: a guard beside it waits for its parent's
-/// end.
+/// A process whose whole process group is killed when this value is dropped. If this process is killed, a guard process
+/// does that.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -86,7 +87,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        // A group of its own: Ctrl-C ends this process, and the guard ends the child.
+        // In a process group of its own: Ctrl-C ends this process, and the guard ends the child.
         let child = command
             .stdin(Stdio::null())
             .process_group(0)
@@ -101,7 +102,7 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        // One that has ended already needs none.
+        // The signal fails if the process has exited already.
         let _ = kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal);
     }
 
@@ -109,9 +110,9 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        until("the process ends", || self.has_ended().is_some());
+        until("the process exits", || self.has_ended().is_some());
         self.has_ended().unwrap()
     }
 
@@ -125,7 +126,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.guard.kill();
         let _ = self.guard.wait();
-        // Workers notice the end of their supervisor a moment later. A test that is given the same ports would meet them.
+        // Workers notice the end of their supervisor a moment later. A test that is given the same ports would connect
+        // to them.
         let _ = killpg(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGKILL);
         let _ = self.child.wait();
     }
@@ -137,8 +139,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
 
     #[test]
-    fn a_guard_ends_the_whole_group_even_if_it_is_halted() {
-        // A child that stays behind, as the worker of a supervisor does.
+    fn a_guard_kills_the_whole_process_group_even_if_it_is_stopped() {
+        // A child that outlives its parent, as the worker of a supervisor does.
         let mut command = Command::new("sh");
         let mut parent =
             command.args(["-c", "sleep 300 & echo $!; wait"]).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
@@ -147,12 +149,12 @@ mod tests {
         let child = Pid::from_raw(line.trim().parse().unwrap());
         kill(child, Signal::SIGSTOP).unwrap();
         let mut guard = guard(parent.id());
-        // As when this process ends.
+        // The pipe is closed, as when this process ends.
         drop(guard.stdin.take());
         guard.wait().unwrap();
-        until("the parent has ended", || parent.try_wait().unwrap().is_some());
-        // It may wait to be reaped, but runs no more.
+        until("the parent exits", || parent.try_wait().unwrap().is_some());
+        // The child may be a zombie until it is reaped.
         let state = || fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        until("the child has ended", || state().is_empty() || state().contains(") Z "));
+        until("the child exits", || state().is_empty() || state().contains(") Z "));
     }
 }

@@ -1,4 +1,4 @@
-//! One Redis server.
+//! A Redis server.
 
 use crate::{
     Certificates,
@@ -13,7 +13,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How a server is to be.
+/// The configuration of a server.
 #[derive(Debug, Clone, Default)]
 pub struct RedisSetup {
     lines: Vec<String>,
@@ -24,7 +24,7 @@ pub struct RedisSetup {
     within: Option<PathBuf>,
 }
 
-/// All files of a server, for [`RedisServer::restart_with`].
+/// All data files of a server, for [`RedisServer::restart_with`].
 #[derive(Debug, Clone)]
 pub struct RedisFiles(Vec<(PathBuf, Vec<u8>)>);
 
@@ -39,20 +39,20 @@ pub struct RedisServer {
 }
 
 impl RedisSetup {
-    /// A line of its configuration, such as `appendonly yes`.
+    /// Adds a line to the configuration, such as `appendonly yes`.
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push(line.to_owned());
         self
     }
 
-    /// Writes every command to a file before it answers.
+    /// Enables the append-only file, synced every second.
     #[must_use]
     pub fn persistent(self) -> Self {
         self.line("appendonly yes").line("appendfsync everysec")
     }
 
-    /// Asks for a password.
+    /// Requires a password.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
@@ -60,41 +60,41 @@ impl RedisSetup {
         self.line(&line).line(&format!("masterauth \"{password}\""))
     }
 
-    /// Takes TLS alone, with a certificate for `localhost` by an authority of its own.
+    /// Accepts only TLS, with a certificate for `localhost` from a new authority.
     #[must_use]
     pub fn tls(self) -> Self {
         self.certificates(&Certificates::issued(false))
     }
 
-    /// Takes TLS alone, with these certificates.
+    /// Accepts only TLS, with these certificates.
     #[must_use]
     pub fn certificates(mut self, certificates: &Certificates) -> Self {
         self.tls = Some(certificates.clone());
         self
     }
 
-    /// Is another program than `redis-server`, such as Valkey.
+    /// Runs another program than `redis-server`, such as Valkey.
     #[must_use]
     pub fn program(mut self, program: &Path) -> Self {
         self.program = Some(program.to_owned());
         self
     }
 
-    /// Listens on this port.
+    /// Sets the port.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
     }
 
-    /// Has its files in this directory.
+    /// Sets the directory of its files.
     #[must_use]
     pub fn within(mut self, directory: &Path) -> Self {
         self.within = Some(directory.to_owned());
         self
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts the server, and waits until it responds.
     pub fn start(self) -> RedisServer {
         let within = self.within.clone().unwrap_or_else(env::temp_dir);
         let home = tempfile::Builder::new().prefix("redis-").tempdir_in(within).unwrap();
@@ -105,13 +105,13 @@ impl RedisSetup {
     }
 }
 
-/// The program that servers run where a test names none: `redis-server` of the PATH, or what REDIS_SERVER names.
+/// The default program: the one in REDIS_SERVER, or `redis-server` on the PATH.
 pub(crate) fn redis_server() -> PathBuf {
     env::var_os("REDIS_SERVER").filter(|path| !path.is_empty()).map_or_else(|| "redis-server".into(), PathBuf::from)
 }
 
-/// Every program with Redis' protocol that is to be had: `redis-server` and `valkey-server` of the PATH, and those that
-/// REDIS_SERVERS names, with colons between them.
+/// All installed programs that speak Redis' protocol: `redis-server` and `valkey-server` on the PATH, and those in
+/// REDIS_SERVERS, separated by colons.
 pub fn redis_programs() -> Vec<PathBuf> {
     let named = env::var_os("REDIS_SERVERS").unwrap_or_default();
     let mut found: Vec<PathBuf> = env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect();
@@ -119,7 +119,7 @@ pub fn redis_programs() -> Vec<PathBuf> {
     for name in ["redis-server", "valkey-server"] {
         found.extend(env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file()));
     }
-    // Debian's valkey-compat makes one of the other.
+    // Debian's valkey-compat installs one as a link to the other.
     let mut real = Vec::new();
     found.retain(|program| {
         let path = program.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
@@ -131,59 +131,59 @@ pub fn redis_programs() -> Vec<PathBuf> {
 }
 
 impl RedisServer {
-    /// A server as it comes, without files.
+    /// Starts a server with the default configuration and without persistence.
     pub fn start() -> Self {
         RedisSetup::default().start()
     }
 
-    /// Begins a server that is to be otherwise.
+    /// Begins to configure a server.
     pub fn setup() -> RedisSetup {
         RedisSetup::default()
     }
 
-    /// Its port.
+    /// The port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its URL, with the password.
+    /// The URL, with the password.
     pub fn url(&self) -> String {
         let password = self.setup.password.as_ref().map_or_else(String::new, |password| format!(":{password}@"));
         let (scheme, host) = if self.setup.tls.is_some() { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
         format!("{scheme}://{password}{host}:{}/0", self.port)
     }
 
-    /// The file with the certificate of the authority that its own is by.
+    /// The path of the certificate of the authority that issued the server's certificate.
     pub fn authority(&self) -> PathBuf {
-        self.setup.tls.as_ref().expect("it takes TLS").authority()
+        self.setup.tls.as_ref().expect("the server uses TLS").authority()
     }
 
-    /// Ends it at once, as a crash does.
+    /// Kills the server (SIGKILL).
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Halts it: it keeps its connections and answers nobody.
+    /// Stops the server (SIGSTOP): it keeps its connections, and does not respond.
     pub fn stop(&self) {
         self.is_halted.store(true, Ordering::Relaxed);
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Resumes the server (SIGCONT).
     pub fn cont(&self) {
         self.signal(Signal::SIGCONT);
         self.is_halted.store(false, Ordering::Relaxed);
     }
 
-    /// Starts it again, on the same port with the same files.
+    /// Starts the server again on the same port with its files.
     pub fn restart(&mut self) {
         self.process = None;
         self.launch();
     }
 
-    /// Throws its files away; it must not be running.
+    /// Deletes the data files. The server must not be running.
     pub fn forget(&self) {
-        assert!(self.process.is_none(), "it is running");
+        assert!(self.process.is_none(), "the server is running");
         for entry in fs::read_dir(self.home.path()).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
@@ -194,20 +194,20 @@ impl RedisServer {
         }
     }
 
-    /// A copy of all that it holds, for [`RedisServer::restart_from`].
+    /// A snapshot of all data, for [`RedisServer::restart_from`].
     pub fn snapshot(&self) -> Vec<u8> {
         assert_eq!(self.cli(&["SAVE"]), "OK");
         fs::read(self.home.path().join("dump.rdb")).unwrap()
     }
 
-    /// Starts it again with what it held when a snapshot was taken; it must keep no append-only file.
+    /// Restarts the server with the data of a snapshot. The server must have no append-only file.
     pub fn restart_from(&mut self, snapshot: &[u8]) {
         self.process = None;
         fs::write(self.home.path().join("dump.rdb"), snapshot).unwrap();
         self.launch();
     }
 
-    /// A copy of its files as they are, as a backup of the disk takes it. It may be running.
+    /// A copy of the data files as they are, as a backup of the disk takes it. The server may be running.
     pub fn files(&self) -> RedisFiles {
         let mut files = Vec::new();
         let mut folders = vec![self.home.path().to_owned()];
@@ -217,7 +217,7 @@ impl RedisServer {
                 if path.is_dir() {
                     folders.push(path);
                 } else if is_data(&path)
-                    // A file that is replaced meanwhile is gone.
+                    // A file that is replaced in the meantime is gone.
                     && let Ok(bytes) = fs::read(&path)
                 {
                     files.push((path, bytes));
@@ -227,7 +227,7 @@ impl RedisServer {
         RedisFiles(files)
     }
 
-    /// Starts it again with other files; it must not be running.
+    /// Starts the server with other data files. The server must not be running.
     pub fn restart_with(&mut self, files: &RedisFiles) {
         self.forget();
         for (path, bytes) in &files.0 {
@@ -237,17 +237,17 @@ impl RedisServer {
         self.launch();
     }
 
-    /// Where it keeps its files.
+    /// The directory of its files.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
-    /// Whether it is running.
+    /// Whether the server is running.
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Runs a command, and returns what `redis-cli` prints: nothing while it is halted.
+    /// Runs a command, and returns the output of `redis-cli`; empty while the server is stopped.
     pub fn cli(&self, arguments: &[&str]) -> String {
         if self.is_halted.load(Ordering::Relaxed) {
             return String::new();
@@ -265,7 +265,7 @@ impl RedisServer {
     }
 
     fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("it is running").signal(signal);
+        self.process.as_ref().expect("the server is running").signal(signal);
     }
 
     fn launch(&mut self) {
@@ -274,22 +274,27 @@ impl RedisServer {
         let ports = self.setup.tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.lines(port));
         let common = "bind 127.0.0.1 127.0.0.2\nsave \"\"\nlogfile redis.log\n";
         let config = self.home.path().join("redis.conf");
-        // A server under Sentinel keeps what it was told in its file.
+        // A server under Sentinel stores its role in its configuration file, so that file must not be overwritten.
         if !config.exists() {
             fs::write(&config, format!("{ports}{common}{}\n", self.setup.lines.join("\n"))).unwrap();
         }
         let mut command = Command::new(self.setup.program.clone().unwrap_or_else(redis_server));
         command.arg(&config).current_dir(self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Process::start(&mut command));
-        until("Redis answers", || {
+        until("Redis responds", || {
             let ended = self.process.as_mut().and_then(Process::has_ended);
-            assert_eq!(ended, None, "Redis ended: {}", fs::read_to_string(self.home.path().join("redis.log")).unwrap());
+            assert_eq!(
+                ended,
+                None,
+                "Redis exited: {}",
+                fs::read_to_string(self.home.path().join("redis.log")).unwrap()
+            );
             self.cli(&["PING"]) == "PONG"
         });
     }
 }
 
-/// Whether a file has data, and not the configuration or the log.
+/// Whether a file is data, and not the configuration or the log.
 fn is_data(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["rdb", "aof", "manifest"].iter().any(|data| extension == *data))
 }

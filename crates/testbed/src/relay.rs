@@ -14,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a blocked connection checks whether it may go on.
+/// The interval at which a blocked connection checks whether it may continue.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A link to a server on this machine, through a port of its own.
 ///
-/// A cut link behaves as a partition does: packets vanish, so that connections stay open and silent and new ones get no
-/// answer. [`Relay::reset`] closes connections as a firewall that rejects.
+/// A cut link behaves as a partition does: data is held back, so connections stay open and silent, and new connections
+/// receive no response. [`Relay::reset`] closes connections, as a firewall that rejects does.
 #[derive(Debug)]
 pub struct Relay {
     port: u16,
@@ -34,16 +34,16 @@ struct State {
     next_cut: AtomicU64,
     /// Bytes a second in each direction; 0: no limit.
     rate: AtomicU64,
-    /// What went through, in bytes.
+    /// Bytes that passed in both directions.
     passed: AtomicU64,
     open: Mutex<Vec<(TcpStream, TcpStream)>>,
     ended: Mutex<bool>,
 }
 
-/// Which directions of a link are cut.
+/// The directions in which a link is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ways {
-    /// Both.
+    /// Both directions.
     Both,
     /// From clients to the server.
     There,
@@ -51,22 +51,22 @@ pub enum Ways {
     Back,
 }
 
-/// One of several cuts of a link, for [`Relay::lift`].
+/// Identifies one cut of a link, for [`Relay::lift`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CutId(u64);
 
-/// Which connections are cut.
+/// The connections that are cut.
 #[derive(Debug)]
 enum Cut {
     All,
-    /// All but those of these processes.
+    /// All except those of these processes.
     AllBut(BTreeSet<u32>),
-    /// Those of these processes alone, in these directions.
+    /// Only those of these processes, in these directions.
     Only(BTreeSet<u32>, Ways),
 }
 
 impl Relay {
-    /// Starts one in front of a port of 127.0.0.1.
+    /// Starts a relay in front of a port of 127.0.0.1.
     pub fn to(port: u16) -> Self {
         let own = free_port();
         let listener = TcpListener::bind(("127.0.0.1", own)).unwrap();
@@ -87,7 +87,7 @@ impl Relay {
                 }
                 let Ok(stream) = stream else { continue };
                 let shared = shared.clone();
-                thread::spawn(move || carry(&shared, &stream));
+                thread::spawn(move || relay(&shared, &stream));
             }
         });
         Self { port: own, state }
@@ -98,17 +98,17 @@ impl Relay {
         self.port
     }
 
-    /// Cuts the link: nothing passes, and nobody is notified.
+    /// Cuts the link: no data passes, and no connection is closed.
     pub fn cut(&self) {
         self.add(Cut::All);
     }
 
-    /// Cuts the link for all processes but these.
+    /// Cuts the link for all processes except these.
     pub fn cut_all_but(&self, processes: &[u32]) -> CutId {
         self.add(Cut::AllBut(processes.iter().copied().collect()))
     }
 
-    /// Cuts the link for these processes alone, in one direction or both.
+    /// Cuts the link for these processes only, in one direction or both.
     pub fn cut_for(&self, processes: &[u32], ways: Ways) -> CutId {
         self.add(Cut::Only(processes.iter().copied().collect(), ways))
     }
@@ -119,12 +119,12 @@ impl Relay {
         id
     }
 
-    /// Lifts one cut; the others stay.
+    /// Lifts one cut; the others remain.
     pub fn lift(&self, cut: CutId) {
         self.state.cuts.lock().unwrap().remove(&cut);
     }
 
-    /// Lifts every cut.
+    /// Lifts all cuts.
     pub fn restore(&self) {
         self.state.cuts.lock().unwrap().clear();
     }
@@ -137,12 +137,12 @@ impl Relay {
         }
     }
 
-    /// Lets only so many bytes a second pass in each direction of each connection; 0: no limit.
+    /// Limits the throughput in each direction of each connection, in bytes a second; 0: no limit.
     pub fn limit(&self, bytes_a_second: u64) {
         self.state.rate.store(bytes_a_second, Ordering::Relaxed);
     }
 
-    /// How many bytes have passed in both directions.
+    /// The number of bytes that passed in both directions.
     pub fn passed(&self) -> u64 {
         self.state.passed.load(Ordering::Relaxed)
     }
@@ -153,7 +153,7 @@ impl Drop for Relay {
         *self.state.ended.lock().unwrap() = true;
         self.restore();
         self.reset();
-        // So that the listener notices.
+        // Wakes the listener.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
@@ -177,8 +177,8 @@ impl State {
     }
 }
 
-/// Carries one connection until either side ends it.
-fn carry(state: &Arc<State>, client: &TcpStream) {
+/// Relays one connection until either side ends it.
+fn relay(state: &Arc<State>, client: &TcpStream) {
     let process = owner(client);
     state.wait(process, Ways::There);
     let Ok(server) = TcpStream::connect(state.target) else { return drop(client.shutdown(Shutdown::Both)) };
@@ -193,7 +193,7 @@ fn carry(state: &Arc<State>, client: &TcpStream) {
     let _ = back.join();
 }
 
-/// Carries one direction.
+/// Relays one direction.
 fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u32>, way: Ways) {
     let mut buffer = vec![0; 16 << 10];
     let mut due = Instant::now();
@@ -207,7 +207,7 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
         state.wait(process, way);
         let rate = state.rate.load(Ordering::Relaxed);
         if rate > 0 {
-            // The time at which the bytes before these have passed.
+            // The time at which the preceding bytes have passed.
             due = due.max(Instant::now()) + Duration::from_secs_f64(read as f64 / rate as f64);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
@@ -216,7 +216,7 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
         }
         state.passed.fetch_add(read as u64, Ordering::Relaxed);
     }
-    // An end is a packet, too.
+    // The end of a connection is held back by a cut, as data is.
     state.wait(process, way);
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
@@ -224,8 +224,8 @@ fn pump(state: &State, mut from: TcpStream, mut to: TcpStream, process: Option<u
 
 /// The process of this machine at the other end of a connection.
 ///
-/// The kernel's table is not one reading: while connections come and go, an entry may be left out. So a process that is
-/// not found is looked for again, for a while, since a cut has to know whom it is for.
+/// The kernel does not read its table atomically: while connections open and close, an entry may be missing. The search
+/// is therefore repeated for a while, because a cut applies to processes.
 fn owner(connection: &TcpStream) -> Option<u32> {
     let (peer, own) = (connection.peer_addr().ok()?, connection.local_addr().ok()?);
     let deadline = Instant::now() + Duration::from_secs(1);
@@ -238,9 +238,10 @@ fn owner(connection: &TcpStream) -> Option<u32> {
     }
 }
 
-/// The open socket from one port to another, as `/proc/ID/fd` names it.
+/// The open socket from one port to another, in the form of `/proc/ID/fd`.
 ///
-/// Both ports, since another connection may use the same one towards another server, or have used it (`TIME_WAIT`).
+/// Both ports are compared, because another connection may use the same port towards another server, or may have used
+/// it (`TIME_WAIT`).
 fn socket_between(from: u16, to: u16) -> Option<String> {
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
     let (from, to) = (format!(":{from:04X}"), format!(":{to:04X}"));

@@ -1,4 +1,4 @@
-//! A master, two replicas, and three sentinels that watch them.
+//! Redis with Sentinel: a master, two replicas, and three sentinels.
 
 use crate::{
     Certificates, RedisServer, Relay,
@@ -13,28 +13,28 @@ use tempfile::TempDir;
 
 const NAME: &str = "hub";
 
-/// Servers under Sentinel.
+/// The servers under Sentinel, and the sentinels.
 #[derive(Debug)]
 pub struct Sentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<(u16, Process, TempDir)>,
     certificates: Option<Certificates>,
-    /// In front of each server, for all others.
+    /// A relay in front of each server, for all other processes.
     relays: Vec<Relay>,
 }
 
 impl Sentinels {
-    /// Starts them, and waits until they know each other.
+    /// Starts them, and waits until the sentinels agree on the master.
     pub fn start() -> Self {
         Self::start_with(None, false)
     }
 
-    /// The same with each server behind a relay, which every other process connects to.
+    /// As [`Sentinels::start`], with each server behind a relay, to which all other processes connect.
     pub fn start_with_relay() -> Self {
         Self::start_with(None, true)
     }
 
-    /// The same with TLS alone.
+    /// As [`Sentinels::start`], with servers that accept only TLS.
     pub fn start_with_tls(certificates: &Certificates) -> Self {
         Self::start_with(Some(certificates.clone()), false)
     }
@@ -67,12 +67,12 @@ impl Sentinels {
         format!("{scheme}+sentinel://{}/{NAME}", sentinels.join(","))
     }
 
-    /// Waits until there is a master that all running servers follow, and that the sentinels agree on.
+    /// Waits until all running servers follow one master, and the sentinels agree on it.
     pub fn until_settled(&self) {
-        until("the replicas follow, and the sentinels know it", || self.is_settled());
+        until("the replicas are in sync, and the sentinels agree", || self.is_settled());
     }
 
-    /// Whether there is a master that all running servers follow, and that the sentinels agree on.
+    /// Whether all running servers follow one master, and the sentinels agree on it.
     pub fn is_settled(&self) -> bool {
         let Some(master) = self.known_master() else { return false };
         let running = self.servers.iter().filter(|server| server.is_running()).count();
@@ -101,23 +101,23 @@ impl Sentinels {
         format!("redis+sentinel://{}/{NAME}", sentinels.join(","))
     }
 
-    /// The master, as the first sentinel knows it.
+    /// The master, according to the first sentinel.
     pub fn master(&mut self) -> &mut RedisServer {
         let port = self.known_master().expect("the sentinels know a master").port();
         self.servers.iter_mut().find(|server| server.port() == port).unwrap()
     }
 
-    /// Every server.
+    /// All servers.
     pub fn servers(&mut self) -> &mut [RedisServer] {
         &mut self.servers
     }
 
-    /// Has a sentinel make a replica the master, as for maintenance. Returns whether it began.
+    /// Requests a failover, as for maintenance. Returns whether it began.
     pub fn failover(&self) -> bool {
         self.ask(self.sentinels[0].0, &["SENTINEL", "FAILOVER", NAME]) == "OK"
     }
 
-    /// Has every sentinel name another server as the master, which none of the servers hears of.
+    /// Makes every sentinel name another server as the master. The servers' roles do not change.
     pub fn name_another(&self, port: u16) {
         for (sentinel, ..) in &self.sentinels {
             self.ask(*sentinel, &["SENTINEL", "REMOVE", NAME]);
@@ -125,7 +125,7 @@ impl Sentinels {
         }
     }
 
-    /// Waits until another server than the one of this port is the master.
+    /// Waits until another server than the one at this port is the master.
     pub fn until_master_is_not(&self, port: u16) {
         until("a replica becomes the master", || self.master_is_not(port));
     }
@@ -136,17 +136,17 @@ impl Sentinels {
         self.servers.iter().find(|server| self.known_port(server) == port && server.is_running())
     }
 
-    /// The port of the master itself, as the first sentinel knows it.
+    /// The port of the master itself, according to the first sentinel.
     pub fn master_port(&self) -> Option<u16> {
         self.known_master().map(RedisServer::port)
     }
 
-    /// Whether another server than the one of this port is the master, and knows it.
+    /// Whether another server than the one at this port is the master, and has that role itself.
     pub fn master_is_not(&self, port: u16) -> bool {
         self.known_master().is_some_and(|master| master.port() != port && master.cli(&["ROLE"]).starts_with("master"))
     }
 
-    /// Whether the first sentinel knows a server, by its own port, as a replica that follows, with a priority.
+    /// Whether the first sentinel knows a server, by its own port, as a replica in sync with a priority.
     pub fn is_replica(&self, port: u16, priority: u32) -> bool {
         let Some(server) = self.servers.iter().find(|server| server.port() == port) else { return false };
         let told = self.ask(self.sentinels[0].0, &["SENTINEL", "REPLICAS", NAME]);
@@ -158,22 +158,22 @@ impl Sentinels {
             && field(this, "slave-priority") == Some(&*priority.to_string())
     }
 
-    /// The port at which others reach a server.
+    /// The port at which other processes reach a server.
     fn known_port(&self, server: &RedisServer) -> u16 {
         self.relay_of(server.port()).map_or(server.port(), Relay::port)
     }
 
-    /// What is in front of the first server.
+    /// The relay of the first server.
     pub fn relay(&self) -> &Relay {
         self.relays.first().expect("started with relays")
     }
 
-    /// What is in front of each server.
+    /// The relays of all servers.
     pub fn relays(&self) -> &[Relay] {
         &self.relays
     }
 
-    /// What is in front of the server of a port, if they were started with relays.
+    /// The relay of the server at a port, if the servers have relays.
     pub fn relay_of(&self, port: u16) -> Option<&Relay> {
         let at = self.servers.iter().position(|server| server.port() == port)?;
         self.relays.get(at)
@@ -193,7 +193,7 @@ impl Sentinels {
         let mut command = Command::new(redis_server());
         command.arg(&config).arg("--sentinel").current_dir(home.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::start(&mut command);
-        until("a sentinel answers", || self.ask(port, &["PING"]) == "PONG");
+        until("a sentinel responds", || self.ask(port, &["PING"]) == "PONG");
         (port, process, home)
     }
 
@@ -206,7 +206,7 @@ impl Sentinels {
     }
 }
 
-/// The value behind a name in an answer of names and values.
+/// The value of a name in a list of names and values.
 fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = answer.lines();
     lines.find(|line| *line == name)?;

@@ -1,4 +1,4 @@
-//! The test bed itself: what it starts answers, comes back with its data, and leaves nothing behind.
+//! Tests of the test bed: its servers respond, restart with their data, and leave no process behind.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -8,7 +8,7 @@ use std::{
 use testbed::{Cluster, RedisServer, Relay, Sentinels, Ways, until};
 
 #[test]
-fn a_server_keeps_its_data_over_a_crash_if_it_is_to() {
+fn a_persistent_server_keeps_its_data_after_a_crash() {
     let mut server = RedisServer::setup().persistent().password("hush").start();
     assert_eq!(server.cli(&["SET", "a", "1"]), "OK");
     server.kill();
@@ -22,23 +22,23 @@ fn a_server_keeps_its_data_over_a_crash_if_it_is_to() {
 }
 
 #[test]
-fn a_server_ends_with_its_value_even_if_it_is_halted() {
+fn a_server_ends_when_its_value_is_dropped_even_if_it_is_stopped() {
     let server = RedisServer::start();
     let port = server.port();
     server.stop();
     drop(server);
-    until("nobody listens", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    until("the port is closed", || TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
 #[test]
-fn a_server_speaks_tls() {
+fn a_server_accepts_tls() {
     let server = RedisServer::setup().tls().start();
     assert_eq!(server.cli(&["PING"]), "PONG");
     assert!(server.url().starts_with("rediss://localhost:"));
 }
 
 #[test]
-fn sentinels_replace_a_master_that_is_gone() {
+fn sentinels_replace_a_killed_master() {
     let mut sentinels = Sentinels::start();
     let port = sentinels.master().port();
     assert_eq!(sentinels.master().cli(&["SET", "a", "1"]), "OK");
@@ -72,7 +72,7 @@ fn a_cluster_moves_a_key_to_a_replica() {
     assert_eq!((keys, &*after.cli(&["GET", "{ws}:2"])), (3, "x"));
 }
 
-/// Whether a server answers within half a second.
+/// Whether a server responds within half a second.
 fn answers(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     stream.write_all(b"PING\r\n").expect("a connection");
@@ -80,7 +80,7 @@ fn answers(stream: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn a_relay_cuts_restores_and_slows_a_link() {
+fn a_relay_cuts_restores_and_limits_a_link() {
     let server = RedisServer::start();
     let relay = Relay::to(server.port());
     let connect = || TcpStream::connect(("127.0.0.1", relay.port())).unwrap();
@@ -91,19 +91,19 @@ fn a_relay_cuts_restores_and_slows_a_link() {
     assert!(!answers(&mut early) && !answers(&mut late), "a cut link is silent");
     relay.restore();
     relay.cut_all_but(&[std::process::id()]);
-    assert!(answers(&mut early) && answers(&mut late), "what was sent arrives after all");
+    assert!(answers(&mut early) && answers(&mut late), "the data arrives after the cut");
     relay.cut_all_but(&[1]);
-    // Answers to what was sent while the link was cut may still come on the others.
+    // Responses to commands sent while the link was cut may still arrive on the other connections.
     let mut last = connect();
     assert!(!answers(&mut last));
     relay.restore();
     assert!(answers(&mut last));
     relay.reset();
     early.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    // Behind the answers that it has not read yet.
+    // Responses that were not read yet come before the end.
     let ended = early.read_to_end(&mut Vec::new());
     let reset = |error: &std::io::Error| error.kind() == ErrorKind::ConnectionReset;
-    assert!(ended.as_ref().err().is_none_or(reset), "a reset ends connections: {ended:?}");
+    assert!(ended.as_ref().err().is_none_or(reset), "a reset closes connections: {ended:?}");
 
     server.cli(&["SET", "a", &"x".repeat(100_000)]);
     relay.limit(100_000);
@@ -122,25 +122,25 @@ fn a_relay_cuts_one_direction_of_one_process() {
     assert!(answers(&mut own));
     server.cli(&["CONFIG", "RESETSTAT"]);
     let other = relay.cut_for(&[1], Ways::Both);
-    assert!(answers(&mut own), "it is another process that is cut off");
+    assert!(answers(&mut own), "another process is cut off");
     let back = relay.cut_for(&[std::process::id()], Ways::Back);
     server.cli(&["CONFIG", "RESETSTAT"]);
     assert!(!answers(&mut own));
-    assert_eq!(calls(), 1, "what is sent arrives, the answer does not");
+    assert_eq!(calls(), 1, "the command arrives, the response does not");
     relay.lift(back);
-    assert!(answers(&mut own), "the answer arrives after all");
+    assert!(answers(&mut own), "the response arrives after the cut");
     let there = relay.cut_for(&[std::process::id()], Ways::There);
     server.cli(&["CONFIG", "RESETSTAT"]);
     let mut new = TcpStream::connect(("127.0.0.1", relay.port())).unwrap();
     assert!(!answers(&mut new));
-    assert_eq!(calls(), 0, "what is sent does not arrive");
+    assert_eq!(calls(), 0, "the command does not arrive");
     relay.lift(there);
     relay.lift(other);
     assert!(answers(&mut new));
 }
 
 #[test]
-fn a_server_goes_back_to_a_copy_of_its_files() {
+fn a_server_restarts_from_a_copy_of_its_files() {
     let mut server = RedisServer::setup().persistent().start();
     server.cli(&["SET", "a", "1"]);
     let files = server.files();
@@ -151,7 +151,7 @@ fn a_server_goes_back_to_a_copy_of_its_files() {
 }
 
 #[test]
-fn a_server_goes_back_to_a_snapshot() {
+fn a_server_restarts_from_a_snapshot() {
     let mut server = RedisServer::start();
     server.cli(&["SET", "a", "1"]);
     let snapshot = server.snapshot();

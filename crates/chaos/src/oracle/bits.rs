@@ -1,6 +1,6 @@
-//! Sets of numbers that are dense.
+//! Sets of dense numbers.
 
-/// A set of numbers.
+/// A set of numbers, as a bitmap.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bits(Vec<u64>);
 
@@ -9,7 +9,7 @@ impl Bits {
         self.0.get(index(number)).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
-    /// Returns whether it was not in it before.
+    /// Adds a number. Returns whether it is new.
     pub(super) fn insert(&mut self, number: u64) -> bool {
         let at = index(number);
         if self.0.len() <= at {

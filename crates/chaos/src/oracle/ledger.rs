@@ -1,49 +1,49 @@
-//! What one client was to receive, and what it did receive.
+//! The events that one client has to receive, and those that it received.
 
 use super::{Event, Lineage, Truth, Wrong, bits::Bits, truth::Kind};
 use fanfare::Position;
 use std::collections::BTreeMap;
 
-/// How many examples are kept.
+/// The maximum number of examples.
 pub(super) const EXAMPLES: usize = 3;
 
-/// By how much a hub's time of a gap may lag behind a publisher's clock on the same machine, in milliseconds: a hub asks for
-/// the time once for all that it does in one go.
+/// The maximum difference between the timestamp of a gap and the clock of a publisher on the same machine, in
+/// milliseconds. A hub reads the clock once for all that it does in one pass.
 const SLACK_MS: u64 = 250;
 
-/// What one client has read.
+/// The record of one client.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     publishers: BTreeMap<usize, Numbers>,
-    /// Events read, whatever they were.
+    /// Events received, including duplicates.
     pub(crate) delivered: u64,
-    /// The place up to which all was served, since the last reset.
+    /// The position up to which the client was served, since the last reset.
     last: Option<Position>,
     gaps: Vec<Gap>,
-    /// How many of these were taken.
+    /// How many of these were returned by `take_gaps`.
     taken: usize,
-    /// Events that came again at another place, to be judged once it is known what the log lost.
+    /// Events received again at another position, to be judged once it is known what the log lost.
     again: Vec<(Event, Position)>,
-    /// Events that came after a later one of their publisher, to be judged likewise.
+    /// Events received after a later one of their publisher, to be judged likewise.
     late: Vec<(Event, Position)>,
     wrong: Wrong,
-    /// The first things that went wrong, in words.
+    /// The first violations.
     examples: Vec<String>,
 }
 
-/// A gap that the client was told.
+/// A gap that the client received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) reset: bool,
-    /// From where on the client receives everything.
+    /// The position after which the client receives everything.
     pub(crate) at: Position,
-    /// How many places before that were skipped, if known.
+    /// The number of positions skipped before it, if known.
     pub(crate) missed: Option<u64>,
-    /// When the hub told it, in milliseconds since 1970.
-    pub(crate) told_ms: u64,
+    /// When the hub sent it, in milliseconds since 1970.
+    pub(crate) sent_ms: u64,
 }
 
-/// One publisher's events, as one client reads them.
+/// One publisher's events, as one client receives them.
 #[derive(Debug)]
 struct Numbers {
     audience: Audience,
@@ -51,15 +51,15 @@ struct Numbers {
     since_reset: Bits,
     /// The greatest number since the last reset.
     newest: u64,
-    /// Up to this number everything was received, or is judged already.
+    /// Every event up to this number was received or has been judged.
     judged: u64,
 }
 
-/// Which of a publisher's events are for a client.
+/// The events of a publisher that a client has to receive.
 #[derive(Debug, PartialEq, Eq)]
 enum Audience {
     All,
-    /// Those behind a place, and up to another one, in between of which the client held a topic.
+    /// Those within ranges of positions, during which the client was subscribed to a topic.
     Topic {
         held: Vec<(Position, Option<Position>)>,
     },
@@ -71,12 +71,12 @@ impl Ledger {
         self.publishers.insert(publisher, Numbers::new(Audience::All));
     }
 
-    /// Expects the events of a publisher while a topic is held.
+    /// Expects the events of a publisher while the client is subscribed to its topic.
     pub(crate) fn expect_topic(&mut self, publisher: usize) {
         self.publishers.insert(publisher, Numbers::new(Audience::Topic { held: Vec::new() }));
     }
 
-    /// From a place on the client holds the topic of a publisher.
+    /// The client is subscribed to the topic of a publisher after a position.
     pub(crate) fn hold_topic(&mut self, publisher: usize, from: Position) {
         self.release_topic(publisher, None);
         if let Some(Audience::Topic { held }) = self.audience(publisher) {
@@ -84,7 +84,7 @@ impl Ledger {
         }
     }
 
-    /// Up to a place the client held the topic. `None`: it is unknown up to where, so nothing more is asked of it.
+    /// The client was subscribed up to a position. `None`: the position is unknown, so no further events are expected.
     pub(crate) fn release_topic(&mut self, publisher: usize, to: Option<Position>) {
         let last = self.last;
         if let Some(Audience::Topic { held }) = self.audience(publisher)
@@ -98,52 +98,52 @@ impl Ledger {
         self.publishers.get_mut(&publisher).map(|numbers| &mut numbers.audience)
     }
 
-    /// Notes an event that was read at a place.
-    pub(crate) fn read(&mut self, event: Event, place: Position, kind: Option<Kind>) {
+    /// Records an event that was received at a position.
+    pub(crate) fn read(&mut self, event: Event, position: Position, kind: Option<Kind>) {
         self.delivered += 1;
         let (publisher, number) = event;
         let last = self.last;
         let Some(numbers) = self.publishers.get_mut(&publisher) else {
-            // It was not for this client; that is a fault of its own, and as bad as one too many.
+            // An event for another audience counts as a duplicate: the client must not receive it.
             self.wrong.doubled += 1;
-            return self.note(format!("{event:?} was for others"));
+            return self.note(format!("{event:?} was for another audience"));
         };
         numbers.ever.insert(number);
         let (new, newest) = (numbers.since_reset.insert(number), numbers.newest);
         numbers.newest = newest.max(number);
-        let fallen = last.filter(|last| last.sequence >= place.sequence);
+        let fallen = last.filter(|last| last.sequence >= position.sequence);
         if !new {
             if fallen.is_some() {
                 self.wrong.doubled += 1;
-                self.note(format!("{event:?} came again at {place}"));
+                self.note(format!("{event:?} was received again at {position}"));
             } else {
-                self.again.push((event, place));
+                self.again.push((event, position));
             }
         } else if let Some(last) = fallen {
             self.wrong.reordered += 1;
-            self.note(format!("{event:?} came at {place}, behind {last}"));
+            self.note(format!("{event:?} was received at {position}, after {last}"));
         } else if number < newest && kind == Some(Kind::InTurn) {
-            self.late.push((event, place));
+            self.late.push((event, position));
         } else if number < newest && kind == Some(Kind::Unacknowledged) {
             self.wrong.late += 1;
         }
         if fallen.is_none() {
-            self.last = Some(place);
+            self.last = Some(position);
         }
     }
 
-    /// The hub said that all up to a place was served.
-    pub(crate) fn served(&mut self, place: Position) {
+    /// The hub reported that everything up to a position was served.
+    pub(crate) fn served(&mut self, position: Position) {
         match self.last {
-            Some(last) if last.sequence > place.sequence => {
+            Some(last) if last.sequence > position.sequence => {
                 self.wrong.reordered += 1;
-                self.note(format!("the connection stood at {last}, then at {place}"));
+                self.note(format!("the connection was at {last}, then at {position}"));
             }
-            _ => self.last = Some(place),
+            _ => self.last = Some(position),
         }
     }
 
-    /// The client was told that history is gone.
+    /// The client received a gap.
     pub(crate) fn gap(&mut self, gap: Gap) {
         self.gaps.push(gap);
         if !gap.reset {
@@ -157,16 +157,16 @@ impl Ledger {
         }
     }
 
-    /// Takes the gaps that were told since the last time.
-    pub(crate) fn take_told(&mut self) -> Vec<Gap> {
-        let told = self.gaps[self.taken..].to_vec();
+    /// Takes the gaps received since the last call.
+    pub(crate) fn take_gaps(&mut self) -> Vec<Gap> {
+        let gaps = self.gaps[self.taken..].to_vec();
         self.taken = self.gaps.len();
-        told
+        gaps
     }
 
-    /// Goes on with what is known to have come. Returns whether everything up to `targets` came, was not for this client,
-    /// or was told to be gone.
-    pub(crate) fn is_level(&mut self, targets: &[u64], truth: &Truth, lineage: &Lineage) -> bool {
+    /// Advances over the events that are settled. Returns whether all up to `targets` are: received, not for this
+    /// client, or explained by a gap.
+    pub(crate) fn has_caught_up(&mut self, targets: &[u64], truth: &Truth, lineage: &Lineage) -> bool {
         let mut level = true;
         let publishers: Vec<usize> = self.publishers.keys().copied().collect();
         for publisher in publishers {
@@ -183,30 +183,31 @@ impl Ledger {
         level
     }
 
-    /// Whether nothing is to be asked about an event.
+    /// Whether an event does not have to be received any more.
     fn is_settled(&self, event: Event, truth: &Truth, lineage: &Lineage) -> bool {
         let Some(numbers) = self.publishers.get(&event.0) else { return true };
         if numbers.ever.has(event.1) || truth.kind(event.0) == Some(Kind::Unacknowledged) {
             return true;
         }
-        let Some((published, place)) = truth.get(event).and_then(|event| Some((event, event.acknowledged?))) else {
+        let Some((published, position)) = truth.get(event).and_then(|event| Some((event, event.acknowledged?))) else {
             return true;
         };
-        !numbers.audience.has(place) || self.gaps.iter().any(|gap| gap.explains(published.began_ms, place, lineage))
+        !numbers.audience.has(position)
+            || self.gaps.iter().any(|gap| gap.explains(published.began_ms, position, lineage))
     }
 
-    /// Takes what was wrong since the last time. What did not come up to `targets` is lost by now.
+    /// Takes the violations since the last call. Events up to `targets` that were not received by now are lost.
     pub(crate) fn settle(&mut self, targets: &[u64], truth: &Truth, lineage: &Lineage) -> (Wrong, Vec<String>) {
-        for (event, place) in std::mem::take(&mut self.again) {
-            if !truth.may_move(event, place, lineage) {
+        for (event, position) in std::mem::take(&mut self.again) {
+            if !truth.may_move(event, position, lineage) {
                 self.wrong.doubled += 1;
-                self.note(format!("{event:?} came again at {place}"));
+                self.note(format!("{event:?} was received again at {position}"));
             }
         }
-        for (event, place) in std::mem::take(&mut self.late) {
-            if !truth.has_moved(event, place, lineage) {
+        for (event, position) in std::mem::take(&mut self.late) {
+            if !truth.has_moved(event, position, lineage) {
                 self.wrong.reordered += 1;
-                self.note(format!("{event:?} came at {place}, after a later one"));
+                self.note(format!("{event:?} was received at {position}, after a later event"));
             }
         }
         let publishers: Vec<usize> = self.publishers.keys().copied().collect();
@@ -220,13 +221,14 @@ impl Ledger {
             }
             if let Some(&first) = lost.first() {
                 self.wrong.lost += lost.len() as u64;
-                let place = truth.get((publisher, first)).and_then(|event| event.acknowledged);
-                let place = place.map_or_else(String::new, |place| place.to_string());
-                let told: Vec<_> = self.gaps.iter().rev().take(3).map(Gap::to_string).collect();
+                let position = truth.get((publisher, first)).and_then(|event| event.acknowledged);
+                let position = position.map_or_else(String::new, |position| position.to_string());
+                let gaps: Vec<_> = self.gaps.iter().rev().take(3).map(Gap::to_string).collect();
                 self.examples.push(format!(
-                    "publisher {publisher}: {} never came, the first {first} at {place}; gaps told: {}",
+                    "publisher {publisher}: {} events were not received, the first {first} at {position}; gaps \
+                     received: {}",
                     lost.len(),
-                    if told.is_empty() { "none".to_owned() } else { told.join(", ") }
+                    if gaps.is_empty() { "none".to_owned() } else { gaps.join(", ") }
                 ));
             }
         }
@@ -247,7 +249,8 @@ impl Numbers {
 }
 
 impl Audience {
-    /// After a reset, events behind its position are for a client that holds the topic at that time, whatever it held before.
+    /// After a reset, events after its position are for a client that is subscribed at that time, regardless of earlier
+    /// subscriptions.
     fn restart(&mut self, at: Position) {
         let Self::Topic { held } = self else { return };
         let holds = held.last().is_some_and(|(_, to)| to.is_none());
@@ -260,42 +263,44 @@ impl Audience {
         }
     }
 
-    fn has(&self, place: Position) -> bool {
+    fn has(&self, position: Position) -> bool {
         match self {
             Self::All => true,
-            Self::Topic { held } => held
-                .iter()
-                .any(|(from, to)| from.sequence < place.sequence && to.is_none_or(|to| place.sequence <= to.sequence)),
+            Self::Topic { held } => held.iter().any(|(from, to)| {
+                from.sequence < position.sequence && to.is_none_or(|to| position.sequence <= to.sequence)
+            }),
         }
     }
 }
 
 impl Gap {
-    /// Whether this is why an event did not come whose publish began at a time and that was acknowledged at a place.
-    fn explains(&self, began_ms: u64, place: Position, lineage: &Lineage) -> bool {
-        if began_ms > self.told_ms + SLACK_MS {
+    /// Whether the gap explains the absence of an event that was acknowledged at a position, and whose publish began at
+    /// a time.
+    fn explains(&self, began_ms: u64, position: Position, lineage: &Lineage) -> bool {
+        if began_ms > self.sent_ms + SLACK_MS {
             return false;
         }
-        // Two places of one epoch, or of one history, can be compared; what is lost can be told by a reset alone.
-        let comparable = place.epoch == self.at.epoch || lineage.holds(place) && lineage.holds(self.at);
+        // Positions are comparable within an epoch or within the current history. A position that the log lost is
+        // explained by a reset only.
+        let comparable = position.epoch == self.at.epoch || lineage.holds(position) && lineage.holds(self.at);
         if !comparable {
             return self.reset;
         }
         let from = self.missed.filter(|_| !self.reset).map_or(0, |missed| self.at.sequence.saturating_sub(missed));
-        from < place.sequence && place.sequence <= self.at.sequence
+        from < position.sequence && position.sequence <= self.at.sequence
     }
 }
 
 impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { reset, at, missed, told_ms } = self;
+        let Self { reset, at, missed, sent_ms } = self;
         let missed = missed.map_or_else(String::new, |missed| format!(", {missed} missed"));
         write!(
             f,
             "{} at {at}{missed}, {}.{:03}",
             if *reset { "reset" } else { "expired" },
-            told_ms / 1_000,
-            told_ms % 1_000
+            sent_ms / 1_000,
+            sent_ms % 1_000
         )
     }
 }

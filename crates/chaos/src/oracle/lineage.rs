@@ -1,5 +1,5 @@
-//! Which epochs the log is made of, as it says itself (docs/recovery.md): what tells a place that is still good from one that
-//! was lost.
+//! The lineage of the log (docs/recovery.md): it distinguishes positions that are still valid from positions that were
+//! lost.
 
 use fanfare::Position;
 
@@ -10,7 +10,7 @@ pub(crate) struct Lineage(Vec<Epoch>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Epoch {
     id: u64,
-    /// The sequence behind which it began.
+    /// The sequence after which the epoch began.
     after: u64,
     mark: Mark,
 }
@@ -18,14 +18,14 @@ struct Epoch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Nothing,
-    /// Ids of evicted events are lost.
+    /// IDs of evicted events are lost.
     Ids,
     /// Acknowledged events may be lost.
     Events,
 }
 
 impl Lineage {
-    /// Reads `EPOCH:AFTER[?MS|!MS],...`. `None` if it is something else.
+    /// Parses `EPOCH:AFTER[?MS|!MS],...`. `None` if the text is malformed.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let epochs = text.split(',').map(|part| {
             let (id, rest) = part.split_once(':')?;
@@ -39,25 +39,26 @@ impl Lineage {
         epochs.collect::<Option<Vec<_>>>().map(Self)
     }
 
-    /// Whether what stood at a place stands there still.
-    pub(crate) fn holds(&self, place: Position) -> bool {
-        let Some(at) = self.0.iter().rposition(|epoch| epoch.id == place.epoch) else { return false };
-        self.0[at + 1..].iter().all(|later| place.sequence <= later.after)
+    /// Whether the log still has the entry that was at a position.
+    pub(crate) fn holds(&self, position: Position) -> bool {
+        let Some(at) = self.0.iter().rposition(|epoch| epoch.id == position.epoch) else { return false };
+        self.0[at + 1..].iter().all(|later| position.sequence <= later.after)
     }
 
-    /// Whether ids of events may have been lost after an event was appended at a place.
-    pub(crate) fn forgot_ids_since(&self, place: Position) -> bool {
-        let at = self.0.iter().rposition(|epoch| epoch.id == place.epoch).map_or(0, |at| at + 1);
+    /// Whether event IDs may have been lost after an event was appended at a position.
+    pub(crate) fn forgot_ids_since(&self, position: Position) -> bool {
+        let at = self.0.iter().rposition(|epoch| epoch.id == position.epoch).map_or(0, |at| at + 1);
         self.0[at..].iter().any(|epoch| epoch.mark != Mark::Nothing)
     }
 
-    /// How many epochs began behind a possible loss that another lineage does not have.
+    /// The number of epochs that began after a possible loss and are absent from another lineage.
     pub(crate) fn losses_since(&self, before: &Self) -> usize {
         self.0.iter().filter(|epoch| epoch.mark == Mark::Events && !before.0.contains(epoch)).count()
     }
 
-    /// Whether a cursor that is an `event_id` may be doubtful for a client that was named in the first epoch.
-    pub(crate) fn doubts_ids(&self) -> bool {
+    /// Whether a cursor that is an `event_id` may be uncertain for a client whose `connection_id` was issued in the
+    /// first epoch.
+    pub(crate) fn ids_uncertain(&self) -> bool {
         self.0.iter().skip(1).any(|epoch| epoch.mark != Mark::Nothing)
     }
 }

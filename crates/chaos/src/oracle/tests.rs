@@ -22,16 +22,16 @@ impl Trial {
         Self { truth: Truth::new(&[kind]), ledger, lineage: Lineage::read("1:0!0").unwrap(), kind }
     }
 
-    /// Events that are acknowledged, each at the place of its number.
+    /// `count` acknowledged events, each at the position of its number.
     fn published(count: u64) -> Self {
         let mut trial = Self::new(Kind::InTurn);
         (1..=count).for_each(|n| trial.publish(at(1, n)));
         trial
     }
 
-    fn publish(&mut self, place: Position) {
+    fn publish(&mut self, position: Position) {
         let number = self.truth.begin(0, NOW + self.truth.begun(0) * 1_000);
-        self.truth.acknowledge((0, number), place);
+        self.truth.acknowledge((0, number), position);
     }
 
     fn lineage(mut self, text: &str) -> Self {
@@ -39,9 +39,9 @@ impl Trial {
         self
     }
 
-    fn read(&mut self, number: u64, place: Position) -> &mut Self {
-        self.truth.stands((0, number), place);
-        self.ledger.read((0, number), place, Some(self.kind));
+    fn read(&mut self, number: u64, position: Position) -> &mut Self {
+        self.truth.note_seen((0, number), position);
+        self.ledger.read((0, number), position, Some(self.kind));
         self
     }
 
@@ -52,14 +52,14 @@ impl Trial {
         self
     }
 
-    fn gap(&mut self, reset: bool, at: Position, told_s: u64) -> &mut Self {
-        self.ledger.gap(Gap { reset, at, missed: None, told_ms: NOW + told_s * 1_000 });
+    fn gap(&mut self, reset: bool, at: Position, sent_s: u64) -> &mut Self {
+        self.ledger.gap(Gap { reset, at, missed: None, sent_ms: NOW + sent_s * 1_000 });
         self
     }
 
     fn judge(&mut self) -> Wrong {
         let targets = [self.truth.acknowledged(0)];
-        let level = self.ledger.is_level(&targets, &self.truth, &self.lineage);
+        let level = self.ledger.has_caught_up(&targets, &self.truth, &self.lineage);
         let (mut wrong, _) = self.ledger.settle(&targets, &self.truth, &self.lineage);
         assert_eq!(level, wrong.lost == 0);
         wrong += self.truth.settle(&self.lineage).0;
@@ -76,12 +76,12 @@ fn conflicts(conflicts: u64) -> Wrong {
 }
 
 #[test]
-fn what_is_in_order_is_right() {
+fn a_correct_run_has_no_violations() {
     assert_eq!(Trial::published(3).read_all(&[1, 2, 3]).judge(), Wrong::default());
 }
 
 #[test]
-fn each_fault_of_a_client_is_found() {
+fn each_violation_by_a_client_is_counted() {
     for (numbers, expected) in [
         (&[1, 3][..], wrong(1, 0, 0)),
         (&[2, 3], wrong(1, 0, 0)),
@@ -96,14 +96,14 @@ fn each_fault_of_a_client_is_found() {
 }
 
 #[test]
-fn an_event_that_comes_again_at_another_place_is_one_too_many() {
+fn an_event_received_at_two_positions_is_a_duplicate() {
     let mut trial = Trial::published(2);
     trial.read_all(&[1, 2]).read(1, at(1, 3));
     assert_eq!(trial.judge(), Wrong { conflicts: 1, ..wrong(0, 1, 0) });
 }
 
 #[test]
-fn an_event_comes_again_rightly_where_its_place_or_its_id_was_lost() {
+fn an_event_may_be_received_again_if_its_position_or_its_id_was_lost() {
     for (lineage, expected) in [
         ("1:0!0,2:0!5", Wrong::default()),
         ("1:0!0,2:2?5", Wrong::default()),
@@ -116,7 +116,7 @@ fn an_event_comes_again_rightly_where_its_place_or_its_id_was_lost() {
 }
 
 #[test]
-fn numbers_of_one_publisher_rise_even_where_places_do() {
+fn numbers_of_one_publisher_increase_regardless_of_positions() {
     let mut trial = Trial::new(Kind::InTurn);
     let numbers = [trial.truth.begin(0, NOW), trial.truth.begin(0, NOW)];
     trial.truth.acknowledge((0, numbers[1]), at(1, 1));
@@ -130,7 +130,7 @@ fn numbers_of_one_publisher_rise_even_where_places_do() {
 }
 
 #[test]
-fn acknowledgements_of_one_publisher_rise() {
+fn acknowledged_positions_of_one_publisher_increase() {
     let mut trial = Trial::new(Kind::InTurn);
     trial.publish(at(1, 2));
     trial.publish(at(1, 1));
@@ -138,33 +138,33 @@ fn acknowledgements_of_one_publisher_rise() {
 }
 
 #[test]
-fn a_place_names_one_event_for_all_clients() {
+fn a_position_identifies_one_event_for_all_clients() {
     let mut trial = Trial::published(2);
     trial.read_all(&[1, 2]);
     assert_eq!(trial.judge(), Wrong::default());
     let mut other = Ledger::default();
     other.expect(0);
-    // It received the events the other way round, at the same places.
-    for (number, place) in [(2, at(1, 1)), (1, at(1, 2))] {
-        trial.truth.stands((0, number), place);
-        other.read((0, number), place, Some(Kind::Pipelined));
+    // It received the events in the opposite order, at the same positions.
+    for (number, position) in [(2, at(1, 1)), (1, at(1, 2))] {
+        trial.truth.note_seen((0, number), position);
+        other.read((0, number), position, Some(Kind::Pipelined));
     }
     assert_eq!(
         trial.truth.settle(&trial.lineage).0.conflicts,
         2 + 2,
-        "two places of two events, two events at two places"
+        "two positions of two events, two events at two positions"
     );
 }
 
 #[test]
-fn an_event_that_nobody_published_is_found() {
+fn an_event_that_was_not_published_is_a_violation() {
     let mut trial = Trial::published(1);
     trial.read_all(&[1]).read(7, at(1, 7));
     assert_eq!(trial.judge(), conflicts(1));
 }
 
 #[test]
-fn what_is_for_others_is_wrong() {
+fn an_event_for_another_audience_is_a_violation() {
     let mut trial = Trial::published(1);
     trial.read_all(&[1]);
     trial.ledger.read((1, 1), at(1, 2), None);
@@ -172,7 +172,7 @@ fn what_is_for_others_is_wrong() {
 }
 
 #[test]
-fn what_the_hub_says_was_served_does_not_come_any_more() {
+fn events_before_a_position_reported_as_served_must_not_follow() {
     let mut trial = Trial::published(3);
     trial.read_all(&[1]).ledger.served(at(1, 3));
     trial.read_all(&[2]);
@@ -183,37 +183,37 @@ fn what_the_hub_says_was_served_does_not_come_any_more() {
 }
 
 #[test]
-fn a_gap_explains_what_lies_before_its_place_and_nothing_behind_it() {
+fn a_gap_explains_events_up_to_its_position_only() {
     for reset in [false, true] {
         let mut trial = Trial::published(6);
         trial.read_all(&[1]).gap(reset, at(1, 4), 100).read_all(&[6]);
-        assert_eq!(trial.judge(), wrong(1, 0, 0), "reset: {reset}; 5 stands behind it");
+        assert_eq!(trial.judge(), wrong(1, 0, 0), "reset: {reset}; 5 is after its position");
     }
 }
 
 #[test]
-fn a_gap_explains_only_what_it_counts_as_missed() {
+fn a_gap_explains_only_the_events_that_it_counts_as_missed() {
     let mut trial = Trial::published(6);
     trial.read_all(&[1]);
-    trial.ledger.gap(Gap { reset: false, at: at(1, 5), missed: Some(3), told_ms: NOW + 100_000 });
+    trial.ledger.gap(Gap { reset: false, at: at(1, 5), missed: Some(3), sent_ms: NOW + 100_000 });
     trial.read_all(&[6]);
-    assert_eq!(trial.judge(), wrong(1, 0, 0), "it skipped 3 to 5, and not 2");
+    assert_eq!(trial.judge(), wrong(1, 0, 0), "it skipped 3 to 5, but not 2");
 }
 
 #[test]
-fn a_gap_explains_nothing_that_was_published_after_it_was_told() {
-    // The log lost everything behind 2, and 3 to 6 with it.
-    for (told_s, lost) in [(0, 3), (3, 2), (100, 0)] {
+fn a_gap_does_not_explain_events_published_after_it_was_sent() {
+    // The log lost everything after 2: the events 3 to 6.
+    for (sent_s, lost) in [(0, 3), (3, 2), (100, 0)] {
         let mut trial = Trial::published(6).lineage("1:0!0,2:2!5");
-        trial.read_all(&[1, 2]).gap(true, at(2, 2), told_s);
-        // 3 began after two seconds, 6 after five.
+        trial.read_all(&[1, 2]).gap(true, at(2, 2), sent_s);
+        // Event 3 was published after two seconds, event 6 after five.
         trial.read(3, at(2, 3));
-        assert_eq!(trial.judge(), wrong(lost, 0, 0), "told after {told_s} s");
+        assert_eq!(trial.judge(), wrong(lost, 0, 0), "sent after {sent_s} s");
     }
 }
 
 #[test]
-fn what_the_log_lost_is_explained_by_a_reset_alone() {
+fn events_that_the_log_lost_are_explained_by_a_reset_only() {
     for (reset, lost) in [(true, 0), (false, 1)] {
         let mut trial = Trial::published(3).lineage("1:0!0,2:2!5");
         trial.read_all(&[1, 2]).gap(reset, at(2, 5), 100);
@@ -222,14 +222,14 @@ fn what_the_log_lost_is_explained_by_a_reset_alone() {
 }
 
 #[test]
-fn what_survived_a_loss_behind_the_place_of_the_gap_has_to_come() {
+fn events_that_survived_a_loss_after_the_position_of_the_gap_must_be_received() {
     let mut trial = Trial::published(4).lineage("1:0!0,2:4!5");
     trial.read_all(&[1]).gap(true, at(2, 2), 100).read_all(&[4]);
-    assert_eq!(trial.judge(), wrong(1, 0, 0), "3 stands in the log");
+    assert_eq!(trial.judge(), wrong(1, 0, 0), "3 is in the log");
 }
 
 #[test]
-fn behind_a_reset_events_may_come_again_and_in_another_order() {
+fn after_a_reset_events_may_be_received_again_and_in_another_order() {
     let mut trial = Trial::published(3).lineage("1:0!0,2:1!5");
     trial.read_all(&[1, 2, 3]).gap(true, at(2, 0), 100);
     trial.read(1, at(1, 1)).read(3, at(2, 2)).read(3, at(2, 2));
@@ -237,7 +237,7 @@ fn behind_a_reset_events_may_come_again_and_in_another_order() {
 }
 
 #[test]
-fn a_topic_counts_while_it_is_held() {
+fn events_of_a_topic_are_expected_during_the_subscription_only() {
     let mut trial = Trial::published(6);
     trial.ledger = Ledger::default();
     trial.ledger.expect_topic(0);
@@ -248,22 +248,22 @@ fn a_topic_counts_while_it_is_held() {
 }
 
 #[test]
-fn a_topic_that_was_given_up_before_a_reset_is_not_held_behind_it() {
+fn a_topic_unsubscribed_before_a_reset_is_not_expected_after_it() {
     let mut trial = Trial::new(Kind::InTurn).lineage("1:0!0,2:2!5");
-    // Three events, of which the log loses the last, and two more at the places from there on.
-    for place in [at(1, 1), at(1, 2), at(1, 9), at(2, 3), at(2, 4)] {
-        trial.publish(place);
+    // Three events, of which the log loses the last, and two more at the positions after that.
+    for position in [at(1, 1), at(1, 2), at(1, 9), at(2, 3), at(2, 4)] {
+        trial.publish(position);
     }
     trial.ledger = Ledger::default();
     trial.ledger.expect_topic(0);
     trial.ledger.hold_topic(0, at(1, 0));
     trial.read_all(&[1, 2]).read(3, at(1, 9)).ledger.release_topic(0, None);
     trial.gap(true, at(2, 2), 100);
-    assert_eq!(trial.judge(), Wrong::default(), "it does not hold the topic behind the reset");
+    assert_eq!(trial.judge(), Wrong::default(), "it is not subscribed after the reset");
 }
 
 #[test]
-fn a_topic_that_is_held_over_a_reset_is_held_behind_it() {
+fn a_subscription_continues_across_a_reset() {
     for (numbers, lost) in [(&[1][..], 1), (&[1, 4], 0), (&[4], 0)] {
         let mut trial = Trial::published(3).lineage("1:0!0,2:2!5");
         trial.publish(at(2, 3));
@@ -280,7 +280,7 @@ fn a_topic_that_is_held_over_a_reset_is_held_behind_it() {
 }
 
 #[test]
-fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
+fn events_of_a_publisher_without_acknowledgement_cannot_be_lost() {
     let mut trial = Trial::new(Kind::Unacknowledged);
     for _ in 0..4 {
         trial.truth.begin(0, NOW);
@@ -290,16 +290,16 @@ fn of_a_publisher_without_acknowledgement_nothing_is_lost() {
 }
 
 #[test]
-fn a_lineage_tells_what_was_lost() {
+fn a_lineage_identifies_lost_positions() {
     let lineage = Lineage::read("1f:0!1790000000000,a7:812,b:900?5,c:700!6").unwrap();
-    for (place, holds) in [
+    for (position, holds) in [
         (at(0x1f, 700), true),
         (at(0x1f, 701), false),
         (at(0xa7, 813), false),
         (at(0xc, 10_000), true),
         (at(9, 1), false),
     ] {
-        assert_eq!(lineage.holds(place), holds, "{place}");
+        assert_eq!(lineage.holds(position), holds, "{position}");
     }
     assert_eq!(Lineage::read("1f:0!1790000000000,a7:812").map(|before| lineage.losses_since(&before)), Some(1));
     assert!(lineage.forgot_ids_since(at(0xa7, 1)) && !lineage.forgot_ids_since(at(0xc, 1)));

@@ -1,26 +1,26 @@
-//! All events: when each was published, and where it was acknowledged or seen to stand.
+//! All events: when each was published, and the positions at which it was acknowledged or received.
 
 use super::{Event, Lineage, Wrong};
 use fanfare::Position;
 use std::collections::{BTreeSet, HashMap};
 
-/// How a publisher works, as far as the rules depend on it.
+/// The properties of a publisher on which the rules depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// One event is acknowledged before the next is published: places rise with numbers.
+    /// Each event is acknowledged before the next is published: positions increase with numbers.
     InTurn,
-    /// Several are under way at once: any order is right.
+    /// Several publishes are in flight at once: any order is correct.
     Pipelined,
-    /// Nobody acknowledges: it can't be asked what was lost.
+    /// Publishes are not acknowledged: loss cannot be determined.
     Unacknowledged,
 }
 
-/// What is known of all events.
+/// All published events.
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
     publishers: Vec<Publisher>,
-    places: HashMap<Position, Event>,
-    /// Events that were seen at more than one place.
+    positions: HashMap<Position, Event>,
+    /// Events that were seen at more than one position.
     moved: BTreeSet<Event>,
     wrong: Wrong,
     examples: Vec<String>,
@@ -34,15 +34,15 @@ struct Publisher {
     acknowledged: u64,
 }
 
-/// One event.
+/// A published event.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Published {
     /// When its publish began, in milliseconds since 1970.
     pub(crate) began_ms: u64,
-    /// Where it was acknowledged last.
+    /// Its last acknowledged position.
     pub(crate) acknowledged: Option<Position>,
-    /// Where it was seen to stand; mostly one place.
-    places: Vec<Position>,
+    /// The positions at which it was seen; usually one.
+    positions: Vec<Position>,
 }
 
 impl Truth {
@@ -55,7 +55,7 @@ impl Truth {
         self.publishers.get(publisher).map(|publisher| publisher.kind)
     }
 
-    /// A publish begins. Returns the number of the event, the first of a publisher being 1.
+    /// A publish begins. Returns the number of the event. The first number of a publisher is 1.
     pub(crate) fn begin(&mut self, publisher: usize, now_ms: u64) -> u64 {
         let publisher = &mut self.publishers[publisher];
         publisher.events.push(Published { began_ms: now_ms, ..Published::default() });
@@ -72,21 +72,21 @@ impl Truth {
         self.publishers.get_mut(publisher)?.events.get_mut(index)
     }
 
-    /// An event was acknowledged at a place.
-    pub(crate) fn acknowledge(&mut self, event: Event, place: Position) {
-        self.stands(event, place);
+    /// An event was acknowledged at a position.
+    pub(crate) fn acknowledge(&mut self, event: Event, position: Position) {
+        self.note_seen(event, position);
         let (publisher, number) = event;
         let before = self.get((publisher, number.saturating_sub(1))).and_then(|before| before.acknowledged);
         if self.kind(publisher) == Some(Kind::InTurn)
             && let Some(before) = before
-            && before.epoch == place.epoch
-            && before.sequence >= place.sequence
+            && before.epoch == position.epoch
+            && before.sequence >= position.sequence
         {
             self.wrong.conflicts += 1;
-            self.note(format!("{event:?} was acknowledged at {place}, the one before it at {before}"));
+            self.note(format!("{event:?} was acknowledged at {position}, the event before it at {before}"));
         }
         let Some(published) = self.get_mut(event) else { return };
-        published.acknowledged = Some(place);
+        published.acknowledged = Some(position);
         let publisher = &mut self.publishers[publisher];
         let next = |acknowledged: u64| usize::try_from(acknowledged).unwrap_or(usize::MAX);
         while publisher.events.get(next(publisher.acknowledged)).is_some_and(|event| event.acknowledged.is_some()) {
@@ -94,59 +94,62 @@ impl Truth {
         }
     }
 
-    /// An event was seen at a place.
-    pub(crate) fn stands(&mut self, event: Event, place: Position) {
-        let held = *self.places.entry(place).or_insert(event);
+    /// An event was seen at a position.
+    pub(crate) fn note_seen(&mut self, event: Event, position: Position) {
+        let held = *self.positions.entry(position).or_insert(event);
         if held != event {
             self.wrong.conflicts += 1;
-            self.note(format!("{place} names {held:?} and {event:?}"));
+            self.note(format!("{position} identifies {held:?} and {event:?}"));
         }
         let Some(published) = self.get_mut(event) else {
             self.wrong.conflicts += 1;
-            return self.note(format!("{event:?} was received at {place}, and nobody published it"));
+            return self.note(format!("{event:?} was received at {position}, but was not published"));
         };
-        if published.places.contains(&place) {
+        if published.positions.contains(&position) {
             return;
         }
-        published.places.push(place);
-        if published.places.len() > 1 {
+        published.positions.push(position);
+        if published.positions.len() > 1 {
             self.moved.insert(event);
         }
     }
 
-    /// Whether an event may rightly come again at another place: its first one, or its id, was lost.
+    /// Whether an event may be received again at another position, because its first position or its ID was lost.
     pub(crate) fn may_move(&self, event: Event, to: Position, lineage: &Lineage) -> bool {
-        let places = self.get(event).map_or(&[][..], |published| &published.places);
-        places.iter().all(|place| *place == to || !lineage.holds(*place) || lineage.forgot_ids_since(*place))
+        let positions = self.get(event).map_or(&[][..], |published| &published.positions);
+        positions
+            .iter()
+            .all(|position| *position == to || !lineage.holds(*position) || lineage.forgot_ids_since(*position))
     }
 
-    /// Whether an event came to its place from another one, and rightly.
+    /// Whether an event moved to its position from another one, and was allowed to.
     pub(crate) fn has_moved(&self, event: Event, to: Position, lineage: &Lineage) -> bool {
-        self.get(event).is_some_and(|published| published.places.len() > 1) && self.may_move(event, to, lineage)
+        self.get(event).is_some_and(|published| published.positions.len() > 1) && self.may_move(event, to, lineage)
     }
 
-    /// Up to which number all events of a publisher are acknowledged.
+    /// The number up to which all events of a publisher are acknowledged.
     pub(crate) fn acknowledged(&self, publisher: usize) -> u64 {
         self.publishers[publisher].acknowledged
     }
 
-    /// How many events of each publisher have begun.
+    /// The number of publishes that a publisher has begun.
     #[cfg(test)]
     pub(super) fn begun(&self, publisher: usize) -> u64 {
         self.publishers[publisher].events.len() as u64
     }
 
-    /// Takes what was wrong since the last time, and examples of it.
+    /// Takes the violations since the last call, and examples of them.
     pub(crate) fn settle(&mut self, lineage: &Lineage) -> (Wrong, Vec<String>) {
         for event in std::mem::take(&mut self.moved) {
-            let places = self.get(event).map_or_else(Vec::new, |published| published.places.clone());
-            // Each place by itself: an event that moved rightly has one that holds, or ids were lost between.
-            let stands: Vec<_> = places.iter().filter(|place| lineage.holds(**place)).collect();
-            let forgotten = stands.iter().any(|place| lineage.forgot_ids_since(**place));
-            // A place may be told under a later epoch, too.
-            let two = stands.windows(2).find(|two| two[0].sequence != two[1].sequence);
+            let positions = self.get(event).map_or_else(Vec::new, |published| published.positions.clone());
+            // Each position is judged by itself: of an event that was allowed to move, one position is valid, or IDs
+            // were lost in between.
+            let seen: Vec<_> = positions.iter().filter(|position| lineage.holds(**position)).collect();
+            let forgotten = seen.iter().any(|position| lineage.forgot_ids_since(**position));
+            // A position may be reported under a later epoch, too.
+            let two = seen.windows(2).find(|two| two[0].sequence != two[1].sequence);
             if let Some(two) = two.filter(|_| !forgotten) {
-                let example = format!("{event:?} stands at {} and at {}", two[0], two[1]);
+                let example = format!("{event:?} has the positions {} and {}", two[0], two[1]);
                 self.wrong.conflicts += 1;
                 self.note(example);
             }

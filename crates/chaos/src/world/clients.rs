@@ -1,4 +1,4 @@
-//! What is done to clients.
+//! Faults of clients.
 
 use crate::{
     fault::Fault,
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-/// The steps of a fault, if it is one of clients.
+/// The steps of a fault of clients; `None` for other faults.
 pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let mut chosen = random.fork();
     let steps = Steps::default();
@@ -24,19 +24,19 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
         Fault::StopReading => {
             let mut same = chosen.clone();
             steps
-                .act(move |_, load| halt(&some(load, &mut chosen), true))
+                .act(move |_, load| pause(&some(load, &mut chosen), true))
                 .wait(Duration::from_secs(6))
-                .act(move |_, load| halt(&some(load, &mut same), false))
+                .act(move |_, load| pause(&some(load, &mut same), false))
         }
         _ => return None,
     })
 }
 
-/// A third of the clients.
+/// A random third of the clients.
 fn some(load: &Load, random: &mut fastrand::Rng) -> Vec<Arc<Reader>> {
     load.readers.iter().filter(|_| random.u8(0..3) == 0).cloned().collect()
 }
 
-fn halt(readers: &[Arc<Reader>], halted: bool) {
-    readers.iter().for_each(|reader| reader.halted.store(halted, Ordering::Relaxed));
+fn pause(readers: &[Arc<Reader>], paused: bool) {
+    readers.iter().for_each(|reader| reader.paused.store(paused, Ordering::Relaxed));
 }

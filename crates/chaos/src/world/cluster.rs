@@ -1,14 +1,14 @@
-//! What is done to the servers of a Cluster.
+//! Faults of the servers of a Cluster.
 
 use super::{LOG, Redis, World, between};
 use crate::{fault::Fault, steps::Steps};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use testbed::{Cluster, RedisServer};
 
-/// By how much the replica lags when its master is killed.
+/// The lag of the replica when its master is killed.
 const LAG: Duration = Duration::from_millis(800);
 
-/// The steps of a fault, if it is one of a Cluster.
+/// The steps of a fault of a Cluster; `None` for other faults.
 pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let pause = between(random, 1_000, 5_000);
     let owner = Rc::new(Cell::new(0));
@@ -35,7 +35,7 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let steps = with(steps, &owner, super::revive).act(|world, _| {
         cluster(world).into_iter().for_each(let_follow);
     });
-    Some(steps.until("the Cluster is in order", |world| cluster(world).is_none_or(|cluster| cluster.is_settled())))
+    Some(steps.until("the Cluster is healthy", |world| cluster(world).is_none_or(|cluster| cluster.is_settled())))
 }
 
 fn cluster(world: &mut World) -> Option<&mut Cluster> {
@@ -61,7 +61,7 @@ fn with(steps: Steps, owner: &Rc<Cell<u16>>, act: fn(&mut RedisServer)) -> Steps
     })
 }
 
-/// Keeps the owner's replica from following, by a password that its master does not have.
+/// Stops the replication of the owner's replica, with a password that its master does not accept.
 fn hold_replica_back(steps: Steps, owner: &Rc<Cell<u16>>) -> Steps {
     let owner = owner.clone();
     steps
@@ -74,13 +74,13 @@ fn hold_replica_back(steps: Steps, owner: &Rc<Cell<u16>>) -> Steps {
                     node.cli(&["CONFIG", "SET", "masterauth", "none"]);
                 }
             }
-            // Again, now that nobody comes back.
+            // Again: a replica that reconnected before the password changed would follow.
             cluster.node(owner.get()).cli(&["CLIENT", "KILL", "TYPE", "replica"]);
         })
         .wait(LAG)
 }
 
-/// Ends that.
+/// Resumes replication.
 pub(super) fn let_follow(cluster: &mut Cluster) {
     for node in cluster.nodes().iter().filter(|node| node.is_running()) {
         node.cli(&["CONFIG", "SET", "masterauth", ""]);

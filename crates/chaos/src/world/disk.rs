@@ -1,4 +1,4 @@
-//! A disk of its own for Redis, which can be filled.
+//! A file system of its own for Redis, which can be filled.
 
 use super::guard::Guard;
 use std::{
@@ -7,19 +7,19 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A file system in memory. It goes with this value, or with this process.
+/// A file system in memory. It is unmounted when this value is dropped or this process ends.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    /// Unmounts it, before its directory is removed.
+    /// Unmounts it before its directory is removed.
     _guard: Guard,
     home: TempDir,
 }
 
-/// How much it takes, in KiB, unless it is full.
+/// Its size in KiB, unless it is full.
 const ROOM_KIB: u64 = 2 << 20;
 
 impl Disk {
-    /// Mounts one. `None` where that is not permitted.
+    /// Mounts a file system. `None` if that is not permitted.
     pub(super) fn mount() -> Option<Self> {
         let home = tempfile::Builder::new().prefix("disk-").tempdir().ok()?;
         let size = format!("size={ROOM_KIB}k");
@@ -32,10 +32,10 @@ impl Disk {
         self.home.path()
     }
 
-    /// Leaves no room for anything more.
+    /// Shrinks it until no space is left.
     pub(super) fn fill(&self) {
         let used = used_kib(self.path()).unwrap_or(0);
-        // A size below what is used is refused, so a little is left.
+        // The kernel rejects a size below what is used, so a little space is left.
         let _ = (4..10).map(|more| self.resize(used + (1 << more))).find(|done| *done);
     }
 
@@ -60,7 +60,7 @@ pub(super) fn run(command: &mut Command) -> Option<()> {
     status.success().then_some(())
 }
 
-/// Whether a program is on the PATH, or where systems keep what is for root.
+/// The path of a program on the PATH or in the directories for root.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

@@ -1,21 +1,21 @@
-//! What has to be undone on the machine, however this process ends.
+//! Cleanup that runs however this process ends.
 
 use std::{
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
 };
 
-/// Runs a script once this value, or this process, ends.
+/// Runs a script once this value is dropped or this process ends.
 #[derive(Debug)]
 pub(super) struct Guard(Child);
 
 impl Guard {
-    /// `None` if there is no shell.
+    /// Registers the script. `None` if there is no shell.
     pub(super) fn new(script: &str) -> Option<Self> {
         let mut command = Command::new("sh");
-        // In a group of its own, which Ctrl-C does not reach.
+        // In a process group of its own, which does not receive Ctrl-C.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Nobody writes to the pipe: it ends with the process.
+        // This process never writes to the pipe: `read` returns when the pipe is closed.
         command.args(["-c", &format!("read -r _; {script}")]).spawn().ok().map(Self)
     }
 }

@@ -1,8 +1,8 @@
-//! Nodes in networks of their own (network namespaces), whose packets to and from Redis can be dropped. Clients reach them
-//! by other addresses, so that a node that is cut off from Redis still has its clients.
+//! Nodes in network namespaces of their own, whose packets to and from Redis can be dropped. Clients reach them by
+//! other addresses, so a node that is cut off from Redis keeps its clients.
 //!
-//! A namespace lives as long as the node in it, and the link to it too; a guard removes the routes. So nothing is left
-//! behind, however this process ends.
+//! A namespace lives as long as the node in it, and so does the link to it. A guard removes the routes, so nothing
+//! remains however this process ends.
 
 use super::{
     Unavailable,
@@ -17,22 +17,23 @@ use std::{
 };
 use testbed::{HubProcess, RedisSetup, Ways, free_port, until};
 
-/// How many nodes there are.
+/// The number of nodes.
 pub(super) const COUNT: usize = 3;
 
-/// Addresses for benchmarks between networks (RFC 2544), which no machine is reached by; other ones for each process.
+/// Addresses for benchmarks between networks (RFC 2544), which are not in use on any network. Each process uses other
+/// ones.
 fn address(node: usize, last: u8) -> Ipv4Addr {
     let own = std::process::id() as usize % 80 * COUNT;
     Ipv4Addr::new(198, 18, u8::try_from(own + node).unwrap_or(0), last)
 }
 
-/// The last part of an address: of Redis and of the node on the link that is cut, of clients and of the node on the other.
+/// The last byte of an address: Redis and the node on the link that is cut, clients and the node on the other link.
 const REDIS: u8 = 1;
 const NODE: u8 = 2;
 const CLIENTS: u8 = 4;
 const NODE_FOR_CLIENTS: u8 = 3;
 
-/// Nodes in networks of their own.
+/// Nodes in network namespaces of their own.
 #[derive(Debug)]
 pub(super) struct Networks {
     nodes: Vec<Node>,
@@ -40,7 +41,7 @@ pub(super) struct Networks {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     redis_port: u16,
-    /// Which interfaces are this process's.
+    /// The prefix of the interfaces of this process.
     prefix: String,
     _guard: Guard,
 }
@@ -52,7 +53,7 @@ struct Node {
 }
 
 impl Networks {
-    /// Redis listens where nodes look for it.
+    /// Makes Redis listen at the addresses that the nodes connect to.
     pub(super) fn listens(setup: RedisSetup) -> RedisSetup {
         setup.line("bind 0.0.0.0").line("protected-mode no")
     }
@@ -65,18 +66,19 @@ impl Networks {
         redis_port: u16,
     ) -> Result<Self, Unavailable> {
         for tool in ["ip", "unshare", "nsenter"] {
-            find(tool).ok_or_else(|| format!("there is no {tool}"))?;
+            find(tool).ok_or_else(|| format!("{tool} is not installed"))?;
         }
-        run(Command::new("unshare").args(["--net", "true"])).ok_or("no networks may be made here (it takes root)")?;
+        run(Command::new("unshare").args(["--net", "true"]))
+            .ok_or("cannot create network namespaces (root is required)")?;
         let node = |node| Node { address: (address(node, NODE_FOR_CLIENTS), free_port()).into(), hub: None };
-        // Packets for a node that is gone must not leave by another way.
+        // Packets for a node that is gone must not take another route.
         let mut cleanup = String::new();
         for node in 0..COUNT {
             let network = format!("{}/29", address(node, 0));
-            ip(&["route", "replace", "unreachable", &network]).ok_or("no routes may be made here")?;
+            ip(&["route", "replace", "unreachable", &network]).ok_or("cannot add routes")?;
             cleanup += &format!("ip route del unreachable {network}; ip route del blackhole {}; ", address(node, NODE));
         }
-        let guard = Guard::new(&format!("PATH=$PATH:/usr/sbin:/sbin; {cleanup}")).ok_or("there is no sh")?;
+        let guard = Guard::new(&format!("PATH=$PATH:/usr/sbin:/sbin; {cleanup}")).ok_or("sh is not installed")?;
         let mut all = Self {
             nodes: (0..COUNT).map(node).collect(),
             program: program.to_owned(),
@@ -87,7 +89,7 @@ impl Networks {
             _guard: guard,
         };
         for node in 0..COUNT {
-            all.launch(node).ok_or("no link between two networks can be made here")?;
+            all.launch(node).ok_or("cannot create a link between network namespaces")?;
         }
         until("all nodes are ready", || {
             all.nodes.iter().all(|node| node.hub.as_ref().is_some_and(HubProcess::is_ready))
@@ -97,8 +99,9 @@ impl Networks {
 
     fn launch(&mut self, node: usize) -> Option<()> {
         let mut command = Command::new("unshare");
-        // The last address that is given says that all is in place.
-        let script = "ip link set lo up; until ip -4 addr show dev hub 2>/dev/null | grep -q \"$0/\"; do sleep 0.02; done; exec \"$@\"";
+        // The last address to be assigned shows that the link is complete.
+        let script = "ip link set lo up; \
+                      until ip -4 addr show dev hub 2>/dev/null | grep -q \"$0/\"; do sleep 0.02; done; exec \"$@\"";
         let ready = address(node, NODE_FOR_CLIENTS).to_string();
         command.args(["--net", "sh", "-c", script, &ready]).arg(&self.program);
         let url = format!("redis://{}:{}", address(node, REDIS), self.redis_port);
@@ -115,21 +118,21 @@ impl Networks {
         let (outer, id) = (format!("{}n{node}", self.prefix), process.to_string());
         let [redis, inner, inner_for_clients, clients] =
             [REDIS, NODE, NODE_FOR_CLIENTS, CLIENTS].map(|last| address(node, last).to_string());
-        // Of a node that was killed a moment ago.
+        // The link of a node that was killed a moment ago may still exist.
         let _ = ip(&["link", "del", &outer]);
         ip(&["link", "add", &outer, "type", "veth", "peer", "name", "hub", "netns", &id])?;
         for addr in [&redis, &clients] {
             ip(&["addr", "add", &format!("{addr}/32"), "dev", &outer])?;
         }
         ip(&["link", "set", &outer, "up"])?;
-        // While it is cut off, another route drops its packets.
+        // While the node is cut off, another route drops its packets.
         let _ = ip(&["route", "add", &inner, "dev", &outer, "src", &redis]);
         ip(&["route", "add", &inner_for_clients, "dev", &outer, "src", &clients])?;
         let inside = |arguments: &[&str]| inside(process, arguments);
         inside(&["addr", "add", &format!("{inner}/32"), "dev", "hub"])?;
         inside(&["link", "set", "hub", "up"])?;
         inside(&["route", "add", &redis, "dev", "hub", "src", &inner])?;
-        // Its own address of the other link is not there yet, and needs not be.
+        // The node's address of the other link is not assigned yet, and is not needed.
         inside(&["route", "add", &clients, "dev", "hub"])?;
         inside(&["addr", "add", &format!("{inner_for_clients}/32"), "dev", "hub"])?;
         self.nodes[node].hub = Some(hub);
@@ -140,7 +143,7 @@ impl Networks {
         self.nodes.iter().map(|node| node.address).collect()
     }
 
-    /// The processes of nodes that live.
+    /// The process IDs of running nodes.
     pub(super) fn processes(&self) -> Vec<u32> {
         self.nodes.iter().filter_map(|node| node.hub.as_ref()).map(HubProcess::id).collect()
     }
@@ -149,25 +152,25 @@ impl Networks {
         self.nodes.iter().map(|node| node.hub.as_ref().map_or_else(String::new, HubProcess::log)).collect()
     }
 
-    /// Kills the node of a process.
+    /// Kills the node with a process ID.
     pub(super) fn kill(&mut self, process: Option<u32>) {
         let nodes = self.nodes.iter_mut();
         nodes.filter(|node| node.hub.as_ref().map(HubProcess::id) == process).for_each(|node| node.hub = None);
     }
 
-    /// Starts the nodes that were killed, and those that ended because they found no Redis when they were started.
+    /// Restarts the nodes that were killed, and those that exited because they did not reach Redis when they started.
     pub(super) fn restart(&mut self) {
         for node in 0..COUNT {
             if self.nodes[node].hub.as_mut().is_some_and(HubProcess::has_ended) {
                 self.nodes[node].hub = None;
             }
             if self.nodes[node].hub.is_none() && self.launch(node).is_none() {
-                println!("           a node can't be started again");
+                println!("           failed to restart a node");
             }
         }
     }
 
-    /// Drops what a node sends to Redis, what Redis sends to it, or both; or no longer.
+    /// Drops the packets of a node to Redis, those of Redis to it, or both; or stops doing so.
     pub(super) fn cut(&self, random: u64, ways: Ways, cut: bool) {
         let node = usize::try_from(random % COUNT as u64).unwrap_or(0);
         let [redis, inner] = [REDIS, NODE].map(|last| address(node, last).to_string());
@@ -184,7 +187,7 @@ impl Networks {
             let _ = match cut {
                 true => ip(&["route", "replace", "blackhole", &inner]),
                 false => {
-                    // A node that was killed meanwhile has no link: its next start makes the route.
+                    // A node that was killed in the meantime has no link: its next start adds the route.
                     let _ = ip(&["route", "del", "blackhole", &inner]);
                     ip(&["route", "replace", &inner, "dev", &outer, "src", &redis])
                 }
@@ -192,7 +195,7 @@ impl Networks {
         }
     }
 
-    /// Ends every cut, starts what was killed, and waits until all nodes are ready. Redis has to be there.
+    /// Ends every cut, restarts killed nodes, and waits until all nodes are ready. Redis must be running.
     pub(super) fn heal(&mut self) {
         (0..COUNT as u64).for_each(|node| self.cut(node, Ways::Both, false));
         until("all nodes are ready", || {
@@ -206,7 +209,7 @@ fn ip(arguments: &[&str]) -> Option<()> {
     run(Command::new(find("ip")?).args(arguments))
 }
 
-/// Changes the network of a process.
+/// Configures the network of a process.
 fn inside(process: u32, arguments: &[&str]) -> Option<()> {
     let mut command = Command::new("nsenter");
     run(command.args(["--net", "--target", &process.to_string()]).arg(find("ip")?).args(arguments))

@@ -1,4 +1,4 @@
-//! What is done to nodes, and to their links.
+//! Faults of nodes and of their links.
 
 use super::{Nodes, World};
 use crate::{fault::Fault, steps::Steps};
@@ -6,10 +6,10 @@ use nix::sys::signal::Signal;
 use std::{cell::RefCell, rc::Rc, time::Duration};
 use testbed::{HubProcess, Ways};
 
-/// How much passes a slow link, in bytes a second.
+/// The throughput of a slow link, in bytes a second.
 const SLOW: u64 = 20_000;
 
-/// The steps of a fault, if it is one of nodes or links.
+/// The steps of a fault of nodes or links; `None` for other faults.
 pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let (node, steps) = (random.u64(..), Steps::default());
     let short = Duration::from_millis(Fault::lasts_ms(fault));
@@ -19,7 +19,7 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
             steps
                 .act(move |world, _| world.kill_node(node))
                 .wait(back)
-                // A supervisor does that by itself.
+                // The supervisor restarts the worker.
                 .act(|world, _| {
                     if let Nodes::Networks(networks) = &mut world.hub {
                         networks.restart();
@@ -68,7 +68,8 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     })
 }
 
-/// One node acknowledges alone what no other has heard of; then it goes, Redis comes back empty, and the others go on.
+/// One node acknowledges events that no other node knows; then it is killed or stopped, Redis restarts empty, and the
+/// other nodes continue.
 fn alone(steps: Steps, node: u64, killed: bool) -> Steps {
     let who = Rc::new(RefCell::new((None, Vec::new())));
     let (then, later) = (who.clone(), who.clone());
@@ -110,7 +111,7 @@ fn signal(process: Option<u32>, signal: Signal) {
     }
 }
 
-/// Cuts the links of one node, or of all.
+/// Cuts the links of one node, or of all nodes.
 fn cut(steps: Steps, lasts: Duration, of: impl FnOnce(&World) -> Option<u32> + 'static, ways: Ways) -> Steps {
     let cuts = Rc::new(RefCell::new(Vec::new()));
     let same = cuts.clone();

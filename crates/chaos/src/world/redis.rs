@@ -1,11 +1,11 @@
-//! What is done to a single server.
+//! Faults of a single server.
 
 use super::{World, between};
 use crate::{fault::Fault, steps::Steps};
 use std::{cell::RefCell, rc::Rc, time::Duration};
 use testbed::{RedisFiles, RedisServer};
 
-/// The steps of a fault, if it is one of a single server.
+/// The steps of a fault of a single server; `None` for other faults.
 pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let lasts = Duration::from_millis(fault.lasts_ms());
     let steps = Steps::default();
@@ -23,7 +23,7 @@ pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
             })
             .wait(between(random, 0, 1_000))
             .act(|world, _| on(world, start)),
-        // What an append-only file keeps that is brought to the disk once a second.
+        // The copy lacks what an append-only file that is synced once a second may lose.
         Fault::PowerLoss => from_copy(steps, between(random, 600, 1_500), between(random, 200, 2_000)),
         Fault::OldCopy => from_copy(steps, Duration::from_secs(3), between(random, 200, 2_000)),
         Fault::OldThenNew => old_then_new(steps, random),
@@ -75,7 +75,7 @@ fn on(world: &mut World, act: impl FnOnce(&mut RedisServer)) {
     }
 }
 
-/// Starts a server unless another fault has done so.
+/// Starts a server, unless another fault has started it.
 fn start(server: &mut RedisServer) {
     if !server.is_running() {
         server.restart();
@@ -101,7 +101,7 @@ fn use_copy(steps: Steps, copy: &Copy, down: Duration) -> Steps {
     })
 }
 
-/// Back from a copy of some age, after some time.
+/// Restarts Redis from a copy of an age, after a downtime.
 fn from_copy(steps: Steps, age: Duration, down: Duration) -> Steps {
     let copy = Copy::default();
     use_copy(take_copy(steps, &copy).wait(age), &copy, down)

@@ -1,4 +1,4 @@
-//! What is done to servers under Sentinel. Each failover finds replicas that lag, so that something has to be put back.
+//! Faults of servers under Sentinel. Replicas lag at each failover, so that nodes have to restore events.
 
 use super::{Redis, World, between};
 use crate::{fault::Fault, steps::Steps};
@@ -9,17 +9,17 @@ use std::{
 };
 use testbed::{CutId, RedisServer, Sentinels};
 
-/// By how much replicas lag. Longer than that, and the sentinels notice.
+/// The lag of the replicas. With a longer one, the sentinels notice.
 const LAG: Duration = Duration::from_millis(800);
 
-/// The master that a fault is about.
+/// The master that a fault affects.
 #[derive(Debug, Default, Clone)]
 struct Master {
     port: Rc<Cell<u16>>,
     cut: Rc<RefCell<Option<CutId>>>,
 }
 
-/// The steps of a fault, if it is one of Sentinel.
+/// The steps of a fault of Sentinel; `None` for other faults.
 pub(super) fn steps(fault: Fault, random: &mut fastrand::Rng) -> Option<Steps> {
     let pause = between(random, 1_000, 5_000);
     let master = Master::default();
@@ -72,7 +72,7 @@ fn server(world: &mut World, port: u16) -> Option<&mut RedisServer> {
     sentinels(world)?.servers().iter_mut().find(|server| server.port() == port)
 }
 
-/// Notes who is the master, and cuts it off from all but these processes: from replicas and sentinels at least.
+/// Records the current master, and cuts it off from all processes but these: from replicas and sentinels at least.
 fn hold_replicas_back(steps: Steps, master: &Master, from: impl FnOnce(&World) -> Vec<u32> + 'static) -> Steps {
     let Master { port, cut } = master.clone();
     steps
@@ -86,7 +86,7 @@ fn hold_replicas_back(steps: Steps, master: &Master, from: impl FnOnce(&World) -
         .wait(LAG)
 }
 
-/// Ends that. What was on its way is lost.
+/// Ends the cut. Data in transit is lost.
 fn restored(steps: Steps, master: &Master) -> Steps {
     let Master { port, cut } = master.clone();
     steps.act(move |world, _| {
@@ -98,7 +98,7 @@ fn restored(steps: Steps, master: &Master) -> Steps {
     })
 }
 
-/// Does something to the master, or to who was it.
+/// Acts on the recorded master, whether or not it still is the master.
 fn with(steps: Steps, master: &Master, act: fn(&mut RedisServer)) -> Steps {
     let port = master.port.clone();
     steps.act(move |world, _| server(world, port.get()).into_iter().for_each(act))
@@ -111,8 +111,8 @@ fn replaced(steps: Steps, master: &Master) -> Steps {
     })
 }
 
-/// A failover, and one back as soon as that goes. The third server may not become the master meanwhile. `split`: one node
-/// alone reaches the second master meanwhile.
+/// A failover, and another one back as soon as possible. The third server may not become the master in between.
+/// `split`: only this node can reach the second master in between.
 fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng, split: Option<u64>) -> Steps {
     let (pause, third) = (between(random, 0, 3_000), Rc::new(Cell::new(0)));
     let (first, again, other) = (master.port.clone(), master.port.clone(), third.clone());
@@ -126,7 +126,7 @@ fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng, spl
                 third.set(server.port());
             }
         })
-        .until("the sentinels know who may not be the master", move |world| {
+        .until("the sentinels know which server may not become the master", move |world| {
             sentinels(world).is_none_or(|sentinels| sentinels.is_replica(other.get(), 0))
         });
     let steps = begin_failover(hold_replicas_back(steps, master, |world| world.nodes()));
@@ -134,7 +134,7 @@ fn there_and_back(steps: Steps, master: &Master, random: &mut fastrand::Rng, spl
     let steps = restored(replaced(steps, master), master);
     let steps = match split {
         None => steps.wait(pause),
-        // As soon as that is possible, so that some nodes have not found the second master yet.
+        // As soon as possible, so that some nodes have not connected to the second master yet.
         Some(node) => {
             let steps = steps.until("the first master is a replica", move |world| {
                 let of = server(world, old.get());
@@ -157,7 +157,7 @@ fn begin_failover(steps: Steps) -> Steps {
     steps.until("a failover begins", |world| sentinels(world).is_some_and(|sentinels| sentinels.failover()))
 }
 
-/// Any server may become the master.
+/// Allows any server to become the master again.
 pub(super) fn forget_priorities(sentinels: &mut Sentinels) {
     for server in sentinels.servers().iter().filter(|server| server.is_running()) {
         server.cli(&["CONFIG", "SET", "replica-priority", "100"]);

@@ -1,4 +1,4 @@
-//! The benchmark's command line, and the `name=value` arguments that it gives to its own children.
+//! The benchmark's command line, and the `name=value` arguments that it passes to its children.
 
 use anyhow::{Context, Result, bail};
 use std::{collections::HashMap, path::PathBuf, str::FromStr};
@@ -9,24 +9,24 @@ Measures the hub against the floor: a bare epoll loop that writes the same frame
   cargo bench -p fanfare-server -- [--only NAME]... [--json FILE] [--self-check]
 
   --only NAME  measure only this: quiet, saturated, fairness, connect, publish, redis
-  --json FILE  also write the figures there, as JSON
-  --self-check put the floor in the hub's place: how far its ratios are from 1 is the error of all ratios";
+  --json FILE  also write the results to this file, as JSON
+  --self-check measure the floor instead of the hub: the deviation of its ratios from 1 is the error of all ratios";
 
-/// The names that `--only` takes.
+/// The values of `--only`.
 pub(crate) const NAMES: &[&str] = &["quiet", "saturated", "fairness", "connect", "publish", "redis"];
 
-/// What a person asked for.
+/// The options of the command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// Measure only these; all if empty.
+    /// Run only these; all if empty.
     pub(crate) only: Vec<String>,
-    /// Where to write JSON.
+    /// The file for the results as JSON.
     pub(crate) json: Option<PathBuf>,
     /// Measure the floor against itself.
     pub(crate) self_check: bool,
-    /// Print the usage and end.
+    /// Print the usage and exit.
     pub(crate) help: bool,
-    /// Started by `cargo bench` and not by `cargo test`, which runs benches without this.
+    /// Started by `cargo bench`. `cargo test` runs benches without this flag.
     pub(crate) bench: bool,
 }
 

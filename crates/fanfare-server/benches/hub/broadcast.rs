@@ -1,4 +1,4 @@
-//! The load's part in measuring broadcasts: quiet, saturated, and with others joining meanwhile.
+//! The load of the broadcast benchmarks: quiet, saturated, and saturated while other clients join.
 
 use crate::{
     args::Values,
@@ -17,11 +17,11 @@ use std::{
 /// Connections opened each second.
 const RAMP: u32 = 2_000;
 
-/// Events in one batch, and how far a publisher may be ahead of the slowest client.
+/// The events in one batch, and how far a publisher may be ahead of the slowest client.
 const BATCH: u64 = 20;
 const AHEAD: u64 = 200;
 
-/// A server under load, and the process to charge.
+/// A server under load, and the process whose CPU time is measured.
 struct Side {
     name: &'static str,
     target: usize,
@@ -29,14 +29,14 @@ struct Side {
     pid: u32,
 }
 
-/// What one round cost.
+/// The cost of one round.
 struct Cost {
     seconds: f64,
     deliveries: f64,
     cpu_us: f64,
 }
 
-/// Measures what `measure` names, the floor and the hub in turn.
+/// Runs the benchmark that `measure` names, against the floor and the hub in turn.
 pub(crate) fn run(values: &Values) -> Result<Value> {
     let measure: String = values.get("measure")?;
     let (connections, rounds) = (values.get("connections")?, values.get("rounds")?);
@@ -67,7 +67,7 @@ pub(crate) fn run(values: &Values) -> Result<Value> {
     Ok(report)
 }
 
-/// Runs the rounds, after one that does not count. A round gives what each side cost.
+/// Runs the rounds, after a warm-up round that does not count. A round returns the cost of each side.
 fn in_rounds(rounds: usize, name: &str, sides: &[Side], mut round: impl FnMut() -> Result<Vec<Cost>>) -> Result<Value> {
     let mut report = json!({});
     for number in 0..=rounds {
@@ -85,8 +85,8 @@ fn in_rounds(rounds: usize, name: &str, sides: &[Side], mut round: impl FnMut() 
     Ok(report)
 }
 
-/// One event at a time, to each side in turn: the next only when all have the last, and `interval` later at the
-/// earliest. Turn by turn, so that whatever else the machine does falls on both sides alike.
+/// Publishes one event at a time, to each side in turn: the next one when every client has the last, but not before
+/// `interval`. The sides take turns, so that other load on the machine affects both alike.
 fn quiet(load: &mut Load, sides: &[Side], ticks: u32, interval: Duration) -> Result<Vec<Cost>> {
     let meters = sides.iter().map(|side| Meter::start(load, side)).collect::<Result<Vec<_>>>()?;
     let mut due = Instant::now();
@@ -101,7 +101,7 @@ fn quiet(load: &mut Load, sides: &[Side], ticks: u32, interval: Duration) -> Res
     meters.iter().zip(sides).map(|(meter, side)| meter.read(load, side)).collect()
 }
 
-/// As fast as the slowest client allows.
+/// Publishes as fast as the slowest client allows.
 fn saturated(load: &mut Load, side: &Side, duration: Duration) -> Result<Cost> {
     let meter = Meter::start(load, side)?;
     let end = Instant::now() + duration;
@@ -113,7 +113,7 @@ fn saturated(load: &mut Load, side: &Side, duration: Duration) -> Result<Cost> {
     meter.read(load, side)
 }
 
-/// Where a side's counters stood.
+/// The counters of a side at one time.
 struct Meter {
     at: Instant,
     cpu: Duration,
@@ -134,12 +134,12 @@ impl Meter {
     }
 }
 
-/// A storm for as long as another process joins and leaves.
+/// Saturates a side while another process joins and leaves.
 fn fairness(load: &mut Load, side: &Side, duration: Duration) -> Result<Value> {
     let mut joins = child::myself("join")?;
     joins.arg(format!("hub={}", side.address)).arg(format!("for_ms={}", duration.as_millis()));
     let start = Instant::now();
-    // The storm is at its height when the first joins.
+    // The load has reached its maximum before the first client joins.
     saturated(load, side, duration / 4)?;
     let joining = Running::start("join", joins.stdout(Stdio::piped()))?;
     saturated(load, side, duration + Duration::from_millis(500))?;

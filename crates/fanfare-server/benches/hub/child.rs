@@ -14,17 +14,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a child may take to listen.
+/// The time within which a child must listen.
 const START: Duration = Duration::from_secs(10);
 
-/// A running child; killed when dropped.
+/// A running child, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
     log: PathBuf,
 }
 
-/// A child that listens.
+/// A child that listens on an address.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
@@ -36,7 +36,7 @@ impl Listening {
         self.process.child.id()
     }
 
-    /// Starts `command` with a free port and waits until it accepts connections there.
+    /// Starts `command` with a free port, and waits until it accepts connections there.
     pub(crate) fn start(name: &str, command: impl FnOnce(SocketAddr) -> Result<Command>) -> Result<Self> {
         let address = free_address()?;
         let mut command = command(address)?;
@@ -45,7 +45,7 @@ impl Listening {
         let deadline = Instant::now() + START;
         while TcpStream::connect(address).is_err() {
             if let Some(status) = process.child.try_wait()? {
-                bail!("{name} ended with {status} instead of listening on {address}:\n{}", process.log());
+                bail!("{name} exited with {status} instead of listening on {address}:\n{}", process.log());
             }
             if Instant::now() > deadline {
                 bail!("{name} does not listen on {address} after {START:?}:\n{}", process.log());
@@ -57,21 +57,21 @@ impl Listening {
 }
 
 impl Running {
-    /// Starts a child whose standard error goes to a file.
+    /// Starts a child whose standard error is redirected to a file.
     pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
         let log = scratch().join(format!("bench-{name}.log"));
-        let file = File::create(&log).with_context(|| format!("can't write {}", log.display()))?;
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let child = command.stdin(Stdio::null()).stderr(file).spawn();
-        Ok(Self { child: child.with_context(|| format!("can't start {name}"))?, log })
+        Ok(Self { child: child.with_context(|| format!("cannot start {name}"))?, log })
     }
 
-    /// Starts a child whose standard error is this process's own.
-    pub(crate) fn start_loud(name: &str, command: &mut Command) -> Result<Self> {
+    /// Starts a child that inherits the standard error of this process.
+    pub(crate) fn start_with_stderr(name: &str, command: &mut Command) -> Result<Self> {
         let child = command.stdin(Stdio::null()).spawn();
-        Ok(Self { child: child.with_context(|| format!("can't start {name}"))?, log: PathBuf::new() })
+        Ok(Self { child: child.with_context(|| format!("cannot start {name}"))?, log: PathBuf::new() })
     }
 
-    /// Waits for the child's end and gives what it wrote to its standard output, if it succeeded.
+    /// Waits until the child exits. Returns its standard output if it succeeded.
     pub(crate) fn output(mut self) -> Result<String> {
         let mut text = String::new();
         if let Some(mut stdout) = self.child.stdout.take() {
@@ -91,13 +91,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if the child is gone already.
+        // Both fail only if the child has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The command for this very program with a hidden sub-command.
+/// The command that runs this program with a hidden sub-command.
 pub(crate) fn myself(sub_command: &str) -> Result<Command> {
     guarded(env::current_exe()?, [sub_command])
 }
@@ -109,14 +109,15 @@ pub(crate) fn guarded<'a>(program: impl Into<OsString>, args: impl IntoIterator<
     Ok(command)
 }
 
-/// The sub-command behind [`guarded`]: asks the kernel to end this process with its parent, then becomes the program.
+/// The sub-command behind [`guarded`]: asks the kernel to kill this process when its parent ends, then executes the
+/// program.
 pub(crate) fn exec(mut args: impl Iterator<Item = OsString>) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let program = args.next().context("exec: no program given")?;
-    Err(Command::new(&program).args(args).exec()).with_context(|| format!("can't run {}", program.display()))
+    Err(Command::new(&program).args(args).exec()).with_context(|| format!("cannot run {}", program.display()))
 }
 
-/// Where children may write and find no settings of anyone's.
+/// A directory for the files of children, without settings of the user.
 pub(crate) fn scratch() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
 }

@@ -1,4 +1,5 @@
-//! One WebSocket client of the load: reads frames, checks that every event comes once and in order, answers pings.
+//! A WebSocket client of the load: reads frames, checks that every event arrives once and in order, and responds to
+//! pings.
 
 use crate::{event, frame};
 use anyhow::{Context, Result, bail, ensure};
@@ -9,32 +10,32 @@ use std::{
     time::Instant,
 };
 
-/// One WebSocket client.
+/// A WebSocket client.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: TcpStream,
     started: Instant,
     upgraded: bool,
     live: bool,
-    /// The start of a frame whose rest is still to come.
+    /// The beginning of an incomplete frame.
     rest: Vec<u8>,
     /// The counter of the last event; 0 before the first.
     pub(crate) last: u64,
 }
 
-/// What one read brought.
+/// The result of one read.
 #[derive(Debug, Default)]
 pub(crate) struct Got {
-    /// Frames other than the ack.
+    /// Frames other than the `ack`.
     pub(crate) frames: u64,
-    /// Events among them.
+    /// Events among these frames.
     pub(crate) events: u64,
-    /// From the start of the connect to the ack, if that came now.
+    /// The time from the start of the connect to the `ack`, if the `ack` arrived in this read.
     pub(crate) ack_us: Option<u64>,
 }
 
 impl Client {
-    /// Connects and asks for the upgrade. The next event that the client gets must be number `last` + 1.
+    /// Connects and requests the upgrade. The next event that the client receives must have the number `last` + 1.
     pub(crate) fn connect(
         address: SocketAddr,
         request: &[u8],
@@ -43,7 +44,7 @@ impl Client {
         last: u64,
     ) -> Result<Self> {
         let started = Instant::now();
-        let mut stream = std::net::TcpStream::connect(address).context("can't connect")?;
+        let mut stream = std::net::TcpStream::connect(address).context("cannot connect")?;
         stream.set_nodelay(true)?;
         stream.write_all(request)?;
         stream.set_nonblocking(true)?;
@@ -52,7 +53,7 @@ impl Client {
         Ok(Self { stream, started, upgraded: false, live: false, rest: vec![], last })
     }
 
-    /// Reads until the socket is empty. `on_event` gets the payload of each event.
+    /// Reads until the socket is empty. Calls `on_event` with the payload of each event.
     pub(crate) fn read(&mut self, scratch: &mut [u8], on_event: &mut dyn FnMut(&[u8])) -> Result<Got> {
         let mut got = Got::default();
         loop {
@@ -67,14 +68,14 @@ impl Client {
             let used = self.take(&scratch[..filled], &mut got, on_event)?;
             self.rest.clear();
             self.rest.extend_from_slice(&scratch[used..filled]);
-            // On Linux a read that leaves room has emptied the socket, and epoll tells of what comes later.
+            // On Linux, a read that leaves room in the buffer has emptied the socket, and epoll reports later data.
             if filled < scratch.len() {
                 return Ok(got);
             }
         }
     }
 
-    /// Handles what is whole in `bytes` and says how much that was.
+    /// Processes the complete frames in `bytes`, and returns their length.
     fn take(&mut self, bytes: &[u8], got: &mut Got, on_event: &mut dyn FnMut(&[u8])) -> Result<usize> {
         let mut used = 0;
         if !self.upgraded {
@@ -98,8 +99,8 @@ impl Client {
 
     fn event(&mut self, counter: u64, payload: &[u8], got: &mut Got, on_event: &mut dyn FnMut(&[u8])) -> Result<()> {
         let due = self.last + 1;
-        ensure!(self.live, "event {counter} came before the ack");
-        ensure!(counter == due, "LOST, DOUBLED OR REORDERED: event {counter} came where {due} was due");
+        ensure!(self.live, "event {counter} arrived before the ack");
+        ensure!(counter == due, "LOST, DUPLICATED OR REORDERED: event {counter} arrived instead of {due}");
         self.last = counter;
         got.frames += 1;
         got.events += 1;
@@ -132,8 +133,8 @@ impl Client {
     }
 
     fn send(&mut self, frame: &[u8]) -> Result<()> {
-        let count = self.stream.write(frame).context("answering a ping")?;
-        ensure!(count == frame.len(), "the server does not read what its clients send");
+        let count = self.stream.write(frame).context("responding to a ping")?;
+        ensure!(count == frame.len(), "the server does not read from its clients");
         Ok(())
     }
 }
@@ -149,7 +150,7 @@ pub(crate) fn kind(message: &[u8]) -> Result<&str> {
     Ok(message.kind)
 }
 
-/// The request for an upgrade.
+/// The upgrade request.
 pub(crate) fn upgrade(address: SocketAddr, token: &str) -> Vec<u8> {
     format!(
         "GET /ws?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -1,14 +1,14 @@
-//! The load's part in measuring connections: what one costs to open and what it then takes up.
+//! The load of the connection benchmark: the cost of opening a connection, and the resources that it uses afterwards.
 
 use crate::{args::Values, load::Load, proc, stats::percentile};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// Connections that come and go before anything is measured.
+/// Connections that are opened and closed before the measurement.
 const WARM_UP: usize = 50;
 
-/// For a server to come to rest.
+/// The time for a server to become idle.
 const REST: Duration = Duration::from_millis(1_500);
 
 /// Opens connections to a server that has just been started.

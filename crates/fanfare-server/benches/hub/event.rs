@@ -1,6 +1,6 @@
-//! The event that is broadcast: always [`LENGTH`] bytes, with a counter and a time at fixed places.
+//! The event that is broadcast: always [`LENGTH`] bytes, with a counter and a timestamp at fixed offsets.
 
-/// Bytes of the event's JSON.
+/// The length of the event's JSON, in bytes.
 pub(crate) const LENGTH: usize = 200;
 
 const HEAD: &[u8] = br#"{"type":"bench","event_id":"b-"#;
@@ -25,21 +25,21 @@ pub(crate) fn write(counter: u64, sent_ns: u64) -> Vec<u8> {
     json
 }
 
-/// The event as it is published: with its audience, which is not passed on.
+/// The event as published: with its audience, which the hub does not deliver.
 pub(crate) fn to_everyone(mut json: Vec<u8>) -> Vec<u8> {
     json.pop();
     json.extend_from_slice(br#","audience":"everyone"}"#);
     json
 }
 
-/// The counter of an event, if `payload` is one and arrived unchanged.
+/// The counter of an event, if `payload` is an unmodified event.
 pub(crate) fn counter(payload: &[u8]) -> Option<u64> {
     let whole = payload.len() == LENGTH && payload.starts_with(HEAD) && payload.ends_with(END);
     let padded = whole && payload[PAD_AT..LENGTH - END.len()].iter().all(|&byte| byte == b'x');
     padded.then(|| number(&payload[HEAD.len()..][..COUNTER])).flatten()
 }
 
-/// When an event was sent, in nanoseconds of the monotonic clock.
+/// The time at which an event was sent, in nanoseconds of the monotonic clock.
 pub(crate) fn sent_ns(payload: &[u8]) -> Option<u64> {
     number(payload.get(SENT_AT..SENT_AT + SENT)?)
 }

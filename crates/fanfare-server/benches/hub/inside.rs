@@ -1,4 +1,4 @@
-//! A hub inside a process of the benchmark: an application that publishes from its own code.
+//! A hub within a process of the benchmark: an application that publishes from its own code.
 
 use crate::{args::Values, clock::monotonic_ns, event, token};
 use anyhow::{Context, Result};
@@ -6,10 +6,11 @@ use axum::{extract::State, http::StatusCode, routing::post};
 use fanfare::{Audience, Config, Draft, Hub, Verifier};
 use std::{net::SocketAddr, time::Duration};
 
-/// Between the request to publish and the publishing, so that the one's answer does not delay the other's receipt.
+/// The delay between the request to publish and the publish, so that the response does not delay the receipt of the
+/// event.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Runs until it is killed.
+/// Runs until the process is killed.
 pub(crate) fn run(values: &Values) -> Result<()> {
     let listen: SocketAddr = values.get("listen")?;
     let audience = if values.get("to_one")? { Audience::User("user-0".into()) } else { Audience::Everyone };
@@ -24,7 +25,7 @@ async fn serve(listen: SocketAddr, audience: Audience) -> Result<()> {
     Ok(axum::serve(tokio::net::TcpListener::bind(listen).await?, app).await?)
 }
 
-/// Answers at once and publishes the event of the given number a little later.
+/// Responds immediately, and publishes the event of the given number after [`PAUSE`].
 async fn publish_soon(State((hub, audience)): State<(Hub, Audience)>, counter: String) -> StatusCode {
     let Ok(counter) = counter.parse() else {
         return StatusCode::BAD_REQUEST;
@@ -32,7 +33,7 @@ async fn publish_soon(State((hub, audience)): State<(Hub, Audience)>, counter: S
     tokio::spawn(async move {
         tokio::time::sleep(PAUSE).await;
         if let Err(error) = publish(&hub, audience, counter).await {
-            // The load waits for this event in vain and says so.
+            // The load times out while it waits for this event, and reports that.
             eprintln!("{error:?}");
         }
     });

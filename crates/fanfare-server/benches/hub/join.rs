@@ -1,4 +1,5 @@
-//! A client that joins, gets its ack, leaves and joins again: what a newcomer sees of a busy hub.
+//! A client that connects, waits for its `ack`, disconnects and repeats this: the latency of a new client at a busy
+//! hub.
 
 use crate::{args::Values, client, frame, stats::percentile, token};
 use anyhow::{Context, Result, bail, ensure};
@@ -9,10 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one ack may take before this gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of an `ack`.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Joins one after the other for a while and reports how long the acks took.
+/// Connects repeatedly for a while, and reports the latencies of the `ack`.
 pub(crate) fn run(values: &Values) -> Result<Value> {
     let address = values.get("hub")?;
     let end = Instant::now() + Duration::from_millis(values.get("for_ms")?);
@@ -28,10 +29,10 @@ pub(crate) fn run(values: &Values) -> Result<Value> {
     Ok(json!({"joins": acks_us.len(), "p50_us": percentiles[0], "p99_us": percentiles[1], "max_us": percentiles[2]}))
 }
 
-/// Connects and reads up to the first message, which must be the ack.
+/// Connects and reads the first message, which must be the `ack`.
 fn join(address: SocketAddr, request: &[u8]) -> Result<()> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(request)?;
     let (mut bytes, mut scratch) = (vec![], [0; 4096]);
     loop {

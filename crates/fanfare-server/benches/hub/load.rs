@@ -1,4 +1,4 @@
-//! The load: many clients of several servers and a publisher for each, on one thread with one epoll.
+//! The load: many clients of several servers, and a publisher for each server, on one thread with one epoll instance.
 
 use crate::{
     client::{self, Client},
@@ -19,13 +19,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long anything that must happen may take.
+/// The timeout of every wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Tokens from here on are publishers.
+/// epoll tokens from here on are publishers.
 const PUBLISHERS: usize = 1 << 32;
 
-/// Many clients of several servers, and a publisher for each.
+/// Many clients of several servers, and a publisher for each server.
 #[derive(Debug)]
 pub(crate) struct Load {
     poll: Poll,
@@ -33,7 +33,7 @@ pub(crate) struct Load {
     scratch: Vec<u8>,
     clients: Vec<(usize, Client)>,
     targets: Vec<Target>,
-    /// From sending to receipt in nanoseconds, for each event since [`Load::take_receipts`].
+    /// The time from sending to receipt in nanoseconds, for each event since [`Load::take_receipts`].
     receipts: Option<Vec<u64>>,
     acks_us: Vec<u64>,
 }
@@ -43,12 +43,12 @@ pub(crate) struct Load {
 struct Target {
     address: SocketAddr,
     publisher: Publisher,
-    /// The tokens of its clients in `Load::clients`.
+    /// The epoll tokens of its clients in `Load::clients`.
     clients: Vec<usize>,
     published: u64,
-    /// How many of its clients each event is for.
+    /// The number of its clients that receive each event.
     readers: u64,
-    /// Events that its clients have to receive, all together.
+    /// The number of deliveries to its clients that are expected, in total.
     due: u64,
     frames: u64,
     events: u64,
@@ -62,8 +62,8 @@ impl Target {
 }
 
 impl Load {
-    /// The load keeps to the last core, or the scheduler would move it under the server that wakes it: what it reads
-    /// would then wait for what is still being written.
+    /// Pins the load to the last core. Otherwise the scheduler would move it to the core of the server that wakes it,
+    /// and its reads would wait for the server's writes.
     pub(crate) fn new() -> Result<Self> {
         let this = Pid::from_raw(0);
         let mut cores = CpuSet::new();
@@ -83,7 +83,7 @@ impl Load {
         })
     }
 
-    /// Adds a server; the number it gets names it from then on.
+    /// Adds a server. Returns its number.
     pub(crate) fn add_target(&mut self, address: SocketAddr) -> Result<usize> {
         let number = self.targets.len();
         let bearer = token::mint("publisher", true)?;
@@ -101,8 +101,8 @@ impl Load {
         Ok(number)
     }
 
-    /// Opens `count` connections at `rate` a second, each of a user of its own, and waits for their acks. Gives the
-    /// sorted microseconds from connect to ack.
+    /// Opens `count` connections at `rate` a second, each of a user of its own, and waits for their `ack`. Returns the
+    /// sorted times from connect to `ack`, in microseconds.
     pub(crate) fn connect(&mut self, target: usize, count: usize, rate: u32) -> Result<Vec<u64>> {
         let address = self.targets[target].address;
         let last = self.targets[target].published;
@@ -124,19 +124,19 @@ impl Load {
         Ok(acks)
     }
 
-    /// Publishes one event as soon as the publisher is free.
+    /// Publishes one event as soon as the publisher is idle.
     pub(crate) fn publish(&mut self, target: usize) -> Result<()> {
-        self.wait_for("the publisher's answer", |load| load.targets[target].publisher.is_idle())?;
+        self.wait_for("the response to the publisher", |load| load.targets[target].publisher.is_idle())?;
         let target = &mut self.targets[target];
         target.note_published(1);
         target.publisher.post("/events", &event::to_everyone(event::write(target.published, monotonic_ns()?)))
     }
 
-    /// Publishes up to `most` events in one batch if the publisher is free and the slowest client would then be no
-    /// more than `ahead` events behind.
+    /// Publishes up to `most` events in one batch, if the publisher is idle and the slowest client would then lag by at
+    /// most `ahead` events.
     pub(crate) fn publish_batch(&mut self, number: usize, most: u64, ahead: u64) -> Result<()> {
         let target = &mut self.targets[number];
-        // The average first: it costs nothing, and the slowest can't be better.
+        // The average is checked first: it is cheap, and the slowest client cannot be ahead of it.
         if !target.publisher.is_idle() || target.due - target.events > ahead * target.clients.len() as u64 {
             return Ok(());
         }
@@ -154,20 +154,20 @@ impl Load {
         target.publisher.post("/events/batch", &body)
     }
 
-    /// Has a target that is the benchmark's own publish the next event from within its process.
+    /// Makes a target that is part of the benchmark publish the next event from within its process.
     pub(crate) fn have_published(&mut self, target: usize) -> Result<()> {
-        self.wait_for("the publisher's answer", |load| load.targets[target].publisher.is_idle())?;
+        self.wait_for("the response to the publisher", |load| load.targets[target].publisher.is_idle())?;
         let target = &mut self.targets[target];
         target.note_published(1);
         target.publisher.post("/bench/publish", target.published.to_string().as_bytes())
     }
 
-    /// From now on the target's events are for one of its clients alone.
+    /// From now on, the target's events are for only one of its clients.
     pub(crate) fn expect_one_reader(&mut self, target: usize) {
         self.targets[target].readers = 1;
     }
 
-    /// Waits until every client of the target has every event that is for it.
+    /// Waits until every client of the target has received all its events.
     pub(crate) fn wait_all_received(&mut self, target: usize) -> Result<()> {
         self.wait_for("the last event at every client", |load| {
             let target = &load.targets[target];
@@ -175,17 +175,17 @@ impl Load {
         })
     }
 
-    /// Frames that the target's clients have received.
+    /// The number of frames that the target's clients have received.
     pub(crate) fn frames(&self, target: usize) -> u64 {
         self.targets[target].frames
     }
 
-    /// Starts to note how long each event was on its way.
+    /// Starts to record the delivery times.
     pub(crate) fn note_receipts(&mut self) {
         self.receipts = Some(vec![]);
     }
 
-    /// The sorted nanoseconds that the events since [`Load::note_receipts`] were on their way.
+    /// The sorted delivery times of the events since [`Load::note_receipts`], in nanoseconds.
     pub(crate) fn take_receipts(&mut self) -> Vec<u64> {
         let mut receipts = self.receipts.take().unwrap_or_default();
         receipts.sort_unstable();
@@ -200,7 +200,7 @@ impl Load {
         }
     }
 
-    /// Serves all connections until `instant`, and once if that is past: a load that is late must go on reading.
+    /// Serves all connections until `instant`, and at least once: a load that is late must continue to read.
     pub(crate) fn pump_until(&mut self, instant: Instant) -> Result<()> {
         loop {
             let left = instant.saturating_duration_since(Instant::now());
@@ -211,7 +211,7 @@ impl Load {
         }
     }
 
-    /// Waits at most `timeout` for something to do and does it.
+    /// Waits at most `timeout` for I/O events, and handles them.
     pub(crate) fn pump(&mut self, timeout: Duration) -> Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
@@ -245,7 +245,7 @@ impl Load {
     fn wait_for(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         while !done(self) {
-            ensure!(Instant::now() < deadline, "waited {DEADLINE:?} in vain for {what}");
+            ensure!(Instant::now() < deadline, "timed out after {DEADLINE:?}: {what}");
             self.pump(Duration::from_millis(100))?;
         }
         Ok(())

@@ -1,7 +1,9 @@
-//! `cargo bench -p fanfare-server`: what the hub costs, against a bare epoll loop that writes the same frames.
+//! `cargo bench -p fanfare-server`: the cost of the hub, compared with a bare epoll loop that writes the same frames
+//! (the floor).
 //!
-//! Hub, floor and load are processes of their own, so that none is charged with another's work: this program runs
-//! itself again with a hidden sub-command for each. It is no test: a missed target is printed and fails nothing.
+//! Hub, floor and load are separate processes, so that the work of each is measured separately: this program runs
+//! itself with a hidden sub-command for each. It is not a test: a missed target is printed, and does not change the
+//! exit code.
 
 mod args;
 mod broadcast;
@@ -69,7 +71,7 @@ fn benchmark(options: &Options) -> Result<()> {
     let rows = measure::all(options)?;
     println!("{}", report::table(&rows));
     if let Some(path) = &options.json {
-        std::fs::write(path, report::json(&rows)).with_context(|| format!("can't write {}", path.display()))?;
+        std::fs::write(path, report::json(&rows)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is measured, in which order, and what of it stands in the table.
+//! The benchmarks, their order, and their rows in the table.
 
 use crate::{
     args::Options,
@@ -15,7 +15,7 @@ use std::{
 };
 use testbed::RedisServer;
 
-/// Measures what was asked for.
+/// Runs the selected benchmarks.
 pub(crate) fn all(options: &Options) -> Result<Vec<Row>> {
     let mut rows = vec![];
     let broadcasts: Vec<_> =
@@ -74,7 +74,7 @@ fn broadcast(measure: &str, self_check: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The same hub twice: with its log in memory in the floor's place, and with its log in Redis.
+/// The same hub twice: with its log in memory in place of the floor, and with its log in Redis.
 fn redis() -> Result<Vec<Row>> {
     let server = RedisServer::setup().persistent().start();
     let (memory, redis) = (hub()?, hub_with(Some(&server.url()))?);
@@ -109,7 +109,7 @@ fn redis() -> Result<Vec<Row>> {
     for round in 1..=3 {
         for (name, reports) in ["memory", "Redis"].into_iter().zip(&mut latencies) {
             eprintln!("publish with the log in {name}, round {round} of 3");
-            // A new one each time: the load numbers its events from 1, and a log takes each id once.
+            // A new server each time: the load numbers its events from 1, and a log accepts each ID once.
             let server = (name == "Redis").then(|| RedisServer::setup().persistent().start());
             let hub = hub_with(server.as_ref().map(RedisServer::url).as_deref())?;
             reports.push(load(
@@ -137,7 +137,7 @@ fn connect() -> Result<Vec<Row>> {
     let mut reports = vec![];
     for round in 1..=3 {
         eprintln!("connect: round {round} of 3, 10,000 connections");
-        // A new hub each time: memory that it once had is not given back.
+        // A new hub each time, because the allocator does not return freed memory.
         let hub = hub()?;
         reports.push(load(
             "connect",
@@ -185,10 +185,10 @@ fn publish() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// How an event gets to 100 connections, or to one of them.
+/// How an event is published to 100 connections, or to one of them.
 #[derive(Clone, Copy)]
 enum Way {
-    /// By HTTP through the floor: what the writes and the load's reads take by themselves.
+    /// By HTTP through the floor: the cost of the writes and of the load's reads alone.
     Floor,
     /// By HTTP through the hub.
     Post,
@@ -227,12 +227,12 @@ fn floor() -> Result<Listening> {
     })
 }
 
-/// The released program, with every limit off that one load on one address would hit.
+/// The release build of the program, without the limits that a load from one address would exceed.
 fn hub() -> Result<Listening> {
     hub_with(None)
 }
 
-/// The same, with its log in a Redis if one is named.
+/// The same program, with its log in Redis if one is given.
 fn hub_with(redis: Option<&str>) -> Result<Listening> {
     Listening::start("hub", |address| {
         let listen = address.to_string();
@@ -251,7 +251,7 @@ fn hub_with(redis: Option<&str>) -> Result<Listening> {
     })
 }
 
-/// A hub inside a process of the benchmark, which publishes there.
+/// A hub within a process of the benchmark, which publishes there.
 fn hub_inside(to_one: bool) -> Result<Listening> {
     Listening::start("hub-inside", |address: SocketAddr| {
         let mut command = child::myself("inside")?;
@@ -260,11 +260,11 @@ fn hub_inside(to_one: bool) -> Result<Listening> {
     })
 }
 
-/// Runs a part of the load in a process of its own and reads what it reports.
+/// Runs a part of the load as a separate process, and parses its report.
 fn load(part: &str, values: &[String]) -> Result<Value> {
     let mut command: Command = child::myself(part)?;
     command.args(values).stdout(Stdio::piped());
-    let text = Running::start_loud(part, &mut command)?.output()?;
+    let text = Running::start_with_stderr(part, &mut command)?.output()?;
     serde_json::from_str(&text).with_context(|| format!("{part} reported: {text}"))
 }
 
@@ -272,7 +272,7 @@ fn number(report: &Value, name: &str) -> Result<f64> {
     report[name].as_f64().with_context(|| format!("no {name} in {report}"))
 }
 
-/// The hub's figures against the floor's, and the ratios round by round.
+/// The hub's results against the floor's, and the ratios of each round.
 fn against_floor(name: &str, unit: &'static str, report: &Value, key: &str, target: Option<Target>) -> Result<Row> {
     let figures = |side: &str| -> Result<Vec<f64>> {
         report[side].as_array().into_iter().flatten().map(|round| number(round, key)).collect()

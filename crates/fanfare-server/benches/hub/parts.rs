@@ -1,4 +1,4 @@
-//! The benchmark's pure parts, under `cargo test`: what it measures with must itself be right.
+//! Tests of the benchmark's pure parts, under `cargo test`.
 
 #![allow(dead_code, reason = "the benchmark uses these, and this target only tests them")]
 
@@ -25,8 +25,8 @@ mod args_tests {
 
     #[test]
     fn wrong_options_are_named() {
-        for (line, says) in [("--only", "needs a value"), ("--only x", "one of quiet"), ("--fast", "--fast")] {
-            assert!(parse(line).unwrap_err().to_string().contains(says), "{line}");
+        for (line, expected) in [("--only", "needs a value"), ("--only x", "one of quiet"), ("--fast", "--fast")] {
+            assert!(parse(line).unwrap_err().to_string().contains(expected), "{line}");
         }
     }
 
@@ -42,7 +42,7 @@ mod event_tests {
     use crate::event::*;
 
     #[test]
-    fn an_event_is_json_of_the_agreed_length_and_comes_back() {
+    fn an_event_is_json_of_a_fixed_length_and_parses() {
         let json = write(42, 123_456_789);
         assert_eq!(json.len(), LENGTH);
         assert!(serde_json::from_slice::<serde_json::Value>(&json).is_ok());
@@ -50,7 +50,7 @@ mod event_tests {
     }
 
     #[test]
-    fn a_damaged_event_is_none() {
+    fn a_modified_event_is_rejected() {
         for at in [0, 30, 150, LENGTH - 1] {
             let mut json = write(1, 1);
             json[at] = b'!';
@@ -86,13 +86,13 @@ mod frame_tests {
     }
 
     #[test]
-    fn a_frame_cut_anywhere_is_waited_for() {
+    fn an_incomplete_frame_is_buffered() {
         let bytes = unmasked(TEXT, &[b'x'; 300]);
         assert!((0..bytes.len()).all(|end| parse(&bytes[..end]) == Ok(None)));
     }
 
     #[test]
-    fn masked_fragmented_and_extended_frames_are_refused() {
+    fn masked_fragmented_and_extended_frames_are_rejected() {
         for first_two in [[0x81, 0x80], [0x01, 0x00], [0xc1, 0x00]] {
             assert!(parse(&first_two).is_err(), "{first_two:?}");
         }

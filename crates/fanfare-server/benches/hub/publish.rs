@@ -1,14 +1,14 @@
-//! The load's part in measuring the way from publishing to receipt.
+//! The load of the publish benchmark: the time from publish to receipt.
 
 use crate::{args::Values, load::Load, stats::percentile};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// Events before anything is measured.
+/// Events before the measurement.
 const WARM_UP: u32 = 20;
 
-/// Has events published one by one, by itself or by the hub's own process, and notes when they arrive.
+/// Publishes events one by one, from the load or from the hub's own process, and records their delivery times.
 pub(crate) fn run(values: &Values) -> Result<Value> {
     let (events, interval) = (values.get("events")?, Duration::from_millis(values.get("interval_ms")?));
     let (inside, to_one): (bool, bool) = (values.get("inside")?, values.get("to_one")?);

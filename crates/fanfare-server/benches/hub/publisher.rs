@@ -1,4 +1,4 @@
-//! The publisher: one keep-alive HTTP connection with at most one request on its way.
+//! The publisher: a keep-alive HTTP connection with at most one request in flight.
 
 use anyhow::{Context, Result, ensure};
 use mio::{Interest, Registry, Token, net::TcpStream};
@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
 };
 
-/// One keep-alive HTTP connection with at most one request on its way.
+/// A keep-alive HTTP connection with at most one request in flight.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     stream: TcpStream,
@@ -33,7 +33,7 @@ impl Publisher {
         self.request.is_empty()
     }
 
-    /// Sends a request; only when idle.
+    /// Sends a request. The publisher must be idle.
     pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<()> {
         let head = format!("POST {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n", self.head, body.len());
         self.request = [head.as_bytes(), body].concat();
@@ -41,7 +41,7 @@ impl Publisher {
         self.drive()
     }
 
-    /// Writes and reads what the socket allows.
+    /// Writes and reads as far as the socket allows.
     pub(crate) fn drive(&mut self) -> Result<()> {
         while self.written < self.request.len() {
             match self.stream.write(&self.request[self.written..]) {
@@ -67,15 +67,15 @@ impl Publisher {
     }
 }
 
-/// Whether the answer is whole.
+/// Whether the response is complete.
 fn answered(answer: &[u8]) -> Result<bool> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(false);
     };
     let head = std::str::from_utf8(&answer[..end])?.to_ascii_lowercase();
     let text = String::from_utf8_lossy(answer);
-    ensure!(head.starts_with("http/1.1 2"), "an event was refused: {text}");
+    ensure!(head.starts_with("http/1.1 2"), "an event was rejected: {text}");
     let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-    let length: usize = length.with_context(|| format!("an answer without content-length: {text}"))?.trim().parse()?;
+    let length: usize = length.with_context(|| format!("a response without content-length: {text}"))?.trim().parse()?;
     Ok(answer.len() >= end + 4 + length)
 }

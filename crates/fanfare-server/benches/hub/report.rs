@@ -1,16 +1,16 @@
-//! The table at the end, for people and as JSON.
+//! The table of results, as text and as JSON.
 
 use crate::stats::Spread;
 use serde_json::{Value, json};
 
-/// What a figure should be.
+/// The target of a result.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// One line of the table.
+/// A row of the table.
 #[derive(Debug)]
 pub(crate) struct Row {
     name: String,
@@ -18,22 +18,22 @@ pub(crate) struct Row {
     measured: Spread,
     floor: Option<Spread>,
     ratio: Option<Spread>,
-    /// For the ratio if there is one, else for what was measured.
+    /// Applies to the ratio if there is one, otherwise to the measured value.
     target: Option<Target>,
 }
 
 impl Row {
-    /// A figure from one measurement.
+    /// The result of one measurement.
     pub(crate) fn single(name: String, unit: &'static str, value: f64, target: Option<Target>) -> Self {
         Self::rounds(name, unit, Spread { median: value, min: value, max: value }, target)
     }
 
-    /// A figure from several rounds.
+    /// The result of several rounds.
     pub(crate) fn rounds(name: String, unit: &'static str, measured: Spread, target: Option<Target>) -> Self {
         Self { name, unit, measured, floor: None, ratio: None, target }
     }
 
-    /// A figure against the floor's, where the target is for the ratio.
+    /// A result compared with the floor's. The target applies to the ratio.
     pub(crate) fn against(mut self, floor: Spread, ratio: Spread) -> Self {
         (self.floor, self.ratio) = (Some(floor), Some(ratio));
         self
@@ -56,9 +56,9 @@ impl Row {
         let met = self.is_met().map(|met| if met { "ok" } else { "MISSED" });
         [
             self.name.clone(),
-            shown(self.measured, self.unit),
-            self.floor.map(|floor| shown(floor, self.unit)).unwrap_or_default(),
-            self.ratio.map(|ratio| shown(ratio, "x")).unwrap_or_default(),
+            format_spread(self.measured, self.unit),
+            self.floor.map(|floor| format_spread(floor, self.unit)).unwrap_or_default(),
+            self.ratio.map(|ratio| format_spread(ratio, "x")).unwrap_or_default(),
             target.unwrap_or_default(),
             met.unwrap_or_default().to_owned(),
         ]
@@ -86,7 +86,7 @@ pub(crate) fn json(rows: &[Row]) -> String {
     format!("{:#}\n", rows.iter().map(Row::json).collect::<Value>())
 }
 
-/// The rows as a Markdown table that is also aligned for the eye.
+/// The rows as a Markdown table, aligned for reading as text.
 pub(crate) fn table(rows: &[Row]) -> String {
     let head = ["name", "measured", "floor", "ratio", "target", ""].map(str::to_owned);
     let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
@@ -102,8 +102,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-/// A median with its unit, and the range where there is one.
-fn shown(spread: Spread, unit: &str) -> String {
+/// A median with its unit, and its range if it has one.
+fn format_spread(spread: Spread, unit: &str) -> String {
     let median = digits(spread.median);
     if spread.min < spread.max {
         format!("{median} {unit} ({} to {})", digits(spread.min), digits(spread.max))
@@ -112,7 +112,7 @@ fn shown(spread: Spread, unit: &str) -> String {
     }
 }
 
-/// Three digits that matter, and all before the point.
+/// Formats a value with three significant digits, and all digits before the decimal point.
 fn digits(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),

@@ -8,7 +8,7 @@ pub(crate) struct Spread {
     pub(crate) max: f64,
 }
 
-/// The median of `values` and how far they lie apart; `None` if there are none.
+/// The median of `values`, with the smallest and the largest; `None` if there are none.
 pub(crate) fn spread(values: &[f64]) -> Option<Spread> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use std::time::SystemTime;
 
-/// The secret that servers under measurement are started with.
+/// The secret of the servers under measurement.
 pub(crate) const SECRET: &str = "a secret for benchmarks only, 32 bytes and more";
 
 #[derive(serde::Serialize)]
@@ -16,7 +16,8 @@ struct Claims<'a> {
     publish: bool,
 }
 
-/// A fresh HS256 token that is valid for an hour.
+/// A new HS256 token that is valid for an hour.
+///
 pub(crate) fn mint(user: &str, publish: bool) -> Result<String> {
     let iat = SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
     let claims = Claims { sub: user, exp: iat + 3600, iat, jti: user, publish };

@@ -1,6 +1,6 @@
 //! Runs the program with its own directory and environment.
 
-#![expect(clippy::unwrap_used, reason = "a test that has no program to run has failed")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A command to be run.
 pub(crate) struct Program {
@@ -81,7 +81,7 @@ impl Program {
         child.stdin.take().unwrap().write_all(self.input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         Ran {
-            code: output.status.code().expect("it was not killed"),
+            code: output.status.code().expect("the process was killed by a signal"),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
@@ -123,7 +123,7 @@ impl Running {
     }
 
     fn next(&mut self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("another line on the standard error")
+        self.lines.recv_timeout(TIMEOUT).expect("no further line on the standard error")
     }
 
     pub(crate) fn address(&self) -> String {
@@ -156,7 +156,7 @@ impl Running {
 
     pub(crate) fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -172,7 +172,7 @@ impl Running {
     pub(crate) fn end(&mut self) -> (i32, String) {
         let mut stdout = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        (self.child.wait().unwrap().code().expect("it was not killed"), stdout)
+        (self.child.wait().unwrap().code().expect("the process was killed by a signal"), stdout)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Hubs, clients that note what they receive, and the rule that each must keep: an acknowledged event is received, or a
-//! `gap` is received after its publication began.
+//! Hubs, and clients that record what they receive. For each client the rule holds: it receives each acknowledged
+//! event, or a `gap` after the publish of the event began.
 
 use fanfare::{Minter, auth::Claims};
 use serde_json::{Value, json};
@@ -20,13 +20,13 @@ use tokio_tungstenite::tungstenite::{Error, Message, client};
 
 const SECRET: &str = "a secret of thirty-two bytes, ok";
 
-/// How long a hub may take to be ready again after the last fault, and an event to reach its clients.
+/// The time within which a hub must be ready again after the last fault, and an event must reach its clients.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(60);
 
-/// How long a publisher waits for an answer.
+/// The timeout of a publish request.
 const ANSWER: Duration = Duration::from_secs(8);
 
-/// How often a client checks whether it should end.
+/// The interval at which a client checks whether it should end.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Starts a hub on a log in Redis, and waits until it is ready.
@@ -53,7 +53,7 @@ struct Published {
     began: Instant,
 }
 
-/// All that was published, in the order of the acknowledgements.
+/// The acknowledged events, in the order of their acknowledgement.
 #[derive(Debug, Default)]
 pub(crate) struct Publisher {
     published: Vec<Published>,
@@ -62,7 +62,7 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes events with so many bytes beside their number.
+    /// Publishes events with `pad` more bytes of data.
     pub(crate) fn padded(pad: usize) -> Self {
         Self { pad, ..Self::default() }
     }
@@ -79,20 +79,20 @@ impl Publisher {
         acknowledged
     }
 
-    /// Publishes the next `count` events of `name`, each once; all must be acknowledged.
+    /// Publishes the next `count` events of `name`, each once. All must be acknowledged.
     pub(crate) fn publish(&mut self, hub: &HubProcess, name: &str, count: usize) {
         for _ in 0..count {
             assert!(self.try_next(hub, name), "an event was not acknowledged:\n{}", hub.log());
         }
     }
 
-    /// Publishes the next event of `name` until it is acknowledged, as backends do. Returns its id.
+    /// Publishes the next event of `name` until it is acknowledged, as backends do. Returns its ID.
     pub(crate) fn publish_surely(&mut self, hub: &HubProcess, name: &str) -> String {
         let number = self.next.entry(name.to_owned()).or_default();
         *number += 1;
         let (id, began) = (format!("{name}-{number}"), Instant::now());
         while !self.post(hub, &id).is_ok_and(|acknowledged| acknowledged) {
-            assert!(began.elapsed() < RECOVERY, "{id} was never acknowledged:\n{}", hub.log());
+            assert!(began.elapsed() < RECOVERY, "{id} was not acknowledged:\n{}", hub.log());
             thread::sleep(POLL);
         }
         self.published.push(Published { id: id.clone(), began });
@@ -107,14 +107,14 @@ impl Publisher {
     }
 }
 
-/// What a client received.
+/// A message that a client received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Received {
     Event(String),
     Gap(String),
 }
 
-/// A client that stays connected to one hub, and resumes where it was.
+/// A client of one hub, which reconnects with its cursor after each disconnect.
 #[derive(Debug)]
 pub(crate) struct Client {
     name: String,
@@ -125,26 +125,26 @@ pub(crate) struct Client {
 #[derive(Debug, Default)]
 struct Notes {
     received: Mutex<Vec<(Instant, Received)>>,
-    /// Where each event stood.
-    places: Mutex<BTreeMap<String, String>>,
+    /// The position of each event.
+    positions: Mutex<BTreeMap<String, String>>,
     live: AtomicBool,
     ended: AtomicBool,
 }
 
 impl Client {
-    /// Connects and waits until the hub has acknowledged it.
+    /// Connects, and waits for the first `ack`.
     pub(crate) fn connect(hub: &HubProcess, name: &str) -> Self {
         Self::resume(hub, name, None)
     }
 
-    /// Connects with a cursor of an earlier connection.
+    /// Connects with the cursor of an earlier connection.
     pub(crate) fn resume(hub: &HubProcess, name: &str, last: Option<&str>) -> Self {
         let notes = Arc::new(Notes::default());
         let (address, user, shared) = (hub.address(), name.to_owned(), notes.clone());
         let mut last = last.map(str::to_owned);
         let thread = thread::spawn(move || {
             while !shared.ended.load(Ordering::Relaxed) {
-                // However a connection ends, the client comes back.
+                // The client reconnects however its connection ended.
                 let _ = receive(&shared, address, &user, &mut last);
                 thread::sleep(POLL);
             }
@@ -154,22 +154,22 @@ impl Client {
         client
     }
 
-    /// What it has received so far.
+    /// The messages received so far.
     pub(crate) fn received(&self) -> Vec<Received> {
         self.notes.received.lock().unwrap().iter().map(|(_, received)| received.clone()).collect()
     }
 
-    /// The position of an event that it has received, as a cursor: an id alone is doubtful after a loss.
-    pub(crate) fn place_of(&self, id: &str) -> String {
-        self.notes.places.lock().unwrap()[id].clone()
+    /// The position of a received event, for use as a cursor: an event ID is uncertain after a loss.
+    pub(crate) fn position_of(&self, id: &str) -> String {
+        self.notes.positions.lock().unwrap()[id].clone()
     }
 
-    /// How many times a gap was received.
+    /// The number of gaps received.
     pub(crate) fn gaps(&self) -> usize {
         self.received().iter().filter(|received| matches!(received, Received::Gap(_))).count()
     }
 
-    /// Waits until an event has come, unless it takes too long.
+    /// Waits until an event has arrived, for at most [`RECOVERY`].
     pub(crate) fn await_event(&self, id: &str) {
         let deadline = Instant::now() + RECOVERY;
         let came = || self.received().iter().any(|received| matches!(received, Received::Event(event) if event == id));
@@ -178,7 +178,7 @@ impl Client {
         }
     }
 
-    /// What breaks the rule.
+    /// The violations of the rule.
     pub(crate) fn verdict(&self, publisher: &Publisher) -> Vec<String> {
         let received = self.notes.received.lock().unwrap();
         let mut wrong = Vec::new();
@@ -194,9 +194,9 @@ impl Client {
                     let number: u64 = number.parse().unwrap_or(0);
                     let before = newest.entry(name).or_insert(0);
                     if !since_gap.insert(id) {
-                        wrong.push(format!("{id} came twice"));
+                        wrong.push(format!("{id} was received twice"));
                     } else if number < *before {
-                        wrong.push(format!("{id} came after {name}-{before}"));
+                        wrong.push(format!("{id} was received after {name}-{before}"));
                     }
                     *before = number.max(*before);
                     ever.insert(id);
@@ -205,12 +205,12 @@ impl Client {
         }
         let last_gap = received.iter().rev().find(|(_, received)| matches!(received, Received::Gap(_)));
         let lost = publisher.published.iter().filter(|event| {
-            let told = last_gap.is_some_and(|(at, _)| *at > event.began);
-            !ever.contains(&event.id) && !told
+            let explained = last_gap.is_some_and(|(at, _)| *at > event.began);
+            !ever.contains(&event.id) && !explained
         });
         let lost: Vec<_> = lost.map(|event| &*event.id).collect();
         if !lost.is_empty() {
-            wrong.push(format!("{} acknowledged events were lost in silence: {}", lost.len(), shortened(&lost)));
+            wrong.push(format!("{} acknowledged events were lost silently: {}", lost.len(), shortened(&lost)));
         }
         wrong.iter().map(|what| format!("client {}: {what}", self.name)).collect()
     }
@@ -225,7 +225,7 @@ impl Drop for Client {
     }
 }
 
-/// The first and last of many.
+/// The IDs, or the first and the last of many.
 fn shortened(ids: &[&str]) -> String {
     match ids {
         [first, .., last] if ids.len() > 8 => format!("{first} to {last}"),
@@ -233,7 +233,7 @@ fn shortened(ids: &[&str]) -> String {
     }
 }
 
-/// One connection of a client, until it breaks.
+/// Reads from one connection until it ends.
 fn receive(notes: &Notes, address: SocketAddr, user: &str, last: &mut Option<String>) -> Result<(), Box<Error>> {
     let stream = TcpStream::connect(address).map_err(Error::from)?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(Error::from)?;
@@ -255,7 +255,7 @@ fn receive(notes: &Notes, address: SocketAddr, user: &str, last: &mut Option<Str
         match message["type"].as_str().unwrap_or_default() {
             "note" => {
                 let id = message["event_id"].as_str().unwrap_or_default().to_owned();
-                notes.places.lock().unwrap().extend(last.clone().map(|place| (id.clone(), place)));
+                notes.positions.lock().unwrap().extend(last.clone().map(|position| (id.clone(), position)));
                 note(Received::Event(id));
             }
             "gap" => note(Received::Gap(message["reason"].as_str().unwrap_or_default().to_owned())),
@@ -267,7 +267,7 @@ fn receive(notes: &Notes, address: SocketAddr, user: &str, last: &mut Option<Str
     Ok(())
 }
 
-/// Waits until every hub is ready and has passed one more event on to every client, and judges what they received.
+/// Waits until every hub is ready and has delivered one more event to every client, and judges what they received.
 pub(crate) fn conclude(publisher: &mut Publisher, hubs: &[&HubProcess], clients: &[&Client]) {
     let begun = Instant::now();
     while !hubs.iter().all(|hub| hub.is_ready()) {
@@ -283,12 +283,12 @@ pub(crate) fn conclude(publisher: &mut Publisher, hubs: &[&HubProcess], clients:
         }
     }
     let wrong: Vec<_> = clients.iter().flat_map(|client| client.verdict(publisher)).collect();
-    let shown: Vec<_> = clients.iter().map(|client| format!("{}: {}", client.name, summary(client))).collect();
+    let summaries: Vec<_> = clients.iter().map(|client| format!("{}: {}", client.name, summary(client))).collect();
     let logs: Vec<_> = hubs.iter().map(|hub| hub.log()).collect();
-    assert!(wrong.is_empty(), "{}\n{}\n{}", wrong.join("\n"), shown.join("\n"), logs.join("\n---\n"));
+    assert!(wrong.is_empty(), "{}\n{}\n{}", wrong.join("\n"), summaries.join("\n"), logs.join("\n---\n"));
 }
 
-/// What a client received, with runs of events as one.
+/// The received messages, with runs of events abbreviated.
 fn summary(client: &Client) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut run: Option<(String, u64, u64)> = None;

@@ -1,7 +1,7 @@
 //! Two faults in close succession. Whatever happens to hubs and Redis, every client of every surviving hub receives
 //! each acknowledged event or a `gap`.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something that it relies on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed precondition fails the test")]
 
 mod harness;
 
@@ -41,7 +41,7 @@ fn an_event_acknowledged_by_a_paused_node_reaches_all_clients_if_redis_returns_e
     a.signal(Signal::SIGSTOP);
     redis.restart();
     b.signal(Signal::SIGCONT);
-    // Time for the other node to go on alone, if it does not wait for this one.
+    // Time for the other node to continue alone, if it does not wait for this one.
     thread::sleep(Duration::from_millis(1_500));
     a.signal(Signal::SIGCONT);
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
@@ -53,7 +53,7 @@ fn events_acknowledged_between_two_failovers_reach_all_clients() {
     let ports = servers.each_ref().map(RedisServer::port);
     let follow = |server: &RedisServer, port: u16| {
         assert_eq!(server.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]), "OK");
-        until("it follows", || server.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+        until("the replica is in sync", || server.cli(&["INFO", "replication"]).contains("master_link_status:up"));
     };
     let promote = |server: &RedisServer| assert_eq!(server.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
     for server in &servers {
@@ -63,15 +63,15 @@ fn events_acknowledged_between_two_failovers_reach_all_clients() {
     let (a, b) = (start(&servers[0].url(), &[]), start(&servers[0].url(), &[]));
     let (ann, bob, mut publisher) = (Client::connect(&a, "ann"), Client::connect(&b, "bob"), Publisher::default());
     publisher.publish(&a, "a", 5);
-    until("the replica has them", || servers[1].cli(&["XLEN", "ws:log"]) == "5");
-    // What comes now is the first server's alone.
+    until("the replica has the events", || servers[1].cli(&["XLEN", "ws:log"]) == "5");
+    // Only the first server has the events published from here on.
     promote(&servers[1]);
     publisher.publish(&a, "a", 5);
     for client in [&ann, &bob] {
         client.await_event("a-10");
     }
     follow(&servers[0], ports[1]);
-    until("the hubs notice", || !a.is_ready() && !b.is_ready());
+    until("the hubs detect the failover", || !a.is_ready() && !b.is_ready());
     promote(&servers[0]);
     for _ in 0..5 {
         publisher.publish_surely(&b, "b");
@@ -90,15 +90,15 @@ fn a_node_without_sentinels_stops_acknowledging_at_a_deposed_master() {
     publisher.publish(&a, "a", 5);
     bob.await_event("a-5");
     let master = sentinels.master().port();
-    // One side of the partition: the master and A. The other: all else.
+    // One side of the partition: the master and A. The other side: everything else.
     sentinels.relay().cut_all_but(&[a.id()]);
     relays.iter().for_each(Relay::cut);
     let begun = Instant::now();
-    let mut last_taken = Duration::ZERO;
+    let mut last_acknowledged = Duration::ZERO;
     let mut promoted = None;
     while begun.elapsed() < Duration::from_secs(25) {
         if publisher.try_next(&a, "a") {
-            last_taken = begun.elapsed();
+            last_acknowledged = begun.elapsed();
         }
         if promoted.is_none() && sentinels.master().port() != master {
             promoted = Some(begun.elapsed());
@@ -108,11 +108,13 @@ fn a_node_without_sentinels_stops_acknowledging_at_a_deposed_master() {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    eprintln!("promoted after {promoted:?}, the last event was acknowledged by the cut node after {last_taken:?}");
+    eprintln!(
+        "promoted after {promoted:?}, the last event was acknowledged by the cut node after {last_acknowledged:?}"
+    );
     sentinels.relay().restore();
     relays.iter().for_each(Relay::restore);
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
-    assert!(last_taken < Duration::from_secs(15), "it acknowledged events for {last_taken:?}");
+    assert!(last_acknowledged < Duration::from_secs(15), "it acknowledged events for {last_acknowledged:?}");
 }
 
 #[test]
@@ -125,24 +127,24 @@ fn a_new_node_with_an_empty_redis_waits_for_the_windows_of_the_others() {
     a.signal(Signal::SIGSTOP);
     redis.kill();
     let fresh = launch(&redis.url(), &[]);
-    until("the fresh node tries", || fresh.log().contains("no link to Redis"));
+    until("the fresh node tries to connect", || fresh.log().contains("no link to Redis"));
     redis.restart();
-    // The fresh node is first, unless it takes as long as half of what it has to wait.
+    // The fresh node connects first, unless that takes as long as half of the time that it has to wait.
     let (linked, begun) = (|| redis.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]).contains("id="), Instant::now());
-    until("the fresh node is linked", || linked() || begun.elapsed() > Duration::from_secs(1));
+    until("the fresh node is connected to Redis", || linked() || begun.elapsed() > Duration::from_secs(1));
     a.signal(Signal::SIGCONT);
     let fresh = fresh.wait_until_ready(&[]);
-    let late = Client::resume(&fresh, "late", Some(&ann.place_of("a-4")));
+    let late = Client::resume(&fresh, "late", Some(&ann.position_of("a-4")));
     conclude(&mut publisher, &[&a, &fresh], &[&ann]);
-    assert_eq!((ann.gaps(), late.gaps()), (0, 0), "the window of a node that lives is put back");
+    assert_eq!((ann.gaps(), late.gaps()), (0, 0), "the window of the surviving node is restored");
     let replayed: Vec<_> = late.received().into_iter().take(6).collect();
     assert_eq!(replayed, (5..=10).map(|n| Received::Event(format!("a-{n}"))).collect::<Vec<_>>());
 }
 
-/// Windows that hold only the newest of what `publish_beyond_windows` publishes.
+/// Windows that retain only the newest of the events that `publish_beyond_windows` publishes.
 const SMALL_WINDOWS: [&str; 2] = ["--window-events", "64"];
 
-/// Hubs, each with a client, that have seen more than their windows hold since `older` was copied.
+/// Hubs, each with a client, that received more events than their windows retain since `older` was copied.
 struct Beyond {
     hubs: [HubProcess; 2],
     clients: [Client; 2],
@@ -170,14 +172,14 @@ fn an_event_lost_with_its_node_after_an_orderly_shutdown_is_a_gap() {
     let (client, mut publisher) = (Client::connect(&a, "ann"), Publisher::default());
     publisher.publish(&a, "a", 6);
     client.await_event("a-6");
-    let place = client.place_of("a-6");
+    let place = client.position_of("a-6");
     drop(client);
     a.signal(Signal::SIGTERM);
     assert!(a.wait().success());
     let orderly = redis.files();
     let mut b = start(&redis.url(), &[]);
     publisher.publish(&b, "b", 5);
-    // What a power failure does, or a server that had no time to write.
+    // As after a power failure, or if the server had no time to write.
     b.kill();
     redis.kill();
     redis.restart_with(&orderly);
@@ -192,9 +194,9 @@ fn a_redis_restored_from_an_old_copy_receives_the_windows_of_the_nodes() {
     let Beyond { hubs: [a, b], clients: [ann, bob], mut publisher, older } = publish_beyond_windows(&redis);
     redis.restart_from(&older);
     publisher.publish_surely(&b, "b");
-    let late = Client::resume(&b, "late", Some(&ann.place_of("a-255")));
+    let late = Client::resume(&b, "late", Some(&ann.position_of("a-255")));
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
-    assert_eq!(late.gaps(), 0, "the windows are put back");
+    assert_eq!(late.gaps(), 0, "the windows are restored");
     let replayed: Vec<_> = late.received().into_iter().take(5).collect();
     assert_eq!(replayed, (256..=260).map(|n| Received::Event(format!("a-{n}"))).collect::<Vec<_>>());
 }
@@ -216,9 +218,9 @@ fn a_redis_restored_from_an_older_and_then_a_newer_copy_is_used_again() {
         let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();
         line.split(['=', ',']).nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
     };
-    until("a hub has met it", || calls() > 0);
+    until("a hub has found the server", || calls() > 0);
     let (before, begun) = (calls(), Instant::now());
-    // What is measured is a rate: it takes time.
+    // A rate is measured, so this takes a fixed time.
     thread::sleep(Duration::from_secs(3));
     let a_second = (calls() - before) as f64 / begun.elapsed().as_secs_f64();
     eprintln!("{a_second:.0} script calls a second");
@@ -230,14 +232,14 @@ fn a_redis_restored_from_an_older_and_then_a_newer_copy_is_used_again() {
 fn a_log_of_large_events_is_followed_over_a_slow_link() {
     let redis = RedisServer::start();
     let relay = Relay::to(redis.port());
-    // An event takes 12 ms, and all of them far longer than any answer may take.
+    // An event takes 12 ms, and all of them far longer than the timeout of a response.
     relay.limit(5_000_000);
     let a = start(&redis.url(), &[]);
     let (ann, mut publisher) = (Client::connect(&a, "ann"), Publisher::padded(60_000));
     publisher.publish(&a, "a", 300);
     ann.await_event("a-300");
     let b = start(&format!("redis://127.0.0.1:{}", relay.port()), &[]);
-    let late = Client::resume(&b, "late", Some(&ann.place_of("a-1")));
+    let late = Client::resume(&b, "late", Some(&ann.position_of("a-1")));
     late.await_event("a-300");
     b.signal(Signal::SIGSTOP);
     publisher.publish(&a, "a", 300);
@@ -269,10 +271,10 @@ fn a_slot_migration_loses_nothing() {
         });
         for _ in 0..2 {
             let begun = Instant::now();
-            // As on servers that are not on one machine.
+            // As on servers on different machines.
             cluster.migrate(LOG, || thread::sleep(Duration::from_millis(100)));
             eprintln!("migrated within {:.1} s", begun.elapsed().as_secs_f64());
-            // The time in which publishing goes on again counts too.
+            // The time until publishing works again counts too.
             thread::sleep(Duration::from_secs(3));
             until("the hubs are ready again", || a.is_ready() && b.is_ready());
         }
@@ -282,12 +284,12 @@ fn a_slot_migration_loses_nothing() {
     eprintln!("the longest pause of a publisher: {:.2} s", longest.as_secs_f64());
     assert!(longest < Duration::from_secs(30), "{longest:?}");
     conclude(&mut publisher, &[&a, &b], &[&ann, &bob]);
-    assert_eq!((ann.gaps(), bob.gaps()), (0, 0), "nothing was lost, and nobody is told so");
+    assert_eq!((ann.gaps(), bob.gaps()), (0, 0), "nothing was lost, and no client received a gap");
 }
 
 /// Sentinels name a second server, then the first one again, which was never demoted and is still confirmed, then the
-/// second one: a node that has reported at the second server acknowledges at the first meanwhile, and its report is
-/// still there.
+/// second one. A node that has reported to the second server acknowledges at the first in the meantime, and its report
+/// is still there.
 #[test]
 fn a_report_of_a_node_that_returned_to_the_previous_server_does_not_count() {
     let mut sentinels = Sentinels::start_with_relay();
@@ -303,23 +305,23 @@ fn a_report_of_a_node_that_returned_to_the_previous_server_does_not_count() {
     let ask = |sentinels: &mut Sentinels, arguments: &[&str]| {
         sentinels.servers().iter().find(|server| server.port() == second).unwrap().cli(arguments)
     };
-    until("the replica has them", || ask(&mut sentinels, &["XLEN", "ws:log"]) == "5");
+    until("the replica has the events", || ask(&mut sentinels, &["XLEN", "ws:log"]) == "5");
     assert_eq!(ask(&mut sentinels, &["REPLICAOF", "NO", "ONE"]), "OK");
     sentinels.name_another(relays[1]);
-    until("all nodes have reported, and know each other", || {
+    until("all reports are complete", || {
         let reports = ask(&mut sentinels, &["HVALS", "ws:reports"]);
         reports.lines().filter(|report| report.starts_with("3 ")).count() == 3
     });
-    // Before the second that a confirmation takes at least has passed.
+    // Before the second has passed that a confirmation takes at least.
     hubs.iter().for_each(|hub| hub.signal(Signal::SIGSTOP));
-    assert_eq!(ask(&mut sentinels, &["HEXISTS", "ws:epoch", "recovering"]), "1", "too late: it is confirmed");
-    // The first one is the master again, and one node alone reaches it.
+    assert_eq!(ask(&mut sentinels, &["HEXISTS", "ws:epoch", "recovering"]), "1", "too late: the server is confirmed");
+    // The first server is the master again, and only one node reaches it.
     sentinels.relay_of(first).unwrap().cut_all_but(&[x.id()]);
     sentinels.name_another(relays[0]);
-    // Longer than the word of the sentinels counts.
+    // Longer than a lease.
     thread::sleep(Duration::from_secs(5));
     x.signal(Signal::SIGCONT);
-    until("it acknowledges", || publisher.try_next(x, "x"));
+    until("the node acknowledges", || publisher.try_next(x, "x"));
     publisher.publish(x, "x", 5);
     x.signal(Signal::SIGSTOP);
     sentinels.name_another(relays[1]);
