@@ -212,13 +212,13 @@ async fn a_new_certificate_is_used_without_closing_connections() {
     assert!(certificate_of(&before) == first);
     server.authority.issue(server.files.path(), 30);
     block_in_place(|| {
-        until("the certificate is reloaded", || server.hub.log().contains("the certificate was reloaded"))
+        until("the certificate is reloaded", || server.hub.log().contains("the certificate was reloaded"));
     });
     let after = server.connect(false).await;
     assert!(certificate_of(&after) == server.certificate() && certificate_of(&after) != first);
     std::fs::write(server.files.path().join("server.key"), "no key").unwrap();
     block_in_place(|| {
-        until("the certificate is rejected", || server.hub.log().contains("the certificate was not reloaded"))
+        until("the certificate is rejected", || server.hub.log().contains("the certificate was not reloaded"));
     });
     let still = server.connect(false).await;
     assert!(certificate_of(&still) == certificate_of(&after));
