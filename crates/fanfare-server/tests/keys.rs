@@ -149,7 +149,7 @@ async fn a_hub_starts_while_its_provider_is_unavailable() {
     provider.serve(&[&minter]);
     until_first_message_is(&hub, &token(&minter, "https://idp"), "ack").await;
     block_in_place(|| {
-        until("the end of the outage is logged", || hub.log().contains("the keys at jwks_url are available again"))
+        until("the end of the outage is logged", || hub.log().contains("the keys at jwks_url are available again"));
     });
 }
 
