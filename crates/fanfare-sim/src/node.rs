@@ -8,13 +8,12 @@ use crate::{
 use fanfare::{
     Audience, BrokerError, Event, Revocation,
     broker::{
-        Broker, BrokerFuture, ControlMessage, LogFollower, Record, SharedWindow,
+        BrokerFuture, ControlMessage, Log, LogFollower, Record, SharedWindow,
         redis::{RedisBroker, RedisOptions, RedisUrl},
     },
     environment::{self, Dialing, Environment, Task},
     metrics::Metrics,
     presence::{ConnectionInfo, Presence},
-    why::Question,
 };
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Lineage, Position,
@@ -207,7 +206,7 @@ impl LogFollower for Follower {
         Box::pin(std::future::ready(Ok((clients, next))))
     }
 
-    fn answer(&self, _question: Question) -> BrokerFuture<'_, Option<String>> {
+    fn answer(&self, _question: String) -> BrokerFuture<'_, Option<String>> {
         Box::pin(std::future::ready(Ok(None)))
     }
 }

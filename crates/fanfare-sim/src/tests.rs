@@ -15,14 +15,14 @@ use std::{
 use testbed::RedisServer;
 
 const APPEND: &str = concat!(
-    include_str!("../../fanfare/src/broker/redis/scripts/put.lua"),
+    include_str!("../../fanfare-log/src/redis/scripts/put.lua"),
     "\n",
-    include_str!("../../fanfare/src/broker/redis/scripts/append.lua")
+    include_str!("../../fanfare-log/src/redis/scripts/append.lua")
 );
 const REMOVE: &str = concat!(
-    include_str!("../../fanfare/src/broker/redis/scripts/put.lua"),
+    include_str!("../../fanfare-log/src/redis/scripts/put.lua"),
     "\n",
-    include_str!("../../fanfare/src/broker/redis/scripts/remove.lua")
+    include_str!("../../fanfare-log/src/redis/scripts/remove.lua")
 );
 
 fn model(version: (u32, u32)) -> Server {

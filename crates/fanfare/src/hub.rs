@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     drain::{Pace, WAVE_MS, share_out},
     foreign_cursors::ForeignCursors,
-    identity::{ConnectionIdIssuer, fresh_event_id, random},
+    identity::{ConnectionIdIssuer, fresh_event_id},
     metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
     origin::LoggedOrigins,
@@ -29,6 +29,7 @@ use fanfare_core::{
     window::{Bounds, Window},
     ws,
 };
+use fanfare_log::random::random;
 use serde::de::DeserializeOwned;
 use std::{
     collections::HashSet,
@@ -514,7 +515,7 @@ impl Hub {
             if appended.duplicate {
                 self.metrics().add(Counter::Duplicates, 1);
             } else {
-                self.metrics().add_event(&event_type);
+                self.metrics().add_appended(&event_type);
             }
             Published { event_id, position: appended.position, duplicate: appended.duplicate }
         });
@@ -670,7 +671,9 @@ impl Hub {
     }
 
     pub(crate) async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<(Vec<T>, usize), BrokerError> {
-        let (answers, asked) = self.inner.broker.ask(question).await?;
+        // A question consists of texts, which JSON can represent.
+        let question = serde_json::to_string(&question).unwrap_or_default();
+        let (answers, asked) = self.inner.broker.survey(question).await?;
         // Replies of nodes of another version may not parse; they are skipped.
         Ok((answers.iter().filter_map(|answer| serde_json::from_str(answer).ok()).collect(), asked))
     }
@@ -681,7 +684,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes cannot be notified.
     pub async fn disconnect(&self, connection: ConnectionId, reason: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(ControlMessage::Disconnect { connection, reason: reason.to_owned() }).await
+        self.inner.broker.send(ControlMessage::Disconnect { connection, reason: reason.to_owned() }).await
     }
 
     /// Closes every connection of a user with [`CloseCode::Disconnected`](fanfare_core::CloseCode::Disconnected), on
@@ -690,7 +693,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes cannot be notified.
     pub async fn disconnect_user(&self, user: &str, reason: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(ControlMessage::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
+        self.inner.broker.send(ControlMessage::DisconnectUser { user: user.into(), reason: reason.to_owned() }).await
     }
 
     /// The application's log switch, if it set one.
@@ -703,7 +706,7 @@ impl Hub {
     /// # Errors
     /// If the other nodes cannot be notified.
     pub async fn set_log_level(&self, filter: &str) -> Result<(), BrokerError> {
-        self.inner.broker.order(ControlMessage::LogLevel { filter: filter.to_owned() }).await
+        self.inner.broker.send(ControlMessage::LogLevel { filter: filter.to_owned() }).await
     }
 
     /// Requests that a node drains its clients and exits. On that node [`drain_wanted`](Self::drain_wanted) returns.
@@ -719,7 +722,7 @@ impl Hub {
         let (nodes, _) = self.ask::<Named>(Question::Figures).await?;
         let known = nodes.iter().any(|named| named.node == node);
         if known {
-            self.inner.broker.order(ControlMessage::Drain { node: node.to_owned() }).await?;
+            self.inner.broker.send(ControlMessage::Drain { node: node.to_owned() }).await?;
         }
         Ok(known)
     }
@@ -765,7 +768,7 @@ impl Hub {
             }
         };
         let (stored, announced) =
-            tokio::join!(keep, self.inner.broker.order(ControlMessage::Revoke(revocation.clone())));
+            tokio::join!(keep, self.inner.broker.send(ControlMessage::Revoke(revocation.clone())));
         announced.and(stored)?;
         self.pending_revocations().remove(&revocation);
         Ok(())

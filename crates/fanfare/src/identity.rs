@@ -2,6 +2,7 @@
 
 use aws_lc_rs::hmac;
 use fanfare_core::{ConnectionId, Grant, audience::TAG_BITS};
+use fanfare_log::random::random;
 use std::fmt;
 
 /// Issues connection IDs that are bound to a user.
@@ -82,18 +83,6 @@ fn cut(code: &hmac::Tag) -> u64 {
 pub(crate) fn fresh_event_id() -> String {
     let id = u128::from_be_bytes(random());
     ConnectionId(id & !(0xf000 << 64) & !(3 << 62) | 0x4000 << 64 | 2 << 62).to_string()
-}
-
-/// Random bytes of cryptographic quality.
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    if crate::environment::fill(&mut bytes) {
-        return bytes;
-    }
-    // The generator fails only if the system has no source of randomness, and there is no safe alternative then.
-    #[expect(clippy::expect_used, reason = "IDs and keys must not be generated without randomness")]
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a source of randomness");
-    bytes
 }
 
 impl fmt::Debug for ConnectionIdIssuer {

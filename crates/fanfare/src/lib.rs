@@ -43,12 +43,8 @@
 mod address;
 mod admission;
 pub mod auth;
-pub mod broker;
-mod clock;
 pub mod config;
 mod drain;
-#[doc(hidden)]
-pub mod environment;
 mod foreign_cursors;
 mod http;
 pub mod hub;
@@ -56,7 +52,6 @@ mod identity;
 pub mod metrics;
 mod node;
 pub mod origin;
-pub mod presence;
 mod refusals;
 mod shard;
 mod socket;
@@ -65,6 +60,12 @@ mod timed_stream;
 pub mod trace;
 mod upgrade;
 pub mod why;
+
+pub use fanfare_log as broker;
+use fanfare_log::clock;
+#[doc(hidden)]
+pub use fanfare_log::environment;
+pub use fanfare_log::presence;
 
 pub use address::address_group;
 pub use auth::{Algorithm, AuthError, Minter, Verifier};

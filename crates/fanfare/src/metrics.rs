@@ -1,5 +1,6 @@
 //! The metrics of a hub: one table, from which the code, the Prometheus text and the documentation are generated.
 
+use fanfare_log::metrics::{LogCounter, LogMetrics};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -60,7 +61,7 @@ counters! {
     /// Events that the log in Redis lost and this node could not restore; clients received a gap.
     EventsLost = "fanfare_lost_events";
     /// Messages on Redis channels that were dropped because the buffer was full while the log was unavailable.
-    HeardLost = "fanfare_lost_publications";
+    PublicationsLost = "fanfare_lost_publications";
     /// Commands sent to Redis.
     RedisCommands = "fanfare_redis_commands";
     /// Redis commands that failed or timed out.
@@ -314,6 +315,26 @@ pub struct Metrics {
     types: Mutex<BTreeMap<Box<str>, [u64; ByType::ALL.len()]>>,
 }
 
+impl LogMetrics for Metrics {
+    fn add(&self, counter: LogCounter, count: u64) {
+        let counter = match counter {
+            LogCounter::RedisCommands => Counter::RedisCommands,
+            LogCounter::RedisErrors => Counter::RedisErrors,
+            LogCounter::Reconnects => Counter::BusReconnects,
+            LogCounter::EventsRestored => Counter::EventsRestored,
+            LogCounter::EventsLost => Counter::EventsLost,
+            LogCounter::PublicationsLost => Counter::PublicationsLost,
+            LogCounter::BadPublications => Counter::BadPublications,
+            LogCounter::BadLogEntries => Counter::BadLogEntries,
+        };
+        Self::add(self, counter, count);
+    }
+
+    fn add_event(&self, event_type: &str) {
+        self.add_appended(event_type);
+    }
+}
+
 #[derive(Default)]
 struct Distribution {
     /// The last bucket counts values above all bounds.
@@ -366,7 +387,7 @@ impl Metrics {
     }
 
     /// Counts an event that was appended to the log.
-    pub(crate) fn add_event(&self, event_type: &str) {
+    pub(crate) fn add_appended(&self, event_type: &str) {
         self.add(Counter::Events, 1);
         self.add_of_type(ByType::Events, event_type, 1);
     }

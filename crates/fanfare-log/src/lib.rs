@@ -1,14 +1,23 @@
 //! The log: its traits and its backends. It handles events and positions, and has no knowledge of sessions.
 
+#![forbid(unsafe_code)]
+
+pub mod clock;
+#[doc(hidden)]
+pub mod environment;
 mod ids;
 mod memory;
+pub mod metrics;
+pub mod presence;
+#[doc(hidden)]
+pub mod random;
 pub mod redis;
 mod window;
 
 pub use memory::MemoryBroker;
 pub use window::SharedWindow;
 
-use crate::{presence::ConnectionInfo, why::Question};
+use crate::presence::ConnectionInfo;
 use fanfare_core::{Audience, ConnectionId, Event, Position, Revocation, window::Entry};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
@@ -24,7 +33,7 @@ pub struct Record {
     pub audience: Audience,
     /// The publisher, as a display name.
     pub publisher: Option<Arc<str>>,
-    /// The trace context of its publish ([`Publishing::context`](crate::trace::Publishing::context)).
+    /// The trace context of its publish (for example `traceparent` of W3C Trace Context).
     pub trace: Option<Arc<str>>,
 }
 
@@ -154,11 +163,11 @@ pub trait LogFollower: Send + Sync + fmt::Debug {
     fn clients_from(&self, place: u64, count: usize) -> BrokerFuture<'_, (Vec<ConnectionInfo>, Option<u64>)>;
 
     /// The node's answer to a question, as JSON. `None` if it knows nothing about the subject.
-    fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>>;
+    fn answer(&self, question: String) -> BrokerFuture<'_, Option<String>>;
 }
 
 /// A log: a total order of all events of all publishers.
-pub trait Broker: Send + Sync + fmt::Debug + 'static {
+pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// The name of the backend in `/ws/health`.
     fn name(&self) -> &'static str;
 
@@ -179,18 +188,27 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// The entries with a sequence greater than `after`, oldest first, at most `limit`.
     fn range(&self, after: u64, limit: usize) -> BrokerFuture<'_, Vec<Arc<Entry>>>;
 
-    /// Sends a command to all nodes. Nodes that are disconnected and return within minutes execute it too.
-    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()>;
-
-    /// Asks all nodes. Returns the answers that arrived in time, and the number of nodes that were asked.
-    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)>;
-
     /// Evicts the events that are too old at `unix_ms`, in milliseconds since 1970-01-01T00:00:00Z.
     fn expire(&self, unix_ms: u64);
 
-    /// Stops the background work of the broker. Must be called after the node has drained its clients.
+    /// Stops the background work of the backend. Must be called after the node has drained its clients.
     fn stop(&self);
 }
+
+/// Commands and questions from one node to all nodes.
+pub trait ControlPlane: Send + Sync + fmt::Debug {
+    /// Sends a command to all nodes. Nodes that are disconnected and return within minutes execute it too.
+    fn send(&self, message: ControlMessage) -> BrokerFuture<'_, ()>;
+
+    /// Asks all nodes. Returns the answers that arrived in time, and the number of nodes that were asked. The format of
+    /// questions and answers is the application's ([`LogFollower::answer`]).
+    fn survey(&self, question: String) -> BrokerFuture<'_, (Vec<String>, usize)>;
+}
+
+/// A backend: a log and the control plane of the nodes that follow it.
+pub trait Broker: Log + ControlPlane {}
+
+impl<T: Log + ControlPlane> Broker for T {}
 
 /// Warns that event IDs are forgotten before `idempotency_horizon`, because too many events are published.
 fn warn_of_short_horizon(covered_ms: u64, horizon_ms: u64) {

@@ -7,7 +7,7 @@ use super::{
     recovery::ALIVE_MS,
     shared::Shared,
 };
-use crate::{environment, identity::random, why::Question};
+use crate::{environment, random::random};
 use redis::cmd;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -22,13 +22,12 @@ const CHECK: Duration = Duration::from_millis(10);
 const KEPT_SECS: i64 = 10;
 
 /// Asks all nodes. Returns the answers that arrived in time, and the number of nodes.
-pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Result<(Vec<String>, usize), LinkError> {
+pub(super) async fn ask(shared: &Shared, link: &Link, question: &str) -> Result<(Vec<String>, usize), LinkError> {
     let id = format!("{:032x}", u128::from_be_bytes(random()));
-    let text = serde_json::to_string(question).map_err(|error| LinkError::Answer(error.to_string()))?;
     let mut command = cmd("XADD");
     command.arg(&shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_ENTRIES).arg("*");
     let now = link.clock_ms().await?;
-    command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(text).arg("s").arg(now);
+    command.arg("k").arg("ask").arg("i").arg(&id).arg("q").arg(question).arg("s").arg(now);
     link.call(&command).await?;
     // The nodes that are alive now. The status of the last heartbeat lacks nodes that have just started.
     let alive = cmd("ZCOUNT").arg(&shared.keys.nodes).arg(now.saturating_sub(ALIVE_MS)).arg("+inf").take();
@@ -48,9 +47,8 @@ pub(super) async fn ask(shared: &Shared, link: &Link, question: &Question) -> Re
 /// Answers a question in the background. A question older than [`KEPT_SECS`] is ignored, because the list of its
 /// answers may have expired.
 pub(super) fn answer(shared: &Arc<Shared>, id: &str, question: &str, asked_ms: u64) {
-    let Ok(question) = serde_json::from_str::<Question>(question) else { return };
     let Ok(link) = shared.link() else { return };
-    let (shared, key) = (shared.clone(), shared.keys.answers(id));
+    let (shared, key, question) = (shared.clone(), shared.keys.answers(id), question.to_owned());
     environment::spawn(async move {
         // The age is measured with the clock of Redis, which wrote `asked_ms`. The clock of this machine may differ.
         match link.clock_ms().await {

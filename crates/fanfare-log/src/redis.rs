@@ -30,11 +30,12 @@ pub use link::LinkError;
 pub use tls::{BadRedisTls, RedisTls};
 pub use url::{BadRedisUrl, RedisUrl};
 
-use super::{Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, Record};
+use super::{
+    Appended, BackendStatus, BrokerError, BrokerFuture, ControlMessage, ControlPlane, Log, LogFollower, Record,
+};
 use crate::{
-    metrics::Metrics,
+    metrics::LogMetrics,
     presence::{ConnectionInfo, Presence},
-    why::Question,
 };
 use bus::{Bus, Waiter};
 use fanfare_core::{
@@ -116,12 +117,12 @@ impl RedisOptions {
     /// The default options.
     ///
     /// ```
-    /// use fanfare::broker::redis::{RedisOptions, RedisUrl};
+    /// use fanfare_log::redis::{RedisOptions, RedisUrl};
     ///
     /// let url: RedisUrl = "rediss://hub:password@redis.example:6380/0".parse()?;
     /// assert!(url.is_tls());
     /// assert_eq!(RedisOptions::new(url).namespace, "ws");
-    /// # Ok::<(), fanfare::broker::redis::BadRedisUrl>(())
+    /// # Ok::<(), fanfare_log::redis::BadRedisUrl>(())
     /// ```
     pub fn new(url: RedisUrl) -> Self {
         Self {
@@ -157,7 +158,7 @@ impl RedisBroker {
         bounds: Bounds,
         node: String,
         follower: Arc<dyn LogFollower>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<dyn LogMetrics>,
     ) -> Result<Self, LinkError> {
         // The provider is global to the process. An error means that the application has installed one already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -246,7 +247,7 @@ impl RedisBroker {
     }
 }
 
-impl Broker for RedisBroker {
+impl Log for RedisBroker {
     fn name(&self) -> &'static str {
         "redis"
     }
@@ -267,18 +268,6 @@ impl Broker for RedisBroker {
         Box::pin(self.range_now(after, limit))
     }
 
-    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
-        Box::pin(self.send_control(message))
-    }
-
-    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
-        Box::pin(async move {
-            let link = self.shared.link()?;
-            let (answers, nodes) = questions::ask(&self.shared, &link, &question).await?;
-            Ok((answers.into_iter().filter(|answer| !answer.is_empty()).collect(), nodes))
-        })
-    }
-
     /// Does nothing: the scripts evict by Redis' own clock.
     fn expire(&self, _unix_ms: u64) {}
 
@@ -290,6 +279,20 @@ impl Broker for RedisBroker {
         {
             tracing::error!("the thread for Redis panicked");
         }
+    }
+}
+
+impl ControlPlane for RedisBroker {
+    fn send(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
+        Box::pin(self.send_control(message))
+    }
+
+    fn survey(&self, question: String) -> BrokerFuture<'_, (Vec<String>, usize)> {
+        Box::pin(async move {
+            let link = self.shared.link()?;
+            let (answers, nodes) = questions::ask(&self.shared, &link, &question).await?;
+            Ok((answers.into_iter().filter(|answer| !answer.is_empty()).collect(), nodes))
+        })
     }
 }
 

@@ -9,11 +9,7 @@ use super::{
     presence::Pending,
     stops::Stops,
 };
-use crate::{
-    broker::{Appended, BackendStatus, BrokerError, LogFollower, Record},
-    clock,
-    metrics::Metrics,
-};
+use crate::{Appended, BackendStatus, BrokerError, LogFollower, Record, clock, metrics::LogMetrics};
 use fanfare_core::window::{Bounds, Entry};
 use std::{
     collections::VecDeque,
@@ -41,7 +37,7 @@ pub(super) struct Shared {
     /// This node's name. It is unique for each start.
     pub(super) node: String,
     pub(super) follower: Arc<dyn LogFollower>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<dyn LogMetrics>,
     state: Mutex<State>,
     /// Acknowledged entries that the tail has not read yet. Only the bus thread locks this list, and never across an
     /// await; its lock order with the window therefore does not matter.
@@ -118,7 +114,7 @@ impl Shared {
         bounds: Bounds,
         node: String,
         follower: Arc<dyn LogFollower>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<dyn LogMetrics>,
     ) -> Self {
         let keys = Keys::new(&options.namespace, options.url.is_cluster());
         let down = Some("no connection to Redis has been established yet".to_owned());
@@ -304,7 +300,7 @@ impl Shared {
     pub(super) fn note_horizon(&self, ids_ms: u64, forgotten: bool) {
         let horizon_ms = self.bounds.ids_ms;
         if forgotten && ids_ms < horizon_ms && !self.warned_horizon.swap(true, Ordering::Relaxed) {
-            crate::broker::warn_of_short_horizon(ids_ms, horizon_ms);
+            crate::warn_of_short_horizon(ids_ms, horizon_ms);
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The current time of the monotonic clock and of the wall clock.
-pub(crate) fn now() -> Now {
+pub fn now() -> Now {
     if let Some(now) = environment::now() {
         return now;
     }
@@ -20,6 +20,6 @@ pub(crate) fn now() -> Now {
 }
 
 /// Converts a duration to milliseconds, saturating.
-pub(crate) fn millis(duration: Duration) -> u64 {
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -71,7 +71,7 @@ pub(crate) fn dial(host: &str, port: u16) -> Option<Dialing> {
 }
 
 /// Spawns a background task, in the simulation or on tokio.
-pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     match current() {
         Some(environment) => environment.spawn(Box::pin(task)),
         None => drop(tokio::spawn(task)),

@@ -1,6 +1,6 @@
 //! The list of connected clients on all nodes. It knows connections and their nodes, and nothing about events.
 
-use crate::broker::BrokerFuture;
+use crate::BrokerFuture;
 use fanfare_core::ConnectionId;
 use std::{fmt, net::IpAddr, sync::Arc};
 

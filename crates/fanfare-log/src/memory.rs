@@ -1,12 +1,12 @@
 //! The in-memory log of a single process.
 
 use super::{
-    Appended, BackendStatus, Broker, BrokerError, BrokerFuture, ControlMessage, LogFollower, Record, ids::Ids,
+    Appended, BackendStatus, BrokerError, BrokerFuture, ControlMessage, ControlPlane, Log, LogFollower, Record,
+    ids::Ids,
 };
 use crate::{
     clock,
     presence::{ConnectionInfo, Presence},
-    why::Question,
 };
 use fanfare_core::{
     ConnectionId, Lineage, Position,
@@ -23,11 +23,11 @@ use std::{
 #[derive(Debug)]
 pub struct MemoryBroker {
     epoch: u64,
-    log: Mutex<Log>,
+    log: Mutex<Entries>,
 }
 
 #[derive(Debug)]
-struct Log {
+struct Entries {
     /// The log has the same bounds as a window, so it is one.
     entries: Window,
     ids: Ids,
@@ -41,7 +41,7 @@ impl MemoryBroker {
         // It is unknown what an earlier process published, and which clients received it: the lineage starts with a
         // loss.
         let entries = Window::new(Lineage::begun(epoch, now), 0, bounds);
-        Self { epoch, log: Mutex::new(Log { entries, ids: Ids::new(bounds, now), followers: Vec::new() }) }
+        Self { epoch, log: Mutex::new(Entries { entries, ids: Ids::new(bounds, now), followers: Vec::new() }) }
     }
 
     /// Adds a follower, from the head of the log on. Its window must be empty.
@@ -55,7 +55,7 @@ impl MemoryBroker {
         log.followers.push(follower);
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
+    fn log(&self) -> MutexGuard<'_, Entries> {
         // No code under the lock leaves the log in an inconsistent state, so a poisoned lock can be used.
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,7 +81,7 @@ impl MemoryBroker {
     }
 }
 
-impl Log {
+impl Entries {
     fn append(&mut self, record: Record, epoch: u64, now: u64, fresh: &mut Vec<Arc<Entry>>) -> Appended {
         let event_id = record.event.event_id();
         if let Some(sequence) = self.ids.find(event_id, now).or_else(|| self.entries.find(event_id)) {
@@ -128,7 +128,7 @@ impl Presence for MemoryBroker {
     }
 }
 
-impl Broker for MemoryBroker {
+impl Log for MemoryBroker {
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -153,7 +153,23 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(entries)))
     }
 
-    fn ask(&self, question: Question) -> BrokerFuture<'_, (Vec<String>, usize)> {
+    fn expire(&self, unix_ms: u64) {
+        self.log().entries.expire(unix_ms);
+    }
+
+    fn stop(&self) {}
+}
+
+impl ControlPlane for MemoryBroker {
+    fn send(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
+        let followers = self.log().followers.clone();
+        for follower in followers {
+            follower.handle_control(message.clone());
+        }
+        Box::pin(ready(Ok::<_, BrokerError>(())))
+    }
+
+    fn survey(&self, question: String) -> BrokerFuture<'_, (Vec<String>, usize)> {
         let followers = self.log().followers.clone();
         Box::pin(async move {
             let mut answers = Vec::new();
@@ -163,18 +179,4 @@ impl Broker for MemoryBroker {
             Ok((answers, followers.len()))
         })
     }
-
-    fn order(&self, message: ControlMessage) -> BrokerFuture<'_, ()> {
-        let followers = self.log().followers.clone();
-        for follower in followers {
-            follower.handle_control(message.clone());
-        }
-        Box::pin(ready(Ok::<_, BrokerError>(())))
-    }
-
-    fn expire(&self, unix_ms: u64) {
-        self.log().entries.expire(unix_ms);
-    }
-
-    fn stop(&self) {}
 }

@@ -10,7 +10,7 @@ use super::{
     shared::{Job, Shared},
     stops, tail,
 };
-use crate::{broker::BrokerError, clock, environment, metrics::Counter};
+use crate::{BrokerError, clock, environment, metrics::LogCounter};
 use redis::{Value, cmd};
 use std::{
     convert::Infallible,
@@ -51,7 +51,7 @@ pub(super) struct Bus {
     pub(super) waiters: mpsc::UnboundedReceiver<Waiter>,
     /// The waiters that were received and not yet answered.
     waiting: Vec<Waiter>,
-    pub(super) received: mpsc::Sender<crate::broker::Record>,
+    pub(super) received: mpsc::Sender<crate::Record>,
     pub(super) stop: watch::Receiver<bool>,
     /// The ID of the last entry that was read from the control stream.
     control_id: Option<String>,
@@ -65,7 +65,7 @@ impl Bus {
         shared: Arc<Shared>,
         jobs: mpsc::Receiver<Job>,
         waiters: mpsc::UnboundedReceiver<Waiter>,
-        received: mpsc::Sender<crate::broker::Record>,
+        received: mpsc::Sender<crate::Record>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -135,7 +135,7 @@ impl Bus {
                 started = Some(waiting);
             }
             // Random spread, so that the nodes do not reconnect simultaneously after a restart of Redis.
-            let jitter = Duration::from_millis(u64::from(crate::identity::random::<1>()[0]) / 4);
+            let jitter = Duration::from_millis(u64::from(crate::random::random::<1>()[0]) / 4);
             tokio::select! {
                 biased;
                 () = sleep(pause + jitter) => {}
@@ -200,7 +200,7 @@ impl Bus {
         if std::mem::take(&mut self.fresh) {
             warn(&facts);
         } else {
-            shared.metrics.add(Counter::BusReconnects, 1);
+            shared.metrics.add(LogCounter::Reconnects, 1);
         }
         shared.up(link.clone());
         let (head, epoch) = (*shared.head.borrow(), shared.epoch());

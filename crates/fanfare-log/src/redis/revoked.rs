@@ -7,7 +7,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::ControlMessage, clock, metrics::Counter};
+use crate::{ControlMessage, clock, metrics::LogCounter};
 use fanfare_core::Revocation;
 use redis::cmd;
 
@@ -94,7 +94,7 @@ pub(super) async fn apply_all(shared: &Shared, link: &Link) -> Result<(), LinkEr
             match str::from_utf8(&member).ok().and_then(|member| read(member, whole(score))) {
                 Some(revocation) => shared.follower.handle_control(ControlMessage::Revoke(revocation)),
                 None => {
-                    shared.metrics.add(Counter::BadLogEntries, 1);
+                    shared.metrics.add(LogCounter::BadLogEntries, 1);
                     let member = member.escape_ascii();
                     tracing::error!(
                         "skipped an entry of {key} that is not a revocation: {member}; check what else writes to it"

@@ -9,7 +9,7 @@ use super::{
     shared::Shared,
     stops::Stops,
 };
-use crate::{broker::BrokerError, clock, presence::ConnectionInfo};
+use crate::{BrokerError, clock, presence::ConnectionInfo};
 use fanfare_core::ConnectionId;
 use redis::{Cmd, cmd};
 use std::{

@@ -4,7 +4,7 @@ use crate::{
     node::{BOUNDS, Node, linked_with, until},
     suite::suite,
 };
-use fanfare::broker::redis::{BadRedisTls, LinkError, RedisBroker, RedisOptions, RedisTls};
+use fanfare_log::redis::{BadRedisTls, LinkError, RedisBroker, RedisOptions, RedisTls};
 use std::{fs, path::PathBuf, sync::Arc};
 use testbed::{Certificates, Cluster, RedisServer, Sentinels};
 
@@ -20,7 +20,7 @@ fn tls(certificates: &Certificates, with_identity: bool) -> RedisTls {
 }
 
 async fn link(url: &str, tls: RedisTls) -> Result<(Arc<RedisBroker>, Arc<Node>), LinkError> {
-    linked_with(RedisOptions::new(url.parse::<fanfare::broker::redis::RedisUrl>().unwrap().with_tls(tls)), BOUNDS).await
+    linked_with(RedisOptions::new(url.parse::<fanfare_log::redis::RedisUrl>().unwrap().with_tls(tls)), BOUNDS).await
 }
 
 /// Runs the suite over TLS, and receives a message on a channel.

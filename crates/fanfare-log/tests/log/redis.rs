@@ -1,23 +1,19 @@
 //! Failures of a log in Redis: interruptions, losses, foreign entries, and unsupported servers.
 
 use crate::{
-    node::{BOUNDS, Node, append, append_with_retries, ids, linked, linked_as, linked_with, record, until},
+    node::{BOUNDS, Metrics, Node, append, append_with_retries, ids, linked, linked_as, linked_with, record, until},
     suite::until_listed,
 };
-use fanfare::{
-    Audience, ConnectionId,
-    broker::{
-        Broker, BrokerError, ControlMessage, LogFollower,
-        redis::{Durability, LinkError, RedisBroker, RedisOptions},
-    },
-    metrics::{Counter, Metrics},
-    presence::{ConnectionInfo, Presence},
-    why::Question,
-};
 use fanfare_core::{
-    Revocation, Revocations,
+    Audience, ConnectionId, Draft, Position, Revocation, Revocations,
     lineage::{Place, tag},
     window::{Bounds, GapReason},
+};
+use fanfare_log::{
+    BrokerError, ControlMessage, ControlPlane, Log, LogFollower, Record,
+    metrics::LogCounter,
+    presence::{ConnectionInfo, Presence},
+    redis::{Durability, LinkError, RedisBroker, RedisOptions},
 };
 use futures_util::FutureExt;
 use std::{
@@ -128,15 +124,15 @@ async fn a_question_reaches_every_node_and_a_crashed_node_is_counted_as_silent()
     let (first, one) = linked(&server.url()).await;
     let (second, other) = linked(&server.url()).await;
     until("both nodes are counted", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 2)).await;
-    let question = Question::Client { connection: "c1".to_owned() };
-    let (answers, asked) = first.ask(question.clone()).await.unwrap();
+    let question = r#"{"client":"c1"}"#.to_owned();
+    let (answers, asked) = first.survey(question.clone()).await.unwrap();
     let expected = [&one, &other].map(|node| format!("{} heard {question:?}", node.name));
     assert_eq!((answers.iter().collect::<BTreeSet<_>>(), asked), (expected.iter().collect(), 2));
     // A crashed node: questions count it until its heartbeat is too old.
     server.cli(&["HSET", "ws:node:ghost", "connections", "0"]);
     server.cli(&["ZADD", "ws:nodes", "9999999999999", "ghost"]);
     until("the crashed node is counted", || first.status().cluster.is_some_and(|(_, nodes)| nodes == 3)).await;
-    let (answers, asked) = first.ask(question).await.unwrap();
+    let (answers, asked) = first.survey(question).await.unwrap();
     assert_eq!((answers.len(), asked), (2, 3));
     drop(second);
 }
@@ -166,7 +162,7 @@ async fn the_nodes_restore_the_log_after_a_crash_of_redis_even_without_its_data(
     append(&*broker, ids("e", 1..=300)).await;
     broker.catch_up().await.unwrap();
     other.catch_up().await.unwrap();
-    let seventh = fanfare::Position { epoch: node.window.read().epoch(), sequence: 7 };
+    let seventh = Position { epoch: node.window.read().epoch(), sequence: 7 };
     for forget in [false, true] {
         let (epoch, head) = (node.window.read().epoch(), node.head());
         server.kill();
@@ -186,7 +182,7 @@ async fn the_nodes_restore_the_log_after_a_crash_of_redis_even_without_its_data(
             let window = node.window.read();
             assert_ne!(window.epoch(), epoch, "the log continues in a new epoch");
             assert_eq!(window.head(), head, "no event is missing");
-            let place = window.lineage().place(fanfare::Position { epoch, sequence: head }, head);
+            let place = window.lineage().place(Position { epoch, sequence: head }, head);
             assert_eq!(place, Place::At(head), "cursors remain valid");
         }
         append_with_retries(&*other, &format!("after-{forget}")).await;
@@ -212,9 +208,9 @@ async fn a_large_log_is_restored_completely_before_it_continues() {
     let pad = "x".repeat(10_000);
     for n in 1..=EVENTS / 100 {
         let batch = ((n - 1) * 100 + 1..=n * 100).map(|i| {
-            let draft = fanfare::Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
+            let draft = Draft::new("note", &serde_json::json!({ "pad": pad })).unwrap();
             let event = draft.finish(0, || format!("e{i}")).unwrap();
-            fanfare::broker::Record { event, audience: Audience::Everyone, publisher: None, trace: None }
+            Record { event, audience: Audience::Everyone, publisher: None, trace: None }
         });
         nodes[0].0.append(batch.collect()).await.unwrap();
     }
@@ -229,7 +225,7 @@ async fn a_large_log_is_restored_completely_before_it_continues() {
         until("the node is healthy", || broker.status().problem.is_none()).await;
         let window = node.window.read();
         assert_eq!((window.head(), window.len() as u64), (EVENTS, EVENTS));
-        let place = window.lineage().place(fanfare::Position { epoch, sequence: EVENTS }, EVENTS);
+        let place = window.lineage().place(Position { epoch, sequence: EVENTS }, EVENTS);
         assert_eq!(place, Place::At(EVENTS), "cursors remain valid");
     }
     assert_eq!(server.cli(&["XLEN", "ws:log"]), EVENTS.to_string());
@@ -461,9 +457,9 @@ async fn foreign_entries_in_the_stream_are_not_delivered_and_stop_no_node() {
     .enumerate()
     {
         let id = id.replace("next", &(counting.head() + 1).to_string());
-        let seen = metrics.get(Counter::BadLogEntries);
+        let seen = metrics.get(LogCounter::BadLogEntries);
         server.cli(&[&["XADD", "ws:log", &id], fields].concat());
-        until(&format!("{id} is detected"), || metrics.get(Counter::BadLogEntries) > seen).await;
+        until(&format!("{id} is detected"), || metrics.get(LogCounter::BadLogEntries) > seen).await;
         append_with_retries(&*broker, &format!("b{n}")).await;
         published.push(format!("b{n}"));
         let own = |node: &Node| node.ids().into_iter().filter(|id| !id.starts_with("0-")).collect::<Vec<_>>();
@@ -497,9 +493,9 @@ async fn foreign_entries_in_the_control_stream_stop_no_node() {
     for (n, (id, key)) in
         [("*", "x"), (&*format!("{last}-7"), "k"), (&*format!("{last}-{last}"), "x")].into_iter().enumerate()
     {
-        let seen = metrics.get(Counter::BadLogEntries);
+        let seen = metrics.get(LogCounter::BadLogEntries);
         server.cli(&["XADD", "ws:control", id, key, "y"]);
-        until(&format!("{id} is removed"), || metrics.get(Counter::BadLogEntries) > seen).await;
+        until(&format!("{id} is removed"), || metrics.get(LogCounter::BadLogEntries) > seen).await;
         let before = server.cli(&["XREVRANGE", "ws:control", "+", "-", "COUNT", "1"]);
         append_with_retries(&*broker, &format!("e{n}")).await;
         testbed::until("the node sends a heartbeat", || {
@@ -578,7 +574,7 @@ async fn the_nodes_restore_events_that_a_failover_lost() {
     for node in [&node, &second] {
         until("the node has all events in order", || node.ids() == ids("e", 1..=61)).await;
         let window = node.window.read();
-        let place = window.lineage().place(fanfare::Position { epoch, sequence: 60 }, 61);
+        let place = window.lineage().place(Position { epoch, sequence: 60 }, 61);
         assert_eq!(place, Place::At(60), "cursors remain valid");
     }
     assert_eq!(broker.range(0, 100).await.unwrap().len(), 61, "the new master has all events");
@@ -594,10 +590,10 @@ async fn revocations_reach_later_nodes_and_are_restored_to_a_redis_that_lost_the
         Revocation::Everyone { before: 100 },
     ];
     for revocation in &revocations {
-        broker.order(ControlMessage::Revoke(revocation.clone())).await.unwrap();
+        broker.send(ControlMessage::Revoke(revocation.clone())).await.unwrap();
     }
     // An earlier time does not weaken the revocation.
-    broker.order(ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
+    broker.send(ControlMessage::Revoke(Revocation::User { user: "ann".into(), before: 150 })).await.unwrap();
     until("the node receives the commands", || node.revocations().len() == 4).await;
     let known = |node: &Node| {
         let mut all = Revocations::default();
@@ -668,7 +664,7 @@ async fn foreign_entries_among_the_revocations_stop_no_node() {
     let broker = RedisBroker::connect(options, BOUNDS, node.name.clone(), node.clone(), metrics.clone()).await.unwrap();
     append(&broker, ids("e", 1..=2)).await;
     assert_eq!(node.revocations(), [Revocation::User { user: "ann".into(), before: 200 }]);
-    assert_eq!(metrics.get(Counter::BadLogEntries), 8);
+    assert_eq!(metrics.get(LogCounter::BadLogEntries), 8);
 }
 
 /// As after a pause of the old master: it continues, and has not been demoted yet.

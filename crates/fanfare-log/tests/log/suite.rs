@@ -1,15 +1,14 @@
 //! The behaviour that all backends share.
 
 use crate::node::{BOUNDS, Node, append, ids, linked, linked_with, record, until};
-use fanfare::{
-    Audience, ConnectionId,
-    broker::{Broker, ControlMessage, MemoryBroker, redis::RedisOptions},
-    presence::{ConnectionInfo, Presence},
-    why::Question,
-};
 use fanfare_core::{
-    Revocation,
+    Audience, ConnectionId, Revocation,
     window::{Bounds, Gap, GapReason},
+};
+use fanfare_log::{
+    Broker, ControlMessage, Log, MemoryBroker,
+    presence::{ConnectionInfo, Presence},
+    redis::RedisOptions,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use testbed::{Cluster, RedisServer, Sentinels, redis_programs};
@@ -72,15 +71,15 @@ async fn delivers_commands(broker: &dyn Broker, node: &Node) {
         ControlMessage::DisconnectUser { user: "ann".into(), reason: "an odd \"reason\"".to_owned() },
     ];
     for command in &commands {
-        broker.order(command.clone()).await.unwrap();
+        broker.send(command.clone()).await.unwrap();
     }
     until("the node receives the commands", || node.commands.lock().unwrap().len() == commands.len()).await;
     assert_eq!(*node.commands.lock().unwrap(), commands);
 }
 
 async fn delivers_questions(broker: &dyn Broker, node: &Node) {
-    let question = Question::Event { event_id: "an odd \"id\"".to_owned(), user: Some("ann".to_owned()) };
-    let (answers, asked) = broker.ask(question.clone()).await.unwrap();
+    let question = r#"{"event":"an odd \"id\"","user":"ann"}"#.to_owned();
+    let (answers, asked) = broker.survey(question.clone()).await.unwrap();
     assert_eq!((answers, asked), (vec![format!("{} heard {question:?}", node.name)], 1));
 }
 

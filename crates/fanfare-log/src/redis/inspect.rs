@@ -5,7 +5,7 @@ use super::{
     keys::Keys,
     link::{Link, LinkError, field, read},
 };
-use crate::clock;
+use crate::{clock, metrics::NoMetrics};
 use redis::cmd;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -52,7 +52,7 @@ pub struct Inspection {
 pub async fn inspect(url: &RedisUrl, namespace: &str) -> Result<Inspection, LinkError> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let keys = Keys::new(namespace, url.is_cluster());
-    let (link, facts) = Link::open(url, &keys, Arc::default()).await?;
+    let (link, facts) = Link::open(url, &keys, Arc::new(NoMetrics)).await?;
     let info: String = read(link.call(&cmd("INFO")).await?)?;
     let number = |name: &str| field(&info, name).and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut times = Vec::with_capacity(PINGS);

@@ -1,20 +1,17 @@
 //! A minimal node: a window, and a record of the commands that it received.
 
-use fanfare::{
-    Audience, Draft,
-    broker::{
-        Broker, BrokerFuture, ControlMessage, LogFollower, Record, SharedWindow,
-        redis::{LinkError, RedisBroker, RedisOptions},
-    },
-    metrics::Metrics,
-    presence::ConnectionInfo,
-    why::Question,
-};
 use fanfare_core::{
-    Lineage, Revocation,
+    Audience, Draft, Lineage, Revocation,
     window::{Bounds, Window},
 };
+use fanfare_log::{
+    Broker, BrokerFuture, ControlMessage, LogFollower, Record, SharedWindow,
+    metrics::{LogCounter, LogMetrics},
+    presence::ConnectionInfo,
+    redis::{LinkError, RedisBroker, RedisOptions},
+};
 use std::{
+    collections::BTreeMap,
     future::ready,
     sync::{
         Arc, Mutex,
@@ -32,6 +29,24 @@ pub(crate) struct Node {
     pub(crate) window: SharedWindow,
     pub(crate) commands: Mutex<Vec<ControlMessage>>,
     pub(crate) clients: Mutex<Vec<ConnectionInfo>>,
+}
+
+/// Counters in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics(Mutex<BTreeMap<LogCounter, u64>>);
+
+impl Metrics {
+    pub(crate) fn get(&self, counter: LogCounter) -> u64 {
+        self.0.lock().unwrap().get(&counter).copied().unwrap_or(0)
+    }
+}
+
+impl LogMetrics for Metrics {
+    fn add(&self, counter: LogCounter, count: u64) {
+        *self.0.lock().unwrap().entry(counter).or_default() += count;
+    }
+
+    fn add_event(&self, _event_type: &str) {}
 }
 
 impl LogFollower for Node {
@@ -54,7 +69,7 @@ impl LogFollower for Node {
         revocations.collect()
     }
 
-    fn answer(&self, question: Question) -> BrokerFuture<'_, Option<String>> {
+    fn answer(&self, question: String) -> BrokerFuture<'_, Option<String>> {
         Box::pin(ready(Ok(Some(format!("{} heard {question:?}", self.name)))))
     }
 

@@ -8,10 +8,7 @@ use super::{
     scripts::Script,
     shared::{Job, Shared},
 };
-use crate::{
-    broker::{Appended, BrokerError, Record},
-    clock,
-};
+use crate::{Appended, BrokerError, Record, clock};
 use fanfare_core::{Position, window::Entry};
 use redis::{Cmd, Value};
 use std::{convert::Infallible, sync::Arc, time::Duration};

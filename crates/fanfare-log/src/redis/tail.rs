@@ -10,7 +10,7 @@ use super::{
     scripts::Script,
     shared::Shared,
 };
-use crate::{broker::ControlMessage, clock, metrics::Counter};
+use crate::{ControlMessage, clock, metrics::LogCounter};
 use fanfare_core::{Lineage, Position, window::Entry};
 use redis::{Value, cmd};
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
@@ -125,7 +125,7 @@ async fn examine(shared: &Shared, link: &Link, suspect: Foreign) -> Result<(), L
             None => return Ok(()),
         }
     }
-    shared.metrics.add(Counter::BadLogEntries, 1);
+    shared.metrics.add(LogCounter::BadLogEntries, 1);
     let what = if entry.is_some() { "skipped" } else { "removed" };
     let Foreign { id, why, .. } = &suspect;
     tracing::error!(
@@ -154,7 +154,7 @@ pub(super) async fn run(
         let mut xread = cmd("XREAD");
         xread.arg("BLOCK").arg(block).arg("COUNT").arg(page_size.count()).arg("STREAMS");
         xread.arg(&keys.log).arg(&keys.control).arg(stream_id(head)).arg(&*control_id);
-        let answer = super::link::counted(&mut connection, &xread, &shared.metrics).await?;
+        let answer = super::link::counted(&mut connection, &xread, &*shared.metrics).await?;
         let mut streams = streams(answer)?;
         let mut all = true;
         if let Some(answer) = streams.remove(&*keys.log) {
@@ -246,7 +246,7 @@ async fn remove_control_entry(shared: &Shared, link: &Link, id: &str) -> Result<
         if is_at_the_end(id) {
             link.call(cmd("DEL").arg(control)).await?;
         }
-        shared.metrics.add(Counter::BadLogEntries, 1);
+        shared.metrics.add(LogCounter::BadLogEntries, 1);
         tracing::error!(
             "removed an entry of the stream {control} that no node wrote: {id}; check what else writes to this key"
         );

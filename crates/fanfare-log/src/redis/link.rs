@@ -8,7 +8,7 @@ use super::{
     topology::Located,
     url::{Address, RedisUrl},
 };
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::{LogCounter, LogMetrics};
 use redis::{Cmd, RedisError, Value, cmd};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -180,11 +180,15 @@ pub(super) async fn call(connection: &mut Connection, command: &Cmd) -> Result<V
 }
 
 /// Sends a command, waits for the response, and counts both. Retries while the slot is being migrated.
-pub(super) async fn counted(connection: &mut Connection, command: &Cmd, metrics: &Metrics) -> Result<Value, LinkError> {
+pub(super) async fn counted(
+    connection: &mut Connection,
+    command: &Cmd,
+    metrics: &dyn LogMetrics,
+) -> Result<Value, LinkError> {
     let begun = Instant::now();
     loop {
-        metrics.add(Counter::RedisCommands, 1);
-        let answer = call(connection, command).await.inspect_err(|_| metrics.add(Counter::RedisErrors, 1));
+        metrics.add(LogCounter::RedisCommands, 1);
+        let answer = call(connection, command).await.inspect_err(|_| metrics.add(LogCounter::RedisErrors, 1));
         match answer {
             // The target of the migration cannot execute the command before it has all keys.
             Err(LinkError::Migrating(_)) if begun.elapsed() < MIGRATION => sleep(MIGRATING).await,
@@ -209,7 +213,7 @@ pub(super) struct Link {
     /// For commands that do not block.
     pub(super) commands: Connection,
     scripts: Scripts,
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn LogMetrics>,
 }
 
 /// The properties of a server.
@@ -261,7 +265,11 @@ pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 
 impl Link {
     /// Finds the server and connects to it.
-    pub(super) async fn open(url: &RedisUrl, keys: &Keys, metrics: Arc<Metrics>) -> Result<(Self, Facts), LinkError> {
+    pub(super) async fn open(
+        url: &RedisUrl,
+        keys: &Keys,
+        metrics: Arc<dyn LogMetrics>,
+    ) -> Result<(Self, Facts), LinkError> {
         let located = url.locate(&keys.log).await?;
         let mut commands = url.connect(&located.address, url.credentials(), ANSWER).await?;
         let info: String = read(call(&mut commands, &cmd("INFO")).await?)?;
@@ -313,14 +321,14 @@ impl Link {
 
     /// Sends a command and waits for the response.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, LinkError> {
-        counted(&mut self.commands.clone(), command, &self.metrics).await
+        counted(&mut self.commands.clone(), command, &*self.metrics).await
     }
 
     /// Sends a pipeline of commands and waits for all responses.
     pub(super) async fn call_all(&self, commands: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
-        self.metrics.add(Counter::RedisCommands, commands.len() as u64);
+        self.metrics.add(LogCounter::RedisCommands, commands.len() as u64);
         let answers = self.commands.clone().call_all(commands).await;
-        answers.inspect_err(|_| self.metrics.add(Counter::RedisErrors, 1))
+        answers.inspect_err(|_| self.metrics.add(LogCounter::RedisErrors, 1))
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     shared::Shared,
     url::RedisUrl,
 };
-use crate::{clock, identity::random, metrics::Counter};
+use crate::{clock, metrics::LogCounter, random::random};
 use fanfare_core::{Lineage, window::Entry};
 use redis::{Value, cmd};
 use std::{sync::Arc, time::Duration};
@@ -236,7 +236,7 @@ async fn restore(shared: &Shared, link: &Link, found: &Found, may_jump: bool) ->
     }
     if restored > 0 {
         tracing::warn!(events = restored, "the log had lost events; this node restored them");
-        shared.metrics.add(Counter::EventsRestored, restored);
+        shared.metrics.add(LogCounter::EventsRestored, restored);
     }
     Ok(RestoreOutcome::Changed)
 }
@@ -348,7 +348,7 @@ fn adopt(shared: &Shared, lineage: &Lineage, head: u64, fresh: bool) {
             if same < ours {
                 let lost = ours - same;
                 tracing::error!(events = lost, "the log lost events that this node cannot restore");
-                shared.metrics.add(Counter::EventsLost, lost);
+                shared.metrics.add(LogCounter::EventsLost, lost);
             }
             let kept = same.min(window.head());
             window.adopt(lineage.clone(), kept);

@@ -7,11 +7,7 @@ use super::{
     refused::{self, Rejection},
     shared::{Job, Shared},
 };
-use crate::{
-    broker::{BrokerError, Record},
-    clock,
-    metrics::Counter,
-};
+use crate::{BrokerError, Record, clock, metrics::LogCounter};
 use aws_lc_rs::digest;
 use fanfare_core::{Audience, Draft};
 use futures_util::StreamExt;
@@ -82,12 +78,12 @@ async fn receive(
         match record(shared, &message) {
             Ok(record) => {
                 if received.try_send(record).is_err() {
-                    shared.metrics.add(Counter::HeardLost, 1);
+                    shared.metrics.add(LogCounter::PublicationsLost, 1);
                     tracing::error!("a message on a channel was lost: the queue of {MAX_WAITING} messages is full");
                 }
             }
             Err(rejection) => {
-                shared.metrics.add(Counter::BadPublications, 1);
+                shared.metrics.add(LogCounter::BadPublications, 1);
                 let why = &rejection.message;
                 tracing::warn!(channel = message.get_channel_name(), "rejected a message on a channel: {why}");
                 // If the queue is full the reason is dropped; the log line above has it.
