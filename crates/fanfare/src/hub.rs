@@ -13,13 +13,15 @@ use crate::{
     drain::{Pace, WAVE_MS, share_out},
     foreign_cursors::ForeignCursors,
     identity::{ConnectionIdIssuer, fresh_event_id},
+    log_switch::LogSwitch,
+    mailbox::Command,
     metrics::{Counter, Figure, Figures, Metrics},
     node::Node,
     origin::LoggedOrigins,
     presence::{ConnectionInfo, Presence},
     refusals::Refusals,
-    shard::{Command, Shard},
-    sys::{self, Named},
+    shard::Shard,
+    status::{ClientLag, Named},
     trace::{PublishOutcome, Tracer},
     why::{self, ClientDetails, InAudience, Journey, Question},
 };
@@ -36,7 +38,7 @@ use std::{
     convert::Infallible,
     fmt, io,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
@@ -123,18 +125,6 @@ pub trait RevocationStore: Send + Sync + fmt::Debug + 'static {
     fn keep<'a>(&'a self, revocation: &'a Revocation) -> BrokerFuture<'a, ()>;
 }
 
-/// Changes the application's log filter at runtime.
-pub trait LogSwitch: Send + Sync + fmt::Debug + 'static {
-    /// Checks that a filter is valid.
-    ///
-    /// # Errors
-    /// If the filter is not valid: a sentence that states the expected syntax.
-    fn check(&self, filter: &str) -> Result<(), String>;
-
-    /// Applies a filter from now on. Must not block.
-    fn set(&self, filter: &str);
-}
-
 /// An event in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
@@ -213,15 +203,6 @@ pub struct Stats {
     pub busy: Vec<Duration>,
     /// Status of the log.
     pub log: BackendStatus,
-}
-
-/// The lagging clients: clients that read more slowly than events are published for them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ClientLag {
-    /// Number of lagging clients.
-    pub clients: usize,
-    /// Largest lag of a client, in events of the log behind its head.
-    pub farthest: u64,
 }
 
 impl HubBuilder {
@@ -541,23 +522,13 @@ impl Hub {
         Ok(draft.finish(unix_ms, fresh_event_id)?)
     }
 
-    /// The routes of the hub: `/ws`, the HTTP API and its OpenAPI description.
-    pub fn router(&self) -> axum::Router {
-        self.router_with(utoipa_axum::router::OpenApiRouter::new())
+    /// Whether the caller is to start the status messages: true once.
+    pub(crate) fn starts_status(&self) -> bool {
+        !self.inner.status_started.swap(true, Ordering::Relaxed)
     }
 
-    /// The routes of the hub and further routes, in one OpenAPI description.
-    ///
-    /// Call it within a Tokio runtime. Otherwise subscribers of the topic `$sys` receive no status messages.
-    pub fn router_with(&self, more: utoipa_axum::router::OpenApiRouter<Self>) -> axum::Router {
-        if let Ok(runtime) = tokio::runtime::Handle::try_current()
-            && !self.inner.status_started.swap(true, Ordering::Relaxed)
-        {
-            runtime.spawn(sys::publish_status(Arc::downgrade(&self.inner)));
-        }
-        axum::Router::new()
-            .route("/ws", axum::routing::any(crate::upgrade::upgrade).with_state(self.inner.node.clone()))
-            .merge(crate::http::router(self.clone(), more))
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
     }
 
     /// Number of clients of this process. Takes no lock.
@@ -664,6 +635,10 @@ impl Hub {
 
     pub(crate) fn of(inner: Arc<Inner>) -> Self {
         Self { inner }
+    }
+
+    pub(crate) fn shared_node(&self) -> Arc<Node> {
+        self.inner.node.clone()
     }
 
     pub(crate) fn node(&self) -> &Node {

@@ -49,12 +49,16 @@ mod foreign_cursors;
 mod http;
 pub mod hub;
 mod identity;
+mod log_switch;
+mod mailbox;
 pub mod metrics;
 mod node;
 pub mod origin;
+mod problem;
 mod refusals;
 mod shard;
 mod socket;
+mod status;
 mod sys;
 mod timed_stream;
 pub mod trace;
@@ -76,8 +80,9 @@ pub use fanfare_core::{
     event::{AgentActivityUpdate, CalendarEventCreated, TaskStatus, TaskStatusUpdate},
     time::iso_8601,
 };
-pub use http::{BodyTimeout, limit_body, not_found, problem};
-pub use hub::{
-    BatchError, ClientLag, Hub, HubBuilder, LogSwitch, PublishError, Published, RevocationStore, StartError, Stats,
-};
+pub use http::{BodyTimeout, limit_body, not_found};
+pub use hub::{BatchError, Hub, HubBuilder, PublishError, Published, RevocationStore, StartError, Stats};
+pub use log_switch::LogSwitch;
+pub use problem::problem;
+pub use status::ClientLag;
 pub use timed_stream::TimedStream;

@@ -10,21 +10,21 @@ use crate::{
     clock,
     config::Config,
     foreign_cursors::ForeignCursors,
-    hub::{ClientLag, LogSwitch},
     identity::ConnectionIdIssuer,
+    log_switch::LogSwitch,
+    mailbox::{Command, DeliverySummary, ShardHandle},
     metrics::{Counter, Figures, Measure, Metrics},
     origin::{ForeignOrigin, LoggedOrigins},
     presence::{ConnectionInfo, Presence},
     refusals::Refusals,
-    shard::{Command, DeliverySummary, ShardHandle},
-    sys::{self, NodeFigures, SLOW},
+    status::{self, ClientLag, NodeFigures, SLOW},
     trace::Tracer,
-    upgrade::given,
     why::{ClientDetails, EventAnswer, EventFacts, EventOnNode, Question, RecentlyClosed, Skipped},
 };
 use axum::http::HeaderMap;
 use fanfare_core::{
     CloseCode, ConnectionId, Grant, Position, Revocation, Revocations,
+    event::is_absent,
     session::{ConnectRequest, Denied},
     time::Now,
     window::{ResumePoint, Viewer, Window},
@@ -305,7 +305,7 @@ impl Node {
             log_events: status.events,
             log_bytes: status.bytes,
             busy_us: self.shards().iter().map(|shard| shard.busy_us.load(Ordering::Relaxed)).collect(),
-            counters: sys::counters(&self.metrics),
+            counters: status::counters(&self.metrics),
             latency: self.metrics.buckets(Measure::AppendToWrite),
             round_trip: self.metrics.buckets(Measure::RoundTrip),
             process: figures.map(|figure| (figure.name.to_owned(), figure.value)).collect(),
@@ -351,7 +351,7 @@ impl Node {
 
     /// Checks the origin of a request. A rejected origin is counted and logged.
     pub(crate) fn check_origin(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<(), ForeignOrigin> {
-        self.config.allowed_origins.check(headers, &self.config, peer).inspect_err(|error| {
+        self.config.allowed_origins.check(headers, &self.config.trusted_proxies, peer).inspect_err(|error| {
             self.metrics.add(Counter::ForeignOrigin, 1);
             if self.logged_origins.is_new(&error.origin, clock::now().mono_ms) {
                 tracing::warn!("{error}");
@@ -428,4 +428,10 @@ pub(crate) fn auth_counter(error: &AuthError) -> Counter {
         "keys_unavailable" => Counter::AuthUnavailable,
         _ => Counter::AuthInvalid,
     }
+}
+
+/// Returns the value if it is present. Scripts that have no value write their language's absent value (`null`,
+/// `undefined`, `None`) into the URL.
+pub(crate) fn given(value: &str) -> Option<&str> {
+    (!is_absent(value)).then_some(value)
 }

@@ -1,13 +1,11 @@
 //! The origin of a request: the site whose page makes it, and the address of its client. Forwarding headers are trusted
 //! only from configured proxies.
 
-use crate::Config;
 use axum::{
     extract::ConnectInfo,
     http::{
         Extensions, HeaderMap, HeaderName,
         header::{HOST, ORIGIN},
-        request::Parts,
     },
 };
 use ipnet::IpNet;
@@ -92,12 +90,12 @@ impl Origins {
     pub(crate) fn check(
         &self,
         headers: &HeaderMap,
-        config: &Config,
+        proxies: &Proxies,
         peer: Option<IpAddr>,
     ) -> Result<(), ForeignOrigin> {
         let mut origins = headers.get_all(ORIGIN).into_iter();
         let Some(origin) = origins.next() else { return Ok(()) };
-        let host = host(headers, config, peer);
+        let host = host(headers, proxies, peer);
         let (Ok(origin), None) = (origin.to_str(), origins.next()) else {
             return Err(ForeignOrigin::new("an unreadable Origin header", host, self));
         };
@@ -203,8 +201,8 @@ fn other_local_name(origin: &str) -> Option<String> {
 }
 
 /// The host that the request was sent to, as the client wrote it.
-fn host<'a>(headers: &'a HeaderMap, config: &Config, peer: Option<IpAddr>) -> Option<&'a str> {
-    let forwarded = peer.is_some_and(|peer| config.trusted_proxies.contains(peer));
+fn host<'a>(headers: &'a HeaderMap, proxies: &Proxies, peer: Option<IpAddr>) -> Option<&'a str> {
+    let forwarded = peer.is_some_and(|peer| proxies.contains(peer));
     let forwarded = forwarded.then(|| headers.get(FORWARDED_HOST)).flatten();
     forwarded.or_else(|| headers.get(HOST))?.to_str().ok()
 }
@@ -257,15 +255,6 @@ fn address(entry: &str) -> Option<IpAddr> {
     plain
         .or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))
         .map(|address: IpAddr| address.to_canonical())
-}
-
-impl crate::Hub {
-    /// The client address of a request, from its connection and the headers of trusted proxies
-    /// ([`Config::trusted_proxies`]).
-    pub fn client_address(&self, parts: &Parts) -> IpAddr {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-        self.config().trusted_proxies.client(peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), &parts.headers)
-    }
 }
 
 impl FromStr for Origins {
@@ -365,7 +354,7 @@ mod tests {
     #[test]
     fn pages_of_other_sites_are_rejected() {
         let (listed, config): (Origins, _) =
-            ("https://app.example.org, http://localhost:3000/".parse().unwrap(), Config::default());
+            ("https://app.example.org, http://localhost:3000/".parse().unwrap(), Proxies::default());
         for (origin, host, same, in_list) in [
             ("https://hub.example.org", "hub.example.org", true, true),
             ("https://hub.example.org", "hub.example.org:443", true, true),
@@ -397,7 +386,7 @@ mod tests {
 
     #[test]
     fn the_forwarded_host_is_trusted_from_a_proxy_only() {
-        let config = Config { trusted_proxies: "10.0.0.1".parse().unwrap(), ..Config::default() };
+        let config = "10.0.0.1".parse::<Proxies>().unwrap();
         let headers = headers(&[
             (ORIGIN, "https://hub.example.org"),
             (HOST, "backend:8000"),
@@ -448,8 +437,8 @@ mod tests {
             ("https://munchen.example", false),
         ] {
             let headers = headers(&[(ORIGIN, origin), (HOST, "hub.example.net")]);
-            assert_eq!(listed.check(&headers, &Config::default(), None).is_ok(), may, "{origin}");
-            assert!(Origins::Same.check(&headers, &Config::default(), None).is_err(), "{origin}");
+            assert_eq!(listed.check(&headers, &Proxies::default(), None).is_ok(), may, "{origin}");
+            assert!(Origins::Same.check(&headers, &Proxies::default(), None).is_err(), "{origin}");
         }
     }
 
@@ -457,7 +446,7 @@ mod tests {
     fn a_rejection_names_origin_host_and_setting() {
         let reject = |allowed: &str, origin: &str, host: &str| {
             let allowed: Origins = allowed.parse().unwrap();
-            allowed.check(&headers(&[(ORIGIN, origin), (HOST, host)]), &Config::default(), None).unwrap_err()
+            allowed.check(&headers(&[(ORIGIN, origin), (HOST, host)]), &Proxies::default(), None).unwrap_err()
         };
         let local = reject("", "http://localhost:5173", "127.0.0.1:8000");
         assert_eq!(

@@ -1,71 +1,22 @@
 //! The status messages for subscribers of `$sys`: metrics of all nodes, slow clients and recently published events.
 
-use crate::{
-    hub::Hub,
-    metrics::{Counter, Measure},
-    shard::Command,
-    why::Question,
-};
+use crate::{hub::Hub, mailbox::Command, metrics::Measure, why::Question};
 use fanfare_core::{Position, time::iso_8601};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    runtime::Handle,
+    time::{MissedTickBehavior, interval},
+};
 
 /// Interval between status messages, while `$sys` has subscribers.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Number of slow clients that a node reports.
-pub(crate) const SLOW: usize = 10;
 /// Maximum number of events in one status message; further events are only counted.
 const EVENTS: usize = 50;
-
-/// The fields that nodes of every version report.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Named {
-    pub(crate) node: String,
-}
-
-/// The status of a node.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct NodeFigures {
-    pub(crate) node: String,
-    pub(crate) version: String,
-    /// When the status was taken, in milliseconds since 1970-01-01T00:00:00Z.
-    pub(crate) at_ms: u64,
-    pub(crate) ready: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) problem: Option<String>,
-    pub(crate) connections: usize,
-    pub(crate) overdue: usize,
-    pub(crate) behind: usize,
-    pub(crate) lag_ms: Option<f64>,
-    pub(crate) window_events: usize,
-    pub(crate) window_bytes: usize,
-    pub(crate) log_events: usize,
-    pub(crate) log_bytes: usize,
-    /// Busy time of each shard since its start, in microseconds.
-    pub(crate) busy_us: Vec<u64>,
-    /// Every counter that is not 0, by family name, or by family name and label value.
-    pub(crate) counters: BTreeMap<String, u64>,
-    /// Count of each histogram bucket.
-    pub(crate) latency: Vec<u64>,
-    pub(crate) round_trip: Vec<u64>,
-    /// The metrics that the application adds.
-    pub(crate) process: BTreeMap<String, f64>,
-    pub(crate) slow: Vec<SlowClient>,
-}
-
-/// A lagging client.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct SlowClient {
-    pub(crate) connection_id: String,
-    pub(crate) user_id: String,
-    pub(crate) behind_events: u64,
-}
 
 /// An event published since the previous status message.
 #[derive(Debug, Serialize)]
@@ -94,18 +45,17 @@ struct Sys<'a> {
     more_events: u64,
 }
 
-/// The counters that are not 0, by name.
-pub(crate) fn counters(metrics: &crate::metrics::Metrics) -> BTreeMap<String, u64> {
-    let named = Counter::ALL.iter().map(|&counter| {
-        let family = counter.family().trim_start_matches("fanfare_");
-        let name = counter.label().map_or_else(|| family.to_owned(), |(_, value)| format!("{family} {value}"));
-        (name, metrics.get(counter))
-    });
-    named.filter(|(_, count)| *count > 0).collect()
+/// Starts the status messages, once for a hub and only within a Tokio runtime.
+pub(crate) fn start(hub: &Hub) {
+    if let Ok(runtime) = Handle::try_current()
+        && hub.starts_status()
+    {
+        runtime.spawn(publish_status(hub.downgrade()));
+    }
 }
 
 /// Sends status messages to the local subscribers of `$sys` until the hub is dropped.
-pub(crate) async fn publish_status(hub: Weak<crate::hub::Inner>) {
+async fn publish_status(hub: Weak<crate::hub::Inner>) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cursor = None;

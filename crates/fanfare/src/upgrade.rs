@@ -8,11 +8,11 @@ use crate::{
     admission::ExceededLimit,
     auth::AuthError,
     clock,
-    http::problem,
+    mailbox::{Command, NewConnection, Rejection, RequestTime},
     metrics::Counter,
-    node::{Node, auth_counter},
+    node::{Node, auth_counter, given},
+    problem::problem,
     refusals::{Full, Hold, Identity},
-    shard::{Command, NewConnection, Rejection, RequestTime},
     socket::{Socket, Tls},
 };
 use aws_lc_rs::digest;
@@ -29,7 +29,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fanfare_core::{CloseCode, ConnectionId, Grant, Position, event::is_absent, lineage::tag, session::ConnectRequest};
+use fanfare_core::{CloseCode, ConnectionId, Grant, Position, lineage::tag, session::ConnectRequest};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -308,12 +308,6 @@ async fn identify(
     let wanted = parameters.topics.as_deref().and_then(given).unwrap_or_default();
     let wanted = wanted.split(',').map(str::trim).filter(|topic| !topic.is_empty());
     Ok(ConnectRequest::new(grant, connection, last_event_id, wanted, node.config.max_topics_per_connection))
-}
-
-/// Returns the value if it is present. Scripts that have no value write their language's absent value (`null`,
-/// `undefined`, `None`) into the URL.
-pub(crate) fn given(value: &str) -> Option<&str> {
-    (!is_absent(value)).then_some(value)
 }
 
 /// Checks the limits that are known before there is a session. A returning client may take over the place of an older

@@ -1,6 +1,6 @@
 //! Cross-origin requests (CORS): permissions, and the response to preflight requests that are not allowed.
 
-use super::error::problem;
+use crate::problem::problem;
 use crate::{
     Config, Hub,
     origin::{self, Origins},

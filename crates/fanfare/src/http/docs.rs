@@ -1,8 +1,9 @@
 //! The OpenAPI 3.1 description of the API, and a page to read and try it. Both work without a network: the page's parts
 //! are embedded in the binary, and its policy forbids it to load anything from other hosts.
 
-use super::error::{ApiError, ErrorBody, ErrorCode};
+use super::error::{ApiError, ErrorCode};
 use crate::Hub;
+use crate::problem::ErrorBody;
 use axum::{
     Router,
     body::Bytes,

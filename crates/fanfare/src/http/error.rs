@@ -1,7 +1,9 @@
 //! The errors of the API: one table of codes, from which the responses, the counters and the documentation are
 //! generated.
 
-use crate::{AudienceError, AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter};
+use crate::{
+    AudienceError, AuthError, BrokerError, EventError, Hub, PublishError, metrics::Counter, problem::ErrorBody,
+};
 use axum::{
     Json,
     extract::{
@@ -12,8 +14,6 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Default for `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: u64 = 1;
@@ -104,19 +104,6 @@ pub(super) struct ApiError {
     counted: bool,
     /// The value of `Retry-After`, in seconds.
     retry_after: u64,
-}
-
-/// The response to a failed request.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorBody {
-    /// A sentence that states what is wrong and where.
-    detail: String,
-    /// The error code, for programs.
-    code: &'static str,
-    /// Index of the event in its batch, from 0, if the error concerns one event.
-    #[schema(nullable = false)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<usize>,
 }
 
 impl ErrorCode {
@@ -238,12 +225,6 @@ impl IntoResponse for ApiError {
         }
         response
     }
-}
-
-/// An error response in the API's format, for an application's own routes. `code` is for programs, and `detail` is a
-/// sentence.
-pub fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response {
-    (status, Json(ErrorBody { detail: detail.to_owned(), code, index: None })).into_response()
 }
 
 /// The value of `WWW-Authenticate` (RFC 6750 section 3). A request without a token receives no error code.

@@ -21,16 +21,39 @@ mod tokens;
 mod why;
 
 pub use body_limit::{BodyTimeout, limit_body};
-pub use error::{not_found, problem};
+pub use error::not_found;
 pub(crate) use metrics::metrics_text;
 
-use crate::Hub;
-use axum::{Router, middleware};
+use crate::{Hub, origin, sys, upgrade::upgrade};
+use axum::{Router, http::request::Parts, middleware, routing::any};
+use std::net::{IpAddr, Ipv4Addr};
 use utoipa_axum::{router::OpenApiRouter, routes};
+
+impl Hub {
+    /// The client address of a request, from its connection and the headers of trusted proxies
+    /// ([`Config::trusted_proxies`](crate::Config::trusted_proxies)).
+    pub fn client_address(&self, parts: &Parts) -> IpAddr {
+        let peer = origin::peer(&parts.extensions).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.config().trusted_proxies.client(peer, &parts.headers)
+    }
+
+    /// The routes of the hub: `/ws`, the HTTP API and its OpenAPI description.
+    pub fn router(&self) -> Router {
+        self.router_with(OpenApiRouter::new())
+    }
+
+    /// The routes of the hub and further routes, in one OpenAPI description.
+    ///
+    /// Call it within a Tokio runtime. Otherwise subscribers of the topic `$sys` receive no status messages.
+    pub fn router_with(&self, more: OpenApiRouter<Self>) -> Router {
+        sys::start(self);
+        Router::new().route("/ws", any(upgrade).with_state(self.shared_node())).merge(router(self.clone(), more))
+    }
+}
 
 /// Every route of the API, and further routes that an application describes. The router has no fallback, so it merges
 /// into any application.
-pub(crate) fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
+fn router(hub: Hub, more: OpenApiRouter<Hub>) -> Router {
     let (router, mut spec) = OpenApiRouter::with_openapi(docs::description())
         .merge(more)
         .routes(routes!(events::publish))

@@ -1,6 +1,7 @@
 //! The documentation of error responses, generated from the table of error codes.
 
-use super::error::{ErrorBody, ErrorCode, challenge};
+use super::error::{ErrorCode, challenge};
+use crate::problem::ErrorBody;
 use std::collections::BTreeMap;
 use utoipa::{
     IntoResponses, PartialSchema, ToSchema,
