@@ -4,6 +4,12 @@ use crate::origin::{Origins, Proxies};
 use axum::http::HeaderName;
 use std::time::Duration;
 
+/// Bounds of the number of held sockets. In between it is a share of `max_connections`.
+const MIN_HELD: usize = 16;
+const MAX_HELD: usize = 256;
+/// Maximum number of held sockets of one network.
+const MAX_HELD_OF_NETWORK: usize = 64;
+
 /// The limits and intervals of a hub. Every limit has a safe default; 0 means no limit where the field says so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -88,8 +94,15 @@ impl Config {
     /// their close frame, and sockets that were sent a close frame, or replaced by a newer socket, and are not closed
     /// yet.
     pub fn uncounted_sockets(&self) -> usize {
-        2 * crate::refusals::bounds(self.max_connections).0
+        2 * held_sockets(self.max_connections).0
     }
+}
+
+/// The maximum numbers of held sockets, in total and of one network. They scale with `max_connections`, because file
+/// descriptors do.
+pub(crate) fn held_sockets(max_connections: usize) -> (usize, usize) {
+    let all = if max_connections == 0 { MAX_HELD } else { (max_connections / 8).clamp(MIN_HELD, MAX_HELD) };
+    (all, (all / 4).min(MAX_HELD_OF_NETWORK))
 }
 
 impl Default for Config {

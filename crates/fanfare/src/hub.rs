@@ -563,11 +563,6 @@ impl Hub {
         self.inner.node.client_lag().await
     }
 
-    /// All metrics in the OpenMetrics 1.0 text format, as served by `/metrics`.
-    pub async fn metrics_text(&self) -> String {
-        crate::http::metrics_text(self).await
-    }
-
     /// Whether the hub accepts connections and events.
     pub fn is_ready(&self) -> bool {
         self.inner.node.is_ready() && self.inner.broker.status().problem.is_none()

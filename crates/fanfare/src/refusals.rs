@@ -4,7 +4,10 @@
 //! rejection is immediate. For each further one the socket is held without a session first. Knows identities and
 //! counts, and nothing of tokens or sessions.
 
-use crate::{address_group, clock, config::Config};
+use crate::{
+    address_group, clock,
+    config::{Config, held_sockets},
+};
 use fanfare_core::ConnectionId;
 use hashbrown::HashMap;
 use hyper::upgrade::Upgraded;
@@ -27,11 +30,6 @@ type Hasher = foldhash::fast::RandomState;
 const REMEMBERED_MS: u64 = 60_000;
 /// Maximum number of rejected clients that are remembered.
 const MAX_REMEMBERED: usize = 100_000;
-/// Bounds of the number of held sockets. In between it is a share of `max_connections`.
-const MIN_HELD: usize = 16;
-const MAX_HELD: usize = 256;
-/// Maximum number of held sockets of one network.
-const MAX_HELD_OF_NETWORK: usize = 64;
 /// Maximum number of bytes that a client may send while it is held.
 const MAX_SENT: usize = 4 << 10;
 
@@ -127,7 +125,7 @@ impl Refusals {
 
     /// Reserves a place for a socket of an address.
     pub(crate) fn hold(self: &Arc<Self>, address: IpAddr, delay: Duration, config: &Config) -> Result<Hold, Full> {
-        let (all, of_a_network) = bounds(config.max_connections);
+        let (all, of_a_network) = held_sockets(config.max_connections);
         let network = address_group(address);
         let mut held = self.held();
         if held.all >= all {
@@ -194,13 +192,6 @@ fn delay(times: u32) -> Duration {
         0 => Duration::ZERO,
         _ => Duration::from_secs(1 << (times - 1).min(16)),
     }
-}
-
-/// The maximum numbers of held sockets, in total and of one network. They scale with `max_connections`, because file
-/// descriptors do.
-pub(crate) fn bounds(max_connections: usize) -> (usize, usize) {
-    let all = if max_connections == 0 { MAX_HELD } else { (max_connections / 8).clamp(MIN_HELD, MAX_HELD) };
-    (all, (all / 4).min(MAX_HELD_OF_NETWORK))
 }
 
 /// Returns once the client has disconnected, sent a close frame, or sent more than `MAX_SENT` bytes.

@@ -5,11 +5,12 @@
 
 use crate::{
     clock,
+    config::held_sockets,
     mailbox::{Command, DeliverySummary, NewConnection, Rejection, RequestTime, ShardHandle},
     metrics::{ByType, Counter, Measure, Metrics},
     node::Node,
     presence::ConnectionInfo,
-    refusals::{self, Identity},
+    refusals::Identity,
     socket::Socket,
     status::{ClientLag, SLOW, SlowClient},
     trace::Written,
@@ -482,7 +483,7 @@ impl Shard {
     /// it.
     fn note_closing(&mut self, slot: Slot, now: Now) {
         let shards = self.node.shards().len().max(1);
-        let most = (refusals::bounds(self.node.config.max_connections).0 / shards).max(1);
+        let most = (held_sockets(self.node.config.max_connections).0 / shards).max(1);
         self.closing.push_back(slot);
         if self.closing.len() > most
             && let Some(&oldest) = self.closing.front()

@@ -130,7 +130,7 @@ pub(super) async fn metrics(
 }
 
 /// All metrics with their current values.
-pub(crate) async fn metrics_text(hub: &Hub) -> String {
+pub(super) async fn metrics_text(hub: &Hub) -> String {
     let mut registry = Registry::default();
     let of_application = hub.figures();
     registry.register_collector(Box::new(Counters(hub.metrics().clone())));

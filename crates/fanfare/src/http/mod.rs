@@ -22,7 +22,6 @@ mod why;
 
 pub use body_limit::{BodyTimeout, limit_body};
 pub use error::not_found;
-pub(crate) use metrics::metrics_text;
 
 use crate::{Hub, origin, sys, upgrade::upgrade};
 use axum::{Router, http::request::Parts, middleware, routing::any};
@@ -30,6 +29,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 impl Hub {
+    /// All metrics in the OpenMetrics 1.0 text format, as served by `/metrics`.
+    pub async fn metrics_text(&self) -> String {
+        metrics::metrics_text(self).await
+    }
+
     /// The client address of a request, from its connection and the headers of trusted proxies
     /// ([`Config::trusted_proxies`](crate::Config::trusted_proxies)).
     pub fn client_address(&self, parts: &Parts) -> IpAddr {
