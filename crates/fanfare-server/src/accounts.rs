@@ -8,13 +8,11 @@ pub(crate) mod http;
 mod login;
 mod password;
 mod store;
-mod url;
 
 pub(crate) use follow::follow;
 pub(crate) use login::Logins;
 pub(crate) use password::{check_password, hash};
 pub(crate) use store::{Key, Store, StoreError, User};
-pub(crate) use url::DatabaseUrl;
 
 use std::{fmt, str::FromStr};
 

@@ -7,9 +7,9 @@ mod services;
 mod setup;
 
 use crate::{
-    commands::{print, print_json},
     settings::{Exposed, Settings},
     terminal::without_credentials,
+    util::{print, print_json},
 };
 use clap::ArgMatches;
 use serde::Serialize;

@@ -1,6 +1,8 @@
 //! The `fanfare` program: commands, settings and exit codes. The behaviour of a hub is in the library.
 
+mod access;
 mod accounts;
+mod api_client;
 mod bench;
 mod check;
 mod cli;
@@ -8,10 +10,12 @@ mod commands;
 mod keyring;
 mod logging;
 mod memory;
+mod proc;
 mod redis;
 mod serve;
 mod settings;
 mod terminal;
+mod util;
 
 use settings::SettingsError;
 use std::{
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
             if error.is::<bench::Interrupted>() {
                 return ExitCode::from(INTERRUPTED);
             }
-            let usage = error.is::<SettingsError>() || error.is::<commands::Usage>();
+            let usage = error.is::<SettingsError>() || error.is::<util::UsageError>();
             ExitCode::from(if usage { USAGE } else { 1 })
         }
     }

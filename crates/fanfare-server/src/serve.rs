@@ -19,10 +19,10 @@ mod vitals;
 mod worker;
 
 use crate::{
-    accounts::{self, DatabaseUrl, Logins, Store},
+    accounts::{self, Logins, Store},
     keyring::Keyring,
     logging, redis,
-    settings::{Loaded, Settings, SettingsError, kind::LogFormat},
+    settings::{DatabaseUrl, Loaded, Settings, SettingsError, kind::LogFormat},
 };
 use acceptor::{Acceptor, Preamble};
 use anyhow::Context;

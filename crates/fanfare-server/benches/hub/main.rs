@@ -20,7 +20,7 @@ mod inside;
 mod join;
 mod load;
 mod measure;
-#[path = "../../src/bench/proc.rs"]
+#[path = "../../src/proc.rs"]
 mod proc;
 mod publish;
 mod publisher;

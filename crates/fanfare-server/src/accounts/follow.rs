@@ -50,7 +50,7 @@ impl Follower {
             polled = Instant::now();
             if purged.elapsed() >= PURGE_INTERVAL {
                 // After an error the rows remain until the next time.
-                let _ = self.store.purge(crate::commands::access::unix_secs().saturating_mul(1_000)).await;
+                let _ = self.store.purge(crate::util::unix_secs().saturating_mul(1_000)).await;
                 purged = Instant::now();
             }
         }

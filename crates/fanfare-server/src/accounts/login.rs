@@ -5,7 +5,7 @@ use super::{
     password::{MAX_BYTES, Passwords},
     store::{Login, LoginRow, Renewal, Renewed, hex},
 };
-use crate::{commands::access::random_id, settings::Settings};
+use crate::{settings::Settings, util::random_id};
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use fanfare::{

@@ -1,6 +1,7 @@
 //! The database: its tables, and all SQL statements. Knows rows, and not what they mean for a hub.
 
-use super::{DatabaseUrl, Role};
+use super::Role;
+use crate::settings::DatabaseUrl;
 use fanfare::{
     Revocation,
     auth::{AccessKeys, token_id},
@@ -654,7 +655,7 @@ fn sid(family: &str) -> String {
 
 /// Earlier versions accepted revocations in the far future, which locked a user out forever. Sets them to the present.
 async fn repair(pool: &AnyPool) -> Result<(), sqlx::Error> {
-    let now = crate::commands::access::unix_secs();
+    let now = crate::util::unix_secs();
     let repaired = sqlx::query(
         "UPDATE fanfare_revocations SET before_secs = $1 WHERE kind IN ('user', 'everyone') AND before_secs > $2",
     );
@@ -916,7 +917,7 @@ mod tests {
         let ann: std::sync::Arc<str> = user.email.into();
         store.revoke(&Revocation::User { user: ann, before: 9_999_999_999 }).await.unwrap();
         let store = Store::new(DatabaseUrl::File(home.path().join("accounts.db")));
-        let now = crate::commands::access::unix_secs();
+        let now = crate::util::unix_secs();
         match &store.revocations().await.unwrap()[..] {
             [Revocation::User { before, .. }] => assert!(before.abs_diff(now) < 600, "{before}"),
             other => panic!("{other:?}"),

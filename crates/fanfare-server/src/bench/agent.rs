@@ -7,7 +7,7 @@ use super::{
     socket::{Connector, Socket},
     tally::{Stream, Tally, Times},
 };
-use crate::commands::access::TokenSigner;
+use crate::access::TokenSigner;
 use anyhow::Context;
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde::{Deserialize, Serialize};

@@ -10,7 +10,6 @@ mod frame;
 mod html;
 pub(crate) mod outcome;
 mod plan;
-pub(crate) mod proc;
 mod publisher;
 mod report;
 mod socket;
@@ -20,14 +19,10 @@ mod usage;
 pub(crate) use plan::PRESETS;
 
 use crate::{
-    commands::{
-        Usage as UsageError,
-        access::{Access, TokenSigner},
-        http::Server as Http,
-        print, print_status,
-        token::parts,
-    },
+    access::{Access, TokenSigner, parts},
+    api_client::Server as Http,
     settings::Settings,
+    util::{UsageError, print, print_status},
 };
 use agent::{Order, Progress, Report, Setup};
 use anyhow::Context;
@@ -181,7 +176,7 @@ async fn try_out(plan: &Plan, who: &Users) -> anyhow::Result<()> {
 /// Runs the load on the hub, and then on the bare write loop if requested.
 async fn measure(plan: Plan, who: Users, target: Target) -> anyhow::Result<Outcome> {
     try_out(&plan, &who).await?;
-    let began_at = crate::commands::access::unix_secs();
+    let began_at = crate::util::unix_secs();
     let Users { user, token, publisher, .. } = who;
     let load = Load::start(&plan, "clients", token, target.address.port()).await?;
     let publisher = Publisher::new(Http::parse(&plan.url)?, publisher, &plan, load.run, user);
@@ -278,7 +273,7 @@ enum Stage {
 
 impl Load {
     async fn start(plan: &Plan, part: &str, token: Option<String>, port: u16) -> anyhow::Result<Self> {
-        let run = u64::from_str_radix(&crate::commands::access::random_id()?[..8], 16)?;
+        let run = u64::from_str_radix(&crate::util::random_id()?[..8], 16)?;
         let processes = Processes::listening_on(port);
         let before = processes.as_ref().map(Processes::usage).unwrap_or_default();
         let (say, reports) = mpsc::channel(256);

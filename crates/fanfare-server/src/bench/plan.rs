@@ -1,6 +1,6 @@
 //! The plan of a load: a preset, changed by flags, divided among processes and source addresses.
 
-use crate::{commands::Usage, settings::kind::parse_duration};
+use crate::{settings::kind::parse_duration, util::UsageError};
 use clap::ArgMatches;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, time::Duration};
@@ -94,7 +94,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Parses the flags. `target` is the hub; `files` is the limit on open files of a process.
-    pub(crate) fn read(matches: &ArgMatches, target: IpAddr, files: u64) -> Result<Self, Usage> {
+    pub(crate) fn read(matches: &ArgMatches, target: IpAddr, files: u64) -> Result<Self, UsageError> {
         let name = matches.get_one::<String>("preset").map_or("small", String::as_str);
         let preset = PRESETS.iter().find(|preset| preset.name == name).unwrap_or(&PRESETS[0]);
         let connections = matches.get_one("connections").copied().unwrap_or(preset.connections);
@@ -106,7 +106,7 @@ impl Plan {
         let processes = matches.get_one("processes").copied().unwrap_or(fewest).clamp(1, connections.max(1));
         if connections.div_ceil(processes) > usable {
             let most = usable * processes;
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "{processes} processes can open {most} connections, because each may open {files} files: use \
                  --processes {fewest}, or a higher `ulimit -n`"
             )));
@@ -116,7 +116,7 @@ impl Plan {
         let floor = matches.get_flag("floor");
         let (mix, rate) = match matches.get_one::<String>("mix") {
             Some(text) if floor && mix(text)?[1..] != [0, 0] => {
-                return Err(Usage(
+                return Err(UsageError(
                     "the bare write loop supports only one audience: use --floor with --mix everyone=1".to_owned(),
                 ));
             }
@@ -161,10 +161,10 @@ impl Plan {
 }
 
 /// Loopback offers many source addresses. For other hubs the system chooses, unless addresses are named.
-fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64) -> Result<Vec<IpAddr>, Usage> {
+fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64) -> Result<Vec<IpAddr>, UsageError> {
     let named = matches.get_many::<IpAddr>("source").into_iter().flatten().copied().collect::<Vec<_>>();
     if named.iter().any(|source| source.is_ipv4() != target.is_ipv4()) {
-        return Err(Usage("--source and the hub's address must both be IPv4, or both IPv6".to_owned()));
+        return Err(UsageError("--source and the hub's address must both be IPv4, or both IPv6".to_owned()));
     }
     if !named.is_empty() || !target.is_ipv4() || !target.is_loopback() {
         return Ok(named);
@@ -175,9 +175,9 @@ fn sources(matches: &ArgMatches, target: IpAddr, connections: u64, fastest: f64)
     Ok((0..wanted.clamp(1, 60_000)).map(address).collect())
 }
 
-fn mix(text: &str) -> Result<[u32; 3], Usage> {
+fn mix(text: &str) -> Result<[u32; 3], UsageError> {
     let wrong = || {
-        Usage(format!(
+        UsageError(format!(
             "--mix: {text:?} is not a valid mix; expected weights of audiences, such as everyone=1,topic=2,user=7"
         ))
     };
@@ -190,11 +190,11 @@ fn mix(text: &str) -> Result<[u32; 3], Usage> {
     if mix.iter().all(|&weight| weight == 0) { Err(wrong()) } else { Ok(mix) }
 }
 
-fn duration(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, Usage> {
+fn duration(matches: &ArgMatches, name: &str) -> Result<Option<Duration>, UsageError> {
     let Some(text) = matches.get_one::<String>(name) else { return Ok(None) };
     let parsed = parse_duration(text).map(Some);
     parsed.ok_or_else(|| {
-        Usage(format!("--{name}: {text:?} is not a valid duration; expected one such as 500ms, 30s or 5m"))
+        UsageError(format!("--{name}: {text:?} is not a valid duration; expected one such as 500ms, 30s or 5m"))
     })
 }
 

@@ -6,10 +6,10 @@ use super::{
     plan::{Kind, Plan},
     tally::{Stream, Times},
 };
-use crate::commands::{
-    Usage,
+use crate::{
     access::Access,
-    http::{HubResponse, Server},
+    api_client::{HubResponse, Server},
+    util::UsageError,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ impl Publisher {
                     return Ok(());
                 }
                 Ok(response) => format!("HTTP status {}", response.status.as_u16()),
-                Err(error) if error.is::<Usage>() => return Err(error),
+                Err(error) if error.is::<UsageError>() => return Err(error),
                 Err(error) => error.to_string(),
             };
             *self.published.retries.entry(why).or_default() += 1;

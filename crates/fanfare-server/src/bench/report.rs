@@ -243,7 +243,7 @@ pub(crate) fn read(path: &str) -> anyhow::Result<Outcome> {
 /// Writes to a file, or to standard output for `-`.
 pub(crate) fn write_file(path: &str, text: &str) -> anyhow::Result<()> {
     if path == "-" {
-        return crate::commands::print(&format!("{text}\n"));
+        return crate::util::print(&format!("{text}\n"));
     }
     fs::write(path, text).with_context(|| format!("failed to write {path}"))
 }

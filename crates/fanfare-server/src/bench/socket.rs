@@ -1,7 +1,7 @@
 //! Non-blocking connections to a hub, plain or over TLS, from chosen source addresses.
 
 use super::plan::Plan;
-use crate::commands::Usage;
+use crate::util::UsageError;
 use anyhow::Context;
 use mio::net::TcpStream;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::ServerName};
@@ -40,8 +40,8 @@ pub(crate) enum Socket {
 }
 
 impl Target {
-    pub(crate) fn parse(text: &str) -> Result<Self, Usage> {
-        let wrong = |why: &str| Usage(format!("--url: {text:?} is not a valid URL: {why}"));
+    pub(crate) fn parse(text: &str) -> Result<Self, UsageError> {
+        let wrong = |why: &str| UsageError(format!("--url: {text:?} is not a valid URL: {why}"));
         let url = Url::parse(text.trim()).map_err(|error| wrong(&error.to_string()))?;
         let tls = match url.scheme() {
             "ws" | "http" => false,

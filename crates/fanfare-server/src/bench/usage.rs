@@ -1,6 +1,6 @@
 //! Resource usage of the hub's processes, if they run on this machine.
 
-use super::proc;
+use crate::proc;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fs, time::Duration};
 

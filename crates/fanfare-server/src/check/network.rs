@@ -1,10 +1,7 @@
 //! The public address: opens a connection through it, and holds it for longer than the idle timeouts of proxies.
 
 use super::{Check, Finding};
-use crate::{
-    commands::{access::Access, http::Server, print_status},
-    settings::Settings,
-};
+use crate::{access::Access, api_client::Server, settings::Settings, util::print_status};
 use fanfare::{Position, auth::Claims};
 use fanfare_client::scheme_mismatch;
 use futures_util::{SinkExt, StreamExt};

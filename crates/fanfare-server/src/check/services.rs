@@ -2,10 +2,10 @@
 
 use super::{Check, Finding};
 use crate::{
-    accounts::{DatabaseUrl, Store},
+    accounts::Store,
     redis,
     serve::jwks,
-    settings::Settings,
+    settings::{DatabaseUrl, Settings},
 };
 use fanfare::broker::redis::{Durability, Inspection, inspect};
 

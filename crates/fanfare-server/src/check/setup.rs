@@ -77,7 +77,7 @@ fn keys(settings: &Settings) -> Finding {
 fn permissions(settings: &Settings, exposed: &Exposed) -> Vec<Finding> {
     let files = [&settings.secret_key_file, &settings.private_key_file, &settings.tls_key_file];
     let database = match &settings.database_url {
-        crate::accounts::DatabaseUrl::File(path) => Some(path),
+        crate::settings::DatabaseUrl::File(path) => Some(path),
         _ => None,
     };
     let there = files.into_iter().flatten().chain(database).filter(|path| path.exists());

@@ -1,6 +1,6 @@
 //! `fanfare health`: reports as its exit status whether a hub accepts clients.
 
-use super::{http::Server, print};
+use crate::{api_client::Server, util::print};
 use anyhow::bail;
 use clap::ArgMatches;
 

@@ -1,10 +1,11 @@
 //! `fanfare key`: manages access keys, which programs use instead of tokens. They are valid until they are revoked.
 
-use super::{Usage, access::unix_secs, print, print_database, print_json, print_status};
+use super::print_database;
 use crate::{
     accounts::{Key, Store},
     settings::Settings,
     terminal,
+    util::{UsageError, columns, date, print, print_json, print_status, unix_secs},
 };
 use clap::ArgMatches;
 use fanfare::auth::AccessKeys;
@@ -55,7 +56,7 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     if matches.get_flag("json") {
         let keys: Vec<_> = keys
             .iter()
-            .map(|key| json!({ "name": key.name, "rights": rights(key), "created_at": super::date(key.created_at) }))
+            .map(|key| json!({ "name": key.name, "rights": rights(key), "created_at": date(key.created_at) }))
             .collect();
         return print_json(&format!("{}\n", serde_json::to_string_pretty(&keys)?));
     }
@@ -64,17 +65,16 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
         return Ok(());
     }
     let head = ["NAME", "RIGHTS", "SINCE"].map(str::to_owned);
-    let rows = keys
-        .iter()
-        .map(|key| [terminal::line(&key.name).into_owned(), rights(key).to_owned(), super::date(key.created_at)]);
-    print(&super::columns([head].into_iter().chain(rows)))
+    let rows =
+        keys.iter().map(|key| [terminal::line(&key.name).into_owned(), rights(key).to_owned(), date(key.created_at)]);
+    print(&columns([head].into_iter().chain(rows)))
 }
 
-fn name(matches: &ArgMatches) -> Result<String, Usage> {
+fn name(matches: &ArgMatches) -> Result<String, UsageError> {
     let name = matches.get_one::<String>("name").map(|name| name.trim()).unwrap_or_default();
     let invalid = |c: char| !c.is_ascii_alphanumeric() && !"_-.:".contains(c);
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(invalid) {
-        return Err(Usage(format!(
+        return Err(UsageError(format!(
             "{name:?} is not a valid key name; expected 1 to 64 letters, digits, _, -, . and :"
         )));
     }

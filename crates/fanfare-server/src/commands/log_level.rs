@@ -1,7 +1,6 @@
 //! `fanfare log-level`: changes the log level of a running hub, on all nodes.
 
-use super::{access::Access, http::Server, print};
-use crate::settings::Settings;
+use crate::{access::Access, api_client::Server, settings::Settings, util::print};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::auth::Claims;

@@ -3,8 +3,11 @@
 //! The model is linear in each cost. Its constants are fitted to the runs in `assets/measured.json` (`fanfare
 //! bench`), and a test compares the two.
 
-use super::{Usage, print};
-use crate::{bench::outcome::Outcome, settings::kind};
+use crate::{
+    bench::outcome::Outcome,
+    settings::kind,
+    util::{UsageError, print},
+};
 use anyhow::Context;
 use clap::ArgMatches;
 use serde::{Deserialize, Serialize};
@@ -253,9 +256,9 @@ fn points() -> anyhow::Result<Vec<Point>> {
 }
 
 /// A run of the benchmark as a point of the model.
-fn point(outcome: &Outcome) -> Result<Point, Usage> {
+fn point(outcome: &Outcome) -> Result<Point, UsageError> {
     let missing =
-        || Usage("--from: the run used a hub on another machine, so the costs of the hub are unknown".to_owned());
+        || UsageError("--from: the run used a hub on another machine, so the costs of the hub are unknown".to_owned());
     let server = outcome.server.as_ref().ok_or_else(missing)?;
     let connections = outcome.plan.connections as f64;
     let ramp = connections / outcome.plan.ramp;
@@ -273,19 +276,20 @@ fn point(outcome: &Outcome) -> Result<Point, Usage> {
     })
 }
 
-fn load(matches: &ArgMatches) -> Result<Load, Usage> {
+fn load(matches: &ArgMatches) -> Result<Load, UsageError> {
     let number = |name: &str| matches.get_one::<f64>(name).copied();
     let connections = number("connections").unwrap_or(0.0);
     let size = |name: &str| {
         let text = matches.get_one::<String>(name).map_or("", String::as_str);
         kind::size::parse(text).map(|bytes| bytes as f64 / 1_048_576.0).ok_or_else(|| {
-            Usage(format!("--{name}: {text:?} is not a valid size; expected {}", kind::size::expected()))
+            UsageError(format!("--{name}: {text:?} is not a valid size; expected {}", kind::size::expected()))
         })
     };
     let text = matches.get_one::<String>("heartbeat").map_or("30s", String::as_str);
     let heartbeat = kind::parse_duration(text).filter(|period| !period.is_zero());
-    let heartbeat = heartbeat
-        .ok_or_else(|| Usage(format!("--heartbeat: {text:?} is not a valid duration; expected one such as 30s")))?;
+    let heartbeat = heartbeat.ok_or_else(|| {
+        UsageError(format!("--heartbeat: {text:?} is not a valid duration; expected one such as 30s"))
+    })?;
     Ok(Load {
         connections,
         events: number("events").unwrap_or(0.0),

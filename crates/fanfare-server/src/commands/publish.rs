@@ -1,13 +1,13 @@
 //! `fanfare publish`: publishes one event, or one from each line of standard input.
 
-use super::{
-    Usage,
-    access::{Access, random_id},
-    backoff::Backoff,
-    http::{HubResponse, Server},
-    print_json, print_status, random,
+use super::backoff::Backoff;
+use crate::{
+    access::Access,
+    api_client::{HubResponse, Server},
+    settings::Settings,
+    terminal,
+    util::{UsageError, print_json, print_status, random, random_id},
 };
-use crate::{settings::Settings, terminal};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::auth::Claims;
@@ -81,9 +81,9 @@ pub(super) async fn run(matches: &ArgMatches, settings: &Settings) -> anyhow::Re
 fn event(matches: &ArgMatches) -> anyhow::Result<String> {
     let text = |name: &str| matches.get_one::<String>(name).map_or("", String::as_str);
     let data: &RawValue =
-        serde_json::from_str(text("data")).map_err(|error| Usage(format!("--data is not valid JSON: {error}")))?;
+        serde_json::from_str(text("data")).map_err(|error| UsageError(format!("--data is not valid JSON: {error}")))?;
     if !data.get().starts_with('{') {
-        return Err(Usage("--data must be a JSON object, such as '{\"text\":\"hi\"}'".to_owned()).into());
+        return Err(UsageError("--data must be a JSON object, such as '{\"text\":\"hi\"}'".to_owned()).into());
     }
     let audience = audience(matches.get_one::<String>("audience").map_or("everyone", String::as_str))?;
     // An ID that is chosen here makes it safe to retry.
@@ -92,11 +92,11 @@ fn event(matches: &ArgMatches) -> anyhow::Result<String> {
     Ok(serde_json::to_string(&event)?)
 }
 
-fn audience(text: &str) -> Result<Value, Usage> {
+fn audience(text: &str) -> Result<Value, UsageError> {
     match text.split_once(':') {
         None if text == "everyone" => Ok(json!("everyone")),
         Some((kind @ ("user" | "connection" | "topic"), id)) if !id.is_empty() => Ok(json!({ kind: id })),
-        _ => Err(Usage(format!(
+        _ => Err(UsageError(format!(
             "--audience: {text:?} is not a valid audience; expected everyone, user:ID, \
                 connection:ID or topic:NAME"
         ))),
@@ -161,7 +161,7 @@ impl Publisher {
             let error = match self.server.post(path, &self.access.token()?, json.to_owned()).await {
                 Ok(response) if !is_transient(response.status) => return Ok(response),
                 Ok(response) => anyhow::anyhow!("{}", rejection(&response).0),
-                Err(error) if error.is::<Usage>() => return Err(error),
+                Err(error) if error.is::<UsageError>() => return Err(error),
                 Err(error) => error.context(format!("failed to reach the hub at {}", self.server)),
             };
             let pause = backoff.next(random()?).max(Duration::from_millis(100));

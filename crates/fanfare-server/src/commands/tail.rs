@@ -1,7 +1,11 @@
 //! `fanfare tail`: prints events as they arrive. It reconnects, and resumes from its cursor.
 
-use super::{Usage, access::Access, print, print_json, print_status};
-use crate::{settings::Settings, terminal};
+use crate::{
+    access::Access,
+    settings::Settings,
+    terminal,
+    util::{UsageError, print, print_json, print_status},
+};
 use anyhow::Context;
 use clap::ArgMatches;
 use fanfare::auth::Claims;
@@ -44,7 +48,7 @@ impl Tail {
         let cursor = Cursor { connection_id: None, last_event_id: matches.get_one::<String>("since").cloned() };
         let options = Options::new(url, token).topics(super::texts(matches, "topics")).cursor(cursor);
         Ok(Self {
-            listener: options.listen().map_err(|refused| Usage(format!("--url: {refused}")))?,
+            listener: options.listen().map_err(|refused| UsageError(format!("--url: {refused}")))?,
             signed,
             types: super::texts(matches, "type"),
             pretty: matches.get_flag("pretty"),

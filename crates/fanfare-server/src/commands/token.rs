@@ -1,16 +1,12 @@
 //! `fanfare token`: creates a token, or explains one.
 
-use super::{
-    Usage,
-    access::{dated, minter, unix_secs},
-    print,
-};
 use crate::{
+    access::{dated, minter, parts},
     keyring::Keyring,
     settings::{Settings, kind},
+    util::{UsageError, print, unix_secs},
 };
 use anyhow::Context;
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::ArgMatches;
 use fanfare::{
     AuthError,
@@ -30,7 +26,7 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let minter = minter(settings, "")?;
     let sub = matches.get_one::<String>("sub").cloned().unwrap_or_default();
     if sub.is_empty() || sub.len() > 256 {
-        return Err(Usage("--sub must be the user's ID, of 1 to 256 bytes".to_owned()).into());
+        return Err(UsageError("--sub must be the user's ID, of 1 to 256 bytes".to_owned()).into());
     }
     let topics = super::patterns(matches)?;
     let claims = Claims {
@@ -42,9 +38,11 @@ fn mint(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     };
     let token = minter.mint(&dated(claims, ttl(matches, settings)?, settings)?);
     if token.len() > fanfare::auth::MAX_TOKEN_BYTES {
-        return Err(
-            Usage(format!("the token would have {} bytes, which is too long: use fewer topics", token.len())).into()
-        );
+        return Err(UsageError(format!(
+            "the token would have {} bytes, which is too long: use fewer topics",
+            token.len()
+        ))
+        .into());
     }
     print(&format!("{token}\n"))
 }
@@ -55,7 +53,9 @@ fn ttl(matches: &ArgMatches, settings: &Settings) -> anyhow::Result<Duration> {
     };
     let ttl = kind::duration::parse(text).filter(|ttl| ttl.as_secs() > 0);
     Ok(ttl.ok_or_else(|| {
-        Usage(format!("--ttl: {text:?} is not a valid lifetime; expected a duration of at least a second, such as 30m"))
+        UsageError(format!(
+            "--ttl: {text:?} is not a valid lifetime; expected a duration of at least a second, such as 30m"
+        ))
     })?)
 }
 
@@ -71,17 +71,6 @@ fn explain(token: &str, settings: &Settings) -> anyhow::Result<()> {
         anyhow::anyhow!("this is not a JSON Web Token: expected three parts in base64url, separated by dots")
     })?;
     print(&explanation(text, &header, &claims, settings, unix_secs()))
-}
-
-/// Header and claims, unverified.
-pub(crate) fn parts(token: &str) -> Option<(Value, Value)> {
-    let mut parts = token.split('.');
-    let mut object = || {
-        let bytes = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?;
-        serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object)
-    };
-    let both = (object()?, object()?);
-    (parts.next().is_some() && parts.next().is_none()).then_some(both)
 }
 
 fn explanation(token: &str, header: &Value, claims: &Value, settings: &Settings, now: u64) -> String {

@@ -1,10 +1,11 @@
 //! `fanfare user`: manages accounts.
 
-use super::{Usage, access::unix_secs, print, print_database, print_json, print_status};
+use super::print_database;
 use crate::{
     accounts::{Role, Store, User, check_password, email, hash},
     settings::Settings,
     terminal,
+    util::{UsageError, columns, date, print, print_json, print_status, unix_secs},
 };
 use anyhow::Context;
 use clap::ArgMatches;
@@ -95,7 +96,7 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
                     "role": user.role.name(),
                     "topics": user.topics,
                     "disabled": user.disabled,
-                    "created_at": super::date(user.created_at),
+                    "created_at": date(user.created_at),
                 })
             })
             .collect();
@@ -108,16 +109,16 @@ async fn list(matches: &ArgMatches, store: &Store) -> anyhow::Result<()> {
     let head = ["EMAIL", "ROLE", "STATE", "SINCE", "TOPICS"].map(str::to_owned);
     let rows = users.into_iter().map(|user| {
         let state = if user.disabled { "disabled" } else { "active" };
-        let (role, since) = (user.role.to_string(), super::date(user.created_at));
+        let (role, since) = (user.role.to_string(), date(user.created_at));
         let foreign = |text: &str| terminal::line(text).into_owned();
         [foreign(&user.email), role, state.to_owned(), since, foreign(&user.topics.join(", "))]
     });
-    print(&super::columns([head].into_iter().chain(rows)))
+    print(&columns([head].into_iter().chain(rows)))
 }
 
-fn address(matches: &ArgMatches) -> Result<String, Usage> {
+fn address(matches: &ArgMatches) -> Result<String, UsageError> {
     let text = matches.get_one::<String>("email").map(String::as_str).unwrap_or_default();
-    email(text).ok_or_else(|| Usage(format!("{text:?} is not a valid e-mail address")))
+    email(text).ok_or_else(|| UsageError(format!("{text:?} is not a valid e-mail address")))
 }
 
 async fn known(matches: &ArgMatches, store: &Store) -> anyhow::Result<User> {
@@ -139,15 +140,15 @@ fn password(matches: &ArgMatches, email: &str) -> anyhow::Result<String> {
     } else {
         if !stdin().is_terminal() {
             return Err(
-                Usage("cannot prompt for a password without a terminal: use --password-stdin".to_owned()).into()
+                UsageError("cannot prompt for a password without a terminal: use --password-stdin".to_owned()).into()
             );
         }
         let first = rpassword::prompt_password(format!("Password for {email}: "))?;
         if rpassword::prompt_password("Repeat the password: ")? != first {
-            return Err(Usage("the passwords do not match".to_owned()).into());
+            return Err(UsageError("the passwords do not match".to_owned()).into());
         }
         first
     };
-    check_password(&password, email).map_err(Usage)?;
+    check_password(&password, email).map_err(UsageError)?;
     Ok(password)
 }

@@ -1,11 +1,12 @@
 //! `fanfare why`: prints the deliveries of one event, or the state of one client, as reported by all nodes.
 
-use super::{
+use crate::{
     access::Access,
-    http::{HubResponse, Server},
-    print, print_json,
+    api_client::{HubResponse, Server},
+    settings::Settings,
+    terminal,
+    util::{print, print_json},
 };
-use crate::{settings::Settings, terminal};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use fanfare::{

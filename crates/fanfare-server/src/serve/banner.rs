@@ -3,7 +3,7 @@
 //! Tokens are printed only if they become invalid with this run. Tokens of a configured secret must not reach a log.
 
 use super::listener::reachable;
-use crate::{commands::access::dated, keyring::Keyring, settings::Settings};
+use crate::{access::dated, keyring::Keyring, settings::Settings};
 use fanfare::auth::Claims;
 use std::{
     fmt::Write as _,

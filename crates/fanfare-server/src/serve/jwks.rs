@@ -1,7 +1,7 @@
 //! The public keys of an identity provider. They are fetched at startup, at an interval, and when a token names an
 //! unknown key. If a fetch fails, the current keys remain in use.
 
-use crate::commands::http::root_cause;
+use crate::api_client::root_cause;
 use anyhow::{Context, ensure};
 use fanfare::{
     Algorithm,

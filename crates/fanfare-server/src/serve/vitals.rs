@@ -1,6 +1,6 @@
 //! Metrics of the process, with the names that Prometheus client libraries use, and the expiry of its certificate.
 
-use crate::bench::proc;
+use crate::proc;
 use fanfare::metrics::{Figure, Figures};
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! The kinds of values of settings: how each is parsed, shown, and described in errors.
 
-use crate::{accounts::DatabaseUrl, terminal::without_credentials};
+use crate::{settings::DatabaseUrl, terminal::without_credentials};
 use fanfare::{
     Algorithm,
     broker::redis::{Durability, RedisUrl},

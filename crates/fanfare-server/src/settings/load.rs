@@ -219,7 +219,7 @@ mod tests {
         assert!(notes[1].contains(".env:6") && notes[1].contains("FANFARE_DATABASE_URL"), "{notes:?}");
         assert!(!notes[1].contains("pw"), "{notes:?}");
         let asked = environment(&[("DATABASE_URL", "postgres://app/app"), ("FANFARE_DATABASE_URL", "none")]);
-        assert_eq!(load(&asked).unwrap().settings.database_url, crate::accounts::DatabaseUrl::None);
+        assert_eq!(load(&asked).unwrap().settings.database_url, crate::settings::DatabaseUrl::None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! [`Sources`] (texts with their origins) are loaded into [`Settings`] (parsed, and checked against each other).
 
+mod database_url;
 mod dotenv;
 mod exposed;
 pub(crate) mod kind;
@@ -10,6 +11,7 @@ pub(crate) mod print;
 mod sources;
 mod table;
 
+pub(crate) use database_url::DatabaseUrl;
 pub(crate) use exposed::Exposed;
 pub(crate) use load::{Loaded, SettingsError, load};
 pub(crate) use sources::Sources;

@@ -1,7 +1,7 @@
 //! Prints the settings: as a table, as JSON, and as Markdown for the documentation.
 
 use super::{load::Loaded, table::TABLE};
-use crate::commands::columns;
+use crate::util::columns;
 use serde::Serialize;
 use std::fmt::Write as _;
 

@@ -1,7 +1,7 @@
 //! The table of all settings. Flags, environment names, TOML keys, help texts and documentation derive from it.
 
 use super::kind::{self, LogFormat, Secret};
-use crate::accounts::DatabaseUrl;
+use crate::settings::DatabaseUrl;
 use fanfare::{
     Algorithm, Config,
     auth::Family,

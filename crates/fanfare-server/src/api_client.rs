@@ -1,6 +1,6 @@
 //! An HTTP/1.1 client for the commands. Knows requests, and not what they mean.
 
-use super::{Usage, access::checked};
+use crate::{access::checked, util::UsageError};
 use anyhow::Context;
 use fanfare_client::scheme_mismatch;
 use hyper::{StatusCode, Uri, body::Bytes, header::CONTENT_TYPE};
@@ -30,10 +30,10 @@ pub(crate) struct HubResponse {
 
 impl Server {
     /// Parses the URL of a hub, or of its WebSocket endpoint.
-    pub(crate) fn parse(url: &str) -> Result<Self, Usage> {
+    pub(crate) fn parse(url: &str) -> Result<Self, UsageError> {
         // The text before an @ may be a password, even in a URL without a scheme.
         let shown = if url.contains('@') { "the given text".to_owned() } else { format!("{url:?}") };
-        let wrong = |why: &str| Usage(format!("--url: {shown} is not a valid URL: {why}"));
+        let wrong = |why: &str| UsageError(format!("--url: {shown} is not a valid URL: {why}"));
         let uri: Uri = url.trim().parse().map_err(|_| wrong("it cannot be parsed"))?;
         let tls = match uri.scheme_str() {
             Some("http" | "ws") => false,
@@ -103,7 +103,7 @@ impl Server {
             && let Ok(url) = self.url("/").parse()
             && let Some(why) = scheme_mismatch(&url, &error).await
         {
-            return Usage(why).into();
+            return UsageError(why).into();
         }
         root_cause(error)
     }

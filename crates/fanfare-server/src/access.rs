@@ -1,17 +1,18 @@
 //! Tokens for the commands: given by the user, or signed with the configured secret.
 
-use super::Usage;
-use crate::{keyring::Keyring, settings::Settings};
-use aws_lc_rs::rand;
+use crate::{
+    keyring::Keyring,
+    settings::Settings,
+    util::{UsageError, random_id, unix_secs},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::ArgMatches;
 use fanfare::{
-    ConnectionId, Minter,
+    Minter,
     auth::{Claims, Family},
 };
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use serde_json::Value;
+use std::{fmt, time::Duration};
 
 /// The source of a command's token.
 pub(crate) enum Access {
@@ -52,7 +53,7 @@ impl Access {
 }
 
 /// Checks that a token can be sent in a header. The error never contains any part of it.
-pub(crate) fn checked(token: &str) -> Result<&str, Usage> {
+pub(crate) fn checked(token: &str) -> Result<&str, UsageError> {
     let token = token.trim();
     let wrong = token.chars().enumerate().find(|(_, c)| !c.is_ascii_graphic());
     let Some((at, wrong)) = wrong else { return Ok(token) };
@@ -67,7 +68,7 @@ pub(crate) fn checked(token: &str) -> Result<&str, Usage> {
     } else {
         "expected only the JWT or the access key"
     };
-    Err(Usage(format!("the token (--token, FANFARE_TOKEN) has {what} at character {}: {hint}", at + 1)))
+    Err(UsageError(format!("the token (--token, FANFARE_TOKEN) has {what} at character {}: {hint}", at + 1)))
 }
 
 impl TokenSigner {
@@ -93,11 +94,11 @@ impl fmt::Debug for Access {
 /// The minter of the configured key. `otherwise` begins the advice in the error if there is none.
 pub(crate) fn minter(settings: &Settings, otherwise: &str) -> anyhow::Result<Minter> {
     let missing = || match settings.algorithm.family() {
-        Family::Secret => Usage(format!(
+        Family::Secret => UsageError(format!(
             "no secret is configured to sign a token: {otherwise} set SECRET_KEY to the hub's secret \
              (in the environment, in .env, or as secret_key in fanfare.toml)"
         )),
-        _ => Usage(format!("no key is configured to sign a token: {otherwise} set private_key_file")),
+        _ => UsageError(format!("no key is configured to sign a token: {otherwise} set private_key_file")),
     };
     Ok(Keyring::load(settings)?.minter.ok_or_else(missing)?)
 }
@@ -115,18 +116,15 @@ pub(crate) fn dated(claims: Claims, ttl: Duration, settings: &Settings) -> anyho
     })
 }
 
-/// Seconds since 1970-01-01T00:00:00Z.
-pub(crate) fn unix_secs() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// A random UUID (RFC 9562 version 4).
-pub(crate) fn random_id() -> anyhow::Result<String> {
-    let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("failed to generate a random number"))?;
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    Ok(ConnectionId(u128::from_be_bytes(bytes)).to_string())
+/// Header and claims of a token, unverified.
+pub(crate) fn parts(token: &str) -> Option<(Value, Value)> {
+    let mut parts = token.split('.');
+    let mut object = || {
+        let bytes = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?;
+        serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object)
+    };
+    let both = (object()?, object()?);
+    (parts.next().is_some() && parts.next().is_none()).then_some(both)
 }
 
 #[cfg(test)]
@@ -143,7 +141,7 @@ mod tests {
     #[test]
     fn without_a_secret_the_error_names_the_setting() {
         let error = minter(&Settings::default(), "").expect_err("no secret");
-        assert!(error.is::<Usage>() && error.to_string().contains("SECRET_KEY"), "{error}");
+        assert!(error.is::<UsageError>() && error.to_string().contains("SECRET_KEY"), "{error}");
     }
 
     // attack: reading a mistyped token from the error message of a command => the message never repeats it
@@ -157,7 +155,7 @@ mod tests {
             ("hush\u{e9}", "a character that is not ASCII at character 5"),
             ("hu\0sh", "a control character"),
         ] {
-            let error = checked(token).err().map(|Usage(text)| text).unwrap();
+            let error = checked(token).err().map(|UsageError(text)| text).unwrap();
             assert!(error.contains(says) && !error.contains("hush"), "{error}");
         }
     }
