@@ -210,7 +210,7 @@ def test_the_cursor_stays_before_a_gap_until_it_is_handled(hub_with):
         # The second listener stands for a program that failed while it handled the gap.
         with SyncListener(hub.url(), token("ann"), **saved) as events:
             assert isinstance(events.next(GENEROUS), Gap)
-            until(lambda: len(events._heard) >= 10, "what follows the gap", GENEROUS)
+            until(lambda: len(events._queue) >= 10, "what follows the gap", GENEROUS)
             assert events.last_event_id == first.log_position, "it is not handled yet"
             saved["last_event_id"] = events.last_event_id
     with SyncListener(hub.url(), token("ann"), **saved) as events:
@@ -360,7 +360,7 @@ def test_a_listener_that_was_not_entered_says_so(hub, ask):
 def test_what_is_no_message_of_a_hub_is_passed_over(text):
     client = Client("ws://hub/ws", [])
     received = client.receive(text)
-    assert received.unexpected and received.heard is None and not client.live
+    assert received.unexpected and received.notification is None and not client.live
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_frames(case):
     answer = client.auth("a newer token") if received.wants_token else received.answer
     assert (json.loads(answer) if answer else None) == expected.get("sends")
     gap = expected.get("gap")
-    assert received.heard == (Gap(gap["reason"], gap.get("missed")) if gap else None)
+    assert received.notification == (Gap(gap["reason"], gap.get("missed")) if gap else None)
     problem, said = received.problem, case["say"]
     assert (problem and {"error": problem.error, "message": problem.message}) == expected.get("problem")
     assert problem is None or (problem.topic, problem.ack_event_id) == (said.get("topic"), said.get("ack_event_id"))
@@ -76,7 +76,7 @@ def test_events(case):
     message = CLASSES[case["class"]](**fields)
     assert json.loads(message.model_dump_json()) == expected
     client = listening.Client("ws://hub/ws", [])
-    assert client.receive(case["delivered"]).heard.model_dump(mode="json") == expected
+    assert client.receive(case["delivered"]).notification.model_dump(mode="json") == expected
 
 
 @pytest.mark.parametrize("case", vectors("cursors"), ids=lambda case: case["frame"][:40])
@@ -85,7 +85,7 @@ def test_cursors(case):
     received = client.receive(case["frame"])
     assert client.last_event_id == case["cursor"]
     whole = json.loads(case["frame"])
-    assert whole["type"] == "ping" or received.heard.model_dump(mode="json", exclude_unset=True) == whole
+    assert whole["type"] == "ping" or received.notification.model_dump(mode="json", exclude_unset=True) == whole
 
 
 def test_a_message_has_what_the_references_has():
@@ -205,7 +205,7 @@ def test_nobody_there_is_an_error_in_time(tmp_path):
     lonely = RedisServer(tmp_path)
     try:
         with Publisher(lonely.url, patience=0.5) as publisher:
-            with pytest.raises(PublishError, match="no hub put it into the log") as failed:
+            with pytest.raises(PublishError, match="no hub appended the event to the log") as failed:
                 publisher.publish_broadcast(WSMessage(type="note"))
             assert failed.value.may_be_published
     finally:
@@ -214,7 +214,7 @@ def test_nobody_there_is_an_error_in_time(tmp_path):
         with pytest.raises(PublishError, match="Redis can't be reached"):
             publisher.publish_broadcast(WSMessage(type="note"))
     with Publisher("http://127.0.0.1:1", token=KEY, patience=0.5) as publisher:
-        with pytest.raises(PublishError, match="the hub can't be reached"):
+        with pytest.raises(PublishError, match="the hub at http:.* can't be reached"):
             publisher.publish_broadcast(WSMessage(type="note"))
 
 

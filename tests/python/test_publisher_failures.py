@@ -54,7 +54,7 @@ ANSWERS = {
     "a page with 200": (200, PAGE, {"Content_Type": "text/html"}, UnexpectedAnswer, "200 with text/html"),
     "an empty answer": (200, "", {}, UnexpectedAnswer, "200"),
     "JSON without the fields": (201, "{}", {}, UnexpectedAnswer, "check the URL"),
-    "JSON of another shape": (201, '{"event_id":"e-1","position":7}', {}, UnexpectedAnswer, "place in the log"),
+    "JSON of another shape": (201, '{"event_id":"e-1","position":7}', {}, UnexpectedAnswer, "position in the log"),
     "JSON that is no object": (201, "[]", {}, UnexpectedAnswer, "check the URL"),
     "another event's answer": (201, TAKEN.replace("e-1", "e-2"), {}, UnexpectedAnswer, "another request"),
     "a redirect": (307, "", {"Location": "https://elsewhere"}, UnexpectedAnswer, "redirect .307. to https://elsewhere"),
@@ -247,5 +247,5 @@ def test_a_hub_that_comes_while_it_is_tried_has_the_event(publish, tmp_path, cap
             hub.kill()
     first = caplog.records[0]
     assert first.name.startswith("fanfare_publisher") and first.levelno == logging.WARNING
-    assert "trying again" in first.getMessage()
+    assert "retrying in" in first.getMessage()
     assert KEY not in caplog.text, "no token is logged"
