@@ -64,7 +64,7 @@ export class Client<Events extends object = EventMap> {
     const sink = {
       frame: (frame: Frame, before: string | undefined) => this.receive(frame, before),
       state: (state: State) => this.changed(state),
-      problem: (problem: Problem) => this.reportProblem(problem),
+      problem: (problem: Problem) => this.report(problem),
       subscribed: (confirmed: Subscribed) => this.settle(confirmed.topic, ({ resolve }) => resolve(confirmed)),
     };
     const given = { ...options, topics: [...this.topics.keys()] };
@@ -73,7 +73,7 @@ export class Client<Events extends object = EventMap> {
     // share.js is a separate file, because most applications do not need it.
     const shared = () => import("./share.js").then(({ Shared }) => new Shared(given, sink, Link), (cause) => {
       const message = `share.js cannot be loaded, so this tab opens its own socket: ${cause}`;
-      this.reportProblem({ error: "share", message, cause });
+      this.report({ error: "share", message, cause });
       return alone();
     });
     this.source = !options.share || !locks ? alone() : new Later(shared(), options.cursor);
@@ -83,7 +83,7 @@ export class Client<Events extends object = EventMap> {
   open(): this {
     this.source.open();
     // Deferred, so that the caller can add handlers first.
-    queueMicrotask(() => this.invalid.splice(0).forEach((problem) => this.reportProblem(problem)));
+    queueMicrotask(() => this.invalid.splice(0).forEach((problem) => this.report(problem)));
     return this;
   }
 
@@ -152,7 +152,7 @@ export class Client<Events extends object = EventMap> {
     });
     // A subscription that is not awaited must not cause an unhandled rejection: the rejection is a problem as well.
     answer.catch(() => {});
-    if (problem) this.reportProblem(problem);
+    if (problem) this.report(problem);
     else {
       this.topics.set(topic, (this.topics.get(topic) ?? 0) + 1);
       this.source.subscribe(topic);
@@ -172,7 +172,7 @@ export class Client<Events extends object = EventMap> {
     if (left) return void this.topics.set(topic, left);
     this.topics.delete(topic);
     this.source.unsubscribe(topic);
-    const problem = { error: "unsubscribed", message: `${topic} was unsubscribed before the hub answered`, topic };
+    const problem = { error: "unsubscribed", message: `${topic} was unsubscribed`, topic };
     this.settle(topic, ({ reject }) => reject(rejection(problem)));
   }
 
@@ -208,7 +208,7 @@ export class Client<Events extends object = EventMap> {
     }
   }
 
-  private reportProblem(problem: Problem): void {
+  private report(problem: Problem): void {
     if (this.problems.size) this.call(this.problems, problem);
     else console.warn(`fanfare: ${problem.error}: ${problem.message}`);
     if (problem.topic !== undefined) this.settle(problem.topic, ({ reject }) => reject(rejection(problem)));
@@ -248,16 +248,16 @@ export class Client<Events extends object = EventMap> {
   private handleGap(frame: Frame): void {
     this.handlingGap = true;
     const behind = this.gaps.size ? [...this.readers].filter(({ idle }) => !idle) : [];
-    if (!behind.length) return this.callGapHandlers(frame);
+    if (!behind.length) return this.callGap(frame);
     const read = Promise.all(behind.map((reader) => reader.settled()));
     const discard = () => { for (const reader of behind) reader.discard(); };
-    void this.limited("reading the events before a gap from events()", read, discard).then(() => {
-      this.callGapHandlers(frame);
+    void this.limited("reading events() up to a gap", read, discard).then(() => {
+      this.callGap(frame);
       this.deliver();
     });
   }
 
-  private callGapHandlers(frame: Frame): void {
+  private callGap(frame: Frame): void {
     const abort = new AbortController();
     const results = this.call(this.gaps, { ...frame as unknown as Gap, signal: abort.signal }, "onGap", abort.signal);
     const pending = results.filter((result) => result instanceof Promise);
@@ -278,7 +278,7 @@ export class Client<Events extends object = EventMap> {
   ): Promise<unknown> {
     return within(this.options.gapTimeout ?? 30_000, name, abort, () => work, true).catch((cause: Error) => {
       onTimeout();
-      this.reportProblem({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
+      this.report({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
     });
   }
 
@@ -286,7 +286,7 @@ export class Client<Events extends object = EventMap> {
   private call<T>(
     handlers: Set<Handler<T>> | undefined, value: T, name = "a handler", ignoreFailures?: AbortSignal,
   ): unknown[] {
-    const failed = (cause: unknown) => { if (!ignoreFailures?.aborted) this.handlerFailed(name, cause, handlers); };
+    const failed = (cause: unknown) => { if (!ignoreFailures?.aborted) this.handlerError(name, cause, handlers); };
     return [...handlers ?? []].map((handler) => {
       try {
         const result = handler(value) as PromiseLike<unknown> | undefined;
@@ -297,7 +297,7 @@ export class Client<Events extends object = EventMap> {
     });
   }
 
-  private handlerFailed(name: string, cause: unknown, handlers: unknown): void {
+  private handlerError(name: string, cause: unknown, handlers: unknown): void {
     // The failure of an `onProblem` handler is not reported to `onProblem`, which would recurse forever.
     if (handlers !== this.problems && this.problems.size) {
       this.call(this.problems, { error: "handler", message: `${name} failed: ${text(cause)}`, cause });

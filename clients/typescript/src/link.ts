@@ -41,13 +41,13 @@ export class Link implements Source {
   readonly cursor: Cursor;
   private readonly topics = new Map<string, TopicState>();
   /** The topics in the URL of the current socket. */
-  private topicsInUrl: string[] = [];
+  private urlTopics: string[] = [];
   /** The position of the first `ack` of the connection. */
-  private startPosition = "";
+  private start = "";
   private token: string | undefined;
   private tokenAt = 0;
   /** The reason for the next call of `getToken`. */
-  private nextTokenReason: TokenReason = "connect";
+  private tokenReason: TokenReason = "connect";
   /** The token replaces a rejected one, and the hub has neither accepted nor rejected it yet. */
   private fresh = false;
   private asking: AbortController | undefined;
@@ -59,7 +59,7 @@ export class Link implements Source {
   private count = 0;
   private attempts = 0;
   private liveAt = 0;
-  private lastFrameAt = 0;
+  private lastFrame = 0;
   /** Milliseconds between the hub's pings. */
   private period = 30_000;
   private goaway: number | undefined;
@@ -93,7 +93,7 @@ export class Link implements Source {
     if (!this.opened) return this.open();
     this.attempts = 0;
     if (!this.live) void this.attempt();
-    else if (token) this.authenticate(token);
+    else if (token) this.auth(token);
   }
 
   /** Closes the socket, and starts a new attempt, which passes the gate again. */
@@ -104,14 +104,14 @@ export class Link implements Source {
     this.topics.set(topic, state);
     if (this.live && state.position) return this.sink.subscribed({ topic, event_id: state.position });
     state.awaited = true;
-    if (this.live && !state.pendingId) this.sendSubscribe(topic, state);
+    if (this.live && !state.pendingId) this.request(topic, state);
   }
 
   unsubscribe(topic: string): void {
     if (this.topics.delete(topic)) this.send({ type: "unsubscribe", topic });
   }
 
-  private sendSubscribe(topic: string, state: TopicState): void {
+  private request(topic: string, state: TopicState): void {
     state.pendingId = `s${++this.count}`;
     this.send({ type: "subscribe", topic, event_id: state.pendingId });
   }
@@ -126,7 +126,7 @@ export class Link implements Source {
     this.sink.state({ name, reason, ...more });
   }
 
-  private disconnectedState(): State["name"] {
+  private waitState(): State["name"] {
     return !online() ? "offline" : this.cursor.connectionId ? "resuming" : "connecting";
   }
 
@@ -134,7 +134,7 @@ export class Link implements Source {
   private async attempt(): Promise<void> {
     this.drop();
     const generation = this.generation;
-    this.setState(this.disconnectedState(), this.reason);
+    this.setState(this.waitState(), this.reason);
     // A handler may have closed the client.
     if (generation !== this.generation) return;
     try {
@@ -149,12 +149,12 @@ export class Link implements Source {
       await gate;
       if (generation !== this.generation) return;
       // The token may have expired during the wait at the gate.
-      if (this.options.getToken && Date.now() - this.tokenAt > STEADY) return this.attemptWithNewToken();
+      if (this.options.getToken && Date.now() - this.tokenAt > STEADY) return this.reattempt();
     }
     try {
       const Socket = this.options.WebSocket ?? globalThis.WebSocket;
       if (!Socket) {
-        throw new Error("this runtime has no WebSocket: pass the one of the package \"ws\" as the option WebSocket");
+        throw new Error("no WebSocket: set the option WebSocket to that of the package \"ws\"");
       }
       const protocols = this.options.tokenInUrl ? [] : ["fanfare", `bearer.${this.token}`];
       const socket: SocketLike = new Socket(this.address(), protocols);
@@ -172,7 +172,7 @@ export class Link implements Source {
     this.expect(this.options.connectTimeout ?? 10_000, "the hub does not respond");
   }
 
-  private attemptWithNewToken(): void {
+  private reattempt(): void {
     this.token = undefined;
     void this.attempt();
   }
@@ -186,12 +186,12 @@ export class Link implements Source {
       this.token = checked(this.token, "the option `token`");
       return;
     }
-    const reason = this.nextTokenReason;
-    this.token = await this.callGetToken(reason);
+    const reason = this.tokenReason;
+    this.token = await this.askToken(reason);
     this.fresh = reason === "refused";
   }
 
-  private async callGetToken(reason: TokenReason): Promise<string> {
+  private async askToken(reason: TokenReason): Promise<string> {
     const { getToken, tokenTimeout = 30_000 } = this.options;
     const asking = this.asking = new AbortController();
     const token = await within(tokenTimeout, "getToken", asking, (signal) => getToken!(reason, signal));
@@ -211,12 +211,12 @@ export class Link implements Source {
 
   private address(): string {
     const { tokenInUrl, url } = this.options;
-    this.topicsInUrl = [...this.topics.keys()];
+    this.urlTopics = [...this.topics.keys()];
     return address(url, {
       token: tokenInUrl ? this.token : undefined,
       connection_id: this.cursor.connectionId,
       last_event_id: this.cursor.lastEventId,
-      topics: this.topicsInUrl.join(),
+      topics: this.urlTopics.join(),
     });
   }
 
@@ -226,10 +226,10 @@ export class Link implements Source {
       frame = JSON.parse(data);
       if (typeof frame.type !== "string") throw new TypeError("a message needs a type");
     } catch (cause) {
-      const message = `unexpected message: not from a fanfare hub: ${reasonOf(cause)}`;
+      const message = `not a message of a fanfare hub: ${reasonOf(cause)}`;
       return this.sink.problem({ error: "malformed", message, cause });
     }
-    this.lastFrameAt = Date.now();
+    this.lastFrame = Date.now();
     if (this.live) this.expectPing();
     const before = this.cursor.lastEventId;
     // The position of the first `ack` is after the gap that may follow it. With that position as the cursor, a client
@@ -237,12 +237,12 @@ export class Link implements Source {
     const cursor = cursorAfter(frame);
     if (cursor && (this.live || !before || frame.type !== "ack")) this.cursor.lastEventId = cursor;
     switch (frame.type) {
-      case "ack": return this.live ? this.subscribeAcknowledged(frame) : this.connected(frame);
+      case "ack": return this.live ? this.acknowledged(frame) : this.connected(frame);
       case "ping": return this.send({ type: "pong", event_id: frame.event_id });
       case "pong": return this.ponged();
       case "error": return this.rejected(frame);
       case "auth_expiring": return void this.renew();
-      case "goaway": return this.scheduleGoaway(frame);
+      case "goaway": return this.leave(frame);
       default: return this.sink.frame(frame, before);
     }
   }
@@ -255,33 +255,33 @@ export class Link implements Source {
     this.period = (heartbeat ?? 30) * 1_000;
     this.live = true;
     this.fresh = false;
-    this.nextTokenReason = "connect";
-    this.startPosition = frame.event_id;
+    this.tokenReason = "connect";
+    this.start = frame.event_id;
     this.liveAt = Date.now();
     this.goaway = undefined;
     this.expectPing();
     this.setState("live", "", { resumed: resumed === true });
     // Topics that were subscribed or unsubscribed while the socket was opening.
     for (const [topic, state] of this.topics) {
-      if (this.topicsInUrl.includes(topic)) state.pendingId = undefined;
-      else this.sendSubscribe(topic, state);
+      if (this.urlTopics.includes(topic)) state.pendingId = undefined;
+      else this.request(topic, state);
     }
-    for (const topic of this.topicsInUrl) if (!this.topics.has(topic)) this.send({ type: "unsubscribe", topic });
+    for (const topic of this.urlTopics) if (!this.topics.has(topic)) this.send({ type: "unsubscribe", topic });
     // The hub sends an `error` for each topic of the URL that it rejects, and nothing for the others. All these errors
     // come before the `pong`, so the `pong` acknowledges the rest.
-    if (this.topicsInUrl.some((topic) => this.topics.get(topic)?.awaited)) this.send({ type: "ping" });
+    if (this.urlTopics.some((topic) => this.topics.get(topic)?.awaited)) this.send({ type: "ping" });
   }
 
   /** Handles the `ack` of a `subscribe`. It counts only if it answers the newest `subscribe` of the topic. */
-  private subscribeAcknowledged({ topic, ack_event_id, event_id }: Frame): void {
+  private acknowledged({ topic, ack_event_id, event_id }: Frame): void {
     const state = this.topics.get(topic as string);
     if (state?.pendingId && state.pendingId === ack_event_id) this.confirm(topic as string, state, event_id);
   }
 
   private ponged(): void {
-    for (const topic of this.topicsInUrl) {
+    for (const topic of this.urlTopics) {
       const state = this.topics.get(topic);
-      if (state?.awaited && !state.pendingId) this.confirm(topic, state, this.startPosition);
+      if (state?.awaited && !state.pendingId) this.confirm(topic, state, this.start);
     }
   }
 
@@ -308,7 +308,7 @@ export class Link implements Source {
   private check(): void {
     if (!this.live) {
       if (this.timer) void this.attempt();
-    } else if (Date.now() - this.lastFrameAt >= PROBE) {
+    } else if (Date.now() - this.lastFrame >= PROBE) {
       this.send({ type: "ping" });
       this.expect(PROBE, SILENT);
     }
@@ -318,10 +318,10 @@ export class Link implements Source {
     if (!this.options.getToken) return;
     const generation = this.generation;
     try {
-      const token = await this.callGetToken("expiring");
+      const token = await this.askToken("expiring");
       if (generation !== this.generation) return;
       this.token = token;
-      this.authenticate(token);
+      this.auth(token);
     } catch (cause) {
       if (generation !== this.generation) return;
       // The hub closes the connection when the token expires. The next attempt then calls `getToken` again.
@@ -331,7 +331,7 @@ export class Link implements Source {
   }
 
   /** Sends a newer token to the hub, or opens another socket if the token names another user. */
-  private authenticate(token: string): void {
+  private auth(token: string): void {
     if (this.gate?.(token)) this.restart();
     else this.send({ type: "auth", token });
   }
@@ -340,7 +340,7 @@ export class Link implements Source {
    * Handles `goaway`: events are delivered until the hub closes the socket, or until `reconnect_after_ms` have passed.
    * The client then reconnects.
    */
-  private scheduleGoaway(frame: Frame): void {
+  private leave(frame: Frame): void {
     this.goaway = Number(frame.reconnect_after_ms) || 0;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
@@ -356,7 +356,7 @@ export class Link implements Source {
     if (reaction === "new token") {
       if (!this.options.getToken) return this.refuse(message, code);
       this.token = undefined;
-      this.nextTokenReason = "refused";
+      this.tokenReason = "refused";
       // A second rejection in a row is final, unless it depends on the time.
       if (this.fresh && !/^token_(expired|not_yet_valid)/.test(reason)) return this.refuse(message, code);
       if (this.fresh) reaction = "later";
@@ -379,7 +379,7 @@ export class Link implements Source {
     // Without a network the pause is long, because the event `online` ends it.
     this.timer = setTimeout(() => void this.attempt(), online() ? ms : Math.max(ms, longest));
     const retryAt = Date.now() + ms;
-    this.setState(this.disconnectedState(), reason, { ...(code === undefined ? {} : { code }), retryAt });
+    this.setState(this.waitState(), reason, { ...(code === undefined ? {} : { code }), retryAt });
   }
 
   /** Closes the socket, cancels the timers, and makes callbacks of earlier attempts ineffective. */

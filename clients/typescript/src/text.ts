@@ -4,6 +4,6 @@ export function text(cause: unknown): string {
   try {
     return String(cause);
   } catch {
-    return "an object that cannot be converted to a string";
+    return "an object without a string form";
   }
 }

@@ -702,7 +702,7 @@ describe("a failing handler ends neither the process nor the client", () => {
   test("a thrown value may have no text", async () => {
     const client = hub.connect({ token: undefined, getToken: () => { throw Object.create(null); } });
     await settled();
-    assert.match(hub.problems[0].message, /^getToken failed: an object that cannot be converted to a string/);
+    assert.match(hub.problems[0].message, /^getToken failed: an object without a string form/);
     assert.ok(client.state.retryAt, "and another attempt is scheduled");
     client.onState(() => { throw Object.create(null); });
     assert.equal(hub.problems.length, 2);
