@@ -1,4 +1,4 @@
-// The TypeScript client, as built, in a real browser against the real program.
+// The built TypeScript client in a real browser, against the hub.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -18,7 +18,7 @@ let chromium;
 before(async () => { chromium = await browser(); });
 after(() => chromium?.close());
 
-/** A tab of the hub's site that has the client and nothing else. */
+/** A tab of the hub's site that loads only the client. */
 class Tab {
   static async open(context, hub, script = CLIENT) {
     const tab = new Tab();
@@ -32,22 +32,22 @@ class Tab {
     });
     await tab.page.route("**/client.mjs", (route) => route.fulfill({ contentType: "text/javascript", body: script }));
     await tab.page.route("**/share.js", (route) => route.fulfill({ contentType: "text/javascript", body: SHARE }));
-    // Something small that really comes from the hub: a page that came from nowhere may not connect to this machine.
+    // A page of the hub's own site, because Chromium blocks connections of other pages to the local machine.
     await tab.page.goto(`${hub.origin}/health/live`);
     return tab;
   }
 
-  /** Connects, and keeps all that comes in `got`, `gaps` and `states`. `setup` runs before it opens. */
+  /** Connects, and collects the output of the client in `got`, `gaps`, `states` and `problems`. */
   async connect(options, tokens = async () => options.token) {
     await this.page.exposeFunction("nextToken", tokens);
     await this.page.evaluate(async (options) => {
       const { Client } = await import("/client.mjs");
       const { token, ...rest } = options;
       const client = new Client({ url: "/ws", getToken: (reason) => nextToken(reason), ...rest });
-      Object.assign(window, { client, got: [], gaps: [], states: [], problems: [], mend: undefined });
+      Object.assign(window, { client, got: [], gaps: [], states: [], problems: [], settle: undefined });
       client.onProblem(({ cause, ...problem }) => { problems.push(problem); });
       client.onAny(({ event_id }) => { got.push(event_id); });
-      client.onGap(({ reason }) => { gaps.push(reason); return new Promise((done) => { window.mend = done; }); });
+      client.onGap(({ reason }) => { gaps.push(reason); return new Promise((done) => { window.settle = done; }); });
       client.onState(({ name }) => { if (states.at(-1) !== name) states.push(name); });
       client.open();
     }, options);
@@ -88,7 +88,7 @@ tab("the first event", {}, async (hub, tab) => {
   assert.ok(!tab.sockets[0].href.includes("token"), "the token is not in the URL");
 });
 
-tab("the server is killed and starts again: the gap is mended before what follows is handed out", {}, async (hub, tab) => {
+tab("after a crash of the hub, events after the gap wait until onGap has settled", {}, async (hub, tab) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "before");
@@ -100,14 +100,14 @@ tab("the server is killed and starts again: the gap is mended before what follow
   await tab.isState("live");
   await until(async () => (await tab.get("gaps")).length === 1, "the gap");
   await note(hub, "last");
-  await until(() => tab.received.some(({ event_id }) => event_id === "last"), "the last to have come");
-  assert.deepEqual([await tab.get("gaps"), await tab.get("got")], [["reset"], ["before"]], "held back");
-  await tab.page.evaluate(() => mend());
+  await until(() => tab.received.some(({ event_id }) => event_id === "last"), "the last event to arrive");
+  assert.deepEqual([await tab.get("gaps"), await tab.get("got")], [["reset"], ["before"]], "events after the gap wait");
+  await tab.page.evaluate(() => settle());
   await tab.has("last");
   assert.deepEqual(await tab.get("got"), ["before", "after", "last"]);
 });
 
-tab("without a network it is offline, and with one it is back at once", {}, async (hub, tab, context) => {
+tab("a client is offline without a network, and resumes when the network returns", {}, async (hub, tab, context) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "e1");
@@ -122,21 +122,21 @@ tab("without a network it is offline, and with one it is back at once", {}, asyn
   assert.equal((await tab.state()).resumed, true);
 });
 
-tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
+tab("an expiring token is renewed on the same socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
   const sign = (secs) => hub.sign({ sub: "ann", iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + secs });
   const asked = [];
   await tab.connect({}, async (reason) => { asked.push(reason); asked.at ??= Date.now(); return sign(asked.length === 1 ? 8 : 600); });
   await tab.isState("live");
-  await until(() => asked.length === 2, "a newer token to be asked for");
-  await until(() => tab.sent.some(({ type }) => type === "auth"), "it to be shown");
+  await until(() => asked.length === 2, "getToken to be called again");
+  await until(() => tab.sent.some(({ type }) => type === "auth"), "the newer token to be sent");
   const ended = Date.now() + 9_000;
-  await until(() => Date.now() > ended, "the first token to have ended");
+  await until(() => Date.now() > ended, "the first token to expire");
   await note(hub, "e1");
   await tab.has("e1");
   assert.deepEqual([[...asked], tab.sockets.length], [["connect", "expiring"], 1]);
 });
 
-tab("what an operator ended stays ended", {}, async (hub, tab) => {
+tab("a client that an operator disconnects does not reconnect by itself", {}, async (hub, tab) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   const { connectionId } = await tab.page.evaluate(() => client.cursor);
@@ -147,10 +147,10 @@ tab("what an operator ended stays ended", {}, async (hub, tab) => {
   assert.equal((await tab.state()).code, 4003);
   await tab.page.evaluate(() => client.retry());
   await tab.isState("live");
-  assert.equal(tab.sockets.length, 2, "and not sooner");
+  assert.equal(tab.sockets.length, 2, "only retry() opened another socket");
 });
 
-test("two tabs share a socket, and when the one that has it is closed the other goes on where it was", async () => {
+test("two tabs share a socket, and when the leader is closed the other tab resumes", async () => {
   const hub = await Hub.start();
   const context = await chromium.newContext();
   try {
@@ -162,7 +162,7 @@ test("two tabs share a socket, and when the one that has it is closed the other 
     const [first, second] = tabs;
     assert.deepEqual([first.sockets.length, second.sockets.length], [1, 0]);
     await second.page.evaluate(() => { client.subscribe("b"); });
-    await until(() => first.sent.some(({ topic }) => topic === "b"), "the other's topic to be asked for");
+    await until(() => first.sent.some(({ topic }) => topic === "b"), "the leader to subscribe to the topic of the other tab");
     await note(hub, "e1", { audience: { topic: "b" } });
     for (const tab of tabs) await tab.has("e1");
 
@@ -171,7 +171,7 @@ test("two tabs share a socket, and when the one that has it is closed the other 
     const publishing = (async () => { while (!stop) await note(hub, `n-${count++}`); })();
     await second.has("n-20");
     await first.page.close();
-    await until(() => second.sockets.length === 1, "the other's own socket");
+    await until(() => second.sockets.length === 1, "a socket of the other tab");
     const then = count;
     await until(() => count > then + 20, "events after it");
     stop = true;
@@ -208,8 +208,8 @@ function sharing(name, users, run, settings = {}) {
   });
 }
 
-// attack: a tab of another user's in the same browser listens to the shared socket => it has a socket of its own user's
-sharing("tabs of two users in one browser hear their own user's events only", ["alice", "bob", "alice"], async (hub, tabs) => {
+// attack: a tab of another user in the same browser joins the shared socket => each user has a socket of their own
+sharing("tabs of two users in one browser receive only the events of their own user", ["alice", "bob", "alice"], async (hub, tabs) => {
   assert.deepEqual(tabs.map(({ sockets }) => sockets.length), [1, 1, 0]);
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
   await note(hub, "end");
@@ -217,14 +217,14 @@ sharing("tabs of two users in one browser hear their own user's events only", ["
   assert.deepEqual(await Promise.all(tabs.map((tab) => tab.get("got"))), [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
   const names = await tabs[0].page.evaluate(async () => (await navigator.locks.query()).held.map(({ name }) => name));
   // A hash of the user and the hub, and the random name of a tab.
-  assert.ok(names.length >= 5 && names.every((name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name)), `no user stands in ${names}`);
+  assert.ok(names.length >= 5 && names.every((name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name)), `no user is in ${names}`);
 });
 
 // attack: the token of the tab with the shared socket is renewed for another user => it leaves the group, and another tab leads
-sharing("a tab whose token is renewed for another user leaves the others", ["alice", "alice"], async (hub, [first, second]) => {
+sharing("a tab whose token is renewed for another user leaves the group", ["alice", "alice"], async (hub, [first, second]) => {
   const bob = await hub.mint("--sub", "bob");
   await first.page.evaluate((token) => { client.retry(token); }, bob);
-  await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket of each tab's own");
+  await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket for each tab");
   for (const tab of [first, second]) await tab.isState("live");
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
   await note(hub, "end");
@@ -232,8 +232,8 @@ sharing("a tab whose token is renewed for another user leaves the others", ["ali
   assert.deepEqual([await first.get("got"), await second.get("got")], [["to-bob", "end"], ["to-alice", "end"]]);
 });
 
-tab("a page that may not use locks has a socket of its own", {}, async (hub, tab) => {
-  // As in a sandboxed frame, and where the browser keeps nothing for the site.
+tab("a page without permission to use locks has its own socket", {}, async (hub, tab) => {
+  // As in a sandboxed frame, or if the browser stores no data for the site.
   await tab.page.evaluate(() => { LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); }; });
   await tab.connect({ token: hub.token, share: true, topics: ["a"] });
   await tab.isState("live");
@@ -242,28 +242,28 @@ tab("a page that may not use locks has a socket of its own", {}, async (hub, tab
   assert.deepEqual((await tab.get("problems")).map(({ error }) => error), ["share"]);
 });
 
-sharing("a leader whose getToken throws what can't be sent to another tab comes back", ["alice", "alice"], async (hub, [first, second]) => {
+sharing("a leader recovers after getToken has thrown a value that cannot be cloned", ["alice", "alice"], async (hub, [first, second]) => {
   await first.page.evaluate(() => {
     const again = window.nextToken;
     let calls = 0;
     window.nextToken = async (reason) => { if (!calls++) throw new Response("no session", { status: 401 }); return again(reason); };
   });
-  // The hub rejects the token that it knew before.
+  // With another secret the hub rejects the earlier token.
   await hub.kill();
   Object.assign(hub, { settings: { SECRET_KEY: "another secret that only the tests use" }, token: undefined });
   await hub.restart();
   for (const tab of [first, second]) {
-    await until(async () => (await tab.get("problems")).some(({ error }) => error === "token"), "each tab to hear that getToken failed");
+    await until(async () => (await tab.get("problems")).some(({ error }) => error === "token"), "each tab to receive the problem");
     await tab.isState("live");
   }
   await note(hub, "e1");
   for (const tab of [first, second]) {
-    await tab.page.evaluate(() => window.mend?.());
+    await tab.page.evaluate(() => window.settle?.());
     await tab.has("e1");
   }
 });
 
-sharing("a tab that is closed and opened again goes on where it was", ["alice"], async (hub, [tab]) => {
+sharing("a client that is closed and opened again resumes", ["alice"], async (hub, [tab]) => {
   await note(hub, "e1");
   await tab.has("e1");
   await tab.page.evaluate(() => client.close());
@@ -273,26 +273,26 @@ sharing("a tab that is closed and opened again goes on where it was", ["alice"],
   assert.deepEqual([await tab.get("got"), await tab.get("gaps")], [["e1", "e2"], []]);
 });
 
-sharing("a leader that is blocked is replaced, and follows when it is back", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {
+sharing("a blocked leader is replaced, and becomes a follower when it runs again", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {
   let unblock;
   const blocked = new Promise((done) => { unblock = done; });
   await first.page.route("**/block", async (route) => { await blocked; await route.fulfill({ body: "" }); });
   await note(hub, "e1");
   for (const tab of [first, second, third]) await tab.has("e1");
-  // Nothing else runs in the tab until this is answered.
+  // A synchronous request blocks the tab until it is answered.
   const blocking = first.page.evaluate(() => {
     const request = new XMLHttpRequest();
     request.open("GET", "/block", false);
     request.send();
   });
-  await until(async () => second.sockets.length + third.sockets.length > 0, "another tab to lead");
+  await until(async () => second.sockets.length + third.sockets.length > 0, "another tab to take over");
   await note(hub, "e2");
   for (const tab of [second, third]) await tab.has("e2");
   unblock();
   await blocking;
-  // What passed meanwhile did not pass through this tab: it is either an event or a gap.
-  await until(async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2"), "what the first missed");
-  await first.page.evaluate(() => window.mend?.());
+  // The tab received no events while it was blocked, so it receives either the event or a gap.
+  await until(async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2"), "the missed event or a gap");
+  await first.page.evaluate(() => window.settle?.());
   await first.isState("live");
   await note(hub, "e3");
   for (const tab of [first, second, third]) await tab.has("e3");
@@ -301,7 +301,7 @@ sharing("a leader that is blocked is replaced, and follows when it is back", ["a
   assert.ok(!(await first.get("states")).includes("refused"), String(await first.get("states")));
 });
 
-tab("a cursor that is saved while a gap is mended gives the gap again", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, tab, context) => {
+tab("a cursor that is saved while a gap is handled leads to the same gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, tab, context) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "before");
@@ -315,12 +315,12 @@ tab("a cursor that is saved while a gap is mended gives the gap again", { FANFAR
   assert.deepEqual(await tab.get("got"), ["before"]);
   const again = await Tab.open(context, hub);
   await again.connect({ token: hub.token, cursor });
-  await until(async () => (await again.get("gaps")).length === 1, "the gap in the page that went on from there");
-  await again.page.evaluate(() => mend());
+  await until(async () => (await again.get("gaps")).length === 1, "the gap in the page that resumes from the cursor");
+  await again.page.evaluate(() => settle());
   await again.has("n-29");
 });
 
-tab("a topic that the token does not allow is seen, in the URL and later", {}, async (hub, tab) => {
+tab("a topic that the token does not allow is reported, in the URL and later", {}, async (hub, tab) => {
   const token = await hub.mint("--sub", "ann", "--topics", "project:*");
   await tab.connect({ token, topics: ["project:7", "secret", "project:7,secret"] });
   await tab.isState("live");
@@ -335,7 +335,7 @@ tab("a topic that the token does not allow is seen, in the URL and later", {}, a
   assert.deepEqual(await tab.get("got"), ["e2"]);
 });
 
-test("workers are replaced under load: a page that counts loses nothing and sees nothing twice", async () => {
+test("while workers are replaced under load, a page receives every event once", async () => {
   const redis = await Redis.start();
   const hub = await Hub.start({ REDIS_URL: redis.url, FANFARE_WORKERS: "2", FANFARE_DRAIN_TIMEOUT: "10s" });
   const context = await chromium.newContext();
@@ -347,13 +347,13 @@ test("workers are replaced under load: a page that counts loses nothing and sees
     let stop = false;
     const publishing = (async () => {
       while (!stop) {
-        // A worker that ends may leave a request without an answer: the same event again is the same event.
+        // A worker that exits may leave a request unanswered. A retry with the same ID publishes the event once.
         await note(hub, `n-${count}`).then(() => count++, () => {});
       }
     })();
     await tab.has("n-50");
     hub.child.kill("SIGHUP");
-    await until(() => tab.sockets.length > 1, "the page to be sent elsewhere", 2 * DEADLINE);
+    await until(() => tab.sockets.length > 1, "the page to reconnect to another worker", 2 * DEADLINE);
     const then = count;
     await until(() => count > then + 200, "events after it");
     stop = true;
@@ -369,7 +369,7 @@ test("workers are replaced under load: a page that counts loses nothing and sees
 });
 
 describe("React", () => {
-  /** An application that lists events, in strict mode, with its server's part. */
+  /** An application that lists events, in strict mode. */
   const APPLICATION = `
     import { StrictMode, useState } from "react";
     import { createRoot } from "react-dom/client";
@@ -387,7 +387,7 @@ describe("React", () => {
       return root;
     }`;
 
-  /** The same, with a token and topics that change. */
+  /** The same application, with a token and topics that change. */
   const SWITCHING = APPLICATION.slice(0, APPLICATION.indexOf("export function run")) + `
     let root;
     export function render(token, topics) {
@@ -395,7 +395,7 @@ describe("React", () => {
       root.render(<StrictMode><FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider></StrictMode>);
     }`;
 
-  test("hooks in strict mode: each event once, and nothing left behind", async () => {
+  test("in strict mode hooks receive each event once, and unmounting closes the connection", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
       stdin: { contents: APPLICATION, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
@@ -422,8 +422,8 @@ describe("React", () => {
     }
   });
 
-  // attack: a page goes on with the next user after a logout => the provider drops the client of the one before
-  test("another token's user gets a client of its own, and another topic does not", async () => {
+  // attack: a page continues with the next user after a logout => the provider drops the client of the previous user
+  test("a token of another user creates a new client, and another topic does not", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
       stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
@@ -436,7 +436,7 @@ describe("React", () => {
       const [ann, newer, bob] = await Promise.all([["ann", 600], ["ann", 900], ["bob", 600]].map(
         ([sub, ttl]) => hub.sign({ sub, topics: ["*"], iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + ttl })));
       const show = (token, topics) => tab.page.evaluate(([token, topics]) => { render(token, topics); }, [token, topics]);
-      const heard = async (ids) => {
+      const received = async (ids) => {
         await tab.page.locator("#ids", { hasText: ids }).waitFor();
         assert.equal(await tab.page.locator("#ids").textContent(), ids);
       };
@@ -445,18 +445,18 @@ describe("React", () => {
       await tab.page.locator("#state", { hasText: "live" }).waitFor();
       await note(hub, "ann-1", { audience: { user: "ann" } });
       await show(newer, ["a", "b"]);
-      await until(() => tab.sent.some(({ type, topic }) => type === "subscribe" && topic === "b"), "the topic b to be asked for");
-      await until(() => tab.sent.some(({ type, token }) => type === "auth" && token === newer), "the newer token to be shown");
-      assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "the topic a stays");
+      await until(() => tab.sent.some(({ type, topic }) => type === "subscribe" && topic === "b"), "the subscription to topic b");
+      await until(() => tab.sent.some(({ type, token }) => type === "auth" && token === newer), "the newer token to be sent");
+      assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "topic a stays subscribed");
       await note(hub, "b-1", { audience: { topic: "b" } });
-      await heard("ann-1,b-1");
+      await received("ann-1,b-1");
       const sockets = tab.sockets.length;
       await show(bob, ["a"]);
       await until(() => tab.sockets.length === sockets + 1, "bob's socket");
       await tab.page.locator("#state", { hasText: "live" }).waitFor();
       await note(hub, "ann-2", { audience: { user: "ann" } });
       await note(hub, "bob-1", { audience: { user: "bob" } });
-      await heard("ann-1,b-1,bob-1");
+      await received("ann-1,b-1,bob-1");
       assert.deepEqual(tab.errors, []);
     } finally {
       await context.close();
@@ -464,7 +464,7 @@ describe("React", () => {
     }
   });
 
-  test("on the server it renders without a socket", async () => {
+  test("the server renders without a socket", async () => {
     const require = createRequire(join(PACKAGE, "package.json"));
     const { createElement } = require("react");
     const { renderToString } = require("react-dom/server");
@@ -474,11 +474,11 @@ describe("React", () => {
   });
 });
 
-/** A Redis of a test's own. */
+/** A Redis server for one test. */
 class Redis {
   static async start() {
     const redis = new Redis();
-    // Below the ports that the system gives to outgoing connections.
+    // Below the range of ports for outgoing connections.
     const port = 29_600 + Math.floor(Math.random() * 2_400);
     redis.url = `redis://127.0.0.1:${port}`;
     redis.directory = mkdtempSync(join(tmpdir(), "fanfare-redis-"));

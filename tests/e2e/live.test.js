@@ -1,4 +1,4 @@
-// The live page as a person meets it: connect, see an event, lose the server, come back, miss nothing.
+// The live page in a real browser: connecting, receiving events, reconnecting after failures.
 
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
@@ -12,7 +12,7 @@ let chromium;
 before(async () => { chromium = await browser(); });
 after(() => chromium?.close());
 
-/** Runs a test with a hub and a page that is live, and ends both. */
+/** Runs a test with a hub and a live page. */
 function live(name, settings, run) {
   test(name, async () => {
     const hub = await Hub.start(settings);
@@ -30,11 +30,11 @@ function live(name, settings, run) {
 const numbered = (from, count) => Array.from({ length: count }, (_, i) => `n-${from + i}`);
 
 describe("the first minute", () => {
-  // No secret is configured, as on the first run of all.
-  test("the printed address is live, and the printed curl line makes an event appear", () => firstMinute({ SECRET_KEY: null },
+  // No secret is configured, as on the first run.
+  test("the printed address opens a live page, and the printed curl command publishes an event", () => firstMinute({ SECRET_KEY: null },
     (hub) => hub.lines("http").find((line) => line.includes("#token=")), (hub) => hub.lines("curl ")));
 
-  test("with a secret of one's own, the printed lines make tokens for both", () => firstMinute({},
+  test("with a configured secret, the printed commands create tokens for both", () => firstMinute({},
     (hub) => hub.paste(...hub.lines("TOKEN="), ...hub.lines("echo ")), (hub) => [...hub.lines("TOKEN="), ...hub.lines("curl ")]));
 
   async function firstMinute(settings, address, publishing) {
@@ -57,41 +57,41 @@ describe("the first minute", () => {
 
     const { event_id: id, position } = JSON.parse(await hub.paste(...publishing));
     await page.event(id);
-    assert.equal(await page.text("cursor"), position, "the cursor is the event's position, and not its id");
+    assert.equal(await page.text("cursor"), position, "the cursor is the position of the event, and not its ID");
 
     await page.page.reload();
     await page.state("live");
-    assert.ok(page.sockets.every((url) => !url.includes("token")), "nor does it stand in the socket's");
+    assert.ok(page.sockets.every((url) => !url.includes("token")), "nor is it in the URL of the socket");
   }
 
-  live("figures of the hub are shown", {}, async (hub, page) => {
+  live("the status of the hub is displayed", {}, async (hub, page) => {
     await hub.publish({ type: "note" });
     await page.page.reload();
     await page.state("live");
-    await until(async () => await page.text("health-window") === "1", "the count of events held");
-    await until(async () => /^\d+$/.test(await page.text("health-connections")), "the count of connections");
+    await until(async () => await page.text("health-window") === "1", "the number of retained events");
+    await until(async () => /^\d+$/.test(await page.text("health-connections")), "the number of connections");
     assert.equal(await page.text("health-broker"), "memory");
     assert.match(await page.text("health-version"), /^\d+\.\d+\.\d+$/);
   });
 
   live("pings are answered", { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "10s" }, async (hub, page) => {
     const pongs = () => page.sent.filter(({ type }) => type === "pong");
-    await until(() => pongs().length >= 12, "twelve pongs, which is longer than the timeout");
+    await until(() => pongs().length >= 12, "twelve pongs, which takes longer than the timeout");
     assert.match(pongs()[0].event_id, /^pos-/);
-    assert.match(await page.state("live"), /^connected at/, "it never had to come back");
+    assert.match(await page.state("live"), /^connected at/, "the page never reconnected");
     assert.equal(page.sockets.length, 1);
   });
 });
 
-describe("coming back", () => {
-  live("the server is killed and started again: a gap is told, and every new event comes once", {}, async (hub, page) => {
+describe("reconnecting", () => {
+  live("after a crash of the hub the page receives a gap, and every new event once", {}, async (hub, page) => {
     await hub.publish({ type: "note", event_id: "before" });
     await page.event("before");
     const name = await page.text("connection-id");
 
     await hub.kill();
     await page.state("resuming");
-    await page.reason(/back in \d/);
+    await page.reason(/reconnecting in \d/);
     await hub.restart();
     for (const id of numbered(0, 20)) await hub.publish({ type: "note", event_id: id });
 
@@ -101,11 +101,11 @@ describe("coming back", () => {
     assert.deepEqual(await page.ids(), ["before", ...numbered(0, 40)]);
     const gaps = (await page.rows()).filter(({ kind }) => kind === "gap");
     assert.deepEqual(gaps.map(({ reason }) => reason), ["reset"]);
-    assert.equal((await page.rows())[1].kind, "gap", "it is told where it happened");
-    assert.equal(await page.text("connection-id"), name, "with the same secret the name stays");
+    assert.equal((await page.rows())[1].kind, "gap", "the gap is at its place in the list");
+    assert.equal(await page.text("connection-id"), name, "with the same secret the connection_id stays");
   });
 
-  live("the connection is cut while events are published: nothing is lost or doubled", {}, async (hub, page) => {
+  live("a page that reconnects while events are published receives each event once", {}, async (hub, page) => {
     const name = await page.text("connection-id");
     let count = 0;
     let stop = false;
@@ -123,13 +123,13 @@ describe("coming back", () => {
       await publisher;
     }
     await page.event(`n-${count - 1}`);
-    assert.equal(await page.text("count"), `${count.toLocaleString("en")} received`, "each was received once");
+    assert.equal(await page.text("count"), `${count.toLocaleString("en")} received`, "each event was received once");
     assert.deepEqual(await page.ids(), numbered(Math.max(0, count - 500), Math.min(count, 500)), "in order");
     assert.equal(await page.text("connection-id"), name);
     assert.match(page.sockets[1], new RegExp(`connection_id=${name}&last_event_id=`));
   });
 
-  live("what a too small window let go of is told as a gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, page) => {
+  live("a page that resumes behind the window receives a gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, page) => {
     await hub.publish({ type: "note", event_id: "before" });
     await page.event("before");
     await page.cut();
@@ -139,12 +139,12 @@ describe("coming back", () => {
     const gap = rows.findIndex(({ kind }) => kind === "gap");
     assert.equal(gap, 1);
     assert.equal(rows[gap].reason, "expired");
-    assert.match(rows[gap].text, /went by that the hub no longer holds/);
+    assert.match(rows[gap].text, /after your cursor were evicted/);
     const ids = await page.ids();
-    assert.deepEqual(ids.slice(1), numbered(31 - ids.length, ids.length - 1), "and all after it came");
+    assert.deepEqual(ids.slice(1), numbered(31 - ids.length, ids.length - 1), "all events after the gap arrived");
   });
 
-  test("a token that is not accepted is refused, and not tried again", async () => {
+  test("a page does not reconnect with a rejected token", async () => {
     const hub = await Hub.start();
     try {
       const forged = hub.token.replace(/[^.]+$/, (signature) => signature.split("").reverse().join(""));
@@ -153,7 +153,7 @@ describe("coming back", () => {
         const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { before: (p) => p.clock.install() });
         assert.match(await page.state("refused"), reason);
         await page.page.clock.runFor(120_000);
-        assert.equal(page.sockets.length, 1, "two minutes of the page's time later it has not tried again");
+        assert.equal(page.sockets.length, 1, "no other attempt in two minutes of the page's clock");
 
         await page.page.getByLabel("Token", { exact: true }).fill(hub.token);
         await page.page.getByRole("button", { name: "Connect", exact: true }).click();
@@ -165,7 +165,7 @@ describe("coming back", () => {
     }
   });
 
-  test("an event that comes twice is shown once, and a close without end is waited out", async () => {
+  test("a duplicate event is listed once, and a page reconnects after repeated closes", async () => {
     const hub = await Hub.start();
     try {
       const frame = (type, id, more) => JSON.stringify({ type, event_id: id, timestamp: "2026-01-01T00:00:00Z", ...more });
@@ -178,7 +178,7 @@ describe("coming back", () => {
       const page = await LivePage.open(chromium, hub.pageUrl(), { before });
       await page.state("resuming");
       await page.reason(/^max_connections: the hub is full/);
-      await until(() => connects === 3, "the page to come back twice");
+      await until(() => connects === 3, "the page to reconnect twice");
       await page.state("live");
       assert.deepEqual(await page.ids(), ["a", "b"]);
       assert.equal(await page.text("count"), "2 received");
@@ -202,8 +202,8 @@ describe("coming back", () => {
   });
 });
 
-describe("trying things", () => {
-  test("every audience gets what is published to it", async () => {
+describe("actions", () => {
+  test("an event reaches exactly its audience", async () => {
     const hub = await Hub.start();
     try {
       const url = async (user) => `${hub.origin}/#token=${await hub.mint("--sub", user, "--publish", "--topics", "project:*")}`;
@@ -221,7 +221,7 @@ describe("trying things", () => {
         await alice.click(`publish-${audience}`);
         await Promise.all(reached.map((page) => page.page.locator(`li[data-type=${type}]`).waitFor()));
       }
-      // An event to everyone comes last: whoever has it has all that came before.
+      // An event to everyone comes last: a page that has received it has received all earlier events.
       await hub.publish({ type: "end", event_id: "end" });
       const types = async (page) => { await page.event("end"); return (await page.rows()).map(({ type }) => type); };
       assert.deepEqual(await types(alice), ["to-everyone", "to-user", "to-connection", "to-topic", "end"]);
@@ -245,7 +245,7 @@ describe("trying things", () => {
     }
   });
 
-  live("a ping goes there and back, and a slow page gets all in the end", {}, async (hub, page) => {
+  live("a ping is answered, and a slow page receives all events", {}, async (hub, page) => {
     await page.click("ping");
     await until(async () => /^\d+\.\d ms$/.test(await page.text("round-trip")), "the round trip");
     await page.click("slow");
@@ -254,7 +254,7 @@ describe("trying things", () => {
     assert.deepEqual(await page.ids(), numbered(0, 20));
   });
 
-  test("logging in at the hub's accounts gives a page that renews its token by itself", async () => {
+  test("a page that is logged in renews its token by itself", async () => {
     const hub = await Hub.start({ ACCESS_TOKEN_EXPIRE_MINUTES: "1", FANFARE_TOKEN_WARNING: "59s" });
     try {
       await hub.addUser("ann@example.org", "a long password");
@@ -266,12 +266,12 @@ describe("trying things", () => {
         await page.page.getByRole("button", { name: "Log in" }).click();
       };
       await logIn("a wrong password");
-      await until(async () => await page.text("login-said") !== "", "what is wrong");
+      await until(async () => await page.text("login-said") !== "", "the reason");
       assert.equal(page.sockets.length, 0);
       await logIn("a long password");
       await page.state("live");
       assert.equal(await page.text("user"), "ann@example.org");
-      await until(() => page.sent.some(({ type }) => type === "auth"), "a newer token to be shown, at half of its minute", 120_000);
+      await until(() => page.sent.some(({ type }) => type === "auth"), "a newer token to be sent, after half of its minute", 120_000);
       await hub.publish({ type: "note", event_id: "e1" });
       await page.event("e1");
       assert.equal(page.sockets.length, 1);
@@ -281,7 +281,7 @@ describe("trying things", () => {
     }
   });
 
-  live("a topic is kept across a reconnect", {}, async (hub, page) => {
+  live("a subscription is kept across a reconnect", {}, async (hub, page) => {
     const token = await hub.mint("--sub", "alice", "--topics", "project:*");
     await page.page.goto(`${hub.origin}/#token=${token}`);
     await page.state("live");
@@ -298,7 +298,7 @@ describe("trying things", () => {
   live("events can be filtered, paused, opened by keyboard and cleared", {}, async (hub, page) => {
     await hub.publish({ type: "task.done", event_id: "a", data: { big: 1 } });
     await hub.publish({ type: "note", event_id: "b" });
-    // A number that a program reading it as a double would round.
+    // A number that a double cannot represent.
     const exact = '{"type":"note","event_id":"c","audience":"everyone","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
     await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" } });
     const row = await page.event("c");
@@ -312,12 +312,12 @@ describe("trying things", () => {
     const visible = async () => (await page.page.locator("#events > li:visible").all()).length;
     await until(async () => await visible() === 1, "one row");
     await page.page.getByLabel("Filter by type").fill("nothing");
-    await page.page.getByText("No event of such a type").waitFor();
+    await page.page.getByText("No event of this type").waitFor();
     await page.page.getByLabel("Filter by type").fill("");
 
     await page.click("pause");
     await hub.publish({ type: "note", event_id: "d" });
-    await page.page.getByRole("button", { name: "Go on (1)" }).waitFor();
+    await page.page.getByRole("button", { name: "Resume (1)" }).waitFor();
     assert.ok(!(await page.ids()).includes("d"));
     await page.click("pause");
     await page.event("d");
@@ -326,7 +326,7 @@ describe("trying things", () => {
     assert.equal(await page.text("count"), "4 received");
   });
 
-  live("a storm leaves five hundred rows, the newest", {}, async (hub, page) => {
+  live("after a burst the newest five hundred events are listed", {}, async (hub, page) => {
     const batch = { events: numbered(0, 1000).map((id) => ({ type: "note", event_id: id, audience: "everyone" })) };
     const response = await fetch(`${hub.origin}/events/batch`, {
       method: "POST", body: JSON.stringify(batch),
@@ -339,7 +339,7 @@ describe("trying things", () => {
   });
 });
 
-describe("how it looks", () => {
+describe("layout", () => {
   for (const [device, viewport] of [["phone", { width: 390, height: 844 }], ["desktop", { width: 1280, height: 800 }]]) {
     for (const colorScheme of ["light", "dark"]) {
       test(`${device}, ${colorScheme}`, async () => {
