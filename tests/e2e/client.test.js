@@ -55,7 +55,10 @@ class Tab {
 
   get(name) { return this.page.evaluate((name) => window[name], name); }
   state() { return this.page.evaluate(() => client.state); }
-  isState(name) { return until(async () => (await this.state()).name === name, async () => `${name}, but it is ${JSON.stringify(await this.state())}`); }
+  isState(name) {
+    const matches = async () => (await this.state()).name === name;
+    return until(matches, async () => `the state ${name}, not ${JSON.stringify(await this.state())}`);
+  }
   has(id) { return until(async () => (await this.get("got")).includes(id), `the event ${id}`); }
 }
 
@@ -123,9 +126,10 @@ tab("a client is offline without a network, and resumes when the network returns
 });
 
 tab("an expiring token is renewed on the same socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
-  const sign = (secs) => hub.sign({ sub: "ann", iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + secs });
+  const now = () => Math.floor(Date.now() / 1000);
+  const sign = (secs) => hub.sign({ sub: "ann", iat: now(), exp: now() + secs });
   const asked = [];
-  await tab.connect({}, async (reason) => { asked.push(reason); asked.at ??= Date.now(); return sign(asked.length === 1 ? 8 : 600); });
+  await tab.connect({}, async (reason) => { asked.push(reason); return sign(asked.length === 1 ? 8 : 600); });
   await tab.isState("live");
   await until(() => asked.length === 2, "getToken to be called again");
   await until(() => tab.sent.some(({ type }) => type === "auth"), "the newer token to be sent");
@@ -141,8 +145,9 @@ tab("a client that an operator disconnects does not reconnect by itself", {}, as
   await tab.isState("live");
   const { connectionId } = await tab.page.evaluate(() => client.cursor);
   const admin = await hub.mint("--sub", "root", "--admin");
-  const answer = await fetch(`${hub.origin}/connections/${connectionId}`, { method: "DELETE", headers: { Authorization: `Bearer ${admin}` } });
-  assert.ok(answer.ok, String(answer.status));
+  const headers = { Authorization: `Bearer ${admin}` };
+  const response = await fetch(`${hub.origin}/connections/${connectionId}`, { method: "DELETE", headers });
+  assert.ok(response.ok, String(response.status));
   await tab.isState("refused");
   assert.equal((await tab.state()).code, 4003);
   await tab.page.evaluate(() => client.retry());
@@ -162,7 +167,7 @@ test("two tabs share a socket, and when the leader is closed the other tab resum
     const [first, second] = tabs;
     assert.deepEqual([first.sockets.length, second.sockets.length], [1, 0]);
     await second.page.evaluate(() => { client.subscribe("b"); });
-    await until(() => first.sent.some(({ topic }) => topic === "b"), "the leader to subscribe to the topic of the other tab");
+    await until(() => first.sent.some(({ topic }) => topic === "b"), "the leader to subscribe for the other tab");
     await note(hub, "e1", { audience: { topic: "b" } });
     for (const tab of tabs) await tab.has("e1");
 
@@ -209,19 +214,23 @@ function sharing(name, users, run, settings = {}) {
 }
 
 // attack: a tab of another user in the same browser joins the shared socket => each user has a socket of their own
-sharing("tabs of two users in one browser receive only the events of their own user", ["alice", "bob", "alice"], async (hub, tabs) => {
+const USERS = ["alice", "bob", "alice"];
+sharing("tabs of two users in one browser receive only the events of their own user", USERS, async (hub, tabs) => {
   assert.deepEqual(tabs.map(({ sockets }) => sockets.length), [1, 1, 0]);
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
   await note(hub, "end");
   for (const tab of tabs) await tab.has("end");
-  assert.deepEqual(await Promise.all(tabs.map((tab) => tab.get("got"))), [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
+  const received = await Promise.all(tabs.map((tab) => tab.get("got")));
+  assert.deepEqual(received, [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
   const names = await tabs[0].page.evaluate(async () => (await navigator.locks.query()).held.map(({ name }) => name));
   // A hash of the user and the hub, and the random name of a tab.
-  assert.ok(names.length >= 5 && names.every((name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name)), `no user is in ${names}`);
+  const isHash = (name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name);
+  assert.ok(names.length >= 5 && names.every(isHash), `no user is in ${names}`);
 });
 
-// attack: the token of the tab with the shared socket is renewed for another user => it leaves the group, and another tab leads
-sharing("a tab whose token is renewed for another user leaves the group", ["alice", "alice"], async (hub, [first, second]) => {
+// attack: the token of the leading tab is renewed for another user => it leaves the group, and another tab leads
+const TWO_TABS = ["alice", "alice"];
+sharing("a tab whose token is renewed for another user leaves the group", TWO_TABS, async (hub, [first, second]) => {
   const bob = await hub.mint("--sub", "bob");
   await first.page.evaluate((token) => { client.retry(token); }, bob);
   await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket for each tab");
@@ -234,7 +243,9 @@ sharing("a tab whose token is renewed for another user leaves the group", ["alic
 
 tab("a page without permission to use locks has its own socket", {}, async (hub, tab) => {
   // As in a sandboxed frame, or if the browser stores no data for the site.
-  await tab.page.evaluate(() => { LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); }; });
+  await tab.page.evaluate(() => {
+    LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); };
+  });
   await tab.connect({ token: hub.token, share: true, topics: ["a"] });
   await tab.isState("live");
   await note(hub, "e1", { audience: { topic: "a" } });
@@ -242,18 +253,23 @@ tab("a page without permission to use locks has its own socket", {}, async (hub,
   assert.deepEqual((await tab.get("problems")).map(({ error }) => error), ["share"]);
 });
 
-sharing("a leader recovers after getToken has thrown a value that cannot be cloned", ["alice", "alice"], async (hub, [first, second]) => {
+const UNCLONEABLE = "a leader recovers after getToken has thrown a value that cannot be cloned";
+sharing(UNCLONEABLE, TWO_TABS, async (hub, [first, second]) => {
   await first.page.evaluate(() => {
     const again = window.nextToken;
     let calls = 0;
-    window.nextToken = async (reason) => { if (!calls++) throw new Response("no session", { status: 401 }); return again(reason); };
+    window.nextToken = async (reason) => {
+      if (!calls++) throw new Response("no session", { status: 401 });
+      return again(reason);
+    };
   });
   // With another secret the hub rejects the earlier token.
   await hub.kill();
   Object.assign(hub, { settings: { SECRET_KEY: "another secret that only the tests use" }, token: undefined });
   await hub.restart();
   for (const tab of [first, second]) {
-    await until(async () => (await tab.get("problems")).some(({ error }) => error === "token"), "each tab to receive the problem");
+    const reported = async () => (await tab.get("problems")).some(({ error }) => error === "token");
+    await until(reported, "each tab to receive the problem");
     await tab.isState("live");
   }
   await note(hub, "e1");
@@ -273,7 +289,8 @@ sharing("a client that is closed and opened again resumes", ["alice"], async (hu
   assert.deepEqual([await tab.get("got"), await tab.get("gaps")], [["e1", "e2"], []]);
 });
 
-sharing("a blocked leader is replaced, and becomes a follower when it runs again", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {
+const THREE_TABS = ["alice", "alice", "alice"];
+sharing("a blocked leader is replaced, and then follows", THREE_TABS, async (hub, [first, second, third]) => {
   let unblock;
   const blocked = new Promise((done) => { unblock = done; });
   await first.page.route("**/block", async (route) => { await blocked; await route.fulfill({ body: "" }); });
@@ -291,7 +308,8 @@ sharing("a blocked leader is replaced, and becomes a follower when it runs again
   unblock();
   await blocking;
   // The tab received no events while it was blocked, so it receives either the event or a gap.
-  await until(async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2"), "the missed event or a gap");
+  const caughtUp = async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2");
+  await until(caughtUp, "the missed event or a gap");
   await first.page.evaluate(() => window.settle?.());
   await first.isState("live");
   await note(hub, "e3");
@@ -301,7 +319,8 @@ sharing("a blocked leader is replaced, and becomes a follower when it runs again
   assert.ok(!(await first.get("states")).includes("refused"), String(await first.get("states")));
 });
 
-tab("a cursor that is saved while a gap is handled leads to the same gap", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, tab, context) => {
+const SMALL_WINDOW = { FANFARE_WINDOW_EVENTS: "10" };
+tab("a cursor that is saved while a gap is handled leads to the same gap", SMALL_WINDOW, async (hub, tab, context) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "before");
@@ -327,8 +346,10 @@ tab("a topic that the token does not allow is reported, in the URL and later", {
   await until(async () => (await tab.get("problems")).length === 2, "both to be rejected");
   const errors = async () => (await tab.get("problems")).map(({ error, topic }) => [error, topic]);
   assert.deepEqual((await errors()).sort(), [["forbidden", "secret"], ["invalid_topic", "project:7,secret"]]);
-  const outcome = (topic) => tab.page.evaluate((topic) => client.subscribe(topic).then(({ topic }) => topic, ({ error }) => error), topic);
-  assert.deepEqual([await outcome("project:7"), await outcome("project:8"), await outcome("other")], ["project:7", "project:8", "forbidden"]);
+  const subscribe = (topic) => client.subscribe(topic).then(({ topic }) => topic, ({ error }) => error);
+  const outcomes = [];
+  for (const topic of ["project:7", "project:8", "other"]) outcomes.push(await tab.page.evaluate(subscribe, topic));
+  assert.deepEqual(outcomes, ["project:7", "project:8", "forbidden"]);
   await note(hub, "e1", { audience: { topic: "secret" } });
   await note(hub, "e2", { audience: { topic: "project:8" } });
   await tab.has("e2");
@@ -392,13 +413,15 @@ describe("React", () => {
     let root;
     export function render(token, topics) {
       root ??= createRoot(document.body.appendChild(document.createElement("div")));
-      root.render(<StrictMode><FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider></StrictMode>);
+      const provider = <FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider>;
+      root.render(<StrictMode>{provider}</StrictMode>);
     }`;
 
   test("in strict mode hooks receive each event once, and unmounting closes the connection", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
-      stdin: { contents: APPLICATION, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
+      stdin: { contents: APPLICATION, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false,
+      format: "esm", jsx: "automatic",
       define: { "process.env.NODE_ENV": '"development"' },
     });
     const hub = await Hub.start();
@@ -426,16 +449,19 @@ describe("React", () => {
   test("a token of another user creates a new client, and another topic does not", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
-      stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
+      stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false,
+      format: "esm", jsx: "automatic",
       define: { "process.env.NODE_ENV": '"development"' },
     });
     const hub = await Hub.start();
     const context = await chromium.newContext();
     try {
       const tab = await Tab.open(context, hub, bundle.text);
-      const [ann, newer, bob] = await Promise.all([["ann", 600], ["ann", 900], ["bob", 600]].map(
-        ([sub, ttl]) => hub.sign({ sub, topics: ["*"], iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + ttl })));
-      const show = (token, topics) => tab.page.evaluate(([token, topics]) => { render(token, topics); }, [token, topics]);
+      const now = Math.floor(Date.now() / 1000);
+      const sign = (sub, seconds) => hub.sign({ sub, topics: ["*"], iat: now, exp: now + seconds });
+      const [ann, newer, bob] = [sign("ann", 600), sign("ann", 900), sign("bob", 600)];
+      const render = ([token, topics]) => { window.render(token, topics); };
+      const show = (token, topics) => tab.page.evaluate(render, [token, topics]);
       const received = async (ids) => {
         await tab.page.locator("#ids", { hasText: ids }).waitFor();
         assert.equal(await tab.page.locator("#ids").textContent(), ids);
@@ -445,8 +471,10 @@ describe("React", () => {
       await tab.page.locator("#state", { hasText: "live" }).waitFor();
       await note(hub, "ann-1", { audience: { user: "ann" } });
       await show(newer, ["a", "b"]);
-      await until(() => tab.sent.some(({ type, topic }) => type === "subscribe" && topic === "b"), "the subscription to topic b");
-      await until(() => tab.sent.some(({ type, token }) => type === "auth" && token === newer), "the newer token to be sent");
+      const subscribed = ({ type, topic }) => type === "subscribe" && topic === "b";
+      await until(() => tab.sent.some(subscribed), "the subscription to topic b");
+      const authenticated = ({ type, token }) => type === "auth" && token === newer;
+      await until(() => tab.sent.some(authenticated), "the newer token to be sent");
       assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "topic a stays subscribed");
       await note(hub, "b-1", { audience: { topic: "b" } });
       await received("ann-1,b-1");
@@ -470,7 +498,8 @@ describe("React", () => {
     const { renderToString } = require("react-dom/server");
     const { FanfareProvider, useConnection } = require("./dist/react.cjs");
     const State = () => createElement("b", null, useConnection().name);
-    assert.equal(renderToString(createElement(FanfareProvider, { url: "/ws", token: "t" }, createElement(State))), "<b>connecting</b>");
+    const page = createElement(FanfareProvider, { url: "/ws", token: "t" }, createElement(State));
+    assert.equal(renderToString(page), "<b>connecting</b>");
   });
 });
 
@@ -482,7 +511,8 @@ class Redis {
     const port = 29_600 + Math.floor(Math.random() * 2_400);
     redis.url = `redis://127.0.0.1:${port}`;
     redis.directory = mkdtempSync(join(tmpdir(), "fanfare-redis-"));
-    redis.child = spawn("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--save", ""], { cwd: redis.directory });
+    const options = ["--port", String(port), "--bind", "127.0.0.1", "--save", ""];
+    redis.child = spawn("redis-server", options, { cwd: redis.directory });
     let output = "";
     redis.child.stdout.on("data", (data) => { output += data; });
     const ended = () => redis.child.exitCode !== null;

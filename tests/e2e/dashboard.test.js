@@ -65,10 +65,14 @@ test("an administrator sees nodes, events and clients, and can look up and disco
     }, () => "how the client was closed");
 
     mkdirSync(SCREENSHOTS, { recursive: true });
-    for (const [name, width, colorScheme] of [["desktop", 1280, "light"], ["desktop-dark", 1280, "dark"], ["phone", 390, "light"]]) {
+    const devices = [["desktop", 1280, "light"], ["desktop-dark", 1280, "dark"], ["phone", 390, "light"]];
+    for (const [name, width, colorScheme] of devices) {
       await page.emulateMedia({ colorScheme });
       await page.setViewportSize({ width, height: 900 });
-      const overflow = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      const overflow = () => page.evaluate(() => {
+        const { scrollWidth, clientWidth } = document.documentElement;
+        return scrollWidth - clientWidth;
+      });
       await until(async () => await overflow() === 0, async () => `${await overflow()} pixels of overflow at ${width}`);
       await page.screenshot({ path: join(SCREENSHOTS, `dashboard-${name}.png`), fullPage: true });
     }
@@ -85,7 +89,8 @@ test("other users are asked for an administrator's token", async () => {
   try {
     const page = await open(hub, hub.token);
     await page.locator("#login:not([hidden])").waitFor();
-    await until(async () => (await page.locator("#reason").textContent()).includes("administrator"), () => "the reason");
+    const explained = async () => (await page.locator("#reason").textContent()).includes("administrator");
+    await until(explained, () => "the reason");
     await page.fill("#token", await hub.mint("--sub", "ops", "--admin"));
     await page.click("#token-form button");
     await page.locator("#nodes button").waitFor();

@@ -31,11 +31,12 @@ const numbered = (from, count) => Array.from({ length: count }, (_, i) => `n-${f
 
 describe("the first minute", () => {
   // No secret is configured, as on the first run.
-  test("the printed address opens a live page, and the printed curl command publishes an event", () => firstMinute({ SECRET_KEY: null },
+  test("the printed address and the printed curl command work", () => firstMinute({ SECRET_KEY: null },
     (hub) => hub.lines("http").find((line) => line.includes("#token=")), (hub) => hub.lines("curl ")));
 
   test("with a configured secret, the printed commands create tokens for both", () => firstMinute({},
-    (hub) => hub.paste(...hub.lines("TOKEN="), ...hub.lines("echo ")), (hub) => [...hub.lines("TOKEN="), ...hub.lines("curl ")]));
+    (hub) => hub.paste(...hub.lines("TOKEN="), ...hub.lines("echo ")),
+    (hub) => [...hub.lines("TOKEN="), ...hub.lines("curl ")]));
 
   async function firstMinute(settings, address, publishing) {
     const hub = await Hub.start(settings);
@@ -74,7 +75,8 @@ describe("the first minute", () => {
     assert.match(await page.text("health-version"), /^\d+\.\d+\.\d+$/);
   });
 
-  live("pings are answered", { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "10s" }, async (hub, page) => {
+  const heartbeat = { FANFARE_HEARTBEAT_INTERVAL: "1s", FANFARE_HEARTBEAT_TIMEOUT: "10s" };
+  live("pings are answered", heartbeat, async (hub, page) => {
     const pongs = () => page.sent.filter(({ type }) => type === "pong");
     await until(() => pongs().length >= 12, "twelve pongs, which takes longer than the timeout");
     assert.match(pongs()[0].event_id, /^pos-/);
@@ -150,7 +152,8 @@ describe("reconnecting", () => {
       const forged = hub.token.replace(/[^.]+$/, (signature) => signature.split("").reverse().join(""));
       const expired = hub.sign({ sub: "me", exp: Math.floor(Date.now() / 1000) - 3600 });
       for (const [token, reason] of [[forged, /^token_invalid/], [expired, /^token_expired/]]) {
-        const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { before: (p) => p.clock.install() });
+        const before = (page) => page.clock.install();
+        const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { before });
         assert.match(await page.state("refused"), reason);
         await page.page.clock.runFor(120_000);
         assert.equal(page.sockets.length, 1, "no other attempt in two minutes of the page's clock");
@@ -168,10 +171,12 @@ describe("reconnecting", () => {
   test("a duplicate event is listed once, and a page reconnects after repeated closes", async () => {
     const hub = await Hub.start();
     try {
-      const frame = (type, id, more) => JSON.stringify({ type, event_id: id, timestamp: "2026-01-01T00:00:00Z", ...more });
+      const timestamp = "2026-01-01T00:00:00Z";
+      const frame = (type, id, more) => JSON.stringify({ type, event_id: id, timestamp, ...more });
       let connects = 0;
       const before = (page) => page.routeWebSocket(/\/ws\?|\/ws$/, (socket) => {
-        socket.send(frame("ack", "pos-1-0", { ack_event_id: "initial_connect", connection_id: "c", resumed: connects > 0, replayed: 0, heartbeat: 30 }));
+        const ack = { ack_event_id: "initial_connect", connection_id: "c", replayed: 0, heartbeat: 30 };
+        socket.send(frame("ack", "pos-1-0", { ...ack, resumed: connects > 0 }));
         for (const id of ["a", "b", "a"]) socket.send(frame("note", id, { data: {} }));
         if (++connects < 3) socket.close({ code: 1013, reason: "max_connections: the hub is full" });
       });
@@ -206,8 +211,11 @@ describe("actions", () => {
   test("an event reaches exactly its audience", async () => {
     const hub = await Hub.start();
     try {
-      const url = async (user) => `${hub.origin}/#token=${await hub.mint("--sub", user, "--publish", "--topics", "project:*")}`;
-      const [alice, again, bob] = await Promise.all(["alice", "alice", "bob"].map(async (user) => LivePage.open(chromium, await url(user))));
+      const open = async (user) => {
+        const token = await hub.mint("--sub", user, "--publish", "--topics", "project:*");
+        return LivePage.open(chromium, `${hub.origin}/#token=${token}`);
+      };
+      const [alice, again, bob] = await Promise.all(["alice", "alice", "bob"].map(open));
       await Promise.all([alice, again, bob].map((page) => page.state("live")));
       for (const page of [alice, bob]) {
         await page.page.getByLabel("Topic", { exact: true }).fill("project:7");
@@ -215,7 +223,8 @@ describe("actions", () => {
         await page.page.locator("#topics [data-topic='project:7']").waitFor();
       }
       const all = [alice, again, bob];
-      for (const [audience, reached] of [["everyone", all], ["user", [alice, again]], ["connection", [alice]], ["topic", [alice, bob]]]) {
+      const audiences = { everyone: all, user: [alice, again], connection: [alice], topic: [alice, bob] };
+      for (const [audience, reached] of Object.entries(audiences)) {
         const type = `to-${audience}`;
         await alice.page.getByLabel("Type", { exact: true }).fill(type);
         await alice.click(`publish-${audience}`);
@@ -271,7 +280,8 @@ describe("actions", () => {
       await logIn("a long password");
       await page.state("live");
       assert.equal(await page.text("user"), "ann@example.org");
-      await until(() => page.sent.some(({ type }) => type === "auth"), "a newer token to be sent, after half of its minute", 120_000);
+      const renewed = () => page.sent.some(({ type }) => type === "auth");
+      await until(renewed, "a newer token to be sent, after half of its minute", 120_000);
       await hub.publish({ type: "note", event_id: "e1" });
       await page.event("e1");
       assert.equal(page.sockets.length, 1);
@@ -299,8 +309,10 @@ describe("actions", () => {
     await hub.publish({ type: "task.done", event_id: "a", data: { big: 1 } });
     await hub.publish({ type: "note", event_id: "b" });
     // A number that a double cannot represent.
-    const exact = '{"type":"note","event_id":"c","audience":"everyone","data":{"n":12345678901234567890,"e":[],"s":"a\\"{b"}}';
-    await fetch(`${hub.origin}/events`, { method: "POST", body: exact, headers: { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" } });
+    const data = '{"n":12345678901234567890,"e":[],"s":"a\\"{b"}';
+    const body = `{"type":"note","event_id":"c","audience":"everyone","data":${data}}`;
+    const headers = { Authorization: `Bearer ${hub.token}`, "Content-Type": "application/json" };
+    await fetch(`${hub.origin}/events`, { method: "POST", body, headers });
     const row = await page.event("c");
 
     await row.locator("summary").focus();
@@ -340,31 +352,40 @@ describe("actions", () => {
 });
 
 describe("layout", () => {
-  for (const [device, viewport] of [["phone", { width: 390, height: 844 }], ["desktop", { width: 1280, height: 800 }]]) {
+  const devices = { phone: { width: 390, height: 844 }, desktop: { width: 1280, height: 800 } };
+  for (const [device, viewport] of Object.entries(devices)) {
     for (const colorScheme of ["light", "dark"]) {
       test(`${device}, ${colorScheme}`, async () => {
         const hub = await Hub.start({ FANFARE_WINDOW_EVENTS: "10" });
         try {
           mkdirSync(SCREENSHOTS, { recursive: true });
           const token = await hub.mint("--sub", "alice", "--publish", "--topics", "project:*");
-          const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { context: { viewport, colorScheme } });
-          const picture = (name) => page.page.screenshot({ path: join(SCREENSHOTS, `${device}-${colorScheme}-${name}.png`) });
+          const context = { viewport, colorScheme };
+          const page = await LivePage.open(chromium, `${hub.origin}/#token=${token}`, { context });
+          const path = (name) => join(SCREENSHOTS, `${device}-${colorScheme}-${name}.png`);
+          const picture = (name) => page.page.screenshot({ path: path(name) });
           const fits = () => page.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
           await page.state("live");
           await picture("empty");
-          await hub.publish({ type: "task_status_update", event_id: "first", data: { task_id: "import-7", status: "running", progress: 40 } });
+          const task = { task_id: "import-7", status: "running", progress: 40 };
+          await hub.publish({ type: "task_status_update", event_id: "first", data: task });
           await page.event("first");
           await page.cut();
           await picture("offline");
-          for (let n = 0; n < 12; n++) await hub.publish({ type: "agent_activity_update", data: { agent_id: `agent-${n % 3}`, action: "searching", step: n } });
+          for (let step = 0; step < 12; step++) {
+            const data = { agent_id: `agent-${step % 3}`, action: "searching", step };
+            await hub.publish({ type: "agent_activity_update", data });
+          }
           await page.state("live");
-          await hub.publish({ type: "calendar_event_created", data: { event_id: "c-9", title: "Review of the quarter", start_time: "2026-12-01T10:00:00Z" } });
+          const entry = { event_id: "c-9", title: "Review of the quarter", start_time: "2026-12-01T10:00:00Z" };
+          await hub.publish({ type: "calendar_event_created", data: entry });
           await page.page.evaluate(() => {
             document.getElementById("topic").value = "project:7";
             document.getElementById("subscribe-form").requestSubmit();
           });
           await page.page.locator("#topics [data-topic='project:7']").waitFor({ state: "attached" });
-          await hub.publish({ type: "note", event_id: "last", data: { text: "A longer text, to see what happens to what does not fit on one line of the list" } });
+          const text = "A longer text, which does not fit on one line of the list and so is truncated in it";
+          await hub.publish({ type: "note", event_id: "last", data: { text } });
           const row = await page.event("last");
           await row.locator("summary").click();
           await row.locator("pre").waitFor();
