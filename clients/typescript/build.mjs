@@ -1,13 +1,16 @@
-// Bundles each entry as ESM and CJS into dist/. tsc has written the types there; CommonJS gets a copy of its own.
+// Bundles each entry as ESM and CommonJS into dist/, and copies the types, which tsc has written there, for CommonJS.
 
 import { build } from "esbuild";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
-const options = { bundle: true, minify: true, sourcemap: true, target: "es2022", platform: "neutral", legalComments: "none" };
+const options = {
+  bundle: true, minify: true, sourcemap: true, target: "es2022", platform: "neutral", legalComments: "none",
+};
 const external = ["react", "react/jsx-runtime", "fanfare-client", "./share.js"];
 for (const [entry, name] of [["src/index.ts", "index"], ["src/react.tsx", "react"], ["src/share.ts", "share"]]) {
   for (const [format, extension] of [["esm", "js"], ["cjs", "cjs"]]) {
-    await build({ ...options, external, jsx: "automatic", entryPoints: [entry], format, outfile: `dist/${name}.${extension}` });
+    const outfile = `dist/${name}.${extension}`;
+    await build({ ...options, external, jsx: "automatic", entryPoints: [entry], format, outfile });
   }
 }
 

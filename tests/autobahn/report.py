@@ -1,8 +1,8 @@
-"""Reads the results of Autobahn|Testsuite, prints them by section and writes them as a page.
+"""Reads the results of Autobahn|Testsuite, prints them by section, and writes them to a page.
 
 usage: report.py INDEX_JSON PAGE
 
-Exits with 1 if a case did not pass or is missing. Runs under Python 2.7, which the suite needs, and under 3.
+Exits with 1 if a case failed or is missing. Runs under Python 2.7, which the suite needs, and under Python 3.
 """
 
 from __future__ import print_function
@@ -28,9 +28,10 @@ PASSED = ["OK", "NON-STRICT", "INFORMATIONAL"]
 
 PAGE = u"""# WebSocket conformance
 
-Autobahn|Testsuite 25.10.1 (`fuzzingclient`) against `examples/echo.rs`, which runs on the hub's own codec and shard.
-Sections 12 and 13 are about compression, which the hub does not offer; 8 and 11 do not exist. `scripts/autobahn` runs
-the suite and writes this page.
+This page shows the results of Autobahn|Testsuite 25.10.1 (`fuzzingclient`) against `examples/echo.rs`, which uses the
+codec and the shards of the hub.
+Sections 12 and 13 test compression, which the hub does not support; sections 8 and 11 do not exist.
+`scripts/autobahn` runs the suite and writes this page.
 
 {table}
 
@@ -43,18 +44,18 @@ def order(case):
 
 
 def verdict(result):
-    """The behaviour in the case, unless only the close was wrong."""
+    """Returns the result of a case, which is that of the close if only the close failed."""
     behavior, close = result["behavior"], result["behaviorClose"]
     return behavior if behavior not in PASSED or close in PASSED else "CLOSE " + close
 
 
 def count(results):
-    """Rows of the table, and a fault for every section with too few cases."""
+    """Returns the rows of the table, and a fault for each section with missing cases."""
     rows, faults = [], []
     for section, title, expected in SECTIONS:
         verdicts = [verdict(result) for case, result in results.items() if case.split(".")[0] == section]
         if len(verdicts) != expected:
-            faults.append("section {}: {} cases ran, not {}".format(section, len(verdicts), expected))
+            faults.append("section {}: {} cases ran, expected {}".format(section, len(verdicts), expected))
         passed = [verdicts.count(name) for name in PASSED]
         rows.append([section, title, expected] + passed + [expected - sum(passed)])
     rows.append(["", "All"] + [sum(row[i] for row in rows) for i in range(2, 7)])
@@ -81,7 +82,7 @@ def main(index, page):
             named.append("- {}: {}".format(case, name.lower()))
         if name not in PASSED:
             faults.append("case {}: {}".format(case, name))
-    named.insert(0, "Not plainly OK:\n" if named else "Every case is plainly OK.")
+    named.insert(0, "The results of all cases are OK, except:\n" if named else "The results of all cases are OK.")
     print(table(rows))
     with io.open(page, "w", encoding="utf-8") as file:
         file.write(PAGE.format(table=table(rows), named="\n".join(named)))

@@ -1,4 +1,4 @@
-// The TypeScript client, as built, in a real browser against the real program.
+// The built TypeScript client in a real browser, against the hub.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -18,7 +18,7 @@ let chromium;
 before(async () => { chromium = await browser(); });
 after(() => chromium?.close());
 
-/** A tab of the hub's site that has the client and nothing else. */
+/** A tab of the hub's site that loads only the client. */
 class Tab {
   static async open(context, hub, script = CLIENT) {
     const tab = new Tab();
@@ -32,22 +32,22 @@ class Tab {
     });
     await tab.page.route("**/client.mjs", (route) => route.fulfill({ contentType: "text/javascript", body: script }));
     await tab.page.route("**/share.js", (route) => route.fulfill({ contentType: "text/javascript", body: SHARE }));
-    // Something small that really comes from the hub: a page that came from nowhere may not connect to this machine.
+    // A page of the hub's own site, because Chromium blocks connections of other pages to the local machine.
     await tab.page.goto(`${hub.origin}/health/live`);
     return tab;
   }
 
-  /** Connects, and keeps all that comes in `got`, `gaps` and `states`. `setup` runs before it opens. */
+  /** Connects, and collects the output of the client in `got`, `gaps`, `states` and `problems`. */
   async connect(options, tokens = async () => options.token) {
     await this.page.exposeFunction("nextToken", tokens);
     await this.page.evaluate(async (options) => {
       const { Client } = await import("/client.mjs");
       const { token, ...rest } = options;
       const client = new Client({ url: "/ws", getToken: (reason) => nextToken(reason), ...rest });
-      Object.assign(window, { client, got: [], gaps: [], states: [], problems: [], mend: undefined });
+      Object.assign(window, { client, got: [], gaps: [], states: [], problems: [], settle: undefined });
       client.onProblem(({ cause, ...problem }) => { problems.push(problem); });
       client.onAny(({ event_id }) => { got.push(event_id); });
-      client.onGap(({ reason }) => { gaps.push(reason); return new Promise((done) => { window.mend = done; }); });
+      client.onGap(({ reason }) => { gaps.push(reason); return new Promise((done) => { window.settle = done; }); });
       client.onState(({ name }) => { if (states.at(-1) !== name) states.push(name); });
       client.open();
     }, options);
@@ -55,7 +55,10 @@ class Tab {
 
   get(name) { return this.page.evaluate((name) => window[name], name); }
   state() { return this.page.evaluate(() => client.state); }
-  isState(name) { return until(async () => (await this.state()).name === name, async () => `${name}, but it is ${JSON.stringify(await this.state())}`); }
+  isState(name) {
+    const matches = async () => (await this.state()).name === name;
+    return until(matches, async () => `the state ${name}, not ${JSON.stringify(await this.state())}`);
+  }
   has(id) { return until(async () => (await this.get("got")).includes(id), `the event ${id}`); }
 }
 
@@ -88,7 +91,7 @@ tab("the first event", {}, async (hub, tab) => {
   assert.ok(!tab.sockets[0].href.includes("token"), "the token is not in the URL");
 });
 
-tab("the server is killed and starts again: the gap is mended before what follows is handed out", {}, async (hub, tab) => {
+tab("after a crash of the hub, events after the gap wait until onGap has settled", {}, async (hub, tab) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "before");
@@ -100,14 +103,14 @@ tab("the server is killed and starts again: the gap is mended before what follow
   await tab.isState("live");
   await until(async () => (await tab.get("gaps")).length === 1, "the gap");
   await note(hub, "last");
-  await until(() => tab.received.some(({ event_id }) => event_id === "last"), "the last to have come");
-  assert.deepEqual([await tab.get("gaps"), await tab.get("got")], [["reset"], ["before"]], "held back");
-  await tab.page.evaluate(() => mend());
+  await until(() => tab.received.some(({ event_id }) => event_id === "last"), "the last event to arrive");
+  assert.deepEqual([await tab.get("gaps"), await tab.get("got")], [["reset"], ["before"]], "events after the gap wait");
+  await tab.page.evaluate(() => settle());
   await tab.has("last");
   assert.deepEqual(await tab.get("got"), ["before", "after", "last"]);
 });
 
-tab("without a network it is offline, and with one it is back at once", {}, async (hub, tab, context) => {
+tab("a client is offline without a network, and resumes when the network returns", {}, async (hub, tab, context) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "e1");
@@ -122,35 +125,37 @@ tab("without a network it is offline, and with one it is back at once", {}, asyn
   assert.equal((await tab.state()).resumed, true);
 });
 
-tab("a token that ends is renewed without a new socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
-  const sign = (secs) => hub.sign({ sub: "ann", iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + secs });
+tab("an expiring token is renewed on the same socket", { FANFARE_TOKEN_WARNING: "7s" }, async (hub, tab) => {
+  const now = () => Math.floor(Date.now() / 1000);
+  const sign = (secs) => hub.sign({ sub: "ann", iat: now(), exp: now() + secs });
   const asked = [];
-  await tab.connect({}, async (reason) => { asked.push(reason); asked.at ??= Date.now(); return sign(asked.length === 1 ? 8 : 600); });
+  await tab.connect({}, async (reason) => { asked.push(reason); return sign(asked.length === 1 ? 8 : 600); });
   await tab.isState("live");
-  await until(() => asked.length === 2, "a newer token to be asked for");
-  await until(() => tab.sent.some(({ type }) => type === "auth"), "it to be shown");
+  await until(() => asked.length === 2, "getToken to be called again");
+  await until(() => tab.sent.some(({ type }) => type === "auth"), "the newer token to be sent");
   const ended = Date.now() + 9_000;
-  await until(() => Date.now() > ended, "the first token to have ended");
+  await until(() => Date.now() > ended, "the first token to expire");
   await note(hub, "e1");
   await tab.has("e1");
   assert.deepEqual([[...asked], tab.sockets.length], [["connect", "expiring"], 1]);
 });
 
-tab("what an operator ended stays ended", {}, async (hub, tab) => {
+tab("a client that an operator disconnects does not reconnect by itself", {}, async (hub, tab) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   const { connectionId } = await tab.page.evaluate(() => client.cursor);
   const admin = await hub.mint("--sub", "root", "--admin");
-  const answer = await fetch(`${hub.origin}/connections/${connectionId}`, { method: "DELETE", headers: { Authorization: `Bearer ${admin}` } });
-  assert.ok(answer.ok, String(answer.status));
+  const headers = { Authorization: `Bearer ${admin}` };
+  const response = await fetch(`${hub.origin}/connections/${connectionId}`, { method: "DELETE", headers });
+  assert.ok(response.ok, String(response.status));
   await tab.isState("refused");
   assert.equal((await tab.state()).code, 4003);
   await tab.page.evaluate(() => client.retry());
   await tab.isState("live");
-  assert.equal(tab.sockets.length, 2, "and not sooner");
+  assert.equal(tab.sockets.length, 2, "only retry() opened another socket");
 });
 
-test("two tabs share a socket, and when the one that has it is closed the other goes on where it was", async () => {
+test("two tabs share a socket, and when the leader is closed the other tab resumes", async () => {
   const hub = await Hub.start();
   const context = await chromium.newContext();
   try {
@@ -162,7 +167,7 @@ test("two tabs share a socket, and when the one that has it is closed the other 
     const [first, second] = tabs;
     assert.deepEqual([first.sockets.length, second.sockets.length], [1, 0]);
     await second.page.evaluate(() => { client.subscribe("b"); });
-    await until(() => first.sent.some(({ topic }) => topic === "b"), "the other's topic to be asked for");
+    await until(() => first.sent.some(({ topic }) => topic === "b"), "the leader to subscribe for the other tab");
     await note(hub, "e1", { audience: { topic: "b" } });
     for (const tab of tabs) await tab.has("e1");
 
@@ -171,7 +176,7 @@ test("two tabs share a socket, and when the one that has it is closed the other 
     const publishing = (async () => { while (!stop) await note(hub, `n-${count++}`); })();
     await second.has("n-20");
     await first.page.close();
-    await until(() => second.sockets.length === 1, "the other's own socket");
+    await until(() => second.sockets.length === 1, "a socket of the other tab");
     const then = count;
     await until(() => count > then + 20, "events after it");
     stop = true;
@@ -208,23 +213,27 @@ function sharing(name, users, run, settings = {}) {
   });
 }
 
-// attack: a tab of another user's in the same browser listens to the shared socket => it has a socket of its own user's
-sharing("tabs of two users in one browser hear their own user's events only", ["alice", "bob", "alice"], async (hub, tabs) => {
+// attack: a tab of another user in the same browser joins the shared socket => each user has a socket of their own
+const USERS = ["alice", "bob", "alice"];
+sharing("tabs of two users in one browser receive only the events of their own user", USERS, async (hub, tabs) => {
   assert.deepEqual(tabs.map(({ sockets }) => sockets.length), [1, 1, 0]);
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
   await note(hub, "end");
   for (const tab of tabs) await tab.has("end");
-  assert.deepEqual(await Promise.all(tabs.map((tab) => tab.get("got"))), [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
+  const received = await Promise.all(tabs.map((tab) => tab.get("got")));
+  assert.deepEqual(received, [["to-alice", "end"], ["to-bob", "end"], ["to-alice", "end"]]);
   const names = await tabs[0].page.evaluate(async () => (await navigator.locks.query()).held.map(({ name }) => name));
   // A hash of the user and the hub, and the random name of a tab.
-  assert.ok(names.length >= 5 && names.every((name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name)), `no user stands in ${names}`);
+  const isHash = (name) => /^fanfare:[0-9a-f]{64}(:[0-9a-z]+)?$/.test(name);
+  assert.ok(names.length >= 5 && names.every(isHash), `no user is in ${names}`);
 });
 
-// attack: the token of the tab with the shared socket is renewed for another user => it leaves the group, and another tab leads
-sharing("a tab whose token is renewed for another user leaves the others", ["alice", "alice"], async (hub, [first, second]) => {
+// attack: the token of the leading tab is renewed for another user => it leaves the group, and another tab leads
+const TWO_TABS = ["alice", "alice"];
+sharing("a tab whose token is renewed for another user leaves the group", TWO_TABS, async (hub, [first, second]) => {
   const bob = await hub.mint("--sub", "bob");
   await first.page.evaluate((token) => { client.retry(token); }, bob);
-  await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket of each tab's own");
+  await until(() => first.sockets.length === 2 && second.sockets.length === 1, "a socket for each tab");
   for (const tab of [first, second]) await tab.isState("live");
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
   await note(hub, "end");
@@ -232,9 +241,11 @@ sharing("a tab whose token is renewed for another user leaves the others", ["ali
   assert.deepEqual([await first.get("got"), await second.get("got")], [["to-bob", "end"], ["to-alice", "end"]]);
 });
 
-tab("a page that may not use locks has a socket of its own", {}, async (hub, tab) => {
-  // As in a sandboxed frame, and where the browser keeps nothing for the site.
-  await tab.page.evaluate(() => { LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); }; });
+tab("a page without permission to use locks has its own socket", {}, async (hub, tab) => {
+  // As in a sandboxed frame, or if the browser stores no data for the site.
+  await tab.page.evaluate(() => {
+    LockManager.prototype.request = async () => { throw new DOMException("denied", "SecurityError"); };
+  });
   await tab.connect({ token: hub.token, share: true, topics: ["a"] });
   await tab.isState("live");
   await note(hub, "e1", { audience: { topic: "a" } });
@@ -242,28 +253,33 @@ tab("a page that may not use locks has a socket of its own", {}, async (hub, tab
   assert.deepEqual((await tab.get("problems")).map(({ error }) => error), ["share"]);
 });
 
-sharing("a leader whose getToken throws what can't be sent to another tab comes back", ["alice", "alice"], async (hub, [first, second]) => {
+const UNCLONEABLE = "a leader recovers after getToken has thrown a value that cannot be cloned";
+sharing(UNCLONEABLE, TWO_TABS, async (hub, [first, second]) => {
   await first.page.evaluate(() => {
     const again = window.nextToken;
     let calls = 0;
-    window.nextToken = async (reason) => { if (!calls++) throw new Response("no session", { status: 401 }); return again(reason); };
+    window.nextToken = async (reason) => {
+      if (!calls++) throw new Response("no session", { status: 401 });
+      return again(reason);
+    };
   });
-  // The hub rejects the token that it knew before.
+  // With another secret the hub rejects the earlier token.
   await hub.kill();
   Object.assign(hub, { settings: { SECRET_KEY: "another secret that only the tests use" }, token: undefined });
   await hub.restart();
   for (const tab of [first, second]) {
-    await until(async () => (await tab.get("problems")).some(({ error }) => error === "token"), "each tab to hear that getToken failed");
+    const reported = async () => (await tab.get("problems")).some(({ error }) => error === "token");
+    await until(reported, "each tab to receive the problem");
     await tab.isState("live");
   }
   await note(hub, "e1");
   for (const tab of [first, second]) {
-    await tab.page.evaluate(() => window.mend?.());
+    await tab.page.evaluate(() => window.settle?.());
     await tab.has("e1");
   }
 });
 
-sharing("a tab that is closed and opened again goes on where it was", ["alice"], async (hub, [tab]) => {
+sharing("a client that is closed and opened again resumes", ["alice"], async (hub, [tab]) => {
   await note(hub, "e1");
   await tab.has("e1");
   await tab.page.evaluate(() => client.close());
@@ -273,26 +289,28 @@ sharing("a tab that is closed and opened again goes on where it was", ["alice"],
   assert.deepEqual([await tab.get("got"), await tab.get("gaps")], [["e1", "e2"], []]);
 });
 
-sharing("a leader that is blocked is replaced, and follows when it is back", ["alice", "alice", "alice"], async (hub, [first, second, third]) => {
+const THREE_TABS = ["alice", "alice", "alice"];
+sharing("a blocked leader is replaced, and then follows", THREE_TABS, async (hub, [first, second, third]) => {
   let unblock;
   const blocked = new Promise((done) => { unblock = done; });
   await first.page.route("**/block", async (route) => { await blocked; await route.fulfill({ body: "" }); });
   await note(hub, "e1");
   for (const tab of [first, second, third]) await tab.has("e1");
-  // Nothing else runs in the tab until this is answered.
+  // A synchronous request blocks the tab until it is answered.
   const blocking = first.page.evaluate(() => {
     const request = new XMLHttpRequest();
     request.open("GET", "/block", false);
     request.send();
   });
-  await until(async () => second.sockets.length + third.sockets.length > 0, "another tab to lead");
+  await until(async () => second.sockets.length + third.sockets.length > 0, "another tab to take over");
   await note(hub, "e2");
   for (const tab of [second, third]) await tab.has("e2");
   unblock();
   await blocking;
-  // What passed meanwhile did not pass through this tab: it is either an event or a gap.
-  await until(async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2"), "what the first missed");
-  await first.page.evaluate(() => window.mend?.());
+  // The tab received no events while it was blocked, so it receives either the event or a gap.
+  const caughtUp = async () => (await first.get("gaps")).length || (await first.get("got")).includes("e2");
+  await until(caughtUp, "the missed event or a gap");
+  await first.page.evaluate(() => window.settle?.());
   await first.isState("live");
   await note(hub, "e3");
   for (const tab of [first, second, third]) await tab.has("e3");
@@ -301,7 +319,8 @@ sharing("a leader that is blocked is replaced, and follows when it is back", ["a
   assert.ok(!(await first.get("states")).includes("refused"), String(await first.get("states")));
 });
 
-tab("a cursor that is saved while a gap is mended gives the gap again", { FANFARE_WINDOW_EVENTS: "10" }, async (hub, tab, context) => {
+const SMALL_WINDOW = { FANFARE_WINDOW_EVENTS: "10" };
+tab("a cursor that is saved while a gap is handled leads to the same gap", SMALL_WINDOW, async (hub, tab, context) => {
   await tab.connect({ token: hub.token });
   await tab.isState("live");
   await note(hub, "before");
@@ -315,27 +334,29 @@ tab("a cursor that is saved while a gap is mended gives the gap again", { FANFAR
   assert.deepEqual(await tab.get("got"), ["before"]);
   const again = await Tab.open(context, hub);
   await again.connect({ token: hub.token, cursor });
-  await until(async () => (await again.get("gaps")).length === 1, "the gap in the page that went on from there");
-  await again.page.evaluate(() => mend());
+  await until(async () => (await again.get("gaps")).length === 1, "the gap in the page that resumes from the cursor");
+  await again.page.evaluate(() => settle());
   await again.has("n-29");
 });
 
-tab("a topic that the token does not allow is seen, in the URL and later", {}, async (hub, tab) => {
+tab("a topic that the token does not allow is reported, in the URL and later", {}, async (hub, tab) => {
   const token = await hub.mint("--sub", "ann", "--topics", "project:*");
   await tab.connect({ token, topics: ["project:7", "secret", "project:7,secret"] });
   await tab.isState("live");
   await until(async () => (await tab.get("problems")).length === 2, "both to be rejected");
   const errors = async () => (await tab.get("problems")).map(({ error, topic }) => [error, topic]);
   assert.deepEqual((await errors()).sort(), [["forbidden", "secret"], ["invalid_topic", "project:7,secret"]]);
-  const outcome = (topic) => tab.page.evaluate((topic) => client.subscribe(topic).then(({ topic }) => topic, ({ error }) => error), topic);
-  assert.deepEqual([await outcome("project:7"), await outcome("project:8"), await outcome("other")], ["project:7", "project:8", "forbidden"]);
+  const subscribe = (topic) => client.subscribe(topic).then(({ topic }) => topic, ({ error }) => error);
+  const outcomes = [];
+  for (const topic of ["project:7", "project:8", "other"]) outcomes.push(await tab.page.evaluate(subscribe, topic));
+  assert.deepEqual(outcomes, ["project:7", "project:8", "forbidden"]);
   await note(hub, "e1", { audience: { topic: "secret" } });
   await note(hub, "e2", { audience: { topic: "project:8" } });
   await tab.has("e2");
   assert.deepEqual(await tab.get("got"), ["e2"]);
 });
 
-test("workers are replaced under load: a page that counts loses nothing and sees nothing twice", async () => {
+test("while workers are replaced under load, a page receives every event once", async () => {
   const redis = await Redis.start();
   const hub = await Hub.start({ REDIS_URL: redis.url, FANFARE_WORKERS: "2", FANFARE_DRAIN_TIMEOUT: "10s" });
   const context = await chromium.newContext();
@@ -347,13 +368,13 @@ test("workers are replaced under load: a page that counts loses nothing and sees
     let stop = false;
     const publishing = (async () => {
       while (!stop) {
-        // A worker that ends may leave a request without an answer: the same event again is the same event.
+        // A worker that exits may leave a request unanswered. A retry with the same ID publishes the event once.
         await note(hub, `n-${count}`).then(() => count++, () => {});
       }
     })();
     await tab.has("n-50");
     hub.child.kill("SIGHUP");
-    await until(() => tab.sockets.length > 1, "the page to be sent elsewhere", 2 * DEADLINE);
+    await until(() => tab.sockets.length > 1, "the page to reconnect to another worker", 2 * DEADLINE);
     const then = count;
     await until(() => count > then + 200, "events after it");
     stop = true;
@@ -369,7 +390,7 @@ test("workers are replaced under load: a page that counts loses nothing and sees
 });
 
 describe("React", () => {
-  /** An application that lists events, in strict mode, with its server's part. */
+  /** An application that lists events, in strict mode. */
   const APPLICATION = `
     import { StrictMode, useState } from "react";
     import { createRoot } from "react-dom/client";
@@ -387,18 +408,20 @@ describe("React", () => {
       return root;
     }`;
 
-  /** The same, with a token and topics that change. */
+  /** The same application, with a token and topics that change. */
   const SWITCHING = APPLICATION.slice(0, APPLICATION.indexOf("export function run")) + `
     let root;
     export function render(token, topics) {
       root ??= createRoot(document.body.appendChild(document.createElement("div")));
-      root.render(<StrictMode><FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider></StrictMode>);
+      const provider = <FanfareProvider url="/ws" token={token} topics={topics}><List /></FanfareProvider>;
+      root.render(<StrictMode>{provider}</StrictMode>);
     }`;
 
-  test("hooks in strict mode: each event once, and nothing left behind", async () => {
+  test("in strict mode hooks receive each event once, and unmounting closes the connection", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
-      stdin: { contents: APPLICATION, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
+      stdin: { contents: APPLICATION, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false,
+      format: "esm", jsx: "automatic",
       define: { "process.env.NODE_ENV": '"development"' },
     });
     const hub = await Hub.start();
@@ -422,21 +445,24 @@ describe("React", () => {
     }
   });
 
-  // attack: a page goes on with the next user after a logout => the provider drops the client of the one before
-  test("another token's user gets a client of its own, and another topic does not", async () => {
+  // attack: a page continues with the next user after a logout => the provider drops the client of the previous user
+  test("a token of another user creates a new client, and another topic does not", async () => {
     const { build } = createRequire(join(PACKAGE, "package.json"))("esbuild");
     const { outputFiles: [bundle] } = await build({
-      stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false, format: "esm", jsx: "automatic",
+      stdin: { contents: SWITCHING, resolveDir: PACKAGE, loader: "jsx" }, bundle: true, write: false,
+      format: "esm", jsx: "automatic",
       define: { "process.env.NODE_ENV": '"development"' },
     });
     const hub = await Hub.start();
     const context = await chromium.newContext();
     try {
       const tab = await Tab.open(context, hub, bundle.text);
-      const [ann, newer, bob] = await Promise.all([["ann", 600], ["ann", 900], ["bob", 600]].map(
-        ([sub, ttl]) => hub.sign({ sub, topics: ["*"], iat: Math.floor(Date.now() / 1000), exp: Math.floor(Date.now() / 1000) + ttl })));
-      const show = (token, topics) => tab.page.evaluate(([token, topics]) => { render(token, topics); }, [token, topics]);
-      const heard = async (ids) => {
+      const now = Math.floor(Date.now() / 1000);
+      const sign = (sub, seconds) => hub.sign({ sub, topics: ["*"], iat: now, exp: now + seconds });
+      const [ann, newer, bob] = [sign("ann", 600), sign("ann", 900), sign("bob", 600)];
+      const render = ([token, topics]) => { window.render(token, topics); };
+      const show = (token, topics) => tab.page.evaluate(render, [token, topics]);
+      const received = async (ids) => {
         await tab.page.locator("#ids", { hasText: ids }).waitFor();
         assert.equal(await tab.page.locator("#ids").textContent(), ids);
       };
@@ -445,18 +471,20 @@ describe("React", () => {
       await tab.page.locator("#state", { hasText: "live" }).waitFor();
       await note(hub, "ann-1", { audience: { user: "ann" } });
       await show(newer, ["a", "b"]);
-      await until(() => tab.sent.some(({ type, topic }) => type === "subscribe" && topic === "b"), "the topic b to be asked for");
-      await until(() => tab.sent.some(({ type, token }) => type === "auth" && token === newer), "the newer token to be shown");
-      assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "the topic a stays");
+      const subscribed = ({ type, topic }) => type === "subscribe" && topic === "b";
+      await until(() => tab.sent.some(subscribed), "the subscription to topic b");
+      const authenticated = ({ type, token }) => type === "auth" && token === newer;
+      await until(() => tab.sent.some(authenticated), "the newer token to be sent");
+      assert.ok(!tab.sent.some(({ type }) => type === "unsubscribe"), "topic a stays subscribed");
       await note(hub, "b-1", { audience: { topic: "b" } });
-      await heard("ann-1,b-1");
+      await received("ann-1,b-1");
       const sockets = tab.sockets.length;
       await show(bob, ["a"]);
       await until(() => tab.sockets.length === sockets + 1, "bob's socket");
       await tab.page.locator("#state", { hasText: "live" }).waitFor();
       await note(hub, "ann-2", { audience: { user: "ann" } });
       await note(hub, "bob-1", { audience: { user: "bob" } });
-      await heard("ann-1,b-1,bob-1");
+      await received("ann-1,b-1,bob-1");
       assert.deepEqual(tab.errors, []);
     } finally {
       await context.close();
@@ -464,25 +492,27 @@ describe("React", () => {
     }
   });
 
-  test("on the server it renders without a socket", async () => {
+  test("the server renders without a socket", async () => {
     const require = createRequire(join(PACKAGE, "package.json"));
     const { createElement } = require("react");
     const { renderToString } = require("react-dom/server");
     const { FanfareProvider, useConnection } = require("./dist/react.cjs");
     const State = () => createElement("b", null, useConnection().name);
-    assert.equal(renderToString(createElement(FanfareProvider, { url: "/ws", token: "t" }, createElement(State))), "<b>connecting</b>");
+    const page = createElement(FanfareProvider, { url: "/ws", token: "t" }, createElement(State));
+    assert.equal(renderToString(page), "<b>connecting</b>");
   });
 });
 
-/** A Redis of a test's own. */
+/** A Redis server for one test. */
 class Redis {
   static async start() {
     const redis = new Redis();
-    // Below the ports that the system gives to outgoing connections.
+    // Below the range of ports for outgoing connections.
     const port = 29_600 + Math.floor(Math.random() * 2_400);
     redis.url = `redis://127.0.0.1:${port}`;
     redis.directory = mkdtempSync(join(tmpdir(), "fanfare-redis-"));
-    redis.child = spawn("redis-server", ["--port", String(port), "--bind", "127.0.0.1", "--save", ""], { cwd: redis.directory });
+    const options = ["--port", String(port), "--bind", "127.0.0.1", "--save", ""];
+    redis.child = spawn("redis-server", options, { cwd: redis.directory });
     let output = "";
     redis.child.stdout.on("data", (data) => { output += data; });
     const ended = () => redis.child.exitCode !== null;

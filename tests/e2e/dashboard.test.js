@@ -1,4 +1,4 @@
-// The operator's dashboard as an administrator meets it, and what it keeps from others.
+// The dashboard, for administrators and for other users.
 
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
@@ -24,7 +24,7 @@ async function open(hub, token) {
 
 const tile = (page, name) => page.locator("#tiles div", { hasText: name }).locator("dd").textContent();
 
-test("an administrator sees nodes, events and clients, looks one up and disconnects it", async () => {
+test("an administrator sees nodes, events and clients, and can look up and disconnect a client", async () => {
   const hub = await Hub.start();
   try {
     const client = await LivePage.open(chromium, hub.pageUrl());
@@ -44,7 +44,7 @@ test("an administrator sees nodes, events and clients, looks one up and disconne
     const found = await page.locator("#found").textContent();
     assert.match(found, /user:demo/);
     assert.match(found, /everyone/);
-    // Two clients are there, and both were sent it: the dashboard's own is one.
+    // The event was written to two clients: the dashboard is one of them.
     assert.equal(await page.locator("#found td").nth(3).textContent(), "2");
 
     await page.fill("#asked", "user:demo");
@@ -62,14 +62,18 @@ test("an administrator sees nodes, events and clients, looks one up and disconne
       await page.fill("#asked", connection);
       await page.click("#search button");
       return (await page.locator("#found").textContent()).includes("with 4003");
-    }, () => "how the client ended");
+    }, () => "how the client was closed");
 
     mkdirSync(SCREENSHOTS, { recursive: true });
-    for (const [name, width, colorScheme] of [["desktop", 1280, "light"], ["desktop-dark", 1280, "dark"], ["phone", 390, "light"]]) {
+    const devices = [["desktop", 1280, "light"], ["desktop-dark", 1280, "dark"], ["phone", 390, "light"]];
+    for (const [name, width, colorScheme] of devices) {
       await page.emulateMedia({ colorScheme });
       await page.setViewportSize({ width, height: 900 });
-      const sticksOut = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      await until(async () => await sticksOut() === 0, async () => `${await sticksOut()} pixels stick out at ${width}`);
+      const overflow = () => page.evaluate(() => {
+        const { scrollWidth, clientWidth } = document.documentElement;
+        return scrollWidth - clientWidth;
+      });
+      await until(async () => await overflow() === 0, async () => `${await overflow()} pixels of overflow at ${width}`);
       await page.screenshot({ path: join(SCREENSHOTS, `dashboard-${name}.png`), fullPage: true });
     }
     assert.deepEqual(page.wrong, []);
@@ -80,12 +84,13 @@ test("an administrator sees nodes, events and clients, looks one up and disconne
   }
 });
 
-test("others are asked for an administrator's token", async () => {
+test("other users are asked for an administrator's token", async () => {
   const hub = await Hub.start();
   try {
     const page = await open(hub, hub.token);
     await page.locator("#login:not([hidden])").waitFor();
-    await until(async () => (await page.locator("#reason").textContent()).includes("administrator"), () => "why");
+    const explained = async () => (await page.locator("#reason").textContent()).includes("administrator");
+    await until(explained, () => "the reason");
     await page.fill("#token", await hub.mint("--sub", "ops", "--admin"));
     await page.click("#token-form button");
     await page.locator("#nodes button").waitFor();

@@ -1,4 +1,4 @@
-// Starts the real program on a free port, and what a test needs to talk to it and to watch its page.
+// Starts the hub on a free port, with helpers to use its API and its pages.
 
 import assert from "node:assert/strict";
 import { spawn, execFile } from "node:child_process";
@@ -12,12 +12,12 @@ import { promisify } from "node:util";
 import { chromium } from "playwright-core";
 
 export const ROOT = resolve(fileURLToPath(import.meta.url), "../../..");
-/** It bounds failures alone: a busy machine may need most of it. */
+/** The time limit of a failing test, in milliseconds. It is long, because a busy machine may need most of it. */
 export const DEADLINE = 90_000;
 const PROGRAM = resolve(process.env.FANFARE_BIN ?? join(ROOT, "target/debug/fanfare"));
 const SECRET = "a secret that only the tests of the live page use";
 
-/** What the program may inherit: nothing of the developer's own settings. */
+/** The environment of the hub, without the developer's own settings. */
 const bare = { PATH: process.env.PATH, HOME: process.env.HOME, LANG: "C.UTF-8" };
 
 /** One running hub. */
@@ -25,7 +25,7 @@ export class Hub {
   static async start(settings = {}, listen = "127.0.0.1:0") {
     const hub = new Hub();
     hub.settings = { SECRET_KEY: SECRET, ...settings };
-    // Its own empty directory: a `.env` or fanfare.toml lying about must not count.
+    // An empty directory, so that no `.env` or fanfare.toml is read.
     hub.directory = mkdtempSync(join(tmpdir(), "fanfare-e2e-"));
     await hub.run(listen);
     return hub;
@@ -40,25 +40,25 @@ export class Hub {
     this.child.stderr.on("data", (data) => { this.output += data; });
     const taken = () => this.child.exitCode !== null && this.output.includes("in use");
     await until(() => {
-      assert.ok(this.child.exitCode === null || taken(), `the program ended:\n${this.output}`);
+      assert.ok(this.child.exitCode === null || taken(), `the program exited:\n${this.output}`);
       return taken() || this.lines("curl ").length > 0;
-    }, () => `what to do next on the program's output:\n${this.output}`);
-    // After a restart, somebody's outgoing connection may have the port for a moment.
+    }, () => `the startup message in the output:\n${this.output}`);
+    // After a restart an outgoing connection of another process may use the port for a moment.
     if (taken()) return this.run(listen);
     this.origin = this.output.match(/https?:\/\/[\w.:-]+:\d+/)[0];
-    // A secret that was made for this run signs only the tokens that were printed.
+    // If the hub generated its secret, only the printed token is valid.
     const printed = this.output.match(/#token=([\w.-]+)/)?.[1];
     this.token = printed ?? this.token ?? await this.mint("--sub", "demo", "--publish", "--topics", "*");
   }
 
-  /** The lines that the program printed to be pasted into a shell or a browser, by how they begin. */
+  /** Returns the printed lines with a prefix, such as commands and addresses to paste. */
   lines(beginning) {
     return this.output.split("\n").slice(0, -1).map((line) => line.trim()).filter((line) => line.startsWith(beginning));
   }
 
   pageUrl(token = this.token) { return `${this.origin}/#token=${token}`; }
 
-  /** kill -9: no goodbye to anybody. */
+  /** Kills the hub (SIGKILL), without a graceful shutdown. */
   async kill() {
     this.child.kill("SIGKILL");
     await this.exited;
@@ -71,7 +71,7 @@ export class Hub {
     rmSync(this.directory, { recursive: true, force: true });
   }
 
-  /** A token as the program's own command makes it. */
+  /** Returns a token, created with `fanfare token`. */
   async mint(...options) {
     const { stdout } = await promisify(execFile)(PROGRAM, ["token", ...options], {
       cwd: this.directory, env: { ...bare, ...this.settings },
@@ -79,7 +79,7 @@ export class Hub {
     return stdout.trim();
   }
 
-  /** Adds an account that may publish, as its operator does. */
+  /** Adds an account that may publish, with `fanfare user`. */
   async addUser(email, password) {
     const child = spawn(PROGRAM, ["user", "add", email, "--role", "publisher", "--password-stdin"], {
       cwd: this.directory, env: { ...bare, ...this.settings },
@@ -89,7 +89,7 @@ export class Hub {
     assert.equal(code, 0);
   }
 
-  /** What a person gets who pastes lines into a shell where the program is at hand. */
+  /** Runs lines in a shell that has the program on its PATH, and returns their output. */
   async paste(...lines) {
     const env = { ...bare, ...this.settings, PATH: `${dirname(PROGRAM)}:${bare.PATH}` };
     for (const [name, value] of Object.entries(env)) if (value === null) delete env[name];
@@ -97,18 +97,20 @@ export class Hub {
     return stdout.trim();
   }
 
-  /** A token with any claims, signed with the hub's secret (RFC 7515 with HS256). */
+  /** Returns a token with any claims, signed with the hub's secret (RFC 7515 with HS256). */
   sign(claims) {
     const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
     const signed = `${part({ alg: "HS256", typ: "JWT" })}.${part(claims)}`;
     return `${signed}.${createHmac("sha256", SECRET).update(signed).digest("base64url")}`;
   }
 
-  /** Publishes an event; to everyone, unless it names an audience. */
+  /** Publishes an event. The default audience is everyone. */
   publish(event) { return this.post("/events", { audience: "everyone", ...event }); }
 
-  /** In one request, so that nothing happens in between. */
-  publishAll(events) { return this.post("/events/batch", { events: events.map((event) => ({ audience: "everyone", ...event })) }); }
+  /** Publishes events in one request, so that no other event is between them. */
+  publishAll(events) {
+    return this.post("/events/batch", { events: events.map((event) => ({ audience: "everyone", ...event })) });
+  }
 
   async post(path, body) {
     const response = await fetch(`${this.origin}${path}`, {
@@ -128,16 +130,16 @@ export function browser() {
   });
 }
 
-/** Waits for a condition, looking again every few milliseconds; `what` says what never came. */
+/** Waits for a condition, which is checked every 10 ms. `what` describes it in the failure message. */
 export async function until(condition, what, deadline = DEADLINE) {
   for (const end = Date.now() + deadline; Date.now() < end; await new Promise((done) => setTimeout(done, 10))) {
     const value = await condition();
     if (value) return value;
   }
-  assert.fail(`waited ${deadline / 1000} s in vain for ${typeof what === "function" ? await what() : what}`);
+  assert.fail(`timed out after ${deadline / 1000} s: ${typeof what === "function" ? await what() : what}`);
 }
 
-/** The live page in a tab of its own, with what it sent and received on its sockets. */
+/** The live page in its own tab, with its sockets and the messages that it sent. */
 export class LivePage {
   static async open(browser, url, { context: options = {}, before = async () => {} } = {}) {
     const live = new LivePage();
@@ -155,18 +157,22 @@ export class LivePage {
     return live;
   }
 
-  /** Waits until the page gives a reason of this form, which may be another one a moment later. */
-  async reason(form) {
-    await until(async () => form.test(await this.text("reason")), async () => `a reason like ${form}, but it is ${await this.text("reason")}`);
+  /** Waits until the page displays a reason that matches `pattern`. */
+  async reason(pattern) {
+    const matches = async () => pattern.test(await this.text("reason"));
+    await until(matches, async () => `a reason like ${pattern}, not ${await this.text("reason")}`);
   }
 
-  /** Waits until the page says that it is in a state, and returns its reason. */
+  /** Waits until the page is in a state, and returns its reason. */
   async state(name) {
     await this.page.locator(`body[data-state=${name}]`).waitFor({ state: "attached" });
     return this.text("reason");
   }
 
-  /** Cuts the connection, which the page takes up again two seconds later: sooner than a busy machine may look. */
+  /**
+   * Disconnects the page, which reconnects after two seconds. The state is read in the same call, because a busy
+   * machine may be slower than that.
+   */
   async cut() {
     const state = await this.page.evaluate(() => {
       document.getElementById("cut").click();
@@ -178,15 +184,16 @@ export class LivePage {
   text(id) { return this.page.locator(`#${id}`).textContent(); }
   click(id) { return this.page.locator(`#${id}`).click(); }
 
-  /** Every row of the list, oldest first. */
+  /** Returns the rows of the list, oldest first. */
   rows() {
-    return this.page.$$eval("#events > li", (rows) => rows.reverse().map((row) => ({ ...row.dataset, text: row.textContent })));
+    const read = (rows) => rows.reverse().map((row) => ({ ...row.dataset, text: row.textContent }));
+    return this.page.$$eval("#events > li", read);
   }
 
-  /** The ids of the events in the list, oldest first. */
+  /** Returns the IDs of the listed events, oldest first. */
   async ids() { return (await this.rows()).filter(({ kind }) => kind === "event").map(({ eventId }) => eventId); }
 
-  /** Waits until the list has an event, and returns its row. */
+  /** Waits until an event is listed, and returns its row. */
   async event(id) {
     const row = this.page.locator(`li[data-event-id=${JSON.stringify(id)}]`);
     await row.waitFor({ state: "attached" });

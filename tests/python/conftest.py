@@ -1,4 +1,4 @@
-"""Hubs for the tests: one that all share, and one with settings of its own for a test that needs them."""
+"""Hubs for the tests: a shared one, and hubs with settings for a single test."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from redis_server import RedisServer
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """A hub with default settings but the limits on how often a test may connect."""
+    """A hub with default settings, but without a limit on connects."""
     running = Hub(tmp_path_factory.mktemp("hub"), FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
     yield running
     running.kill()
@@ -16,7 +16,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def hub_with(tmp_path):
-    """Starts a hub with settings of its own: `hub_with(window_events=10)`."""
+    """Starts a hub with settings: `hub_with(window_events=10)`."""
     running = []
 
     def start(**settings):
@@ -31,7 +31,7 @@ def hub_with(tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A Redis that the tests of one file share."""
+    """A Redis server that the tests of a file share."""
     running = RedisServer(tmp_path_factory.mktemp("redis"))
     yield running
     running.kill()
@@ -47,5 +47,7 @@ def node(server, tmp_path_factory):
 
 @pytest.fixture(params=["http", "redis"])
 def way(request, node, server) -> dict:
-    """How to reach the same hub."""
-    return {"url": f"http://{node.address}", "token": token("publisher", **PUBLISHER)} if request.param == "http" else {"url": server.url}
+    """The arguments of a publisher for the same hub, over HTTP and over Redis."""
+    if request.param == "http":
+        return {"url": f"http://{node.address}", "token": token("publisher", **PUBLISHER)}
+    return {"url": server.url}

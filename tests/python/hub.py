@@ -1,5 +1,8 @@
-"""The real program on a free port, and a client of it that shares no code with it: `websockets`, the standard
-library's HTTP client, and tokens signed by hand (RFC 7515 with HS256)."""
+"""Runs the hub on a free port, with a client that shares no code with it.
+
+The client uses `websockets`, the HTTP client of the standard library, and its own implementation of tokens (RFC 7515
+with HS256).
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ from websockets.sync.client import connect
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("FANFARE_BIN", ROOT / "target/debug/fanfare")).resolve()
 SECRET = "a secret that only the tests in Python use"
-# It bounds failures alone: a busy machine may need most of it.
+# The time limit of a failing test. It is long, because a busy machine may need most of it.
 DEADLINE = 90.0
 CONTROL = {"ack", "ping", "pong", "error", "gap", "goaway", "auth_expiring"}
 
 
 def sign(claims: dict, *, secret: str = SECRET, header: dict | None = None) -> str:
-    """A token with any claims and any header."""
+    """Returns a token with any claims and any header."""
 
     def part(value: bytes) -> str:
         return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
@@ -45,7 +48,7 @@ def sign(claims: dict, *, secret: str = SECRET, header: dict | None = None) -> s
 
 
 def token(sub: str = "alice", **claims) -> str:
-    """A token that is valid for an hour."""
+    """Returns a token that is valid for an hour."""
     return sign({"sub": sub, "exp": int(time.time()) + 3600, **claims})
 
 
@@ -53,17 +56,17 @@ PUBLISHER = {"publish": True}
 
 
 def until(condition, what: str, deadline: float = DEADLINE):
-    """Waits for a condition, looking again every few milliseconds."""
+    """Waits for a condition, which is checked every 5 ms. `what` describes it in the failure message."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.005)
-    raise AssertionError(f"waited {deadline} s in vain for {what}")
+    raise AssertionError(f"timed out after {deadline} s: {what}")
 
 
-class Answer:
-    """An HTTP answer."""
+class Response:
+    """An HTTP response."""
 
     def __init__(self, status: int, headers, text: str):
         self.status, self.headers, self.text = status, headers, text
@@ -73,15 +76,15 @@ class Answer:
 
 
 class Hub:
-    """One running hub."""
+    """A running hub."""
 
     def __init__(self, directory: Path, **settings: str):
         self.directory, self.settings = directory, settings
         self.start("127.0.0.1:0")
 
     def start(self, listen: str) -> None:
-        # Nothing of the developer's own settings, and its own directory: no `.env` or fanfare.toml lying about counts.
-        # Tests are refused on purpose, again and again from one address; the delay of such refusals has tests of its own.
+        # Its own environment and directory, so that no `.env`, fanfare.toml or setting of the developer is read.
+        # Rejections are not delayed, because many tests cause some. The delay has its own tests.
         settings = {"FANFARE_REFUSAL_DELAY": "0", **self.settings}
         environment = {"PATH": os.environ["PATH"], "SECRET_KEY": SECRET, **settings}
         self.output: list[str] = []
@@ -105,7 +108,7 @@ class Hub:
 
     def _address(self) -> str | None:
         text = "".join(self.output)
-        assert self.process.poll() is None, f"the program ended:\n{text}"
+        assert self.process.poll() is None, f"the program exited:\n{text}"
         found = re.search(r"https?://([\w.\-]+:\d+)", text)
         return found and found[1]
 
@@ -116,16 +119,16 @@ class Hub:
             return False
 
     def kill(self) -> None:
-        """kill -9: no goodbye to anybody."""
+        """Kills the hub (SIGKILL), without a graceful shutdown."""
         self.process.kill()
         self.process.wait()
         self.reader.join()
 
     def halt(self) -> None:
-        """kill -STOP: it answers nothing, and its connections stay."""
+        """Stops the hub (SIGSTOP): it responds to nothing, and its connections stay open."""
         self.process.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{self.process.pid}/stat")
-        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the program to halt")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the program to stop")
 
     def restart(self) -> None:
         self.kill()
@@ -135,7 +138,7 @@ class Hub:
             try:
                 self.start(address)
             except AssertionError:
-                # For a moment, somebody's outgoing connection may have the port.
+                # An outgoing connection of another process may use the port for a moment.
                 if "in use" not in "".join(self.output):
                     raise
                 return False
@@ -145,7 +148,7 @@ class Hub:
 
     # HTTP
 
-    def request(self, method: str, path: str, body=None, bearer: str | None = None, **headers: str) -> Answer:
+    def request(self, method: str, path: str, body=None, bearer: str | None = None, **headers: str) -> Response:
         data = None if body is None else (body if isinstance(body, bytes) else json.dumps(body).encode())
         request = urllib.request.Request(f"http://{self.address}{path}", data, method=method)
         if data is not None:
@@ -155,28 +158,28 @@ class Hub:
         for name, value in headers.items():
             request.add_header(name.replace("_", "-"), value)
         try:
-            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-                return Answer(answer.status, answer.headers, answer.read().decode())
+            with urllib.request.urlopen(request, timeout=DEADLINE) as response:
+                return Response(response.status, response.headers, response.read().decode())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, error.headers, error.read().decode())
+                return Response(error.code, error.headers, error.read().decode())
 
-    def get(self, path: str, bearer: str | None = None) -> Answer:
+    def get(self, path: str, bearer: str | None = None) -> Response:
         return self.request("GET", path, bearer=bearer)
 
-    def post(self, path: str, body=None) -> Answer:
+    def post(self, path: str, body=None) -> Response:
         """Posts with a token that may publish."""
         return self.request("POST", path, body, bearer=token("publisher", **PUBLISHER))
 
     def publish(self, event_id: str, audience="everyone", **fields) -> dict:
-        answer = self.post("/events", {"type": "note", "event_id": event_id, "audience": audience, **fields})
-        assert answer.status in (200, 201), f"{answer.status} {answer.text}"
-        return answer.json()
+        response = self.post("/events", {"type": "note", "event_id": event_id, "audience": audience, **fields})
+        assert response.status in (200, 201), f"{response.status} {response.text}"
+        return response.json()
 
     def publish_many(self, event_ids) -> None:
         events = [{"type": "note", "event_id": event_id, "audience": "everyone"} for event_id in event_ids]
-        answer = self.post("/events/batch", {"events": events})
-        assert answer.status == 200, answer.text
+        response = self.post("/events/batch", {"events": events})
+        assert response.status == 200, response.text
 
     # WebSocket
 
@@ -185,7 +188,7 @@ class Hub:
 
     @contextmanager
     def client(self, sub: str = "alice", claims: dict | None = None, **query: str):
-        """A client that has its ack."""
+        """A client that has received its first ack."""
         with Client(self.url(token=token(sub, **(claims or {})), **query)) as client:
             client.ack = client.next()
             assert client.ack["type"] == "ack", client.ack
@@ -193,10 +196,10 @@ class Hub:
 
 
 class Client:
-    """A client that says nothing by itself but what RFC 6455 demands."""
+    """A client that sends nothing by itself, except for the frames that RFC 6455 requires."""
 
     def __init__(self, url: str, **options):
-        # The library's own pings would keep a silent client alive.
+        # The pings of the library are disabled, because they would keep a silent client alive.
         options = {"ping_interval": None, "proxy": None, "compression": None, "close_timeout": 2, **options}
         self.opened = ExitStack()
         self.socket = self.opened.enter_context(connect(url, open_timeout=DEADLINE, **options))
@@ -216,18 +219,18 @@ class Client:
         self.socket.send(message if isinstance(message, (str, bytes)) else json.dumps(message))
 
     def next(self, timeout: float = DEADLINE) -> dict:
-        """The next frame."""
+        """Returns the next frame."""
         return json.loads(self.socket.recv(timeout))
 
     def next_of(self, *types: str) -> dict:
-        """The next frame of one of these types; what comes before it is left out."""
+        """Returns the next frame of one of these types, and skips the frames before it."""
         end = time.monotonic() + DEADLINE
         while (frame := self.next(max(0.0, end - time.monotonic())))["type"] not in types:
             pass
         return frame
 
     def until_event(self, event_id: str) -> list[dict]:
-        """All frames up to and with an event's, without pings."""
+        """Returns all frames up to and including an event, without pings."""
         frames = []
         end = time.monotonic() + DEADLINE
         while not frames or frames[-1]["event_id"] != event_id or frames[-1]["type"] in CONTROL:
@@ -237,17 +240,17 @@ class Client:
         return frames
 
     def ids_until(self, event_id: str) -> list[str]:
-        """The ids of the events up to and with one, which must come without any other frame but pings between."""
+        """Returns the IDs of the events up to and including one. No other frames except for pings may arrive."""
         frames = self.until_event(event_id)
         assert all(frame["type"] not in CONTROL for frame in frames), frames
         return [frame["event_id"] for frame in frames]
 
     def closed(self, timeout: float = DEADLINE) -> tuple[int, str]:
-        """Waits for the hub to close, and returns its code and reason."""
+        """Waits for the hub to close the connection, and returns the code and the reason."""
         end = time.monotonic() + timeout
         try:
             while True:
                 self.socket.recv(max(0.0, end - time.monotonic()))
         except ConnectionClosed as closed:
-            assert closed.rcvd is not None, f"the socket ended without a close frame: {closed}"
+            assert closed.rcvd is not None, f"the connection was lost without a close frame: {closed}"
             return closed.rcvd.code, closed.rcvd.reason

@@ -1,4 +1,4 @@
-"""Servers that stand where a hub should: each answers every request, or none, in its own way."""
+"""Servers in place of a hub or a Redis: fixed responses, no responses, and a late clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def answering(status: int, body: str = "", **headers: str):
-    """A server that answers each POST the same. Gives its URL and the bodies that it was sent."""
+    """Starts a server with a fixed response to each POST. Yields its URL, and the bodies that it received."""
     bodies: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,7 +41,10 @@ def answering(status: int, body: str = "", **headers: str):
 
 @contextmanager
 def silent(first: bytes = b"", *, trickle: bytes = b""):
-    """A server that takes connections, sends `first`, and then nothing; or `trickle` again and again, slowly. Gives its port."""
+    """Starts a server that accepts connections, sends `first`, and then sends nothing, or `trickle` every 0.1 s.
+
+    Yields its port.
+    """
     stop = threading.Event()
     sockets: list[socket.socket] = []
 
@@ -70,19 +73,19 @@ def silent(first: bytes = b"", *, trickle: bytes = b""):
             yield listening.getsockname()[1]
         finally:
             stop.set()
-            # It wakes the thread that accepts.
+            # Wakes the accepting thread.
             listening.shutdown(socket.SHUT_RDWR)
     for client in sockets:
         client.close()
 
 
-#: Redis' answer to TIME: seconds and microseconds.
+#: The response of Redis to TIME: seconds and microseconds.
 _TIME = re.compile(rb"(\*2\r\n\$10\r\n)(\d{10})(\r\n\$\d\r\n\d{1,6}\r\n)")
 
 
 @contextmanager
 def late_clock(port: int, seconds: int):
-    """A way to the Redis on a port whose clock is told as that many seconds late. Gives its own port."""
+    """Starts a proxy to the Redis on a port, whose clock appears `seconds` late. Yields the port of the proxy."""
 
     def later(answer: bytes) -> bytes:
         return _TIME.sub(lambda found: found[1] + b"%010d" % (int(found[2]) - seconds) + found[3], answer)
@@ -113,5 +116,5 @@ def late_clock(port: int, seconds: int):
         try:
             yield listening.getsockname()[1]
         finally:
-            # It wakes the thread that accepts.
+            # Wakes the accepting thread.
             listening.shutdown(socket.SHUT_RDWR)

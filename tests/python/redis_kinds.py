@@ -1,4 +1,4 @@
-"""A Redis Cluster and a master under Sentinel, of a test's own."""
+"""A Redis Cluster and a Redis with Sentinel for a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "hub"
 
 
 class Cluster:
-    """Three masters."""
+    """A Redis Cluster of three masters."""
 
     def __init__(self, directory: Path):
         self.nodes: list[RedisServer] = []
@@ -63,11 +63,11 @@ class Sentinels:
         for n in range(3):
             self.sentinels.append(_Sentinel(_folder(directory, f"sentinel-{n}"), master.port))
         self.url = f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/{NAME}"
-        until(lambda: all(self._is_settled(one) for one in self.sentinels), "the sentinels to know all servers")
-        until(self._is_replicated, "the replica to follow")
+        until(lambda: all(self._is_settled(one) for one in self.sentinels), "the sentinels to discover all servers")
+        until(self._is_replicated, "the replica to connect to the master")
 
     def master(self) -> RedisServer:
-        """The master, as the first sentinel knows it."""
+        """Returns the master that the first sentinel reports."""
         with self.sentinels[0].client() as client:
             _, port = client.sentinel_get_master_addr_by_name(NAME)
         return next(server for server in self.servers if server.port == port)
@@ -88,7 +88,7 @@ class Sentinels:
 
 
 class _Sentinel(RedisServer):
-    """A sentinel, which starts anew."""
+    """A sentinel. It has no state of an earlier run, because its configuration is written at each start."""
 
     def __init__(self, directory: Path, master: int):
         self.master = master

@@ -1,4 +1,4 @@
-"""A Redis of a test's own, on a free port."""
+"""A Redis server for a test, on a free port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEADLINE = 90
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the system gives to outgoing connections."""
+    """Returns a free port below the range of ports for outgoing connections."""
     while True:
         with socket.socket() as free, suppress(OSError):
             port = random.randrange(29_600, 32_000)
@@ -24,14 +24,14 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """Ends with `kill`; comes back with its data after `restart`."""
+    """Runs until `kill`. `start` starts it again with its data."""
 
     def __init__(self, directory: Path, *options: str):
         self.directory, self.options = directory, options
         self.process: subprocess.Popen | None = None
         deadline = time.monotonic() + DEADLINE
         while not self._launch(free_port()):
-            assert time.monotonic() < deadline, "redis-server finds no free port"
+            assert time.monotonic() < deadline, "found no free port for redis-server"
 
     @property
     def url(self) -> str:
@@ -42,10 +42,10 @@ class RedisServer:
         return ["redis-server", *options, *self.options]
 
     def start(self) -> None:
-        assert self._launch(self.port), "redis-server does not start"
+        assert self._launch(self.port), "failed to start redis-server"
 
     def _launch(self, port: int) -> bool:
-        """Starts it. False: it ended, as when somebody else has the port by now."""
+        """Starts the server. Returns False if it exits, for example because another process uses the port."""
         self.port = port
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(self.command(), cwd=self.directory, **quiet)
@@ -55,12 +55,12 @@ class RedisServer:
                 return False
             if time.monotonic() > deadline:
                 self.kill()
-                raise AssertionError("redis-server does not answer")
+                raise AssertionError("redis-server does not respond")
             time.sleep(0.02)
         return True
 
     def _answers(self) -> bool:
-        """Whether this very process answers on its port, and not another server."""
+        """Returns whether this process, and not another server, responds on the port."""
         try:
             with redis.Redis(port=self.port, socket_timeout=1) as client:
                 return client.info("server")["process_id"] == self.process.pid

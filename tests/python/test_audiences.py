@@ -1,4 +1,4 @@
-"""Who an event of the Python package is for: checked before anything is sent, the same over HTTP and Redis, with asyncio and without."""
+"""Audiences in the Python package: checked before anything is sent, over HTTP and Redis, with and without asyncio."""
 
 import asyncio
 import uuid
@@ -20,9 +20,9 @@ from fanfare_publisher import (
 from hub import Hub
 
 NOT_AUDIENCES = {
-    "a user's id": "ann",
+    "a user ID": "ann",
     "another word": "broadcast",
-    "no text": "",
+    "an empty str": "",
     "nothing": None,
     "a number": 7,
     "a list": ["everyone"],
@@ -31,21 +31,21 @@ NOT_AUDIENCES = {
     "two kinds": {"user": "ann", "topic": "project:7"},
     "another kind": {"users": ["ann"]},
     "everyone as a kind": {"everyone": True},
-    "a user without an id": {"user": None},
-    "a user with an empty id": {"user": ""},
-    "a user that is a truth value": {"user": False},
-    "a user's id that is too long": {"user": "x" * 257},
-    "a user's id that is not Unicode": {"user": "\\ud800".encode().decode("unicode_escape")},
+    "a user without an ID": {"user": None},
+    "a user with an empty ID": {"user": ""},
+    "a user that is a bool": {"user": False},
+    "a user ID that is too long": {"user": "x" * 257},
+    "a user ID that is not Unicode": {"user": "\\ud800".encode().decode("unicode_escape")},
     "several users": {"user": ["ann", "bob"]},
-    "a connection that is no UUID": {"connection": "7"},
-    "a connection without an id": {"connection": None},
+    "a connection that is not a UUID": {"connection": "7"},
+    "a connection without an ID": {"connection": None},
     "a topic with a comma": {"topic": "project:7,secret"},
     "a pattern": {"topic": "project:*"},
     "a topic with a space": {"topic": "project 7"},
     "a topic without a name": {"topic": ""},
     "a topic that is too long": {"topic": "x" * 129},
-    "a topic of the hub's own": {"topic": "$sys"},
-    "a topic that is no text": {"topic": 7},
+    "a reserved topic": {"topic": "$sys"},
+    "a topic that is not a str": {"topic": 7},
 }
 
 
@@ -67,9 +67,9 @@ def publish(request, way):
     return with_asyncio if request.param == "with asyncio" else without
 
 
-# attack: a publisher passes a user's id, None or a list of topics as the audience => it raises and nothing is sent to anyone
+# attack: a publisher passes a user ID, None or a list of topics as the audience => it raises, and nothing is sent
 @pytest.mark.parametrize("audience", NOT_AUDIENCES.values(), ids=NOT_AUDIENCES.keys())
-def test_what_is_no_audience_raises_and_reaches_nobody(publish, node, audience):
+def test_an_invalid_audience_raises_and_nothing_is_sent(publish, node, audience):
     with node.client("bob", {"topics": ["*"]}, topics="project:7,secret") as bob:
         with pytest.raises(InvalidAudience) as raised:
             publish(WSMessage(type="note"), audience)
@@ -79,7 +79,7 @@ def test_what_is_no_audience_raises_and_reaches_nobody(publish, node, audience):
         assert bob.ids_until(last) == [last]
 
 
-def test_every_audience_can_be_written_in_both_forms(publish, node):
+def test_every_audience_has_two_forms(publish, node):
     with node.client("42", {"topics": ["project:*"]}, topics="project:7") as client:
         audiences = [
             "everyone",
@@ -101,7 +101,7 @@ def test_the_audience_has_no_default(way):
         publisher.publish(WSMessage(type="note"))
 
 
-# attack: a publisher hands on a lost id (None) as the user's => it raises, and does not publish to a user named None
+# attack: a publisher passes a missing ID (None) as the user => it raises, and does not publish to a user named None
 @pytest.mark.parametrize("lost", [None, "", True, b"ann", 1.5], ids=repr)
 def test_the_methods_for_one_audience_check_it_as_well(way, lost):
     message = WSMessage(type="note")
@@ -117,7 +117,7 @@ def test_an_audience_inside_the_message_raises(publish, field):
         publish(WSMessage(type="note", **{field: "ann"}), "everyone")
 
 
-def test_what_is_no_message_raises(publish):
+def test_an_invalid_message_raises(publish):
     for message in ({"type": "note"}, None, "note"):
         with pytest.raises(InvalidEvent, match="WSMessage"):
             publish(message, "everyone")
@@ -125,7 +125,7 @@ def test_what_is_no_message_raises(publish):
         publish(WSMessage(type="note", data={"x": object()}), "everyone")
 
 
-def test_an_event_that_the_hub_rejects_says_why_at_once(publish):
+def test_a_rejection_of_the_hub_is_raised_immediately_with_its_reason(publish):
     message = WSMessage(type="$sys")
     with pytest.raises(EventRejected, match="reserved") as rejected:
         publish(message, "everyone")
@@ -134,10 +134,10 @@ def test_an_event_that_the_hub_rejects_says_why_at_once(publish):
         publish(WSMessage(type="note", data={"text": "x" * 70_000}), "everyone")
     assert rejected.value.code in ("event_too_large", "body_too_large")
     message.type = "note"
-    assert not publish(message, "everyone").duplicate, "an id that was rejected is free"
+    assert not publish(message, "everyone").duplicate, "the ID of a rejected event can be used"
 
 
-def test_one_bad_event_of_many_is_named(way):
+def test_the_index_of_an_invalid_event_is_reported(way):
     events = [(WSMessage(type="note", data={"n": n}), to_user("ann")) for n in range(3)]
     with Publisher(**way) as publisher:
         with pytest.raises(InvalidAudience, match=r"events\[1\]") as raised:
@@ -157,11 +157,11 @@ def test_many_events_reach_their_audiences_in_order(way, node):
         published = publisher.publish_many(events)
         ids = [message.event_id for message, _ in events]
         assert [one.event_id for one in published] == ids
-        places = [one.sequence for one in published]
-        assert places == sorted(set(places)) and not any(one.duplicate for one in published)
+        sequences = [one.sequence for one in published]
+        assert sequences == sorted(set(sequences)) and not any(one.duplicate for one in published)
         assert ann.ids_until(ids[-1]) == ids
         assert bob.ids_until(ids[-1]) == [one for n, one in enumerate(ids) if n % 3]
         again = publisher.publish_many([events[7], events[7], events[3]])
-        assert [one.sequence for one in again] == [places[7], places[7], places[3]]
+        assert [one.sequence for one in again] == [sequences[7], sequences[7], sequences[3]]
         assert all(one.duplicate for one in again)
         assert publisher.publish_many([]) == []

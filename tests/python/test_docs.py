@@ -1,4 +1,4 @@
-"""The code in the documents is code: what is wrong by its syntax fails here, not at a reader's."""
+"""Checks the syntax of the Python and JSON code in the documents."""
 
 import ast
 import json
@@ -12,13 +12,13 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("clients/*/
 
 
 def blocks(language):
-    """Each block of a language with its place, as pytest's parameters."""
+    """Returns the code blocks of a language as parameters of pytest, with their location."""
     found = []
     for document in sorted(DOCUMENTS):
         for match in re.finditer(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
             line = document.read_text()[: match.start()].count("\n") + 1
             found.append(pytest.param(match[1], id=f"{document.relative_to(ROOT)}:{line}"))
-    assert found, f"no document has a block of {language}"
+    assert found, f"no document contains {language}"
     return found
 
 

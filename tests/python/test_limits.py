@@ -1,4 +1,4 @@
-"""Each limit refuses with its own code and reason, counts it, and disturbs nobody else."""
+"""Each limit rejects with its own code and reason, is counted, and does not affect other clients."""
 
 import re
 import socket
@@ -22,7 +22,7 @@ def refused(hub, sub: str) -> tuple[int, str]:
         return client.closed()
 
 
-# attack: more connections than a limit => closed with 1013; who reconnects keeps their place
+# attack: more connections than a limit => closed with 1013; a client that reconnects keeps its place
 @pytest.mark.parametrize(
     ("setting", "value", "first", "second", "spare"),
     [
@@ -43,7 +43,7 @@ def test_connections_are_limited(hub_with, setting, value, first, second, spare)
                 with hub.client(spare):
                     pass
             with hub.client(first, connection_id=kept.id) as taken:
-                assert taken.id == kept.id, "who comes back takes its own place"
+                assert taken.id == kept.id, "a client that reconnects takes over its connection"
                 assert kept.closed()[0] == 4001
                 hub.publish("undisturbed")
                 assert taken.ids_until("undisturbed") == ["undisturbed"]
@@ -65,13 +65,13 @@ def test_connects_a_second_are_limited(hub_with):
         except InvalidStatus as error:
             assert (error.response.status_code, error.response.headers["retry-after"]) == (429, "1")
             answers.append("not upgraded")
-    assert answers[:4] == ["in"] * 4, "a burst of twice the rate passes"
+    assert answers[:4] == ["in"] * 4, "a burst of twice the rate is accepted"
     assert "out" in answers and "not upgraded" in answers, answers
 
 
-# attack: a message over max_message_bytes or max_frame_bytes => closed with 1009; others are undisturbed
+# attack: a message over max_message_bytes or max_frame_bytes => closed with 1009; other clients are not affected
 @pytest.mark.parametrize("max_message_bytes", [1000, 5000])
-def test_a_message_too_large_closes(hub_with, max_message_bytes):
+def test_a_message_that_is_too_large_closes_the_connection(hub_with, max_message_bytes):
     hub = hub_with(max_frame_bytes=1000, max_message_bytes=max_message_bytes)
     with hub.client() as bystander, hub.client() as client:
         client.send({"type": "ping", "padding": "x" * 800})
@@ -87,19 +87,19 @@ def test_a_message_too_large_closes(hub_with, max_message_bytes):
 def test_fragments_count_together(hub_with):
     hub = hub_with(max_frame_bytes=1000, max_message_bytes=1000)
     with hub.client() as client:
-        with suppress(ConnectionClosed):  # the hub may close at the second fragment's end
+        with suppress(ConnectionClosed):  # The hub may close after the second fragment.
             client.socket.send(["x" * 400] * 3)
         assert client.closed()[0] == 1009
 
 
-# attack: more messages than max_messages_per_second => closed with 4002; others are undisturbed
-def test_too_many_messages_close(hub_with):
+# attack: more messages than max_messages_per_second => closed with 4002; other clients are not affected
+def test_too_many_messages_close_the_connection(hub_with):
     hub = hub_with(max_messages_per_second=5)
     with hub.client() as bystander, hub.client() as client:
         for _ in range(10):
             client.send({"type": "ping"})
             assert client.next()["type"] == "pong"
-        with suppress(ConnectionClosed):  # the hub may close before all are sent
+        with suppress(ConnectionClosed):  # The hub may close before all are sent.
             for _ in range(50):
                 client.send({"type": "ping"})
         code, reason = client.closed()
@@ -108,7 +108,7 @@ def test_too_many_messages_close(hub_with):
         assert bystander.ids_until("undisturbed") == ["undisturbed"]
 
 
-def test_a_binary_message_closes(hub):
+def test_a_binary_message_closes_the_connection(hub):
     with hub.client() as client:
         client.send(b"\x00\x01")
         assert client.closed()[0] == 1003
@@ -130,29 +130,29 @@ def test_topics_of_a_connection_are_limited(hub_with):
 
 
 # attack: an event over max_event_bytes => 413
-def test_an_event_too_large_is_refused(hub_with):
+def test_an_event_that_is_too_large_is_rejected(hub_with):
     hub = hub_with(max_event_bytes=1000)
     answer = hub.post("/events", {"type": "note", "audience": "everyone", "data": {"x": "y" * 1000}})
     assert answer.status == 413
     assert "max_event_bytes" in answer.json()["detail"]
 
 
-# attack: a request head that never ends => cut off at handshake_timeout and counted
-def test_a_request_that_never_ends_is_cut_off_and_counted(hub_with):
+# attack: a request head that never ends => closed after handshake_timeout and counted
+def test_a_request_that_never_ends_is_closed_and_counted(hub_with):
     hub = hub_with(handshake_timeout="1s")
     with socket.create_connection(hub.address.split(":"), timeout=DEADLINE) as stream:
         stream.sendall(b"GET /ws HTTP/1.1\r\nHost: hub\r\n")
         while stream.recv(1000):
             pass
     name = 'fanfare_refusals_total{limit="handshake_timeout"}'
-    until(lambda: counter(hub, name) == 1, "the request that never ended is counted")
+    until(lambda: counter(hub, name) == 1, "the request to be counted")
     hub.publish("undisturbed")
 
 
-def test_what_is_no_request_is_answered_and_counted(hub_with):
+def test_input_that_is_not_http_is_answered_and_counted(hub_with):
     hub = hub_with()
     with socket.create_connection(hub.address.split(":"), timeout=DEADLINE) as stream:
         stream.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
         assert stream.recv(1000).startswith(b"HTTP/1.1 400 ")
-    until(lambda: counter(hub, 'fanfare_bad_input_total{kind="request"}') == 1, "what was no request is counted")
+    until(lambda: counter(hub, 'fanfare_bad_input_total{kind="request"}') == 1, "the input to be counted")
     hub.publish("undisturbed")

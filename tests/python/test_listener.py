@@ -1,4 +1,4 @@
-"""The Python package's listeners against running hubs: tokens, topics, cursors, and what ends one."""
+"""The listeners of the Python package against running hubs: tokens, topics, cursors, and errors."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ GENEROUS = 60
 
 
 def first_event(listener: Listener, hub: Hub, event_id: str):
-    """The first event that a listener hears once it is live."""
+    """Publishes an event once the listener is live, and returns the first event that it yields."""
 
     async def run():
         async def publish() -> None:
@@ -27,8 +27,8 @@ def first_event(listener: Listener, hub: Hub, event_id: str):
 
         publishing = asyncio.ensure_future(publish())
         try:
-            async for heard in listener:
-                return heard
+            async for item in listener:
+                return item
         finally:
             await publishing
 
@@ -38,7 +38,7 @@ def first_event(listener: Listener, hub: Hub, event_id: str):
 # Tokens
 
 
-def test_a_token_function_may_be_async_and_is_told_the_reason(hub):
+def test_a_token_function_may_be_async_and_receives_the_reason(hub):
     reasons = []
 
     async def give(reason):
@@ -50,7 +50,7 @@ def test_a_token_function_may_be_async_and_is_told_the_reason(hub):
     assert reasons == ["connect"]
 
 
-def test_a_function_with_an_argument_of_its_own_is_not_given_the_reason(hub):
+def test_a_function_with_another_argument_does_not_receive_the_reason(hub):
     given = []
     listener = Listener(hub.url(), lambda user="ann": given.append(user) or token(user))
     assert first_event(listener, hub, "own-argument").event_id == "own-argument"
@@ -74,9 +74,9 @@ FAILURES = {
 }
 
 
-# attack: a token endpoint that hangs, raises, or answers with a login page => the listener tries again and logs no content
+# attack: a token endpoint hangs, raises, or returns a login page => the listener retries and logs no content
 @pytest.mark.parametrize("fails", FAILURES.values(), ids=FAILURES.keys())
-def test_a_token_function_that_fails_is_asked_again(hub, fails, caplog):
+def test_a_token_function_that_fails_is_called_again(hub, fails, caplog):
     calls = []
 
     def give():
@@ -91,7 +91,7 @@ def test_a_token_function_that_fails_is_asked_again(hub, fails, caplog):
     assert "secret-session" not in caplog.text and token("ann")[:40] not in caplog.text
 
 
-def test_after_a_refusal_the_function_is_asked_for_another_token(hub):
+def test_after_a_rejection_the_function_is_called_for_another_token(hub):
     reasons = []
 
     def give(reason):
@@ -102,7 +102,7 @@ def test_after_a_refusal_the_function_is_asked_for_another_token(hub):
     assert reasons == ["connect", "refused"]
 
 
-def test_two_bad_tokens_in_a_row_end_the_listener(hub):
+def test_a_second_rejection_in_a_row_ends_the_listener(hub):
     reasons = []
 
     def give(reason):
@@ -116,8 +116,8 @@ def test_two_bad_tokens_in_a_row_end_the_listener(hub):
 
 def first_event_never(listener: Listener) -> None:
     async def run() -> None:
-        async for heard in listener:
-            raise AssertionError(heard)
+        async for item in listener:
+            raise AssertionError(item)
 
     asyncio.run(asyncio.wait_for(run(), GENEROUS))
 
@@ -128,18 +128,18 @@ def test_an_expiring_token_is_renewed_on_the_same_connection(hub):
     def give(reason):
         reasons.append(reason)
         if reasons.count("expiring") == 1 and reason == "expiring":
-            raise OSError("the login server is away")
+            raise OSError("the login server is down")
         return token("ann", exp=int(time.time()) + (4 if reason == "connect" and len(reasons) == 1 else 600))
 
     with SyncListener(hub.url(), give) as events:
         events.wait_until_live(GENEROUS)
-        until(lambda: "expiring" in reasons, "the question for a newer token", GENEROUS)
+        until(lambda: "expiring" in reasons, "the call for a newer token", GENEROUS)
         until(lambda: reasons.count("connect") + reasons.count("refused") == 2, "the next connection", GENEROUS)
         until(lambda: hub.publish("renewed") and True, "a publish")
         assert events.next(GENEROUS).event_id == "renewed"
 
 
-def test_a_token_that_is_none_is_refused_at_once():
+def test_an_invalid_token_is_rejected_immediately():
     for bad in ("", " ", "a\nb", None, 7):
         with pytest.raises(ValueError, match="token"):
             Listener("ws://hub", bad)
@@ -150,30 +150,30 @@ def test_a_token_that_is_none_is_refused_at_once():
 
 # attack: a topic with a comma subscribes to a second topic => rejected before anything is sent
 @pytest.mark.parametrize("topic", ["project:7,secret", "", "a b", "project:*", "x" * 129, "a\nb", 7])
-def test_a_name_that_can_be_no_topic_is_rejected_before_it_is_sent(topic):
+def test_an_invalid_topic_is_rejected_before_it_is_sent(topic):
     with pytest.raises(ValueError, match="topic"):
         Listener("ws://hub", "a.b.c", topics=[topic])
 
 
-def test_topics_in_one_text_are_rejected():
+def test_topics_in_one_str_are_rejected():
     with pytest.raises(ValueError, match=r"topics=\['project:7'\]"):
         SyncListener("ws://hub", "a.b.c", topics="project:7")
 
 
 @pytest.mark.parametrize("url", ["hub:8000", "ftp://hub", "ws://", "wss://hub/ws?token=a.b.c"])
-def test_a_url_that_can_be_no_hub_is_rejected(url):
+def test_an_invalid_url_is_rejected(url):
     with pytest.raises(ValueError, match="URL"):
         Listener(url, "a.b.c")
 
 
-def test_a_topic_that_the_token_does_not_allow_raises_its_name(hub):
+def test_a_topic_that_the_token_does_not_allow_raises(hub):
     listener = Listener(hub.url(), token("ann", topics=["project:*"]), topics=["project:7", "secret"])
     with pytest.raises(TopicRefused, match="secret") as refused:
         first_event_never(listener)
     assert (refused.value.error, refused.value.topic) == ("forbidden", "secret")
 
 
-def test_with_a_callback_the_rest_goes_on(hub):
+def test_with_on_error_the_listener_continues(hub):
     problems: list[HubError] = []
     options = {"topics": ["secret", "project:7"], "on_error": problems.append}
     with SyncListener(hub.url(), token("ann", topics=["project:*"]), **options) as events:
@@ -187,13 +187,13 @@ def test_with_a_callback_the_rest_goes_on(hub):
 # Events and cursors
 
 
-def test_events_of_any_shape_are_handed_on(hub):
+def test_events_with_any_data_are_yielded(hub):
     with SyncListener(hub.url(), token("ann")) as events:
         events.wait_until_live(GENEROUS)
         for event_id, data in (("shape-1", 7), ("shape-2", [1]), ("shape-3", None), ("shape-4", {"a": 1})):
             hub.publish(event_id, data=data)
-            assert (heard := events.next(GENEROUS)).event_id == event_id
-            assert heard.data == data
+            assert (item := events.next(GENEROUS)).event_id == event_id
+            assert item.data == data
 
 
 def test_the_cursor_stays_before_a_gap_until_it_is_handled(hub_with):
@@ -207,16 +207,16 @@ def test_the_cursor_stays_before_a_gap_until_it_is_handled(hub_with):
         assert saved["last_event_id"] == first.log_position
     hub.publish_many(f"e-{n}" for n in range(1, 30))
     for _ in range(2):
-        # The second listener stands for a program that failed while it handled the gap.
+        # The second listener is that of a program that failed while it handled the gap.
         with SyncListener(hub.url(), token("ann"), **saved) as events:
             assert isinstance(events.next(GENEROUS), Gap)
-            until(lambda: len(events._heard) >= 10, "what follows the gap", GENEROUS)
-            assert events.last_event_id == first.log_position, "it is not handled yet"
+            until(lambda: len(events._queue) >= 10, "the events after the gap", GENEROUS)
+            assert events.last_event_id == first.log_position, "the gap is not handled yet"
             saved["last_event_id"] = events.last_event_id
     with SyncListener(hub.url(), token("ann"), **saved) as events:
-        heard = [events.next(GENEROUS) for _ in range(11)]
-        assert isinstance(heard[0], Gap) and [one.event_id for one in heard[1:]] == [f"e-{n}" for n in range(20, 30)]
-        assert events.last_event_id == heard[-1].log_position
+        items = [events.next(GENEROUS) for _ in range(11)]
+        assert isinstance(items[0], Gap) and [one.event_id for one in items[1:]] == [f"e-{n}" for n in range(20, 30)]
+        assert events.last_event_id == items[-1].log_position
 
 
 def test_an_async_listeners_cursor_stays_before_a_gap_too(hub_with):
@@ -225,12 +225,12 @@ def test_an_async_listeners_cursor_stays_before_a_gap_too(hub_with):
 
     async def run() -> None:
         listener = Listener(hub.url(), token("ann"), last_event_id="gone")
-        async for heard in listener:
-            if isinstance(heard, Gap):
+        async for item in listener:
+            if isinstance(item, Gap):
                 assert listener.last_event_id == "gone"
             else:
-                assert listener.last_event_id == heard.log_position
-            if not isinstance(heard, Gap) and heard.event_id == "e-29":
+                assert listener.last_event_id == item.log_position
+            if not isinstance(item, Gap) and item.event_id == "e-29":
                 return
 
     asyncio.run(asyncio.wait_for(run(), GENEROUS))
@@ -250,21 +250,21 @@ def test_a_cursor_from_before_the_first_event_resumes(hub):
 # The end
 
 
-def test_leaving_masks_no_failure_of_the_block(hub):
+def test_leaving_the_block_hides_no_exception(hub):
     with pytest.raises(ZeroDivisionError):
         with SyncListener(hub.url(), "a.b.c") as events:
-            until(lambda: events._ended, "the refusal", GENEROUS)
+            until(lambda: events._ended, "the rejection", GENEROUS)
             1 / 0
 
 
-def test_what_ended_a_listener_is_raised_everywhere_and_again(hub):
+def test_the_error_of_a_listener_is_raised_by_every_call(hub):
     with SyncListener(hub.url(), "a.b.c") as events:
         for ask in (events.wait_until_live, events.next, events.next, events.__next__):
             with pytest.raises(Refused, match="token_invalid"):
                 ask()
 
 
-def test_after_the_end_there_is_nothing_more(hub):
+def test_a_closed_listener_yields_nothing(hub):
     with SyncListener(hub.url(), token("ann")) as events:
         pass
     assert list(events) == []
@@ -272,9 +272,9 @@ def test_after_the_end_there_is_nothing_more(hub):
         events.wait_until_live(0.01)
 
 
-# fault: the event loop ends, or the thread is told to, while the closing handshake waits for a hub that is halted
+# fault: the event loop is closed, or the thread is cancelled, during the closing handshake with a stopped hub
 @pytest.mark.parametrize("kind", [Listener, SyncListener])
-def test_a_listener_that_is_left_leaves_no_connection_open(hub_with, kind):
+def test_leaving_a_listener_closes_its_connection(hub_with, kind):
     hub = hub_with()
     listener = kind(hub.url(), token("ann"))
 
@@ -288,7 +288,7 @@ def test_a_listener_that_is_left_leaves_no_connection_open(hub_with, kind):
             await publishing
             hub.halt()
             break
-        # The closing handshake begins when the loop has its turn.
+        # The closing handshake begins when the loop runs.
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -302,7 +302,7 @@ def test_a_listener_that_is_left_leaves_no_connection_open(hub_with, kind):
             with listener as events:
                 events.wait_until_live(GENEROUS)
                 hub.halt()
-                # As when the machine is so busy that the thread is asked twice.
+                # On a busy machine the task is cancelled twice.
                 loop, task = events._loop, events._task
                 loop.call_soon_threadsafe(lambda: (task.cancel(), loop.call_later(0.1, task.cancel)))
         del listener
@@ -328,7 +328,7 @@ def test_a_listener_logs_its_connections_and_no_token(hub_with, caplog):
 
 def test_a_listener_made_outside_a_loop_works_in_it(hub):
     listener = Listener(hub.url(), token("ann"))
-    assert not listener._live, "until Python 3.10 an event belongs to a loop"
+    assert not listener._live, "in Python 3.9 an event belongs to the loop in which it is created"
     assert first_event(listener, hub, "made-outside").event_id == "made-outside"
     assert DEADLINE > 0
 
@@ -339,7 +339,7 @@ def test_one_listener_serves_one_event_loop_after_another(hub):
         assert first_event(listener, hub, event_id).event_id == event_id
 
 
-def test_a_listener_without_asyncio_goes_on_where_it_was_when_it_is_entered_again(hub):
+def test_a_sync_listener_resumes_when_it_is_entered_again(hub):
     events = SyncListener(hub.url(), token("ann"))
     with events:
         events.wait_until_live(GENEROUS)
@@ -351,32 +351,37 @@ def test_a_listener_without_asyncio_goes_on_where_it_was_when_it_is_entered_agai
 
 
 @pytest.mark.parametrize("ask", [next, SyncListener.next, SyncListener.wait_until_live, list])
-def test_a_listener_that_was_not_entered_says_so(hub, ask):
+def test_a_listener_that_was_not_entered_raises(hub, ask):
     with pytest.raises(RuntimeError, match="with SyncListener"):
         ask(SyncListener(hub.url(), token("ann")))
 
 
 @pytest.mark.parametrize("text", ["<html>", "null", "5", "[]", "{}", '{"type":7}', b"\xff"])
-def test_what_is_no_message_of_a_hub_is_passed_over(text):
+def test_a_frame_that_is_not_a_message_is_ignored(text):
     client = Client("ws://hub/ws", [])
     received = client.receive(text)
-    assert received.unexpected and received.heard is None and not client.live
+    assert received.unexpected and received.notification is None and not client.live
 
 
 @pytest.mark.parametrize(
     "frame",
-    [{"type": "ack", "heartbeat": "x"}, {"type": "goaway", "reconnect_after_ms": None}, {"type": "note", "event_id": ["e"]}],
+    [
+        {"type": "ack", "heartbeat": "x"},
+        {"type": "goaway", "reconnect_after_ms": None},
+        {"type": "note", "event_id": ["e"]},
+    ],
 )
-def test_fields_of_another_kind_end_no_listener(frame):
+def test_fields_of_an_unexpected_type_are_ignored(frame):
     assert not Client("ws://hub/ws", []).receive(json.dumps(frame)).unexpected
 
 
-# attack: a publisher's event has fields named as arguments of pydantic's constructor => listeners hand it on as it came
-def test_no_fields_of_an_event_end_a_listener(hub):
+# attack: an event has fields named like parameters of pydantic's constructor => listeners yield it unchanged
+def test_an_event_with_any_field_names_is_yielded(hub):
     fields = {"data": [1], "cls": 1, "self": 2, "_fields_set": 3, "model_config": 4, "note": "kept"}
     with SyncListener(hub.url(), token("ann")) as events:
         events.wait_until_live(GENEROUS)
-        assert hub.post("/events", {"type": "note", "event_id": "odd-fields", "audience": "everyone", **fields}).status == 201
+        event = {"type": "note", "event_id": "odd-fields", "audience": "everyone", **fields}
+        assert hub.post("/events", event).status == 201
         event = events.next(GENEROUS)
     assert (event.event_id, event.data) == ("odd-fields", [1])
     assert event.model_extra.pop("log_position").startswith("pos-")
@@ -384,6 +389,6 @@ def test_no_fields_of_an_event_end_a_listener(hub):
 
 
 @pytest.mark.parametrize("error", [Refused(1008, "forbidden"), TopicRefused("forbidden", "not allowed", "a")])
-def test_what_ends_a_listener_passes_between_processes(error):
+def test_the_errors_of_a_listener_can_be_pickled(error):
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

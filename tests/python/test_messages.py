@@ -1,4 +1,4 @@
-"""What client and hub say to each other on an open connection."""
+"""The messages of an open connection."""
 
 import json
 import time
@@ -21,7 +21,7 @@ def test_a_ping_of_the_websocket_protocol_is_answered_too(hub):
         assert client.socket.ping("payload").wait(DEADLINE)
 
 
-def test_the_hub_pings_and_hears_any_answer(hub_with):
+def test_the_hub_pings_and_accepts_any_frame_as_an_answer(hub_with):
     hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="4s")
     with hub.client() as client:
         assert client.ack["heartbeat"] == 1
@@ -32,16 +32,16 @@ def test_the_hub_pings_and_hears_any_answer(hub_with):
             assert list(ping) == ["type", "event_id", "timestamp"]
             client.send(answer)
         assert client.next_of("ping")["type"] == "ping"
-        assert time.monotonic() - connected > 4, "it lived longer than the timeout"
+        assert time.monotonic() - connected > 4, "the connection is older than the timeout"
 
 
-def test_who_says_nothing_is_closed(hub_with):
+def test_a_silent_client_is_closed(hub_with):
     hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="2s")
     with hub.client() as client:
         connected = time.monotonic()
         code, reason = client.closed()
         assert (code, reason.split(":")[0]) == (4000, "silent for 2 s")
-        assert time.monotonic() - connected > 1.5, "not before its time"
+        assert time.monotonic() - connected > 1.5, "not before the timeout"
 
 
 BAD = {
@@ -68,7 +68,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD, ids=lambda message: f"{message[:30]}({len(message)})")
-def test_a_message_that_is_not_understood_gets_an_error_and_changes_nothing(hub, message):
+def test_an_invalid_message_receives_an_error_and_has_no_effect(hub, message):
     with hub.client(claims={"topics": ["project:*"]}) as client:
         client.send(message)
         error = client.next()
@@ -80,10 +80,10 @@ def test_a_message_that_is_not_understood_gets_an_error_and_changes_nothing(hub,
         assert not about or error["topic"] == json.loads(message)["topic"]
         assert len(error["details"]["message"]) > 10
         client.send({"type": "ping"})
-        assert client.next()["type"] == "pong", "the connection is kept"
+        assert client.next()["type"] == "pong", "the connection stays open"
 
 
-def test_topics_by_query_and_by_message(hub):
+def test_topics_are_subscribed_by_query_and_by_message(hub):
     claims = {"topics": ["project:*", "news"]}
     with hub.client(claims=claims, topics="project:1,news,forbidden") as client:
         refused = client.next()
@@ -104,7 +104,7 @@ def test_topics_by_query_and_by_message(hub):
         assert client.ids_until("topics-end") == ["topics-project:1", "topics-project:2", "topics-end"]
 
 
-def test_a_newer_token_gives_new_rights(hub):
+def test_a_newer_token_changes_the_permissions(hub):
     with hub.client("ann") as client:
         client.send({"type": "auth", "token": token("ann", topics=["project:*"]), "event_id": "a1"})
         assert client.next()["ack_event_id"] == "a1"
@@ -116,17 +116,18 @@ def test_a_newer_token_gives_new_rights(hub):
         assert client.next()["error"] == "token_expired"
 
 
-def test_each_audience_gets_its_own(hub):
+def test_an_event_reaches_exactly_its_audience(hub):
     with hub.client("ann") as ann, hub.client("ann") as again, hub.client("bob") as bob:
         hub.publish("audience-user", {"user": "ann"})
         hub.publish("audience-connection", {"connection": ann.id})
         hub.publish("audience-nobody", {"user": "nobody"})
         hub.publish("audience-everyone")
-        for client, expected in [(ann, ["user", "connection", "everyone"]), (again, ["user", "everyone"]), (bob, ["everyone"])]:
+        expectations = [(ann, ["user", "connection", "everyone"]), (again, ["user", "everyone"]), (bob, ["everyone"])]
+        for client, expected in expectations:
             assert client.ids_until("audience-everyone") == [f"audience-{name}" for name in expected]
 
 
-def test_an_event_passes_through_unchanged_and_in_order(hub):
+def test_an_event_is_delivered_unchanged(hub):
     body = (
         '{"z":[1.0, 2e5],"type":"note","event_id":"exact-é","timestamp":"2026-01-01T00:00:00Z",'
         '"data":{"b": 12345678901234567890, "a": null},"a":true}'

@@ -1,4 +1,4 @@
-"""The description of the API, read as a generated client reads it: everything a request needs comes from the document."""
+"""The OpenAPI description, used like a generated client uses it: requests are built only from the document."""
 
 import json
 from urllib.parse import urljoin
@@ -18,7 +18,7 @@ def resolve(spec: dict, schema: dict) -> dict:
 
 
 def sample(spec: dict, schema: dict):
-    """A value of a schema: its example, or the least that is required."""
+    """Returns a value of a schema: its example, or the required fields."""
     schema = resolve(spec, schema)
     if "example" in schema:
         return schema["example"]
@@ -39,7 +39,7 @@ def spec(hub):
 
 
 def call(hub, spec: dict, operation_id: str, body) -> dict:
-    """As a generated client does it, with a token that may publish."""
+    """Calls an operation like a generated client, with a token that may publish."""
     found = [
         (path, method, operation)
         for path, item in spec["paths"].items()
@@ -62,15 +62,16 @@ def call(hub, spec: dict, operation_id: str, body) -> dict:
 def test_a_client_generated_from_the_description_publishes(hub, spec):
     [content] = spec["paths"]["/events"]["post"]["requestBody"]["content"].values()
     event = {**sample(spec, content["schema"]), "event_id": "generated"}
-    assert "audience" in event, "it is required"
+    assert "audience" in event, "audience is required"
     with hub.client("alice") as client:
         assert call(hub, spec, "publish", event)["event_id"] == "generated"
-        assert call(hub, spec, "publish_batch", [{**event, "event_id": "generated-2"}])["results"][0]["duplicate"] is False
+        batch = call(hub, spec, "publish_batch", [{**event, "event_id": "generated-2"}])
+        assert batch["results"][0]["duplicate"] is False
         hub.publish("generated-end")
         assert client.ids_until("generated-end")[-3:] == ["generated", "generated-2", "generated-end"]
 
 
-def test_every_operation_says_what_security_it_needs(spec):
+def test_every_operation_declares_its_security(spec):
     ids = [operation["operationId"] for item in spec["paths"].values() for operation in item.values()]
     assert len(ids) == len(set(ids))
     for path, item in spec["paths"].items():

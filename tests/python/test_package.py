@@ -1,4 +1,4 @@
-"""The Python package as it would be uploaded: what is in the archives, and that they install."""
+"""The archives of the Python package: their contents, and their installation."""
 
 import os
 import shutil
@@ -18,14 +18,15 @@ BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sy
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """The archives that are built from a fresh copy: sdist, wheel."""
+    """The archives, built from a fresh copy: sdist and wheel."""
     copy = tmp_path_factory.mktemp("copy") / "python"
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("*.egg-info", "build", "dist", "__pycache__"))
     return [build(step, copy, tmp_path_factory.mktemp("out")) for step in ("build_sdist", "build_wheel")]
 
 
 def build(step: str, source: Path, out: Path) -> Path:
-    run = subprocess.run([sys.executable, "-c", BUILD, step, out], cwd=source, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", BUILD, step, out]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert "deprecated" not in run.stderr.lower(), run.stderr
     return out / run.stdout.split()[-1]
@@ -38,7 +39,7 @@ def test_the_sdist_has_licences_and_sources(archives):
     assert wanted <= names, wanted - names
 
 
-def test_the_wheel_says_what_it_is(archives):
+def test_the_wheel_has_complete_metadata(archives):
     with zipfile.ZipFile(archives[1]) as wheel:
         names = wheel.namelist()
         info = next(name for name in names if name.endswith(".dist-info/METADATA"))
@@ -52,7 +53,7 @@ def test_the_wheel_says_what_it_is(archives):
     assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 
-def test_the_licences_are_the_repositorys():
+def test_the_licences_are_those_of_the_repository():
     for name in ("LICENSE-MIT", "LICENSE-APACHE"):
         assert (SOURCE / name).read_bytes() == (ROOT / name).read_bytes(), name
 
@@ -67,4 +68,4 @@ def test_the_archive_installs_and_imports(archives, which, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(str(tmp_path)), "the installed one is imported"
+    assert run.stdout.startswith(str(tmp_path)), "the installed package is imported"

@@ -1,4 +1,4 @@
-"""The Python package against running hubs, over HTTP and over Redis, and the wire vectors."""
+"""The Python package against running hubs, over HTTP and Redis, and against the wire vectors."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def vectors(name: str) -> list[dict]:
     return cases
 
 
-# The wire
+# Wire vectors
 
 
 @pytest.mark.parametrize("case", vectors("closes"), ids=lambda case: f"{case['code']} {case['reason']}")
@@ -61,7 +61,7 @@ def test_frames(case):
     answer = client.auth("a newer token") if received.wants_token else received.answer
     assert (json.loads(answer) if answer else None) == expected.get("sends")
     gap = expected.get("gap")
-    assert received.heard == (Gap(gap["reason"], gap.get("missed")) if gap else None)
+    assert received.notification == (Gap(gap["reason"], gap.get("missed")) if gap else None)
     problem, said = received.problem, case["say"]
     assert (problem and {"error": problem.error, "message": problem.message}) == expected.get("problem")
     assert problem is None or (problem.topic, problem.ack_event_id) == (said.get("topic"), said.get("ack_event_id"))
@@ -69,14 +69,17 @@ def test_frames(case):
         assert client.closed(1012, "") >= expected["returns_after_ms"] / 1_000
 
 
-@pytest.mark.parametrize("case", [case for case in vectors("events") if "class" in case], ids=lambda case: case["class"])
+TYPED = [case for case in vectors("events") if "class" in case]
+
+
+@pytest.mark.parametrize("case", TYPED, ids=lambda case: case["class"])
 def test_events(case):
     expected = json.loads(case["published"])
     fields = {name: value for name, value in expected.items() if name != "type" or case["class"] == "WSMessage"}
     message = CLASSES[case["class"]](**fields)
     assert json.loads(message.model_dump_json()) == expected
     client = listening.Client("ws://hub/ws", [])
-    assert client.receive(case["delivered"]).heard.model_dump(mode="json") == expected
+    assert client.receive(case["delivered"]).notification.model_dump(mode="json") == expected
 
 
 @pytest.mark.parametrize("case", vectors("cursors"), ids=lambda case: case["frame"][:40])
@@ -85,10 +88,10 @@ def test_cursors(case):
     received = client.receive(case["frame"])
     assert client.last_event_id == case["cursor"]
     whole = json.loads(case["frame"])
-    assert whole["type"] == "ping" or received.heard.model_dump(mode="json", exclude_unset=True) == whole
+    assert whole["type"] == "ping" or received.notification.model_dump(mode="json", exclude_unset=True) == whole
 
 
-def test_a_message_has_what_the_references_has():
+def test_a_message_has_the_fields_of_the_fastapi_hub():
     message = TaskStatusUpdate(data={"task_id": "7"})
     assert message.type == MessageType.TASK_STATUS_UPDATE.value == "task_status_update"
     assert re.fullmatch(r"[0-9a-f-]{36}", message.event_id)
@@ -100,7 +103,7 @@ def test_a_message_has_what_the_references_has():
 # Publishing
 
 
-def test_each_audience_gets_what_is_for_it_and_the_answer_says_where_it_is(node, way):
+def test_an_event_reaches_exactly_its_audience_and_its_sequence_is_returned(node, way):
     with Publisher(**way) as publisher:
         with node.client("ann", {"topics": ["project:*"]}, topics="project:7") as ann, node.client("bob") as bob:
             sent = [
@@ -113,12 +116,12 @@ def test_each_audience_gets_what_is_for_it_and_the_answer_says_where_it_is(node,
             ids = [published.event_id for published in sent]
             assert ann.ids_until(ids[4]) == [ids[0], ids[1], ids[3], ids[4]]
             assert bob.ids_until(ids[4]) == [ids[0], ids[2], ids[4]]
-        places = [published.sequence for published in sent]
-        assert places == list(range(places[0], places[0] + 5)) and not any(one.duplicate for one in sent)
+        sequences = [published.sequence for published in sent]
+        assert sequences == list(range(sequences[0], sequences[0] + 5)) and not any(one.duplicate for one in sent)
 
 
 @pytest.mark.parametrize("absent", ["", " ", "null", "undefined", "NaN", "None"])
-def test_an_id_that_could_not_be_a_cursor_is_replaced(absent):
+def test_an_absent_id_is_replaced(absent):
     message = WSMessage(type="note", event_id=absent)
     assert len(message.event_id) == 36 and message.event_id != WSMessage(type="note", event_id=absent).event_id
 
@@ -138,7 +141,7 @@ def test_an_id_that_was_assigned_later_is_checked_before_it_is_sent(way, event_i
         publisher.publish_broadcast(message)
 
 
-def test_an_error_in_many_events_names_the_place_among_all(way):
+def test_the_index_of_an_error_counts_all_events(way):
     good = [(WSMessage(type="note"), "everyone") for _ in range(600)]
     with Publisher(**way) as publisher, pytest.raises(EventRejected) as caught:
         publisher.publish_many([*good, (WSMessage(type="$sys"), "everyone"), *good[:1]])
@@ -146,7 +149,7 @@ def test_an_error_in_many_events_names_the_place_among_all(way):
     assert "events[" not in str(caught.value) or "events[600]" in str(caught.value)
 
 
-def test_the_same_event_again_is_the_first_one(way):
+def test_a_repeated_event_is_a_duplicate(way):
     message = WSMessage(type="note")
     with Publisher(**way) as publisher:
         first, second = publisher.publish_broadcast(message), publisher.publish_broadcast(message)
@@ -154,7 +157,7 @@ def test_the_same_event_again_is_the_first_one(way):
     assert (first.duplicate, second.duplicate) == (False, True)
 
 
-def test_with_asyncio_many_at_once(way, node):
+def test_many_concurrent_publishes_with_asyncio(way, node):
     async def run() -> list[Published]:
         async with AsyncPublisher(**way) as publisher:
             return await asyncio.gather(*(publisher.publish_to_user("ann", WSMessage(type="note")) for _ in range(50)))
@@ -165,7 +168,7 @@ def test_with_asyncio_many_at_once(way, node):
         assert ann.ids_until(ids[-1]) == ids
 
 
-def test_the_references_object_reads_the_environment(way, node, monkeypatch):
+def test_the_object_of_the_fastapi_hub_reads_the_environment(way, node, monkeypatch):
     over_redis = way["url"].startswith("redis")
     for name, value in (
         {"REDIS_URL": way["url"]} if over_redis else {"FANFARE_URL": way["url"], "FANFARE_TOKEN": way["token"]}
@@ -184,14 +187,14 @@ def test_the_references_object_reads_the_environment(way, node, monkeypatch):
         assert ann.ids_until(asyncio.run(run()).event_id)
 
 
-def test_without_an_address_it_says_what_to_set(monkeypatch):
+def test_without_an_address_the_error_names_the_variables(monkeypatch):
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.delenv("FANFARE_URL", raising=False)
     with pytest.raises(PublishError, match="REDIS_URL"):
         asyncio.run(RedisPubSub().publish_broadcast(WSMessage(type="note")))
 
 
-def test_what_is_refused_says_why_and_is_not_tried_again(node):
+def test_a_rejection_has_its_reason_and_is_not_retried(node):
     url = f"http://{node.address}"
     with pytest.raises(EventRejected, match="reserved") as refused, Publisher(url, token=KEY) as publisher:
         publisher.publish_broadcast(WSMessage(type="$sys"))
@@ -201,25 +204,25 @@ def test_what_is_refused_says_why_and_is_not_tried_again(node):
     assert (refused.value.status, refused.value.code) == (403, "forbidden")
 
 
-def test_nobody_there_is_an_error_in_time(tmp_path):
-    lonely = RedisServer(tmp_path)
+def test_without_a_hub_a_publish_fails_within_its_deadline(tmp_path):
+    server = RedisServer(tmp_path)
     try:
-        with Publisher(lonely.url, patience=0.5) as publisher:
-            with pytest.raises(PublishError, match="no hub put it into the log") as failed:
+        with Publisher(server.url, patience=0.5) as publisher:
+            with pytest.raises(PublishError, match="no hub appended the event to the log") as failed:
                 publisher.publish_broadcast(WSMessage(type="note"))
             assert failed.value.may_be_published
     finally:
-        lonely.kill()
-    with Publisher(lonely.url, patience=0.5) as publisher:
+        server.kill()
+    with Publisher(server.url, patience=0.5) as publisher:
         with pytest.raises(PublishError, match="Redis can't be reached"):
             publisher.publish_broadcast(WSMessage(type="note"))
     with Publisher("http://127.0.0.1:1", token=KEY, patience=0.5) as publisher:
-        with pytest.raises(PublishError, match="the hub can't be reached"):
+        with pytest.raises(PublishError, match="the hub at http:.* can't be reached"):
             publisher.publish_broadcast(WSMessage(type="note"))
 
 
 @pytest.mark.parametrize("way", ["http", "redis"])
-def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_path):
+def test_during_a_restart_of_redis_each_event_is_published_once(way, tmp_path):
     (tmp_path / "redis").mkdir()
     server = RedisServer(tmp_path / "redis")
     hub = Hub(tmp_path, REDIS_URL=server.url)
@@ -236,13 +239,13 @@ def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_
 
                 thread = threading.Thread(target=publish)
                 thread.start()
-                until(lambda: len(sequences) > 100, "the first hundred")
+                until(lambda: len(sequences) > 100, "the first hundred events")
                 server.kill()
                 server.start()
                 thread.join(DEADLINE)
                 assert not thread.is_alive() and len(sequences) == 400
-            heard = [events.next(DEADLINE) for _ in range(400)]
-            assert [one.data["n"] for one in heard] == list(range(400))
+            items = [events.next(DEADLINE) for _ in range(400)]
+            assert [one.data["n"] for one in items] == list(range(400))
         assert sequences == sorted(set(sequences))
     finally:
         hub.kill()
@@ -252,7 +255,7 @@ def test_a_redis_that_restarts_in_the_middle_loses_and_doubles_nothing(way, tmp_
 # Listening
 
 
-def test_a_listener_goes_on_where_it_was_when_the_hub_comes_back(tmp_path):
+def test_a_listener_resumes_after_a_restart_of_the_hub(tmp_path):
     hub = Hub(tmp_path)
     try:
         with SyncListener(f"http://{hub.address}", lambda: token("ann", topics=["a"]), topics=["a"]) as events:
@@ -261,14 +264,14 @@ def test_a_listener_goes_on_where_it_was_when_the_hub_comes_back(tmp_path):
             assert events.next(DEADLINE).event_id == "e1"
             hub.restart()
             hub.publish("e2")
-            heard = events.next(DEADLINE)
-            assert isinstance(heard, Gap) and heard.reason == "reset", "its log was in memory"
+            item = events.next(DEADLINE)
+            assert isinstance(item, Gap) and item.reason == "reset", "the log was in memory"
             assert events.next(DEADLINE).event_id == "e2"
     finally:
         hub.kill()
 
 
-def test_a_listener_that_is_refused_says_why(hub):
+def test_a_rejected_listener_raises_the_reason(hub):
     async def run() -> None:
         async for _ in Listener(f"ws://{hub.address}/ws", "no token"):
             pass

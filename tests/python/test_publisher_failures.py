@@ -1,4 +1,4 @@
-"""What the Python package's publishers do when something between them and the log fails: one error type, a deadline that holds."""
+"""The publishers of the Python package under failures: every error is a PublishError, and deadlines are met."""
 
 import asyncio
 import email.utils
@@ -29,7 +29,7 @@ from redis_server import RedisServer
 KEY = token("publisher", **PUBLISHER)
 PAGE = "<html><body><h1>Bad Gateway</h1></body></html>"
 NOTE = WSMessage(type="note", event_id="e-1")
-TAKEN = json.dumps({"event_id": "e-1", "position": "pos-ab-7", "duplicate": False})
+ACCEPTED = json.dumps({"event_id": "e-1", "position": "pos-ab-7", "duplicate": False})
 
 
 def publish(url: str, message: WSMessage = NOTE, patience: float = 1.0, **options):
@@ -47,16 +47,18 @@ def publish_with_asyncio(url: str, message: WSMessage = NOTE, patience: float = 
 
 both = pytest.mark.parametrize("publish", [publish, publish_with_asyncio], ids=["without asyncio", "with asyncio"])
 
-ANSWERS = {
-    "a proxy's page with 502": (502, PAGE, {"Content_Type": "text/html"}, Unavailable, "502 Bad Gateway with text/html"),
-    "a proxy's page with 404": (404, PAGE, {"Content_Type": "text/html"}, UnexpectedAnswer, "404 Not Found with text/html"),
-    "a proxy's page with 403": (403, PAGE, {"Content_Type": "text/html"}, NotAuthorized, "403 Forbidden"),
-    "a page with 200": (200, PAGE, {"Content_Type": "text/html"}, UnexpectedAnswer, "200 with text/html"),
-    "an empty answer": (200, "", {}, UnexpectedAnswer, "200"),
+HTML = {"Content_Type": "text/html"}
+
+RESPONSES = {
+    "a proxy's page with 502": (502, PAGE, HTML, Unavailable, "502 Bad Gateway with text/html"),
+    "a proxy's page with 404": (404, PAGE, HTML, UnexpectedAnswer, "404 Not Found with text/html"),
+    "a proxy's page with 403": (403, PAGE, HTML, NotAuthorized, "403 Forbidden"),
+    "a page with 200": (200, PAGE, HTML, UnexpectedAnswer, "200 with text/html"),
+    "an empty response": (200, "", {}, UnexpectedAnswer, "200"),
     "JSON without the fields": (201, "{}", {}, UnexpectedAnswer, "check the URL"),
-    "JSON of another shape": (201, '{"event_id":"e-1","position":7}', {}, UnexpectedAnswer, "place in the log"),
-    "JSON that is no object": (201, "[]", {}, UnexpectedAnswer, "check the URL"),
-    "another event's answer": (201, TAKEN.replace("e-1", "e-2"), {}, UnexpectedAnswer, "another request"),
+    "JSON of another shape": (201, '{"event_id":"e-1","position":7}', {}, UnexpectedAnswer, "position in the log"),
+    "JSON that is not an object": (201, "[]", {}, UnexpectedAnswer, "check the URL"),
+    "the response to another event": (201, ACCEPTED.replace("e-1", "e-2"), {}, UnexpectedAnswer, "another request"),
     "a redirect": (307, "", {"Location": "https://elsewhere"}, UnexpectedAnswer, "redirect .307. to https://elsewhere"),
     "a status without a name": (599, "", {}, Unavailable, "599"),
     "an error of another API": (422, '{"detail":[{"msg":"x"}]}', {}, UnexpectedAnswer, "422"),
@@ -64,8 +66,8 @@ ANSWERS = {
 
 
 @both
-@pytest.mark.parametrize(("status", "body", "headers", "kind", "says"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_whatever_answers_the_error_is_a_publish_error(publish, status, body, headers, kind, says):
+@pytest.mark.parametrize(("status", "body", "headers", "kind", "says"), RESPONSES.values(), ids=RESPONSES.keys())
+def test_every_unexpected_response_is_a_publish_error(publish, status, body, headers, kind, says):
     with answering(status, body, **headers) as (url, _):
         with pytest.raises(kind, match=says) as failed:
             publish(url, token=KEY)
@@ -73,7 +75,7 @@ def test_whatever_answers_the_error_is_a_publish_error(publish, status, body, he
     assert "<html>" not in str(failed.value)
 
 
-def test_an_answer_says_more_than_a_last_attempt_that_had_no_time():
+def test_an_earlier_response_is_reported_if_the_last_attempt_was_cut_short():
     time_left = iter([1.0, 0.9, 0.02, 0.0])
     way = over_http._post("/events", "{}", "http://hub", 1.0, lambda: 1.0 - next(time_left))
     next(way)
@@ -90,8 +92,8 @@ RETRY_AFTER = {
     "nothing": ("", 0),
     "nonsense": ("soon", 0),
     "a negative number": ("-5", 0),
-    "no number": ("nan", 0),
-    "an endless time": ("inf", 3600),
+    "not a number": ("nan", 0),
+    "an infinite number": ("inf", 3600),
 }
 
 
@@ -102,7 +104,7 @@ def test_retry_after_is_a_number_or_a_date(value, seconds):
 
 
 @both
-def test_a_hub_that_asks_for_more_time_than_there_is_ends_the_publish(publish):
+def test_a_retry_after_beyond_the_deadline_ends_the_publish(publish):
     body = '{"detail":"publishes_per_second","code":"too_many_events"}'
     date = email.utils.formatdate(time.time() + 600, usegmt=True)
     with answering(429, body, Retry_After=date) as (url, bodies):
@@ -113,12 +115,12 @@ def test_a_hub_that_asks_for_more_time_than_there_is_ends_the_publish(publish):
 
 
 @both
-def test_what_is_published_after_a_retry_is_sent_under_the_same_id(publish):
+def test_a_retry_has_the_same_id(publish):
     with answering(503, '{"detail":"away","code":"log_unavailable"}') as (url, bodies):
         with pytest.raises(Unavailable) as failed:
             publish(url, token=KEY)
     assert failed.value.may_be_published
-    # The deadline may cut the last attempt off.
+    # The deadline may cut the last attempt short.
     bodies = [body for body in bodies if body]
     assert len(bodies) > 1 and {json.loads(body)["event_id"] for body in bodies} == {"e-1"}
     assert all(json.loads(body)["audience"] == "everyone" for body in bodies)
@@ -126,7 +128,7 @@ def test_what_is_published_after_a_retry_is_sent_under_the_same_id(publish):
 
 @both
 @pytest.mark.parametrize("kind", ["http", "redis", "unfinished", "trickle"])
-def test_the_deadline_holds_for_a_server_that_falls_silent(publish, kind):
+def test_the_deadline_is_met_if_the_server_does_not_respond(publish, kind):
     head = b"HTTP/1.1 201 Created\r\nContent-Length: 1000\r\n\r\n"
     server = {"unfinished": silent(head), "trickle": silent(head, trickle=b" ")}.get(kind) or silent()
     with server as port:
@@ -135,12 +137,12 @@ def test_the_deadline_holds_for_a_server_that_falls_silent(publish, kind):
         began = time.monotonic()
         with pytest.raises(Unavailable, match="can't be reached"):
             publish(url, patience=2, **options)
-        # Twice the patience, for a machine that is busy.
+        # Twice the limit, because the machine may be busy.
         assert time.monotonic() - began < 4
 
 
 @both
-def test_a_deadline_is_for_all_attempts_together(publish):
+def test_the_deadline_covers_all_attempts(publish):
     began = time.monotonic()
     with pytest.raises(Unavailable, match="can't be reached") as failed:
         publish("http://127.0.0.1:1", token=KEY, patience=0.5)
@@ -149,13 +151,15 @@ def test_a_deadline_is_for_all_attempts_together(publish):
 
 
 @both
-def test_redis_refusals_are_publish_errors(publish, tmp_path):
+def test_rejections_of_redis_are_publish_errors(publish, tmp_path):
     server = RedisServer(tmp_path)
     try:
         with redis.Redis.from_url(server.url) as admin:
-            admin.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~ws:ids", "resetchannels", "&ws:*", "+hmget", "+del", "+get")
+            permissions = ("~ws:ids", "resetchannels", "&ws:*", "+hmget", "+del", "+get")
+            admin.execute_command("ACL", "SETUSER", "limited", "on", ">pw", *permissions)
             admin.config_set("requirepass", "a password")
-            for url in (server.url, server.url.replace("://", "://:wrong@"), server.url.replace("://", "://limited:pw@")):
+            for credentials in ("", ":wrong@", "limited:pw@"):
+                url = server.url.replace("://", f"://{credentials}")
                 with pytest.raises(NotAuthorized, match="password") as failed:
                     publish(url)
                 assert "wrong" not in str(failed.value)
@@ -171,40 +175,40 @@ WRONG_URLS = ["", "hub.example.org", "ftp://hub", "http://", "http://hub:port", 
 
 @both
 @pytest.mark.parametrize("url", WRONG_URLS, ids=repr)
-def test_a_url_that_can_be_no_hub_is_a_configuration_error(publish, url):
+def test_an_invalid_url_is_a_configuration_error(publish, url):
     with pytest.raises(ConfigurationError, match="URL"):
         publish(url, token=KEY)
 
 
 @both
 @pytest.mark.parametrize("url", ["redis://h:x", "redis://h/0?db=x", "redis+sentinel://h:x/m", "redis+cluster://h:x"])
-def test_a_url_of_redis_that_is_not_valid_is_a_configuration_error(publish, url):
+def test_an_invalid_url_of_redis_is_a_configuration_error(publish, url):
     with pytest.raises(ConfigurationError, match="URL of Redis"):
         publish(url)
 
 
 @both
 @pytest.mark.parametrize("patience", [0, -1, float("nan"), None, "5"])
-def test_a_patience_that_is_no_time_is_a_configuration_error(publish, patience):
+def test_an_invalid_patience_is_a_configuration_error(publish, patience):
     with pytest.raises(ConfigurationError, match="patience must be"):
         publish("http://127.0.0.1:1", patience=patience)
 
 
-# attack: a token file with a line break or a header in it => ConfigurationError before anything is sent, without the token
+# attack: a token file contains a line break or a header => ConfigurationError, and nothing is sent or printed
 @both
 @pytest.mark.parametrize("secret", ["", "  ", None, "ffk_se cret", "ffk_secret\r\nX-Admin: 1", "ffk_sécret"])
-def test_a_token_that_is_none_is_a_configuration_error(publish, secret):
+def test_an_invalid_token_is_a_configuration_error(publish, secret):
     with pytest.raises(ConfigurationError, match="token") as failed:
         publish("http://127.0.0.1:1", token=secret)
     assert "cret" not in str(failed.value)
 
 
 def test_a_token_from_a_file_may_end_in_a_line_break():
-    with answering(201, TAKEN) as (url, _):
+    with answering(201, ACCEPTED) as (url, _):
         assert publish(url, token=f"{KEY}\n").sequence == 7
 
 
-def test_the_environments_settings_are_checked_like_others(monkeypatch):
+def test_settings_from_the_environment_are_checked(monkeypatch):
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("FANFARE_URL", "http://127.0.0.1:1")
     monkeypatch.delenv("FANFARE_TOKEN", raising=False)
@@ -212,7 +216,7 @@ def test_the_environments_settings_are_checked_like_others(monkeypatch):
         asyncio.run(RedisPubSub().publish_broadcast(NOTE))
 
 
-def test_options_of_a_shared_redis_url_are_understood(node_url):
+def test_options_of_a_redis_url_are_accepted(node_url):
     for options in ("?db=0", "?protocol=3", "?socket_timeout=30&socket_connect_timeout=30", "?health_check_interval=5"):
         base = node_url.rsplit("/", 1)[0]
         assert publish(base + options, WSMessage(type="note"), patience=10).sequence > 0
@@ -227,7 +231,7 @@ def node_url(server, tmp_path_factory):
 
 
 @both
-def test_a_hub_that_comes_while_it_is_tried_has_the_event(publish, tmp_path, caplog):
+def test_a_hub_that_starts_within_the_deadline_receives_the_event(publish, tmp_path, caplog):
     hub = Hub(tmp_path)
     address = hub.address
     hub.kill()
@@ -247,5 +251,5 @@ def test_a_hub_that_comes_while_it_is_tried_has_the_event(publish, tmp_path, cap
             hub.kill()
     first = caplog.records[0]
     assert first.name.startswith("fanfare_publisher") and first.levelno == logging.WARNING
-    assert "trying again" in first.getMessage()
+    assert "retrying in" in first.getMessage()
     assert KEY not in caplog.text, "no token is logged"

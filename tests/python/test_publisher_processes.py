@@ -1,4 +1,4 @@
-"""One publisher of the Python package in several processes, event loops and threads."""
+"""A publisher of the Python package in several processes, event loops and threads."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from hub import Hub
 
 PROCESSES, EVENTS = 4, 20
 
-# What a server that forks its workers does, Celery's or gunicorn's: the module that has the publisher is loaded and used before.
+# A server that forks its workers, like Celery and gunicorn: the publisher is created and used before the fork.
 FORKING = r"""
 import asyncio, json, os, sys, threading
 from fanfare_publisher import AsyncPublisher, Publisher, WSMessage
@@ -31,7 +31,7 @@ def publish(messages):
     else:
         published = [publisher.publish(message, "everyone") for message in messages]
     for message, one in zip(messages, published):
-        # One write, so that no line of another process is in it.
+        # A single write, so that lines of several processes do not mix.
         os.write(1, (json.dumps([message.event_id, one.event_id, one.sequence, one.duplicate]) + "\n").encode())
 
 def some(name, count):
@@ -65,15 +65,15 @@ sys.exit(failed)
 
 
 def in_log(node: Hub, event_id: str) -> int:
-    """Where the log has an event, by publishing it again."""
+    """Returns the sequence of an event in the log, by publishing it again."""
     answer = node.post("/events", {"type": "note", "event_id": event_id, "audience": "everyone"}).json()
-    assert answer["duplicate"], f"{event_id} was reported as published and is not in the log"
+    assert answer["duplicate"], f"{event_id} was reported as published, but is not in the log"
     return int(answer["position"].rsplit("-", 1)[1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("kind", ["sync", "async", "locked"])
-def test_after_a_fork_each_process_gets_its_own_answers(node, way, kind):
+def test_after_a_fork_each_process_receives_its_own_responses(node, way, kind):
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING, json.dumps(way), kind]
     run = subprocess.run([*command, str(PROCESSES), str(EVENTS)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
@@ -87,7 +87,7 @@ def test_after_a_fork_each_process_gets_its_own_answers(node, way, kind):
 
 @pytest.fixture
 def sockets_may_be_left():
-    """For tests that leave connections to the garbage collector."""
+    """Ignores warnings of tests that leave connections to the garbage collector."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
@@ -101,7 +101,7 @@ def test_one_publisher_serves_one_event_loop_after_another(way, sockets_may_be_l
     asyncio.run(publisher.close())
 
 
-def test_one_publisher_serves_event_loops_at_the_same_time(way):
+def test_one_publisher_serves_concurrent_event_loops(way):
     publisher = AsyncPublisher(**way, patience=30)
     sequences: list[int] = []
 
@@ -118,7 +118,7 @@ def test_one_publisher_serves_event_loops_at_the_same_time(way):
     assert len(set(sequences)) == 120
 
 
-def test_threads_share_a_publisher_while_it_is_closed_again_and_again(way, sockets_may_be_left):
+def test_threads_share_a_publisher_that_is_closed_repeatedly(way, sockets_may_be_left):
     publisher = Publisher(**way, patience=30)
     ended = threading.Event()
     answers: list[tuple[str, str]] = []
@@ -160,8 +160,8 @@ def test_a_cancelled_publish_leaves_the_publisher_usable(way):
     asyncio.run(run())
 
 
-def test_a_cancelled_publish_breaks_no_request_off():
-    """One that is cancelled while it waits for a connection would take a place of httpx's pool for good."""
+def test_a_cancelled_publish_does_not_cancel_its_request():
+    """A request that is cancelled while it waits for a connection would occupy a slot of httpx's pool forever."""
     outcomes = []
 
     async def run():

@@ -1,4 +1,4 @@
-"""The Python publisher over Redis Cluster and over Sentinel."""
+"""The publishers of the Python package over Redis Cluster and Sentinel."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ def note(**fields) -> WSMessage:
 
 
 def publish(way: str, url: str, event: WSMessage, audience):
-    """Publishes one event with the one or the other publisher."""
+    """Publishes an event with either publisher."""
     if way == "sync":
         with Publisher(url, patience=DEADLINE) as publisher:
             return publisher.publish(event, audience)
@@ -65,7 +65,7 @@ def test_events_reach_their_audience_and_are_published_once(way, servers, node):
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_the_reason_for_a_rejected_event_arrives(way, servers, node):
+def test_the_reason_of_a_rejected_event_is_raised(way, servers, node):
     with pytest.raises(EventRejected, match="reserved") as rejected:
         publish(way, servers.url, WSMessage(type="$sys"), "everyone")
     assert (rejected.value.code, rejected.value.may_be_published) == ("invalid", False)
@@ -84,15 +84,16 @@ def test_many_events_are_published_in_their_order(way, servers, node):
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_rejected_event_among_many_says_which_one_it_is(way, servers, node):
+def test_the_index_of_a_rejected_event_is_reported(way, servers, node):
     events = [(WSMessage(type="$sys" if n == 3 else "note"), "everyone") for n in range(6)]
     with pytest.raises(EventRejected, match="reserved") as rejected:
         publish_many(way, servers.url, events)
     assert rejected.value.index == 3
-    assert [one.event_id for one in rejected.value.published] == [e.event_id for n, (e, _) in enumerate(events) if n != 3]
+    published = [one.event_id for one in rejected.value.published]
+    assert published == [event.event_id for n, (event, _) in enumerate(events) if n != 3]
 
 
-def test_a_publisher_goes_on_with_the_new_master_of_a_failover(tmp_path):
+def test_a_publisher_continues_with_the_new_master_after_a_failover(tmp_path):
     (tmp_path / "servers").mkdir()
     servers = Sentinels(tmp_path / "servers")
     hub = Hub(tmp_path, REDIS_URL=servers.url)
@@ -101,11 +102,11 @@ def test_a_publisher_goes_on_with_the_new_master_of_a_failover(tmp_path):
     try:
         with Publisher(servers.url, patience=DEADLINE) as publisher, hub.client("ann") as ann:
 
-            def go_on() -> None:
+            def publish_until_done() -> None:
                 while not done.is_set():
                     sequences.append(publisher.publish(note(), "everyone").sequence)
 
-            thread = threading.Thread(target=go_on)
+            thread = threading.Thread(target=publish_until_done)
             thread.start()
             try:
                 until(lambda: len(sequences) > 50, "the first events")
@@ -113,7 +114,7 @@ def test_a_publisher_goes_on_with_the_new_master_of_a_failover(tmp_path):
                 former.kill()
                 until(lambda: servers.master() is not former, "the failover")
                 count = len(sequences)
-                until(lambda: len(sequences) > count + 50, "events by way of the new master")
+                until(lambda: len(sequences) > count + 50, "events through the new master")
             finally:
                 done.set()
                 thread.join(2 * DEADLINE)

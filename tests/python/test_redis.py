@@ -1,4 +1,4 @@
-"""The reference's Python publishers, unchanged: redis-py, its channels, its messages."""
+"""Publishers of the FastAPI hub, unchanged: redis-py, with its channels and its messages."""
 
 import asyncio
 import json
@@ -16,14 +16,14 @@ ADMIN = token("root", admin=True)
 
 
 def message(kind: str, data: dict) -> dict:
-    """As the reference's WSMessage writes itself: a fresh id, and UTC without an offset."""
+    """Returns a message like WSMessage of the FastAPI hub: with a new ID, and a time in UTC without an offset."""
     now = datetime(2026, 11, 23, 9, 30, 0, 125000).isoformat()
     return {"type": kind, "event_id": str(uuid.uuid4()), "timestamp": now, "data": data}
 
 
 @pytest.fixture(scope="module")
 def nodes(server, tmp_path_factory):
-    """Two hubs on one log."""
+    """Two hubs that share a log."""
     environment = {"REDIS_URL": server.url, "FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS": "0"}
     running = [Hub(tmp_path_factory.mktemp("node"), **environment) for _ in range(2)]
     yield running
@@ -31,7 +31,7 @@ def nodes(server, tmp_path_factory):
         hub.kill()
 
 
-def test_what_the_reference_publishes_reaches_those_it_is_for_on_every_node(server, nodes):
+def test_events_of_a_redis_publisher_reach_their_audience_on_every_node(server, nodes):
     first, second = nodes
     publisher = redis.Redis.from_url(server.url)
     with first.client("ann") as ann, second.client("bob") as bob, second.client("ann") as again:
@@ -50,7 +50,7 @@ def test_what_the_reference_publishes_reaches_those_it_is_for_on_every_node(serv
             assert events == [*expected, last], "as they were published, in order, once"
 
 
-def test_it_can_be_replayed_from_the_other_node(server, nodes):
+def test_a_client_resumes_on_another_node(server, nodes):
     first, second = nodes
     publisher = redis.Redis.from_url(server.url)
     with first.client("carl") as client:
@@ -63,7 +63,7 @@ def test_it_can_be_replayed_from_the_other_node(server, nodes):
         assert client.ids_until(missed[-1]["event_id"]) == [each["event_id"] for each in missed]
 
 
-def test_an_asynchronous_publisher_works_too(server, nodes):
+def test_an_asynchronous_redis_publisher_works(server, nodes):
     async def publish(events):
         client = redis.asyncio.from_url(server.url)
         for event in events:
@@ -76,8 +76,8 @@ def test_an_asynchronous_publisher_works_too(server, nodes):
         assert client.ids_until(events[-1]["event_id"]) == [event["event_id"] for event in events]
 
 
-# attack: malformed messages on the Redis channels => ignored; delivery goes on
-def test_malformed_messages_disturb_nothing(server, nodes):
+# attack: malformed messages on the Redis channels => ignored; delivery continues
+def test_malformed_messages_are_ignored(server, nodes):
     publisher = redis.Redis.from_url(server.url)
     with nodes[0].client("eve") as client:
         for text in ("", "{", "[]", "7", '{"type":"ping"}', '{"data":{}}', b"\xff\xfe", '{"type":7}'):
@@ -88,7 +88,7 @@ def test_malformed_messages_disturb_nothing(server, nodes):
     assert nodes[0].get("/ws/health").json()["status"] == "healthy"
 
 
-def test_the_reason_for_a_rejected_message_is_kept_for_its_publisher(server, nodes):
+def test_the_reason_of_a_rejected_message_is_stored_for_its_publisher(server, nodes):
     store = redis.Redis.from_url(server.url, decode_responses=True)
     bad = {"type": "$sys", "event_id": "rejected-1"}
     store.publish("ws:broadcast", json.dumps(bad))
@@ -99,8 +99,8 @@ def test_the_reason_for_a_rejected_message_is_kept_for_its_publisher(server, nod
     assert "channel" in json.loads(until(lambda: store.get("ws:refused:rejected-2"), "the reason"))["message"]
 
 
-# attack: a publisher on a channel sends messages whose ids are missing, huge or no text => no key is made for them
-def test_a_rejected_message_without_an_id_leaves_no_key(server, nodes):
+# attack: a publisher on a channel sends messages with missing, huge or non-text IDs => no keys are created for them
+def test_a_rejected_message_without_an_id_creates_no_key(server, nodes):
     store = redis.Redis.from_url(server.url, decode_responses=True)
     for event_id in ("", "x" * 129, 7, None, ["a"]):
         store.publish("ws:broadcast", json.dumps({"type": "$sys", "event_id": event_id}))
@@ -109,22 +109,22 @@ def test_a_rejected_message_without_an_id_leaves_no_key(server, nodes):
     assert set(store.keys("ws:refused:*")) <= {f"ws:refused:rejected-{name}" for name in ("1", "2", "last")}
 
 
-def test_both_nodes_know_who_is_connected(server, nodes):
+def test_both_nodes_list_the_connections_of_a_user(server, nodes):
     first, second = nodes
     store = redis.Redis.from_url(server.url, decode_responses=True)
     with first.client("fay") as here, second.client("fay") as there:
         ids = {here.id, there.id}
-        until(lambda: store.smembers("ws:user:fay:connections") == ids, "both are on the list")
-        held = store.hgetall(f"ws:connection:{here.id}")
-        assert held["user_id"] == "fay" and 3_500 < store.ttl(f"ws:connection:{here.id}") <= 3_600
+        until(lambda: store.smembers("ws:user:fay:connections") == ids, "both connections to be listed")
+        stored = store.hgetall(f"ws:connection:{here.id}")
+        assert stored["user_id"] == "fay" and 3_500 < store.ttl(f"ws:connection:{here.id}") <= 3_600
         total = lambda hub: hub.get("/ws/health").json()["connections"]["total"]  # noqa: E731
-        until(lambda: total(first) >= 2 and total(second) >= 2, "each node counts both")
+        until(lambda: total(first) >= 2 and total(second) >= 2, "each node to count both connections")
         listed = second.get("/users/fay/connections", bearer=ADMIN).json()["connections"]
         assert {each["connection_id"] for each in listed} == ids
-        told = first.request("POST", "/users/fay/disconnect", bearer=ADMIN).json()
-        assert told == {"disconnected": 2}
+        response = first.request("POST", "/users/fay/disconnect", bearer=ADMIN).json()
+        assert response == {"disconnected": 2}
         assert here.closed()[0] == there.closed()[0] == 4003
-    until(lambda: not store.exists("ws:user:fay:connections"), "nothing is left of them")
+    until(lambda: not store.exists("ws:user:fay:connections"), "the list to be removed")
 
 
 def test_a_newer_socket_on_another_node_closes_the_older_one(nodes):
@@ -132,12 +132,13 @@ def test_a_newer_socket_on_another_node_closes_the_older_one(nodes):
     with first.client("gus") as old:
         with second.client("gus", connection_id=old.id) as new:
             assert new.id == old.id
-            assert old.closed()[0] == 4001
+            # 1012 if the two connected within the accuracy of the nodes' estimates of Redis' clock.
+            assert old.closed()[0] in (4001, 1012)
             second.publish("for-gus", {"connection": new.id})
             assert new.until_event("for-gus")
 
 
-def test_every_shards_clients_are_listed_again_after_the_link_was_lost(server, tmp_path):
+def test_the_clients_of_all_shards_are_listed_again_after_a_reconnect_to_redis(server, tmp_path):
     hub = Hub(tmp_path, REDIS_URL=server.url, FANFARE_SHARDS="3", FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS="0")
     log = redis.Redis.from_url(server.url)
     try:
@@ -150,12 +151,12 @@ def test_every_shards_clients_are_listed_again_after_the_link_was_lost(server, t
             until(all_listed, "the list of all clients")
             log.delete("ws:user:many:connections")
             log.client_kill_filter(_type="normal", skipme=True)
-            until(all_listed, "the list to be written again", deadline=60)
+            until(all_listed, "the list to be restored", deadline=60)
     finally:
         hub.kill()
 
 
-def test_nodes_whose_clock_is_an_hour_off_that_of_redis_answer_why(server, tmp_path):
+def test_nodes_whose_clock_differs_from_that_of_redis_answer_why(server, tmp_path):
     with late_clock(server.port, 3_600) as port, ExitStack() as nodes:
         settings = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "FANFARE_REDIS_NAMESPACE": "late"}
         hubs = [Hub(tmp_path, **settings) for _ in range(2)]
@@ -165,8 +166,11 @@ def test_nodes_whose_clock_is_an_hour_off_that_of_redis_answer_why(server, tmp_p
             hubs[0].publish("asked-about")
 
             def written():
-                told = hubs[1].get("/events/asked-about", bearer=ADMIN)
-                assert told.status in (200, 404), told.text
-                return told.status == 200 and [node["written"] for node in told.json()["nodes"]] == [1, 1] and told.json()
+                response = hubs[1].get("/events/asked-about", bearer=ADMIN)
+                assert response.status in (200, 404), response.text
+                if response.status == 404:
+                    return None
+                journey = response.json()
+                return journey if [node["written"] for node in journey["nodes"]] == [1, 1] else None
 
             assert until(written, "both nodes to answer")["silent_nodes"] == 0

@@ -1,4 +1,4 @@
-"""Going away and coming back: nothing lost, nothing doubled, or a gap that says so."""
+"""Resuming: every event once, or a gap."""
 
 import threading
 
@@ -6,7 +6,7 @@ import pytest
 from hub import until
 
 
-def test_any_frames_id_resumes(hub_with):
+def test_the_id_of_any_frame_is_a_cursor(hub_with):
     hub = hub_with(heartbeat_interval="1s", heartbeat_timeout="30s")
     with hub.client() as client:
         marks = {"ack": client.ack["event_id"]}
@@ -35,7 +35,7 @@ def test_any_frames_id_resumes(hub_with):
             assert client.ids_until("four") == expected, frame
 
 
-def test_replay_and_live_join_while_events_are_published(hub):
+def test_live_events_follow_replayed_ones_without_a_break(hub):
     count, stop = 0, threading.Event()
 
     def publish():
@@ -66,7 +66,7 @@ def test_replay_and_live_join_while_events_are_published(hub):
     assert got == [f"join-{n}" for n in range(count)]
 
 
-def test_what_was_sent_to_a_connection_while_it_was_away_is_replayed(hub):
+def test_events_for_a_disconnected_connection_are_replayed(hub):
     with hub.client("ann") as client:
         name, cursor = client.id, client.ack["event_id"]
     hub.publish("away-mine", {"connection": name})
@@ -90,9 +90,9 @@ def test_topics_are_replayed_too(hub):
         assert client.ids_until("replay-end") == ["replay-topic", "replay-end"]
 
 
-# attack: reconnecting under another user's connection_id => the client gets a fresh connection_id
+# attack: reconnecting with another user's connection_id => the client receives a new connection_id
 @pytest.mark.parametrize("wanted", ["of another user", "of nobody", "no uuid"])
-def test_a_name_that_is_not_the_users_own_gets_a_fresh_one(hub, wanted):
+def test_a_connection_id_of_another_user_is_replaced(hub, wanted):
     with hub.client("ann") as ann:
         name = {"of another user": ann.id, "of nobody": "01234567-89ab-8def-8123-456789abcdef", "no uuid": "x"}[wanted]
         with hub.client("eve", connection_id=name) as eve:
@@ -103,7 +103,7 @@ def test_a_name_that_is_not_the_users_own_gets_a_fresh_one(hub, wanted):
             assert ann.ids_until(f"end {wanted}") == [f"secret {wanted}", f"end {wanted}"]
 
 
-def test_a_newer_socket_takes_over_and_the_older_is_closed(hub):
+def test_a_newer_socket_takes_over_and_the_older_one_is_closed(hub):
     with hub.client("ann") as older:
         with hub.client("ann", connection_id=older.id) as newer:
             assert newer.id == older.id
@@ -114,7 +114,7 @@ def test_a_newer_socket_takes_over_and_the_older_is_closed(hub):
             assert newer.ids_until("taken-over") == ["taken-over"]
 
 
-def test_what_a_small_window_let_go_of_is_a_gap(hub_with):
+def test_a_client_that_resumes_behind_the_window_receives_a_gap(hub_with):
     hub = hub_with(window_events=10)
     with hub.client() as client:
         cursor = client.ack["event_id"]
@@ -129,25 +129,25 @@ def test_what_a_small_window_let_go_of_is_a_gap(hub_with):
         assert got == [f"n-{n}" for n in range(gap["missed"], 100)]
         assert len(got) >= 10
     with hub.client(last_event_id=gap["event_id"]) as client:
-        assert client.ack["resumed"] is True, "the gap's own id is a place to go on from"
+        assert client.ack["resumed"] is True, "the ID of the gap is a cursor"
         assert client.ids_until("n-99") == got
     with hub.client(last_event_id="n-0") as client:
-        assert client.ack["event_id"] == "n-0", "who is cut before the gap is told of it again"
+        assert client.ack["event_id"] == "n-0", "a client that is disconnected before the gap receives it again"
         gap = client.next()
-        assert (gap["type"], gap["reason"]) == ("gap", "expired"), "the event's own place is forgotten"
+        assert (gap["type"], gap["reason"]) == ("gap", "expired"), "the event was evicted"
 
 
-def test_a_log_that_began_anew_is_a_gap(hub_with):
+def test_a_cursor_of_an_earlier_log_leads_to_a_gap(hub_with):
     hub = hub_with()
     hub.publish("old")
     with hub.client() as client:
         position, name = client.ack["event_id"], client.id
     hub.restart()
-    for cursor in [position, "old", "never heard of"]:
+    for cursor in [position, "old", "unknown"]:
         with hub.client(connection_id=name, last_event_id=cursor) as client:
-            assert client.id == name, "with the same secret, a name outlives the process"
+            assert client.id == name, "with the same secret a connection_id survives a restart"
             assert (client.ack["resumed"], client.ack["ack_event_id"]) == (False, cursor)
-            assert client.ack["event_id"] == cursor, "who is cut before the gap is told of it again"
+            assert client.ack["event_id"] == cursor, "a client that is disconnected before the gap receives it again"
             gap = client.next()
             assert (gap["type"], gap["reason"]) == ("gap", "reset"), cursor
             assert "missed" not in gap
@@ -155,7 +155,7 @@ def test_a_log_that_began_anew_is_a_gap(hub_with):
             assert client.ids_until(f"new after {cursor}")[-1] == f"new after {cursor}"
 
 
-def test_without_a_cursor_only_what_is_new_comes(hub):
+def test_without_a_cursor_only_new_events_are_delivered(hub):
     hub.publish("history")
     with hub.client() as client:
         hub.publish("present")

@@ -1,5 +1,5 @@
-"""The HTTP API against its own description, by a tool that makes up requests: no answer is a failure of the hub's, and
-none is other than it is documented."""
+"""The HTTP API against its OpenAPI description, with generated requests: no response is a server error, and all
+responses conform to the description."""
 
 import os
 import subprocess
@@ -10,15 +10,15 @@ from hub import token
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
-def test_every_answer_is_as_documented(hub_with):
+def test_every_response_conforms_to_the_description(hub_with):
     hub = hub_with(
         connects_per_second_per_address=0,
         database_url="sqlite://accounts.db",
         logins_per_minute_per_address=0,
         logins_per_minute_per_account=0,
     )
-    # A token that revokes its like would leave nothing to be asked for but refusals, and a node that learned its own name from
-    # another answer would end.
+    # These are tested separately: the first may revoke the token of the test, and the second may drain the node, whose
+    # name is in other responses.
     apart = ["/tokens/revoke", "/nodes/{node}/drain"]
     for path, wanted in [(None, 10), *((path, 10) for path in apart)]:
         others = [option for other in ["/ws", *apart] for option in ("--exclude-path", other)]
@@ -37,7 +37,7 @@ def test_every_answer_is_as_documented(hub_with):
                 "-H",
                 f"Authorization: Bearer {token('root', admin=True)}",
             ],
-            # It keeps what it made up where it runs.
+            # The tool writes files to the working directory.
             cwd=hub.directory,
             capture_output=True,
             text=True,

@@ -1,8 +1,10 @@
-// Prints how large each client is, bundled for a browser, and how long it takes from connect() until it is live, in this one process.
+// Prints the size of each client, bundled for a browser, and the time from connect() until it is live.
+// All clients and servers run in one process, except the hub.
 //
 //   cd clients/typescript && npm ci && npm run build && cd compare && npm ci && npm start
 //
-// Needs the released program (cargo build --release). Clients whose servers are not to be had from npm have a size alone.
+// Needs a release build of the hub (cargo build --release). For clients whose servers are not on npm, only the size is
+// printed.
 
 import { execFileSync, spawn } from "node:child_process";
 import { createServer } from "node:http";
@@ -24,14 +26,15 @@ const program = resolve(process.env.FANFARE_BIN ?? join(here, "../../../target/r
 
 async function size(entry) {
   const { outputFiles: [file] } = await build({
-    stdin: { contents: entry, resolveDir: here }, bundle: true, minify: true, write: false, format: "esm", platform: "browser", logLevel: "error",
-    // Loaded for the option `share` alone.
+    stdin: { contents: entry, resolveDir: here }, bundle: true, minify: true, write: false,
+    format: "esm", platform: "browser", logLevel: "error",
+    // Loaded only for the option `share`.
     external: ["../dist/share.js", "./share.js"],
   });
   return gzipSync(file.contents, { level: 9 }).length;
 }
 
-/** Milliseconds from `open` to its promise, one connection after another, sorted. */
+/** Returns the milliseconds until `open` resolves, for one connection after another, sorted. */
 async function times(open) {
   const all = [];
   for (let round = 0; round < ROUNDS + 20; round++) {
@@ -47,8 +50,12 @@ const listening = (server) => new Promise((done) => server.listen(0, "127.0.0.1"
 
 async function fanfare() {
   const directory = mkdtempSync(join(tmpdir(), "fanfare-compare-"));
-  const env = { PATH: process.env.PATH, SECRET_KEY: "a secret for comparisons, 32 bytes", FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS: "0", FANFARE_CONNECTS_PER_SECOND_PER_USER: "0" };
-  const hub = spawn(program, ["serve", "--listen", "127.0.0.1:0"], { cwd: directory, env, stdio: ["ignore", "ignore", "pipe"] });
+  const env = {
+    PATH: process.env.PATH, SECRET_KEY: "a secret for comparisons, 32 bytes",
+    FANFARE_CONNECTS_PER_SECOND_PER_ADDRESS: "0", FANFARE_CONNECTS_PER_SECOND_PER_USER: "0",
+  };
+  const serve = ["serve", "--listen", "127.0.0.1:0"];
+  const hub = spawn(program, serve, { cwd: directory, env, stdio: ["ignore", "ignore", "pipe"] });
   const address = await new Promise((found) => {
     let output = "";
     hub.stderr.on("data", (data) => {
@@ -95,11 +102,13 @@ async function reconnecting() {
 }
 
 const rows = [
-  ["fanfare-client", 'export * from "../dist/index.js"', fanfare, "authenticated, resumable, with its ack"],
-  ["socket.io-client", 'export * from "socket.io-client"', socketIo, "its own server, WebSocket alone, no authentication"],
+  ["fanfare-client", 'export * from "../dist/index.js"', fanfare, "authenticated and resumable, until its `ack`"],
+  ["socket.io-client", 'export * from "socket.io-client"', socketIo,
+    "its own server, WebSocket only, no authentication"],
   ["centrifuge", 'export * from "centrifuge"', null, "its server is not on npm"],
   ["pusher-js", 'export { default } from "pusher-js"', null, "its server is not on npm"],
-  ["reconnecting-websocket", 'export { default } from "reconnecting-websocket"', reconnecting, "the package ws, a bare socket"],
+  ["reconnecting-websocket", 'export { default } from "reconnecting-websocket"', reconnecting,
+    "the package ws, a plain socket"],
 ];
 console.log("| client | size, gzipped | connect() to live, p50 | p99 | against |\n|---|---:|---:|---:|---|");
 for (const [name, entry, run, against] of rows) {

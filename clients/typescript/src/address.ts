@@ -1,9 +1,12 @@
-// The URL of a connection, made of text alone: React Native's `URL` has no setters.
+// Builds the URL of a connection as text, because React Native's `URL` has no setters.
 
-/** What the client itself puts into the query. */
+/** Query parameters that the client sets itself. */
 const OWN = ["token", "connection_id", "last_event_id", "topics"];
 
-/** A WebSocket URL with `query` in it. A path such as `/ws` is resolved against the page's address. */
+/**
+ * Returns `url` as a WebSocket URL with `query` appended.
+ * A path such as `/ws` is resolved against the address of the page.
+ */
 export function address(url: string, query: Record<string, string | undefined>): string {
   const absolute = /^\w+:\/\//.test(url) ? url : new URL(url, globalThis.location?.href).href;
   const [base, given = ""] = absolute.replace(/^http/, "ws").split("#")[0]!.split("?");

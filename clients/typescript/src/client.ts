@@ -1,4 +1,4 @@
-// What the application holds: hands out events in order, each once, and holds them back while the application handles a gap.
+// The public client: delivers events to the application in order, each once, and delays them while it handles a gap.
 
 import { Later } from "./later.js";
 import { within } from "./limit.js";
@@ -7,15 +7,16 @@ import { Reader, type Entry } from "./reader.js";
 import { text } from "./text.js";
 import { invalid } from "./topics.js";
 import type {
-  AnyEvent, Cursor, EventMap, EventOf, Frame, Gap, Options, Problem, Source, State, Subscribed, SubscribeError, Subscription, TypeOf,
+  AnyEvent, Cursor, EventMap, EventOf, Frame, Gap, Options, Problem, Source, State, Subscribed, SubscribeError,
+  Subscription, TypeOf,
 } from "./types.js";
 
 type Handler<T> = (value: T) => unknown;
-/** Takes a handler away again. */
+/** Removes the handler. */
 export type Off = () => void;
 
-/** How many of the newest events are known again. */
-const KNOWN = 1_000;
+/** The number of newest event IDs that are stored to drop duplicates. */
+const KNOWN_IDS = 1_000;
 
 interface Waiter {
   resolve(confirmed: Subscribed): void;
@@ -24,12 +25,12 @@ interface Waiter {
 
 const rejection = (problem: Problem): SubscribeError => Object.assign(new Error(problem.message), problem);
 
-const own = <T>(set: Set<T>, value: T): Off => {
+const addTo = <T>(set: Set<T>, value: T): Off => {
   set.add(value);
   return () => void set.delete(value);
 };
 
-/** One client of a hub. */
+/** A client of a hub. */
 export class Client<Events extends object = EventMap> {
   private readonly source: Source;
   private readonly types = new Map<string, Set<Handler<any>>>();
@@ -38,19 +39,19 @@ export class Client<Events extends object = EventMap> {
   private readonly states = new Set<Handler<State>>();
   private readonly problems = new Set<Handler<Problem>>();
   private readonly readers = new Set<Reader>();
-  /** How often each topic is wanted. */
+  /** The number of subscriptions of each topic. */
   private readonly topics = new Map<string, number>();
-  /** Those who await a topic's confirmation. */
+  /** The awaited subscriptions of each topic. */
   private readonly waiters = new Map<string, Waiter[]>();
-  /** Topics of the options that no hub would accept. */
+  /** Invalid topics in the options. They are reported when the client is opened. */
   private readonly invalid: Problem[] = [];
   private readonly known = new Set<string>();
-  /** A gap stays the first until the application has dealt with it. */
+  /** Frames to deliver. A gap stays the first entry until the application has handled it. */
   private readonly waiting: Entry[] = [];
   private handlingGap = false;
   private count = 0;
   private delivering: Entry | undefined;
-  /** The first event that a reader left behind when it was ended, until another one is delivered. */
+  /** The first event that a reader had not read when its loop was left. Cleared when another event is delivered. */
   private abandoned: Entry | undefined;
   private current: State = { name: "closed", reason: "" };
 
@@ -63,80 +64,85 @@ export class Client<Events extends object = EventMap> {
     const sink = {
       frame: (frame: Frame, before: string | undefined) => this.receive(frame, before),
       state: (state: State) => this.changed(state),
-      problem: (problem: Problem) => this.object(problem),
+      problem: (problem: Problem) => this.report(problem),
       subscribed: (confirmed: Subscribed) => this.settle(confirmed.topic, ({ resolve }) => resolve(confirmed)),
     };
     const given = { ...options, topics: [...this.topics.keys()] };
     const locks = globalThis.navigator?.locks && globalThis.BroadcastChannel;
     const alone = () => new Link(given, sink);
-    // A file of its own: most applications do without it.
-    this.source = !options.share || !locks ? alone() : new Later(import("./share.js").then(({ Shared }) => new Shared(given, sink, Link), (cause) => {
-      this.object({ error: "share", message: `share.js can't be loaded, so this tab has a socket of its own: ${cause}`, cause });
+    // share.js is a separate file, because most applications do not need it.
+    const shared = () => import("./share.js").then(({ Shared }) => new Shared(given, sink, Link), (cause) => {
+      const message = `share.js cannot be loaded, so this tab opens its own socket: ${cause}`;
+      this.report({ error: "share", message, cause });
       return alone();
-    }), options.cursor);
+    });
+    this.source = !options.share || !locks ? alone() : new Later(shared(), options.cursor);
   }
 
-  /** Connects, and stays connected until `close()`. */
+  /** Connects, and reconnects until `close()`. */
   open(): this {
     this.source.open();
-    // Not before handlers had a chance to be added.
-    queueMicrotask(() => this.invalid.splice(0).forEach((problem) => this.object(problem)));
+    // Deferred, so that the caller can add handlers first.
+    queueMicrotask(() => this.invalid.splice(0).forEach((problem) => this.report(problem)));
     return this;
   }
 
-  /** Ends the connection. Handlers stay, and `open()` goes on where it was. */
+  /** Closes the connection. Handlers are kept, and `open()` resumes from the cursor. */
   close(): void {
     this.source.close();
     for (const reader of this.readers) reader.end();
   }
 
-  /** Tries at once, also after a refusal, with another token if one is given. */
+  /** Connects immediately, also in the state `refused`, with `token` if one is given. */
   retry(token?: string): void { this.source.retry(token); }
 
-  /** How the connection stands. The same object until it changes. */
+  /** The state of the connection. It is the same object until the state changes. */
   get state(): State { return this.current; }
 
   /**
-   * The place up to which the application has been handed events. It stays before an event that waits in `events()`,
-   * and before a gap until `onGap` has settled, so it can be saved at any time.
+   * The position up to which events have been delivered to the application. It can be saved at any time:
+   * it stays before an event that waits in `events()`, and before a gap until `onGap` has settled.
    */
   get cursor(): Cursor {
     const { cursor } = this.source;
-    const waiting = [this.waiting[0], this.abandoned, ...[...this.readers].map(({ queue }) => queue[0])].filter((entry) => entry !== undefined);
-    if (!waiting.length) return { ...cursor };
-    const { before } = waiting.reduce((first, entry) => entry.number < first.number ? entry : first);
-    return { ...(cursor.connectionId && { connectionId: cursor.connectionId }), ...(before && { lastEventId: before }) };
+    const unread = [this.waiting[0], this.abandoned, ...[...this.readers].map(({ queue }) => queue[0])]
+      .filter((entry) => entry !== undefined);
+    if (!unread.length) return { ...cursor };
+    const { before } = unread.reduce((first, entry) => entry.number < first.number ? entry : first);
+    const { connectionId } = cursor;
+    return { ...(connectionId && { connectionId }), ...(before && { lastEventId: before }) };
   }
 
-  /** Calls `handler` with each event of a type, in order. A type that the map does not name does not compile. */
+  /** Calls `handler` with each event of a type, in order. A type that is not in the event map does not compile. */
   on<Type extends TypeOf<Events>>(type: Type, handler: Handler<EventOf<Events, Type>>): Off;
   on(type: string, handler: Handler<any>): Off {
     let handlers = this.types.get(type);
     if (!handlers) this.types.set(type, handlers = new Set());
-    return own(handlers, handler);
+    return addTo(handlers, handler);
   }
 
   /** Calls `handler` with each event of any type, in order. */
-  onAny(handler: Handler<AnyEvent<Events>>): Off { return own(this.all, handler); }
+  onAny(handler: Handler<AnyEvent<Events>>): Off { return addTo(this.all, handler); }
 
   /**
-   * Calls `handler` when history was lost, once all events before have been taken. Events that follow wait until what it
-   * returns has settled, or until `gapTimeout`: then `gap.signal` is aborted and `onProblem` receives `gap_timeout`.
+   * Calls `handler` when events are no longer available, after all events before the gap have been handled.
+   * Later events wait until the promise of `handler` has settled, for at most `gapTimeout`.
+   * Then `gap.signal` is aborted, and `onProblem` receives `gap_timeout`.
    */
-  onGap(handler: Handler<Gap>): Off { return own(this.gaps, handler); }
+  onGap(handler: Handler<Gap>): Off { return addTo(this.gaps, handler); }
 
-  /** Calls `handler` now and whenever the connection's state changes. */
+  /** Calls `handler` immediately, and whenever the state of the connection changes. */
   onState(handler: Handler<State>): Off {
-    this.tell(new Set([handler]), this.current);
-    return own(this.states, handler);
+    this.call(new Set([handler]), this.current);
+    return addTo(this.states, handler);
   }
 
-  /** Calls `handler` with what the hub refused and what else went wrong without ending the connection. */
-  onProblem(handler: Handler<Problem>): Off { return own(this.problems, handler); }
+  /** Calls `handler` with each {@link Problem}: an error that does not end the connection. */
+  onProblem(handler: Handler<Problem>): Off { return addTo(this.problems, handler); }
 
   /**
-   * Asks for the events of a topic, until every subscription of it has been called. Await it to learn the hub's answer.
-   * A topic that was rejected is asked for again on the next connection, as long as it is wanted.
+   * Subscribes to a topic until all its subscriptions have been called. Await the subscription for the hub's answer.
+   * A rejected topic is requested again with each new connection, as long as it has a subscription.
    */
   subscribe(topic: string): Subscription {
     const problem = invalid(topic);
@@ -144,19 +150,21 @@ export class Client<Events extends object = EventMap> {
       if (problem) return reject(rejection(problem));
       this.waiters.set(topic, [...this.waiters.get(topic) ?? [], { resolve, reject }]);
     });
-    // Who awaits it learns of a rejection; for all others it is a problem.
+    // A subscription that is not awaited must not cause an unhandled rejection: the rejection is a problem as well.
     answer.catch(() => {});
-    if (problem) this.object(problem);
+    if (problem) this.report(problem);
     else {
       this.topics.set(topic, (this.topics.get(topic) ?? 0) + 1);
       this.source.subscribe(topic);
     }
-    let held = !problem;
+    let subscribed = !problem;
     const off = () => {
-      if (held) this.release(topic);
-      held = false;
+      if (subscribed) this.release(topic);
+      subscribed = false;
     };
-    return Object.assign(off, { then: answer.then.bind(answer), catch: answer.catch.bind(answer), finally: answer.finally.bind(answer) });
+    return Object.assign(off, {
+      then: answer.then.bind(answer), catch: answer.catch.bind(answer), finally: answer.finally.bind(answer),
+    });
   }
 
   private release(topic: string): void {
@@ -164,7 +172,8 @@ export class Client<Events extends object = EventMap> {
     if (left) return void this.topics.set(topic, left);
     this.topics.delete(topic);
     this.source.unsubscribe(topic);
-    this.settle(topic, ({ reject }) => reject(rejection({ error: "unsubscribed", message: `${topic} was given up`, topic })));
+    const problem = { error: "unsubscribed", message: `${topic} was unsubscribed`, topic };
+    this.settle(topic, ({ reject }) => reject(rejection(problem)));
   }
 
   private settle(topic: string, how: (waiter: Waiter) => void): void {
@@ -173,12 +182,13 @@ export class Client<Events extends object = EventMap> {
     waiters.forEach(how);
   }
 
-  /** Events as they come, of one type or of all, until `close()`. What is not taken yet waits in memory. */
+  /** Iterates over events as they arrive, of one type or of all, until `close()`. Unread events wait in memory. */
   events<Type extends TypeOf<Events>>(type: Type): AsyncIterableIterator<EventOf<Events, Type>>;
   events(): AsyncIterableIterator<AnyEvent<Events>>;
   events(type?: string): AsyncIterableIterator<any> {
-    const take = () => reader.push(this.delivering!);
-    const reader = new Reader(type === undefined ? this.onAny(take) : this.on(type as any, take), ({ queue: [first] }) => {
+    const push = () => reader.push(this.delivering!);
+    const off = type === undefined ? this.onAny(push) : this.on(type as any, push);
+    const reader = new Reader(off, ({ queue: [first] }) => {
       this.readers.delete(reader);
       if (first && !(this.abandoned && this.abandoned.number < first.number)) this.abandoned = first;
     });
@@ -190,20 +200,22 @@ export class Client<Events extends object = EventMap> {
 
   private changed(state: State): void {
     this.current = state;
-    this.tell(this.states, state);
+    this.call(this.states, state);
     if (state.name !== "refused" && state.name !== "closed") return;
-    const why = { error: state.name, message: state.reason || "the client is closed" };
-    for (const topic of [...this.waiters.keys()]) this.settle(topic, ({ reject }) => reject(rejection({ ...why, topic })));
+    const problem = { error: state.name, message: state.reason || "the client is closed" };
+    for (const topic of [...this.waiters.keys()]) {
+      this.settle(topic, ({ reject }) => reject(rejection({ ...problem, topic })));
+    }
   }
 
-  private object(problem: Problem): void {
-    if (this.problems.size) this.tell(this.problems, problem);
+  private report(problem: Problem): void {
+    if (this.problems.size) this.call(this.problems, problem);
     else console.warn(`fanfare: ${problem.error}: ${problem.message}`);
     if (problem.topic !== undefined) this.settle(problem.topic, ({ reject }) => reject(rejection(problem)));
   }
 
   private receive(frame: Frame, before: string | undefined): void {
-    // What the hub tells of itself ($sys) has no place in the log.
+    // `$sys` has no `event_id`, because it has no position in the log.
     if (frame.type !== "gap" && frame.event_id && !this.isNew(frame.event_id)) return;
     this.waiting.push({ frame, before, number: this.count++ });
     this.deliver();
@@ -212,12 +224,12 @@ export class Client<Events extends object = EventMap> {
   private isNew(id: string): boolean {
     if (this.known.has(id)) return false;
     this.known.add(id);
-    // A set remembers the order: its first is the oldest.
-    if (this.known.size > KNOWN) this.known.delete(this.known.values().next().value!);
+    // A set iterates in the order of insertion, so its first element is the oldest.
+    if (this.known.size > KNOWN_IDS) this.known.delete(this.known.values().next().value!);
     return true;
   }
 
-  /** Hands out what waits, up to the next gap that takes time. */
+  /** Delivers the waiting frames, up to the next gap that is handled asynchronously. */
   private deliver(): void {
     for (let entry; !this.handlingGap && (entry = this.waiting[0]);) {
       if (entry.frame.type === "gap") {
@@ -226,28 +238,29 @@ export class Client<Events extends object = EventMap> {
       }
       this.waiting.shift();
       this.delivering = entry;
-      const told = [...this.tell(this.types.get(entry.frame.type), entry.frame), ...this.tell(this.all, entry.frame as any)];
-      if (told.length) this.abandoned = undefined;
+      const { frame } = entry;
+      const results = [...this.call(this.types.get(frame.type), frame), ...this.call(this.all, frame as any)];
+      if (results.length) this.abandoned = undefined;
     }
   }
 
-  /** Waits for those who still read what came before a gap, for at most `gapTimeout`, and tells the handlers. */
+  /** Waits until all readers have processed the events before a gap, for at most `gapTimeout`. Then calls `onGap`. */
   private handleGap(frame: Frame): void {
     this.handlingGap = true;
     const behind = this.gaps.size ? [...this.readers].filter(({ idle }) => !idle) : [];
-    if (!behind.length) return this.tellGap(frame);
-    void this.limited("taking what came before a gap from events()", Promise.all(behind.map((reader) => reader.settled())), () => {
-      for (const reader of behind) reader.discard();
-    }).then(() => {
-      this.tellGap(frame);
+    if (!behind.length) return this.callGap(frame);
+    const read = Promise.all(behind.map((reader) => reader.settled()));
+    const discard = () => { for (const reader of behind) reader.discard(); };
+    void this.limited("reading events() up to a gap", read, discard).then(() => {
+      this.callGap(frame);
       this.deliver();
     });
   }
 
-  private tellGap(frame: Frame): void {
+  private callGap(frame: Frame): void {
     const abort = new AbortController();
-    const told = this.tell(this.gaps, { ...frame as unknown as Gap, signal: abort.signal }, "onGap", abort.signal);
-    const pending = told.filter((result) => result instanceof Promise);
+    const results = this.call(this.gaps, { ...frame as unknown as Gap, signal: abort.signal }, "onGap", abort.signal);
+    const pending = results.filter((result) => result instanceof Promise);
     const handled = () => {
       this.waiting.shift();
       this.handlingGap = false;
@@ -259,17 +272,21 @@ export class Client<Events extends object = EventMap> {
     });
   }
 
-  /** Resolves when `work` has, or is late: then that is reported, and `late` called. */
-  private limited(name: string, work: Promise<unknown>, late: () => void, abort = new AbortController()): Promise<unknown> {
+  /** Resolves when `work` settles, or after `gapTimeout`. The latter calls `onTimeout`, and reports a problem. */
+  private limited(
+    name: string, work: Promise<unknown>, onTimeout: () => void, abort = new AbortController(),
+  ): Promise<unknown> {
     return within(this.options.gapTimeout ?? 30_000, name, abort, () => work, true).catch((cause: Error) => {
-      late();
-      this.object({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
+      onTimeout();
+      this.report({ error: "gap_timeout", message: `${cause.message}: events are delivered again`, cause });
     });
   }
 
-  /** Calls each handler; one that throws, or whose promise rejects, keeps nothing from the others. */
-  private tell<T>(handlers: Set<Handler<T>> | undefined, value: T, who = "a handler", unwanted?: AbortSignal): unknown[] {
-    const failed = (cause: unknown) => { if (!unwanted?.aborted) this.report(who, cause, handlers); };
+  /** Calls each handler. A handler that throws, or whose promise rejects, is reported, and the others are called. */
+  private call<T>(
+    handlers: Set<Handler<T>> | undefined, value: T, name = "a handler", ignoreFailures?: AbortSignal,
+  ): unknown[] {
+    const failed = (cause: unknown) => { if (!ignoreFailures?.aborted) this.handlerError(name, cause, handlers); };
     return [...handlers ?? []].map((handler) => {
       try {
         const result = handler(value) as PromiseLike<unknown> | undefined;
@@ -280,17 +297,17 @@ export class Client<Events extends object = EventMap> {
     });
   }
 
-  private report(who: string, cause: unknown, handlers: unknown): void {
-    // A handler of problems that fails would be told of itself without end.
+  private handlerError(name: string, cause: unknown, handlers: unknown): void {
+    // The failure of an `onProblem` handler is not reported to `onProblem`, which would recurse forever.
     if (handlers !== this.problems && this.problems.size) {
-      this.tell(this.problems, { error: "handler", message: `${who} failed: ${text(cause)}`, cause });
-    // A page's own error reports see it; elsewhere an uncaught error ends the process.
+      this.call(this.problems, { error: "handler", message: `${name} failed: ${text(cause)}`, cause });
+    // In a page, an uncaught error reaches the page's error reporting. Elsewhere it would end the process.
     } else if (globalThis.document) queueMicrotask(() => { throw cause; });
-    else console.error(`fanfare: ${who} failed:`, cause);
+    else console.error(`fanfare: ${name} failed:`, cause);
   }
 }
 
-/** Connects to a hub. */
+/** Returns a client that connects to a hub. */
 export function connect<Events extends object = EventMap>(options: Options): Client<Events> {
   return new Client<Events>(options).open();
 }

@@ -1,6 +1,6 @@
-// What a close asks of a client: docs/protocol.md has the same table.
+// How a client reacts to a close code. docs/protocol.md has the same table.
 
-/** What to do after a close. */
+/** How to react to a close. `lost` is an unknown code, such as 1006 for a connection that was lost. */
 export type Verdict = "never" | "now" | "later" | "lost" | "new token";
 
 const CODES: Record<number, Verdict> = {
@@ -8,29 +8,33 @@ const CODES: Record<number, Verdict> = {
   1011: "later", 1012: "now", 1013: "later", 4000: "now", 4001: "never", 4002: "later", 4003: "never",
 };
 
-/** Reasons of 1008 for which a new token of the same user does not help. */
+/** Reasons of 1008 that a new token of the same user does not resolve. */
 const FINAL = /^(forbidden|origin_not_allowed)\b/;
 
+/** Returns the reaction to a close with this code and reason. */
 export function verdict(code: number, reason: string): Verdict {
   return code === 1008 && FINAL.test(reason) ? "never" : CODES[code] ?? "lost";
 }
 
-/** The least pause and its spread at the first attempt, in milliseconds. The spread doubles with each further one. */
+/** The minimum pause and its spread at the first attempt, in milliseconds. The spread doubles with each attempt. */
 const PAUSE: Record<Verdict, [number, number]> = {
   never: [0, 0], "new token": [0, 250], now: [0, 250], lost: [0, 1_000], later: [1_000, 4_000],
 };
 
-/** How long to wait before the next attempt, in milliseconds: full jitter, so that those who broke off together come back apart. */
+/**
+ * Returns the pause before the next attempt, in milliseconds.
+ * The spread is fully jittered, so that clients that were disconnected together do not reconnect together.
+ */
 export function pause(verdict: Verdict, attempts: number, longest: number, random = Math.random): number {
   const [least, spread] = PAUSE[verdict];
   return Math.min(longest, least + random() * Math.min(longest, spread * 2 ** Math.min(attempts, 20)));
 }
 
 const WORDS: Record<number, string> = {
-  1000: "the connection was closed", 1001: "the hub shuts down", 1006: "the connection broke off", 1011: "the hub failed",
-  1012: "the hub restarts", 4000: "the connection went silent", 4001: "another socket took this connection over",
-  4003: "disconnected by an operator",
+  1000: "the connection was closed", 1001: "the hub is shutting down", 1006: "the connection was lost",
+  1011: "the hub failed", 1012: "the hub is restarting", 4000: "heartbeat timeout",
+  4001: "a newer socket took over this connection", 4003: "disconnected by an operator",
 };
 
-/** Why a connection ended, in words. */
+/** Returns why a connection was closed, as a text for people. */
 export const words = (code: number, reason: string): string => reason || WORDS[code] || `closed with code ${code}`;

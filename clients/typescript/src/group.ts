@@ -1,20 +1,21 @@
-// The tabs that share a socket: who leads them, and whether that one still answers. Knows nothing of what they say.
+// The group of tabs that share a socket: elects the leading tab by locks, and replaces a leader that does not respond.
+// It passes on messages between the tabs, and must not know their content.
 
-/** How often a follower looks whether it has heard of the leader, in milliseconds. */
-const BEAT = 2_000;
-/** After so many questions without an answer another one leads. */
-const MISSES = 3;
+/** How often a follower probes the leader, in milliseconds. */
+const PROBE_INTERVAL = 2_000;
+/** After this number of probes without an answer, another tab takes over the lead. */
+const MAX_MISSED_PROBES = 3;
 
 export interface Member {
-  /** This tab leads from now on. */
+  /** This tab is the leader now. */
   lead(): void;
-  /** Another tab has taken the lead. */
+  /** Another tab took over the lead. */
   deposed(): void;
-  /** Locks are denied to this page: it has a null origin, or the browser keeps nothing for this site. */
+  /** The browser denies locks to this page: the page has a null origin, or the browser stores no data for the site. */
   unavailable(cause: unknown): void;
-  /** Asks the leader for a sign of life. */
+  /** Sends a probe to the leader. */
   probe(): void;
-  hear(word: any): void;
+  receive(message: any): void;
 }
 
 export class Group {
@@ -23,27 +24,28 @@ export class Group {
   private readonly leaving = new AbortController();
   private readonly channel: BroadcastChannel;
   private waiting: AbortController | undefined;
-  /** Lets go of the lead's lock. */
+  /** Releases the leader lock. */
   private release: (() => void) | undefined;
   private readonly watch: any;
-  private misses = 0;
-  private looked = Date.now();
+  private missed = 0;
+  private lastCheck = Date.now();
 
   constructor(private readonly name: string, private readonly member: Member, private readonly joined: () => void) {
     this.channel = new BroadcastChannel(name);
-    this.channel.onmessage = ({ data }) => { if (!this.leaving.signal.aborted) this.member.hear(data); };
-    // Others see by this lock when this tab is gone.
+    this.channel.onmessage = ({ data }) => { if (!this.leaving.signal.aborted) this.member.receive(data); };
+    // The browser releases this lock when the tab is closed, which notifies the other tabs (`whenGone`).
+    // It must be held before the tab takes part in the election, so that a leader can watch every tab that greets it.
     this.hold(`${name}:${this.id}`, this.leaving.signal, () => {
       this.joined();
-      this.stand();
+      this.requestLead();
     });
-    this.watch = setInterval(() => this.look(), BEAT + Math.random() * 500);
+    this.watch = setInterval(() => this.checkLeader(), PROBE_INTERVAL + Math.random() * 500);
   }
 
-  post(word: object): void { this.channel.postMessage(word); }
+  post(message: object): void { this.channel.postMessage(message); }
 
-  /** The leader was heard. */
-  heard(): void { this.misses = 0; }
+  /** Records a message of the leader. */
+  leaderResponded(): void { this.missed = 0; }
 
   leave(): void {
     this.leading = false;
@@ -53,33 +55,33 @@ export class Group {
     this.channel.close();
   }
 
-  /** Gives the lead up to the one that took it, and waits to lead again. */
+  /** Releases the lead, which another tab took over, and queues for the lead again. */
   yield(): void {
     if (!this.leading) return;
     this.leading = false;
     this.release?.();
     this.member.deposed();
-    this.stand();
+    this.requestLead();
   }
 
-  /** Calls `gone` when another tab is. */
+  /** Calls `gone` when another tab is closed. */
   whenGone(tab: string, gone: () => void): void {
     navigator.locks.request(`${this.name}:${tab}`, { signal: this.leaving.signal }, gone).catch(() => {});
   }
 
-  /** Leads when the lock is free, or at once by force. */
-  private stand(steal = false): void {
+  /** Becomes the leader when the lock is free, or with `steal` immediately. */
+  private requestLead(steal = false): void {
     this.waiting?.abort();
     const waiting = this.waiting = new AbortController();
     const lead = () => {
       this.leading = true;
-      this.misses = 0;
+      this.missed = 0;
       this.member.lead();
     };
     this.hold(this.name, steal ? undefined : waiting.signal, lead, steal);
   }
 
-  /** Holds a lock until this tab leaves, or yields. */
+  /** Holds a lock until this tab leaves the group or releases the lock. */
   private hold(name: string, signal: AbortSignal | undefined, held: () => void, steal = false): void {
     const { leaving } = this;
     const options = steal ? { steal } : signal ? { signal } : {};
@@ -93,20 +95,20 @@ export class Group {
       return until;
     }).catch((cause) => {
       if (leaving.signal.aborted) return;
-      // A lock that was held and is lost was stolen.
+      // The request of a lock that is held rejects only if another tab stole the lock.
       if (mine && mine === this.release) this.yield();
       else if (cause?.name === "SecurityError") this.member.unavailable(cause);
     });
   }
 
-  /** Takes the lead from one that no longer answers. */
-  private look(): void {
-    const late = Date.now() - this.looked > 2 * BEAT;
-    this.looked = Date.now();
+  /** Probes the leader, and takes over the lead from a leader that does not respond. */
+  private checkLeader(): void {
+    const late = Date.now() - this.lastCheck > 2 * PROBE_INTERVAL;
+    this.lastCheck = Date.now();
     if (this.leading) return;
-    // A tab that was halted itself knows nothing of the leader.
-    this.misses = late ? 0 : this.misses + 1;
-    if (this.misses > MISSES) this.stand(true);
+    // A tab that was suspended received no answers, so its missed probes say nothing about the leader.
+    this.missed = late ? 0 : this.missed + 1;
+    if (this.missed > MAX_MISSED_PROBES) this.requestLead(true);
     else this.member.probe();
   }
 }

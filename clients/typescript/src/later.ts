@@ -1,4 +1,4 @@
-// A source that is loaded when it is wanted: what is asked of it meanwhile is done then.
+// A source that is loaded on demand. Calls made while it loads are queued, and made in order once it is loaded.
 
 import type { Cursor, Source } from "./types.js";
 

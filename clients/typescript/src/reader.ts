@@ -1,32 +1,32 @@
-// Events that wait until an application takes them.
+// Events that are queued until the application reads them.
 
 import type { Frame } from "./types.js";
 
 /** A frame on its way to the application. */
 export interface Entry {
   frame: Frame;
-  /** The cursor before it. */
+  /** The cursor before the frame. */
   before: string | undefined;
-  /** Counts frames. */
+  /** Ascending number of the frame, for comparing the order of two entries. */
   number: number;
 }
 
-/** What `events()` returns. */
+/** The iterator that `events()` returns. */
 export class Reader implements AsyncIterableIterator<any> {
   readonly queue: Entry[] = [];
-  private readonly takers: ((result: IteratorResult<unknown>) => void)[] = [];
+  private readonly pendingReads: ((result: IteratorResult<unknown>) => void)[] = [];
   private done = false;
-  /** The application still works on what it took last. */
+  /** The application still processes the event that it read last. */
   private working = false;
   private whenIdle: (() => void) | undefined;
 
   constructor(private readonly off: () => void, private readonly left: (reader: Reader) => void) {}
 
   push(entry: Entry): void {
-    const taker = this.takers.shift();
-    if (!taker) return void this.queue.push(entry);
+    const resolve = this.pendingReads.shift();
+    if (!resolve) return void this.queue.push(entry);
     this.working = true;
-    taker({ value: entry.frame, done: false });
+    resolve({ value: entry.frame, done: false });
   }
 
   next(): Promise<IteratorResult<any>> {
@@ -38,7 +38,7 @@ export class Reader implements AsyncIterableIterator<any> {
     }
     this.whenIdle?.();
     if (this.done) return Promise.resolve({ value: undefined, done: true });
-    return new Promise((taker) => this.takers.push(taker));
+    return new Promise((resolve) => this.pendingReads.push(resolve));
   }
 
   return(): Promise<IteratorResult<any>> {
@@ -48,14 +48,14 @@ export class Reader implements AsyncIterableIterator<any> {
     return Promise.resolve({ value: undefined, done: true });
   }
 
-  /** Nothing more comes. What waits can still be taken. */
+  /** Ends the iterator. Queued events can still be read. */
   end(): void {
     this.done = true;
     this.off();
-    for (const taker of this.takers.splice(0)) taker({ value: undefined, done: true });
+    for (const resolve of this.pendingReads.splice(0)) resolve({ value: undefined, done: true });
   }
 
-  /** Drops what waits, and returns how much that was. */
+  /** Drops the queued events, and returns their number. */
   discard(): number {
     this.working = false;
     this.whenIdle?.();
@@ -64,7 +64,7 @@ export class Reader implements AsyncIterableIterator<any> {
 
   get idle(): boolean { return !this.queue.length && !this.working; }
 
-  /** Resolves when everything that came so far has been dealt with: the application asks for more, or has left. */
+  /** Resolves when all events so far have been processed: the application reads the next one, or has left the loop. */
   settled(): Promise<void> { return this.idle ? Promise.resolve() : new Promise((done) => { this.whenIdle = done; }); }
 
   [Symbol.asyncIterator](): this { return this; }

@@ -1,9 +1,9 @@
-// What was thrown, as text. JavaScript throws anything, also what has no text.
+// Formats a thrown value. JavaScript can throw any value, including objects that cannot be converted to a string.
 
 export function text(cause: unknown): string {
   try {
     return String(cause);
   } catch {
-    return "an object without a text";
+    return "an object without a string form";
   }
 }

@@ -1,6 +1,6 @@
-// What the client knows of tokens: their form, and whose they are. It verifies nothing; the hub does.
+// Reads the form and the user of a token. The client verifies no signature; the hub does.
 
-/** The user that a token names (`sub`), if it can be read. */
+/** Returns the user of a token (`sub`), or undefined if the token cannot be read or has none. */
 export function userOf(token: string | undefined): string | undefined {
   try {
     const claims = atob(token!.split(".")[1]!.replace(/-/g, "+").replace(/_/g, "/"));
@@ -11,10 +11,15 @@ export function userOf(token: string | undefined): string | undefined {
   }
 }
 
-/** A token in the form of a JWT. What it is instead is never printed: it may be a secret all the same. */
+/**
+ * Returns `token` without white space around it.
+ *
+ * @throws {TypeError} If it is not a JWT. The message never contains the value, because it may be a secret.
+ */
 export function checked(token: unknown, source: string): string {
   const text = typeof token === "string" ? token.trim() : "";
   if (/^[\w-]+\.[\w-]+\.[\w-]+$/.test(text)) return text;
-  const found = typeof token === "string" ? `${token.length} characters of another form` : token === null ? "null" : typeof token;
-  throw new TypeError(`${source} no JWT (three parts joined by dots) but ${found}`);
+  const kind = token === null ? "null" : typeof token;
+  const found = typeof token === "string" ? `a string of ${token.length} characters` : kind;
+  throw new TypeError(`${source} is not a JWT (three parts separated by dots): ${found}`);
 }

@@ -1,28 +1,28 @@
-// What the application and the client say to each other.
+// The types of the API, and of the interface between the client and its sources.
 
-/** An event as it was published, with its place in the log. Times are ISO 8601. */
+/** An event as it was published, with its position in the log. Times are ISO 8601. */
 export interface FanfareEvent<Type extends string = string, Data = Record<string, unknown>> {
   type: Type;
-  /** The same on every delivery of this event. */
+  /** Identifies the event. It is the same in every delivery of this event. */
   event_id: string;
   timestamp: string;
   data: Data;
-  /** Where it stands in the hub's log: what the client keeps as its cursor. */
+  /** The position of the event in the hub's log, which the client stores as its cursor. */
   log_position?: string;
-  /** Whatever else the publisher sent. */
+  /** Further fields that the publisher sent. */
   [field: string]: unknown;
 }
 
-/** How a task stands. */
+/** The status of a task. */
 export interface TaskStatusUpdate {
   task_id: string;
   status?: "pending" | "queued" | "running" | "in_progress" | "paused" | "completed" | "failed" | "cancelled";
-  /** In percent. */
+  /** Percent, from 0 to 100. */
   progress?: number;
   [field: string]: unknown;
 }
 
-/** What an agent does. */
+/** The activity of an agent. */
 export interface AgentActivityUpdate {
   agent_id?: string;
   action?: string;
@@ -30,7 +30,7 @@ export interface AgentActivityUpdate {
   [field: string]: unknown;
 }
 
-/** An entry of a calendar. */
+/** A new entry in a calendar. */
 export interface CalendarEventCreated {
   event_id?: string;
   title?: string;
@@ -48,127 +48,139 @@ export interface EventMap {
   calendar_event_created: CalendarEventCreated;
 }
 
-/** The names of the types in an event map. */
+/** The event types of an event map. */
 export type TypeOf<Events extends object> = keyof Events & string;
 
-/** The event of one type. */
+/** An event of one type. */
 export type EventOf<Events extends object, Type extends TypeOf<Events>> = FanfareEvent<Type, Events[Type]>;
 
 /**
- * An event of any type of the map: `type` tells which. Events of types that the map does not name arrive as well,
- * so a `switch` over `type` needs a `default`.
+ * An event of any type of the map, discriminated by `type`.
+ * Events of types that are not in the map arrive as well, so a `switch` over `type` needs a `default`.
  */
 export type AnyEvent<Events extends object> = { [Type in TypeOf<Events>]: EventOf<Events, Type> }[TypeOf<Events>];
 
-/** History was lost between what this client saw and what comes next: fetch the state anew. */
+/** Events between the client's cursor and the next event are no longer available: reload your data. */
 export interface Gap {
   type: "gap";
   event_id: string;
   timestamp: string;
-  /** `expired`: away for longer than the hub remembers. `reset`: the hub's log was lost. */
+  /** `expired`: the events were evicted from the hub's window. `reset`: the log lost events, or no longer exists. */
   reason: "expired" | "reset" | (string & {});
-  /** How many events of the log are missing, whoever they were for; not always known. */
+  /** The number of events of the log that were skipped, regardless of their audience. Absent if it is not known. */
   missed?: number;
-  /** Aborted after `gapTimeout`, when events are delivered again: pass it to `fetch`, so that no late answer overwrites them. */
+  /**
+   * Aborted after `gapTimeout`, when events are delivered again.
+   * Pass it to `fetch`, so that a late response does not overwrite newer events.
+   */
   signal: AbortSignal;
 }
 
-/** Something that the hub rejected, such as a topic; the connection stays. Or something of this client's own. */
+/** An error that does not end the connection: the hub rejected a message, such as a topic, or the client failed. */
 export interface Problem {
-  /** A word: `forbidden`, `invalid_topic`, `too_many_topics` and others of the protocol; `token`, `handler`, `gap_timeout`, `malformed`, `share` of the client's own. */
+  /**
+   * A code. Codes of the protocol are `forbidden`, `invalid_topic`, `too_many_topics` and others.
+   * Codes of the client are `token`, `handler`, `gap_timeout`, `malformed` and `share`.
+   */
   error: string;
-  /** A sentence with what to do. */
+  /** What is wrong, and what to do about it. */
   message: string;
-  /** The topic that was rejected, if it is about one. */
+  /** The rejected topic, if the problem concerns a topic. */
   topic?: string;
-  /** What was thrown, if something was. */
+  /** The value that was thrown, if any. */
   cause?: unknown;
 }
 
-/** How the connection stands, as an interface can show it. */
+/** The state of the connection, for display. */
 export interface State {
   /**
-   * - `connecting`: for the first time.
+   * - `connecting`: connecting for the first time.
    * - `live`: events arrive as they are published.
-   * - `resuming`: it broke off, and goes on where it was.
-   * - `offline`: this device has no network.
-   * - `refused`: trying again would end the same way; `retry()` does so all the same.
-   * - `closed`: not opened, or closed by this side.
+   * - `resuming`: the connection was lost, and the client reconnects with its cursor.
+   * - `offline`: the device has no network.
+   * - `refused`: the client does not reconnect, because another attempt would fail in the same way. `retry()` tries
+   *   again.
+   * - `closed`: not opened yet, or closed by the application.
    */
   name: "connecting" | "live" | "resuming" | "offline" | "refused" | "closed";
-  /** Why, in words. Empty where there is nothing to say. */
+  /** The cause of the state, as a text for people. Empty if there is none. */
   reason: string;
-  /** The WebSocket close code that led here, if one did (1006: the connection broke off). */
+  /** The WebSocket close code that caused the state, if any (1006: the connection was lost). */
   code?: number;
-  /** When the next attempt begins, as `Date.now()` counts, if one waits. */
+  /** The time of the next attempt, in milliseconds since the epoch, if one is scheduled. */
   retryAt?: number;
-  /** In `live`: nothing was missed since the last time. */
+  /** In `live`: no event was missed since the last connection. */
   resumed?: boolean;
 }
 
-/** Where a client is: what it needs to go on from there, in another socket or another tab. */
+/** The cursor of a client: the values with which another socket or another tab resumes. */
 export interface Cursor {
   connectionId?: string;
   lastEventId?: string;
 }
 
-/** A topic that the hub has confirmed. */
+/** A subscription that the hub has acknowledged. */
 export interface Subscribed {
   topic: string;
-  /** The place in the log from which the topic's events are delivered. */
+  /** The position in the log from which the topic's events are delivered. */
   event_id: string;
 }
 
-/** Why a topic is not subscribed: the {@link Problem} as an error. */
+/** The error with which a {@link Subscription} rejects: a {@link Problem} as an `Error`. */
 export interface SubscribeError extends Error, Problem {}
 
 /**
- * A subscription. Call it to give the topic up. Await it to know that the hub has confirmed the topic; it rejects with
- * a {@link SubscribeError} where the hub, or this client, has rejected it.
+ * A subscription. Call it to unsubscribe.
+ * Await it to wait for the hub's answer: it resolves when the hub has acknowledged the topic, and rejects with a
+ * {@link SubscribeError} if the hub or this client has rejected it.
  */
 export interface Subscription extends Pick<Promise<Subscribed>, "then" | "catch" | "finally"> {
   (): void;
 }
 
-/** Why a token is asked for: for the first connect, because one ends soon, or because the hub rejected the last one. */
+/**
+ * Why `getToken` is called: `connect` for the first token, `expiring` before the current token expires, `refused` after
+ * the hub has rejected the last one.
+ */
 export type TokenReason = "connect" | "expiring" | "refused";
 
 export interface Options {
-  /** Of the hub: `wss://hub.example.org/ws`. `https:` and a path such as `/ws` work too. */
+  /** The URL of the hub, such as `wss://hub.example.org/ws`. `https:` and a path such as `/ws` are accepted too. */
   url: string;
-  /** A token that never changes. */
+  /** A fixed token. Without `getToken`, a rejection of it is final. */
   token?: string;
   /**
-   * Gives a token: a JWT. With the reason `refused` it must be a new one: the last one was rejected, and a second rejection is final.
-   * `signal` is aborted when the answer is no longer wanted.
+   * Returns a token, which is a JWT.
+   * With the reason `refused` it must return a new token, because a second rejection is final.
+   * `signal` is aborted when the result is no longer needed.
    */
   getToken?: (reason: TokenReason, signal: AbortSignal) => string | Promise<string>;
-  /** How long `getToken` may take, in milliseconds (30,000). Then it counts as failed, and is retried. */
+  /** The time limit of `getToken`, in milliseconds (30,000). After it the call counts as failed, and is retried. */
   tokenTimeout?: number;
-  /** How long the promise of an `onGap` handler holds events back, in milliseconds (30,000). */
+  /** The longest time for which the promise of an `onGap` handler delays events, in milliseconds (30,000). */
   gapTimeout?: number;
-  /** Topics from the start. */
+  /** Topics to subscribe to when connecting. */
   topics?: Iterable<string>;
-  /** Go on from here. */
+  /** The cursor to resume from. */
   cursor?: Cursor;
   /**
-   * Tabs of this site that name the same, and whose user is the same, share one socket; `true` for one name for each URL.
-   * Needs `navigator.locks`.
+   * Tabs of this site with the same name and the same user share one socket. `true` uses the URL as the name.
+   * Without `navigator.locks` and `BroadcastChannel`, each tab has its own socket.
    */
   share?: boolean | string;
-  /** Whose connection this is, for `share`. Unless given it is the token's `sub`. */
+  /** The user, for `share`. The default is the token's `sub`. */
   user?: string;
-  /** The token goes into the URL instead of a subprotocol, for hubs and proxies that know no other way. */
+  /** Send the token in the URL instead of a subprotocol, for hubs and proxies that do not support subprotocols. */
   tokenInUrl?: boolean;
   /** The longest pause between two attempts, in milliseconds (30,000). */
   maxPause?: number;
-  /** How long a connect may take until the hub has answered, in milliseconds (10,000). */
+  /** The time limit of a connect, until the hub's first message, in milliseconds (10,000). */
   connectTimeout?: number;
-  /** What makes sockets, where there is no global `WebSocket`: Node before 22, with that of the package `ws`. */
+  /** The WebSocket class, for runtimes without a global `WebSocket`: on Node before 22, that of the package `ws`. */
   WebSocket?: new (url: string, protocols: string[]) => SocketLike;
 }
 
-/** The part of the WebSocket interface that is used. */
+/** The part of the WebSocket interface that the client uses. */
 export interface SocketLike {
   readyState: number;
   send(text: string): void;
@@ -178,7 +190,7 @@ export interface SocketLike {
   onerror: ((event: any) => void) | null;
 }
 
-/** A message of the hub, as it came. */
+/** A message of the hub, as received. */
 export interface Frame {
   type: string;
   event_id: string;
@@ -187,22 +199,22 @@ export interface Frame {
   [field: string]: unknown;
 }
 
-/** What a source reports. */
+/** Receives the output of a {@link Source}. */
 export interface Sink {
-  /** An event or a gap, and the cursor before it. */
+  /** An event or a gap was received. `before` is the cursor before it. */
   frame(frame: Frame, before: string | undefined): void;
   state(state: State): void;
   problem(problem: Problem): void;
-  /** The hub has confirmed a topic. */
+  /** The hub has acknowledged a topic. */
   subscribed(confirmed: Subscribed): void;
 }
 
-/** Where frames come from: a socket, or another tab's. */
+/** A source of frames: this tab's socket, or the socket of another tab. */
 export interface Source {
-  /** The place of the last frame that was reported. */
+  /** The cursor after the last frame that was passed to the sink. */
   readonly cursor: Cursor;
   open(): void;
-  /** Reports `subscribed`, or a problem with the topic, also if the topic is held already. */
+  /** Subscribes. Reports `subscribed` or a problem with the topic, also if the topic is subscribed already. */
   subscribe(topic: string): void;
   unsubscribe(topic: string): void;
   retry(token?: string): void;

@@ -1,4 +1,4 @@
-// The client against sockets of nothing, under a clock that the tests move.
+// The client against fake sockets and a mocked clock.
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, mock, test } from "node:test";
@@ -22,7 +22,7 @@ async function live(options) {
   return client;
 }
 
-/** Moves the clock, and lets what then is due happen. */
+/** Advances the clock, and runs the callbacks that are due. */
 async function after(ms) {
   mock.timers.tick(ms);
   await settled();
@@ -41,15 +41,16 @@ describe("wire vectors", () => {
       const client = await live({ token: undefined, getToken: () => tokens.shift() });
       const gaps = [];
       client.onGap((gap) => { gaps.push(gap); });
-      hub.say(text);
+      hub.send(text);
       await settled();
       assert.equal(client.cursor.lastEventId, JSON.parse(text).event_id);
-      // A client shows nothing that is not a JWT.
+      // The client sends only JWTs.
       const sends = expected.sends?.token ? { ...expected.sends, token: "a.newer.token" } : expected.sends;
       assert.deepEqual(hub.socket.sent, sends ? [sends] : []);
       const { topic } = JSON.parse(text);
       assert.deepEqual(hub.problems, expected.problem ? [{ ...expected.problem, ...(topic && { topic }) }] : []);
-      assert.deepEqual(gaps.map(({ reason, missed }) => ({ reason, ...(missed && { missed }) })), expected.gap ? [expected.gap] : []);
+      const received = gaps.map(({ reason, missed }) => ({ reason, ...(missed && { missed }) }));
+      assert.deepEqual(received, expected.gap ? [expected.gap] : []);
       if (expected.returns_after_ms) {
         hub.close(1012);
         assert.ok(state().retryAt - Date.now() >= expected.returns_after_ms);
@@ -65,7 +66,7 @@ describe("wire vectors", () => {
     const cases = vectors("cursors");
     assert.ok(cases.length > 5);
     for (const { frame, cursor } of cases) {
-      hub.say(frame);
+      hub.send(frame);
       await settled();
       assert.equal(client.cursor.lastEventId, cursor);
     }
@@ -79,7 +80,7 @@ describe("wire vectors", () => {
       const client = await live();
       const off = client.subscribe("project:7");
       if (by === "unsubscribe") off();
-      // A `subscribe` has its own `event_id`, by which the answer is known again.
+      // The client gives each `subscribe` an `event_id`, which the answer names.
       const { event_id, ...sent } = hub.socket.sent.at(-1);
       assert.deepEqual(sent, JSON.parse(text));
       client.close();
@@ -91,19 +92,19 @@ describe("wire vectors", () => {
     const got = [];
     client.onAny((event) => { got.push(event); });
     const delivered = vectors("events").filter(({ delivered }) => delivered).map(({ delivered }) => delivered);
-    delivered.forEach((text) => hub.say(text));
+    delivered.forEach((text) => hub.send(text));
     assert.deepEqual(got, delivered.map((text) => JSON.parse(text)));
   });
 });
 
-test("the token stands in a subprotocol and not in the URL, unless that is asked for", async () => {
+test("the token is sent in a subprotocol, or in the URL with tokenInUrl", async () => {
   await live();
   assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["ws://hub/ws", ["fanfare", "bearer.a.test.token"]]);
   await live({ tokenInUrl: true, url: "https://hub/ws" });
   assert.deepEqual([hub.socket.url.href, hub.socket.protocols], ["wss://hub/ws?token=a.test.token", []]);
 });
 
-test("events reach those who asked for their type and those who asked for all, in order and once", async () => {
+test("events reach the handlers of their type and of all types, in order and once", async () => {
   const client = await live();
   const got = [];
   const off = client.on("note", ({ event_id }) => { got.push(`note ${event_id}`); });
@@ -116,18 +117,19 @@ test("events reach those who asked for their type and those who asked for all, i
   assert.deepEqual(got, ["note e1", "note e1", "other e2", "note e3"]);
 });
 
-test("it comes back with its name, its place and its topics, and drops what it saw", async () => {
+test("a client reconnects with its connection_id, its cursor and its topics, and drops duplicates", async () => {
   const client = await live({ topics: ["a"] });
   const got = [];
   client.onAny(({ event_id }) => { got.push(event_id); });
   client.subscribe("b");
   hub.event("e1");
-  hub.say({ type: "ping", event_id: "pos-1-9" });
+  hub.send({ type: "ping", event_id: "pos-1-9" });
   hub.close(1006);
   assert.equal(state().name, "resuming");
-  assert.equal(state().retryAt, Date.now() + 500, "half of the first second, as the die fell");
+  assert.equal(state().retryAt, Date.now() + 500, "half of the first second, by the mocked random number");
   await after(500);
-  assert.deepEqual(Object.fromEntries(hub.socket.url.searchParams), { connection_id: "c1", last_event_id: "pos-1-9", topics: "a,b" });
+  const query = Object.fromEntries(hub.socket.url.searchParams);
+  assert.deepEqual(query, { connection_id: "c1", last_event_id: "pos-1-9", topics: "a,b" });
   await hub.accept({ resumed: true });
   assert.deepEqual([state().name, state().resumed], ["live", true]);
   hub.event("e1");
@@ -135,7 +137,7 @@ test("it comes back with its name, its place and its topics, and drops what it s
   assert.deepEqual(got, ["e1", "e2"]);
 });
 
-test("pauses grow up to the longest, without an end, and begin anew after a steady connection", async () => {
+test("pauses grow up to maxPause, without a limit on attempts, and are reset by a steady connection", async () => {
   await live({ maxPause: 4_000 });
   const pauses = [];
   for (let attempt = 0; attempt < 40; attempt++) {
@@ -151,7 +153,7 @@ test("pauses grow up to the longest, without an end, and begin anew after a stea
   assert.equal(state().retryAt - Date.now(), 500);
 });
 
-test("what is final is not tried again, until somebody says so", async () => {
+test("a final close is not retried before retry() is called", async () => {
   for (const [code, reason] of [[4003, ""], [4001, ""], [1008, "forbidden: no"], [1009, ""]]) {
     const client = await live({ getToken: () => "a.test.token" });
     const sockets = hub.sockets.length;
@@ -167,7 +169,7 @@ test("what is final is not tried again, until somebody says so", async () => {
 });
 
 describe("tokens", () => {
-  test("a new one is asked for when the hub says so, and with it the client goes on", async () => {
+  test("after a rejection the client resumes with a new token", async () => {
     let count = 0;
     const reasons = [];
     await live({ token: undefined, getToken: async (reason) => { reasons.push(reason); return `a.b.${++count}`; } });
@@ -180,11 +182,11 @@ describe("tokens", () => {
     await hub.accept();
     hub.close(1006);
     await after(60_000);
-    assert.equal(hub.socket.protocols[1], "bearer.a.b.2", "it is still good");
+    assert.equal(hub.socket.protocols[1], "bearer.a.b.2", "the token is still valid");
     assert.equal(count, 2);
   });
 
-  test("one that replaces a refused one and is refused too is final", async () => {
+  test("a second rejection in a row is final", async () => {
     const asked = [];
     hub.connect({ token: undefined, getToken: (reason) => { asked.push(reason); return "a.bad.token"; } });
     await settled();
@@ -194,7 +196,7 @@ describe("tokens", () => {
     assert.deepEqual([state().name, state().code, asked], ["refused", 1008, ["connect", "refused"]]);
   });
 
-  test("a getToken that keeps its token until it hears that it was refused renews it then", async () => {
+  test("a getToken that caches its token can renew it after a rejection", async () => {
     let kept = "a.dead.token";
     const getToken = (reason) => { if (reason === "refused") kept = "a.new.token"; return kept; };
     await live({ token: undefined, getToken });
@@ -204,71 +206,76 @@ describe("tokens", () => {
     assert.deepEqual([state().name, hub.socket.protocols[1]], ["live", "bearer.a.new.token"]);
   });
 
-  test("a getToken that never settles fails after its time limit, and is told so", async () => {
+  test("a getToken that never settles is aborted after tokenTimeout, and called again", async () => {
     const signals = [];
-    hub.connect({ token: undefined, tokenTimeout: 5_000, getToken: (_, signal) => { signals.push(signal); return new Promise(() => {}); } });
+    const getToken = (_, signal) => { signals.push(signal); return new Promise(() => {}); };
+    hub.connect({ token: undefined, tokenTimeout: 5_000, getToken });
     await settled();
     await after(4_999);
     assert.equal(signals[0].aborted, false);
     await after(1);
     assert.ok(signals[0].aborted);
     assert.equal(hub.problems[0].message, "getToken failed: getToken has not settled after 5 s");
-    assert.match(state().reason, /there is no token: getToken has not settled/);
+    assert.match(state().reason, /^no token: getToken has not settled/);
     await after(10_000);
-    assert.equal(signals.length, 2, "it is asked again");
+    assert.equal(signals.length, 2, "getToken is called again");
   });
 
-  test("a client that is closed aborts getToken and ignores what it gives", async () => {
-    let give;
+  test("a client that is closed aborts getToken and ignores its result", async () => {
+    let resolve;
     let signal;
-    const client = hub.connect({ token: undefined, getToken: (_, its) => { signal = its; return new Promise((done) => { give = done; }); } });
+    const getToken = (_, given) => { signal = given; return new Promise((done) => { resolve = done; }); };
+    const client = hub.connect({ token: undefined, getToken });
     await settled();
     client.close();
     assert.ok(signal.aborted);
-    give("a.test.token");
+    resolve("a.test.token");
     await settled();
     assert.deepEqual([hub.sockets.length, hub.problems], [0, []]);
   });
 
-  // attack: getToken answers with something else that is secret => the client names its kind and never prints it
-  test("what getToken returns is checked and never printed", async () => {
+  // attack: getToken returns another secret than a token => the client names its type and never prints it
+  test("the result of getToken is checked and never printed", async () => {
     for (const secret of ["<html>secret</html>", '"an.quoted.secret"', "", { token: "secret" }, null, undefined, 7]) {
       hub = new Hub();
       const client = hub.connect({ token: undefined, getToken: () => secret });
       await settled();
       assert.equal(hub.sockets.length, 0);
-      assert.match(hub.problems[0].message, /^getToken failed: getToken returned no JWT/);
+      assert.match(hub.problems[0].message, /^getToken failed: the result of getToken is not a JWT/);
       assert.doesNotMatch(JSON.stringify([hub.problems, hub.states]), /secret/);
       client.close();
     }
   });
 
-  test("white space around a token is dropped", async () => {
+  test("white space around a token is removed", async () => {
     await live({ token: undefined, getToken: () => "a.test.token\n" });
     assert.equal(hub.socket.protocols[1], "bearer.a.test.token");
   });
 
-  test("a newer one is shown to the hub at once", async () => {
+  test("a newer token is sent to the hub immediately", async () => {
     const client = await live();
     client.retry("a.newer.token");
     assert.deepEqual([hub.socket.sent, hub.sockets.length], [[{ type: "auth", token: "a.newer.token" }], 1]);
   });
 
-  test("its user is read, where it can be", () => {
-    for (const [token, user] of [[jwt("ann"), "ann"], [jwt("Jürgen 火"), "Jürgen 火"], [jwt(42), "42"], [jwt(), undefined], ["x", undefined], [undefined, undefined]]) {
+  test("userOf reads the user of a token, or returns undefined", () => {
+    const unicode = "Jürgen 火";
+    const cases = [[jwt("ann"), "ann"], [jwt(unicode), unicode], [jwt(42), "42"], [jwt()], ["x"], [undefined]];
+    for (const [token, user] of cases) {
       assert.equal(userOf(token), user);
     }
   });
 
-  test("without getToken a refused token is final", async () => {
+  test("without getToken a rejected token is final", async () => {
     await live();
     hub.close(1008, "token_expired: get a new one");
     assert.equal(state().name, "refused");
   });
 
-  test("getToken may fail, and is asked again later", async () => {
+  test("a getToken that fails is called again later", async () => {
     let fails = true;
-    hub.connect({ token: undefined, getToken: () => { if (fails) throw new Error("no session"); return "a.test.token"; } });
+    const getToken = () => { if (fails) throw new Error("no session"); return "a.test.token"; };
+    hub.connect({ token: undefined, getToken });
     await settled();
     assert.match(state().reason, /no session/);
     assert.equal(hub.problems[0].error, "token");
@@ -279,40 +286,40 @@ describe("tokens", () => {
   });
 });
 
-describe("a silent death", () => {
-  test("is noticed by the heartbeat that the hub announced", async () => {
+describe("a dead connection", () => {
+  test("is detected by the heartbeat interval in the first ack", async () => {
     hub.connect();
     await hub.accept({ heartbeat: 2 });
     const socket = hub.socket;
     await after(7_000);
-    hub.say({ type: "ping", event_id: "pos-1-1" });
+    hub.send({ type: "ping", event_id: "pos-1-1" });
     await after(7_999);
-    assert.equal(state().name, "live", "it was heard of since");
+    assert.equal(state().name, "live", "a ping arrived in the meantime");
     await after(1);
-    assert.deepEqual([state().name, state().reason], ["resuming", "the connection went silent"]);
+    assert.deepEqual([state().name, state().reason], ["resuming", "heartbeat timeout"]);
     assert.equal(socket.closedWith, 1000);
   });
 
-  test("before the first answer ends the attempt", async () => {
+  test("before the first message ends the attempt after connectTimeout", async () => {
     hub.connect({ connectTimeout: 3_000 });
     await settled();
     await after(3_000);
-    assert.equal(state().reason, "the hub does not answer");
+    assert.equal(state().reason, "the hub does not respond");
   });
 });
 
 describe("a failed connect", () => {
-  test("that only fires error ends the attempt at once", async () => {
+  test("that fires only error ends the attempt immediately", async () => {
     hub.connect();
     await settled();
     hub.fail();
     await after(1);
-    assert.deepEqual([state().name, state().code, state().reason], ["connecting", 1006, "the connection broke off"]);
+    assert.deepEqual([state().name, state().code, state().reason], ["connecting", 1006, "the connection was lost"]);
     await after(1_000);
     assert.equal(hub.sockets.length, 2);
   });
 
-  test("that fires error and then close counts once, with the code of the close", async () => {
+  test("that fires error and then close counts once, with the close code", async () => {
     await live();
     hub.fail();
     hub.close(1008, "token_revoked: get a new one");
@@ -320,29 +327,29 @@ describe("a failed connect", () => {
     assert.deepEqual([state().name, state().code], ["refused", 1008]);
   });
 
-  test("with the code 0, as Deno has it, is one that broke off", async () => {
+  test("with the code 0, as on Deno, is reported as 1006", async () => {
     hub.connect();
     await settled();
     hub.close(0);
     assert.equal(state().code, 1006);
   });
 
-  test("of a socket that was given up changes nothing", async () => {
+  test("of a socket that the client has dropped has no effect", async () => {
     const client = hub.connect();
     await settled();
     const { socket } = hub;
     client.close();
-    assert.ok(socket.onerror, "the package ws ends the process where nobody listens");
+    assert.ok(socket.onerror, "without a listener the package ws ends the process");
     socket.onerror(new Event("error"));
     await after(60_000);
     assert.deepEqual([state().name, hub.sockets.length], ["closed", 1]);
   });
 });
 
-test("goaway is heeded: it leaves when it was told to, and comes back", async () => {
+test("a client reconnects at the time that goaway names", async () => {
   await live();
-  hub.say({ type: "goaway", event_id: "pos-1-1", reconnect_after_ms: 700, reason: "restart" });
-  assert.equal(state().name, "live", "what comes until then is not lost");
+  hub.send({ type: "goaway", event_id: "pos-1-1", reconnect_after_ms: 700, reason: "restart" });
+  assert.equal(state().name, "live", "events that arrive until then are delivered");
   hub.event("e1");
   await after(700);
   assert.deepEqual([state().name, state().reason], ["resuming", "restart"]);
@@ -352,32 +359,32 @@ test("goaway is heeded: it leaves when it was told to, and comes back", async ()
 });
 
 describe("gaps", () => {
-  test("hold back what follows until they are mended", async () => {
+  test("delay later events until onGap has settled", async () => {
     const client = await live();
     const got = [];
-    let mend;
+    let settle;
     client.onAny(({ event_id }) => { got.push(event_id); });
-    client.onGap((gap) => { got.push(gap.reason); return new Promise((done) => { mend = done; }); });
+    client.onGap((gap) => { got.push(gap.reason); return new Promise((done) => { settle = done; }); });
     hub.event("e1");
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired", missed: 3 });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired", missed: 3 });
     hub.event("e6");
-    hub.say({ type: "gap", event_id: "pos-2-1", reason: "reset" });
+    hub.send({ type: "gap", event_id: "pos-2-1", reason: "reset" });
     hub.event("e7");
     assert.deepEqual(got, ["e1", "expired"]);
-    mend();
+    settle();
     await settled();
     assert.deepEqual(got, ["e1", "expired", "e6", "reset"]);
-    mend();
+    settle();
     await settled();
     assert.deepEqual(got, ["e1", "expired", "e6", "reset", "e7"]);
   });
 
-  test("whose mending fails are reported, and events go on", async () => {
+  test("whose handler fails are reported, and later events are delivered", async () => {
     const client = await live();
     const got = [];
     client.onAny(({ event_id }) => { got.push(event_id); });
     client.onGap(async () => { throw new Error("the backend is down"); });
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
     hub.event("e6");
     await settled();
     assert.deepEqual(got, ["e6"]);
@@ -386,25 +393,28 @@ describe("gaps", () => {
 });
 
 describe("the cursor", () => {
-  test("is that of the last event that was handed out, also while a gap is mended", async () => {
+  test("is that of the last delivered event, also while a gap is handled", async () => {
     const client = await live();
     const seen = [];
-    let mend;
+    let settle;
     client.on("note", ({ event_id }) => { seen.push([event_id, client.cursor.lastEventId]); });
-    client.onGap(() => { seen.push(["gap", client.cursor.lastEventId]); return new Promise((done) => { mend = done; }); });
+    client.onGap(() => {
+      seen.push(["gap", client.cursor.lastEventId]);
+      return new Promise((done) => { settle = done; });
+    });
     hub.event("e1");
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
     hub.event("e6");
     assert.deepEqual(client.cursor, { connectionId: "c1", lastEventId: "e1" });
-    mend();
+    settle();
     await settled();
     assert.equal(client.cursor.lastEventId, "e6");
-    hub.say({ type: "ping", event_id: "pos-1-9" });
+    hub.send({ type: "ping", event_id: "pos-1-9" });
     assert.equal(client.cursor.lastEventId, "pos-1-9");
     assert.deepEqual(seen, [["e1", "e1"], ["gap", "e1"], ["e6", "e6"]]);
   });
 
-  test("is not that of an ack ahead of the gap that it announces", async () => {
+  test("does not advance to an ack that a gap follows", async () => {
     const client = await live();
     hub.event("e1");
     hub.close(1006);
@@ -416,7 +426,7 @@ describe("the cursor", () => {
     assert.equal(hub.socket.url.searchParams.get("last_event_id"), "e1");
   });
 
-  test("stays before what waits in events(), and before what a reader left behind", async () => {
+  test("stays before unread events of events(), also of a loop that was left", async () => {
     const client = await live();
     const events = client.events();
     for (const id of ["e1", "e2", "e3"]) hub.event(id);
@@ -425,7 +435,7 @@ describe("the cursor", () => {
     assert.equal(client.cursor.lastEventId, "e1");
     await events.return();
     hub.event("e4");
-    assert.equal(client.cursor.lastEventId, "e1", "nobody had e2");
+    assert.equal(client.cursor.lastEventId, "e1", "e2 was not delivered");
     client.onAny(() => {});
     hub.event("e5");
     assert.equal(client.cursor.lastEventId, "e5");
@@ -433,7 +443,7 @@ describe("the cursor", () => {
 });
 
 describe("events() and a gap", () => {
-  test("what came before the gap is dealt with before onGap is called", async () => {
+  test("events before the gap are processed before onGap is called", async () => {
     const client = await live();
     const got = [];
     let applied;
@@ -446,7 +456,7 @@ describe("events() and a gap", () => {
     })();
     hub.event("e1");
     hub.event("e2");
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
     hub.event("e6");
     for (let n = 0; n < 3; n++) {
       await settled();
@@ -456,13 +466,13 @@ describe("events() and a gap", () => {
     assert.deepEqual(got, ["e1", "e2", "expired", "e6"]);
   });
 
-  test("a reader that does not read holds nothing back for ever: it loses what the gap covers", async () => {
+  test("a reader that does not read delays events up to gapTimeout, and loses the events before the gap", async () => {
     const client = await live({ gapTimeout: 5_000 });
     const got = [];
     const events = client.events();
     client.onGap(({ reason }) => { got.push(reason); });
     hub.event("e1");
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
     hub.event("e6");
     await after(4_999);
     assert.deepEqual(got, []);
@@ -472,13 +482,13 @@ describe("events() and a gap", () => {
   });
 });
 
-test("an onGap that never settles holds events until its time limit, is told so, and that is a problem", async () => {
+test("an onGap that never settles is aborted after gapTimeout, and reported as a problem", async () => {
   const client = await live({ gapTimeout: 5_000 });
   const got = [];
   let signal;
   client.onAny(({ event_id }) => { got.push(event_id); });
   client.onGap((gap) => { signal = gap.signal; return new Promise(() => {}); });
-  hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+  hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
   hub.event("e6");
   await after(4_999);
   assert.deepEqual([got, signal.aborted], [[], false]);
@@ -488,7 +498,7 @@ test("an onGap that never settles holds events until its time limit, is told so,
     [["gap_timeout", "onGap has not settled after 5 s: events are delivered again"]]);
 });
 
-test("a handler that throws keeps nothing from the others", async () => {
+test("the other handlers are called after one has thrown", async () => {
   const client = await live();
   const got = [];
   client.on("note", () => { throw new Error("oops"); });
@@ -499,7 +509,7 @@ test("a handler that throws keeps nothing from the others", async () => {
   assert.equal(hub.problems.length, 2);
 });
 
-test("topics are counted, and those of while it connected are asked for", async () => {
+test("subscriptions are counted, and those made while connecting are sent after the ack", async () => {
   const client = hub.connect({ topics: ["a"] });
   await settled();
   const offs = [client.subscribe("b"), client.subscribe("b")];
@@ -507,15 +517,15 @@ test("topics are counted, and those of while it connected are asked for", async 
   assert.deepEqual(hub.socket.sent, [{ type: "subscribe", topic: "b", event_id: "s1" }]);
   offs[0]();
   offs[0]();
-  assert.equal(hub.socket.sent.length, 1, "somebody still wants it");
+  assert.equal(hub.socket.sent.length, 1, "the second subscription still exists");
   offs[1]();
   assert.deepEqual(hub.socket.sent.at(-1), { type: "unsubscribe", topic: "b" });
 });
 
 describe("topics", () => {
-  /** A subscription can be called, and so is a function, which `assert.rejects` would call. */
+  /** Wraps a subscription, because `assert.rejects` would call it as a function. */
   const rejects = (subscription, error) => assert.rejects(Promise.resolve(subscription), error);
-  const answer = (type, topic, more) => hub.say({ type, event_id: "pos-1-7", topic, ...more });
+  const answer = (type, topic, more) => hub.send({ type, event_id: "pos-1-7", topic, ...more });
 
   test("can be awaited: an ack resolves, an error rejects and is a problem with the topic", async () => {
     const client = await live();
@@ -526,22 +536,22 @@ describe("topics", () => {
     assert.deepEqual(await good, { topic: "a", event_id: "pos-1-7" });
     await rejects(bad, { error: "forbidden", topic: "b", message: "not b" });
     assert.deepEqual(hub.problems, [{ error: "forbidden", message: "not b", topic: "b" }]);
-    assert.deepEqual(await client.subscribe("a"), { topic: "a", event_id: "pos-1-7" }, "known already");
+    assert.deepEqual(await client.subscribe("a"), { topic: "a", event_id: "pos-1-7" }, "acknowledged already");
   });
 
-  test("of the connect's URL are confirmed once the hub has answered what came after, or rejected", async () => {
+  test("in the URL are acknowledged by the pong that follows, unless an error came before", async () => {
     const client = hub.connect({ topics: ["a", "b"] });
     const [good, bad] = [client.subscribe("a"), client.subscribe("b")];
     await hub.accept();
     answer("error", "b", { ack_event_id: "initial_connect", error: "forbidden", details: { message: "not b" } });
     assert.deepEqual(hub.socket.sent, [{ type: "ping" }]);
-    hub.say({ type: "pong", event_id: "pos-1-0" });
+    hub.send({ type: "pong", event_id: "pos-1-0" });
     assert.deepEqual(await good, { topic: "a", event_id: "pos-1-0" });
     await rejects(bad, { error: "forbidden" });
     assert.equal(hub.problems[0].topic, "b");
   });
 
-  test("that are given up before the answer, or whose client ends, reject", async () => {
+  test("that are unsubscribed before the answer, or whose client is closed, reject", async () => {
     const client = await live();
     const given = client.subscribe("a");
     given();
@@ -551,20 +561,21 @@ describe("topics", () => {
     await rejects(waiting, { error: "closed" });
   });
 
-  // attack: a topic's name with a comma, to subscribe to a second topic => rejected before anything is sent
-  test("with names that no hub accepts are not sent", async () => {
+  // attack: a topic name with a comma, to subscribe to a second topic => rejected before anything is sent
+  test("with invalid names are not sent", async () => {
     const names = ["project:7,secret", "*", "a b", "a\tb", "", "\0", "\ud800", "é".repeat(65), 7];
     const client = hub.connect({ topics: [...names, "good"] });
     await hub.accept();
     assert.equal(hub.socket.url.searchParams.get("topics"), "good");
-    assert.deepEqual(hub.problems.map(({ error, topic }) => [error, topic]), names.map((name) => ["invalid_topic", String(name)]));
+    const expected = names.map((name) => ["invalid_topic", String(name)]);
+    assert.deepEqual(hub.problems.map(({ error, topic }) => [error, topic]), expected);
     for (const name of names) await rejects(client.subscribe(name), { error: "invalid_topic" });
     assert.deepEqual(hub.socket.sent, []);
     client.subscribe("é".repeat(64))();
     assert.equal(hub.socket.sent.length, 2);
   });
 
-  test("with a problem that nobody hears are warned of", async () => {
+  test("with a problem print a warning if there is no onProblem handler", async () => {
     const warn = mock.method(console, "warn", () => {});
     const { connect } = await import("fanfare-client");
     const client = connect({ url: "ws://hub/ws", token: "a.b.c", topics: ["a,b"], WebSocket: hub.WebSocket });
@@ -574,7 +585,7 @@ describe("topics", () => {
   });
 });
 
-test("events can be iterated over, from before they are asked for, until the end", async () => {
+test("events() yields events from its call until the client is closed", async () => {
   const client = await live();
   const got = [];
   const reading = (async () => { for await (const { event_id } of client.events("note")) got.push(event_id); })();
@@ -588,7 +599,7 @@ test("events can be iterated over, from before they are asked for, until the end
   assert.equal(state().name, "closed");
 });
 
-test("close ends everything, and open goes on from there", async () => {
+test("close() stops all attempts, and open() resumes from the cursor", async () => {
   const client = await live();
   hub.event("e1");
   client.close();
@@ -600,11 +611,14 @@ test("close ends everything, and open goes on from there", async () => {
   assert.equal(hub.socket.url.searchParams.get("last_event_id"), "e1");
 });
 
-test("the URL is made without the setters of URL, which React Native has not", async () => {
+test("the URL is built without the setters of URL, which React Native lacks", async () => {
   const [Real, cursor] = [globalThis.URL, { lastEventId: "e&1", connectionId: "c 1" }];
   for (const [url, expected] of [
     ["https://hub/ws", "wss://hub/ws?connection_id=c%201&last_event_id=e%261&topics=a%2Cb"],
-    ["ws://hub:1/ws?x=1&topics=z&token=y#part", "ws://hub:1/ws?x=1&connection_id=c%201&last_event_id=e%261&topics=a%2Cb"],
+    [
+      "ws://hub:1/ws?x=1&topics=z&token=y#part",
+      "ws://hub:1/ws?x=1&connection_id=c%201&last_event_id=e%261&topics=a%2Cb",
+    ],
   ]) {
     const made = [];
     hub.WebSocket = class { constructor(url) { made.push(url); } close() {} };
@@ -617,29 +631,29 @@ test("the URL is made without the setters of URL, which React Native has not", a
   }
 });
 
-test("an address that is none is refused with a sentence", async () => {
+test("an invalid URL is refused with a reason", async () => {
   hub.connect({ url: "::" });
   await settled();
   assert.equal(state().name, "refused");
   assert.match(state().reason, /URL/i);
 });
 
-test("without a WebSocket it says what to do", async () => {
+test("without a WebSocket the reason names the option to set", async () => {
   if (globalThis.WebSocket) return;
   hub.connect({ WebSocket: undefined });
   await settled();
   assert.match(state().reason, /package "ws"/);
 });
 
-test("what is not JSON is told, and changes nothing", async () => {
+test("a message that is not JSON is reported, and otherwise ignored", async () => {
   const client = await live();
-  hub.say("{");
+  hub.send("{");
   assert.equal(hub.problems[0].error, "malformed");
   assert.equal(client.state.name, "live");
 });
 
-describe("handlers that fail end neither the process nor the client", () => {
-  /** Connects without a handler of problems, and returns what is printed. */
+describe("a failing handler ends neither the process nor the client", () => {
+  /** Connects without an onProblem handler, and returns the printed errors. */
   async function silent(t, setup) {
     const printed = t.mock.method(console, "error", () => {});
     const client = connect({ url: "ws://hub/ws", token: "a.test.token", WebSocket: hub.WebSocket });
@@ -648,7 +662,7 @@ describe("handlers that fail end neither the process nor the client", () => {
     return { client, messages: () => printed.mock.calls.map(({ arguments: [what, cause] }) => [what, cause.message]) };
   }
 
-  test("one that throws, or whose promise rejects, is printed where nobody hears problems", async (t) => {
+  test("one that throws, or whose promise rejects, is printed if there is no onProblem handler", async (t) => {
     const { client, messages } = await silent(t, (client) => {
       client.on("note", () => { throw new Error("first"); });
       client.onAny(async () => { throw new Error("second"); });
@@ -656,7 +670,7 @@ describe("handlers that fail end neither the process nor the client", () => {
       client.onGap(async () => { throw new Error("fourth"); });
     });
     hub.event("e1");
-    hub.say({ type: "gap", event_id: "pos-1-5", reason: "expired" });
+    hub.send({ type: "gap", event_id: "pos-1-5", reason: "expired" });
     await settled();
     assert.deepEqual(messages().sort(), [
       ["fanfare: a handler failed:", "first"], ["fanfare: a handler failed:", "second"],
@@ -666,35 +680,37 @@ describe("handlers that fail end neither the process nor the client", () => {
     client.close();
   });
 
-  test("onProblem is not told of its own failures", async (t) => {
+  test("onProblem does not receive its own failures", async (t) => {
     let calls = 0;
-    const { client, messages } = await silent(t, (client) => client.onProblem(() => { calls++; throw new Error("oops"); }));
-    hub.say("{");
+    const fail = () => { calls++; throw new Error("oops"); };
+    const { client, messages } = await silent(t, (client) => client.onProblem(fail));
+    hub.send("{");
     await settled();
     assert.deepEqual([calls, messages()], [1, [["fanfare: a handler failed:", "oops"]]]);
     client.close();
   });
 
-  test("a rejection is a problem as an exception is", async () => {
+  test("a rejected promise is reported like an exception", async () => {
     const client = await live();
     client.on("note", async () => { throw new Error("oops"); });
     hub.event("e1");
     await settled();
-    assert.deepEqual(hub.problems.map(({ error, message }) => [error, message]), [["handler", "a handler failed: Error: oops"]]);
+    const problems = hub.problems.map(({ error, message }) => [error, message]);
+    assert.deepEqual(problems, [["handler", "a handler failed: Error: oops"]]);
   });
 
-  test("what is thrown may have no text", async () => {
+  test("a thrown value may have no text", async () => {
     const client = hub.connect({ token: undefined, getToken: () => { throw Object.create(null); } });
     await settled();
-    assert.match(hub.problems[0].message, /^getToken failed: an object without a text/);
-    assert.ok(client.state.retryAt, "and it is tried again");
+    assert.match(hub.problems[0].message, /^getToken failed: an object without a string form/);
+    assert.ok(client.state.retryAt, "and another attempt is scheduled");
     client.onState(() => { throw Object.create(null); });
     assert.equal(hub.problems.length, 2);
   });
 });
 
 describe("a client that is closed by one of its handlers stays closed", () => {
-  test("that of problems, when getToken has failed", async () => {
+  test("by onProblem, when getToken has failed", async () => {
     let asked = 0;
     const client = hub.connect({ token: undefined, getToken: () => { asked++; throw new Error("no session"); } });
     client.onProblem(() => client.close());
@@ -703,7 +719,7 @@ describe("a client that is closed by one of its handlers stays closed", () => {
     assert.deepEqual([asked, client.state.name], [1, "closed"]);
   });
 
-  test("that of states, before getToken is asked", async () => {
+  test("by onState, before getToken is called", async () => {
     let asked = 0;
     const client = hub.connect({ token: undefined, getToken: () => { asked++; return "a.test.token"; } });
     await settled();
@@ -715,9 +731,9 @@ describe("a client that is closed by one of its handlers stays closed", () => {
   });
 });
 
-test("what is no message of a hub's is a problem, and changes nothing", async () => {
+test("a JSON value that is not a message is reported, and otherwise ignored", async () => {
   const client = await live();
-  for (const text of ["null", "5", "[]", '"text"', "{}", '{"type":7}']) hub.say(text);
+  for (const text of ["null", "5", "[]", '"text"', "{}", '{"type":7}']) hub.send(text);
   assert.deepEqual(hub.problems.map(({ error }) => error), Array(6).fill("malformed"));
   assert.equal(client.state.name, "live");
 });

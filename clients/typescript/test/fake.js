@@ -1,13 +1,15 @@
-// A hub made of nothing: sockets that say what a test tells them to.
+// A fake hub: sockets that send the messages of a test.
 
 import { readFileSync } from "node:fs";
 import { connect } from "fanfare-client";
 
-/** The cases of one file of wire vectors. */
-export const vectors = (name) => JSON.parse(readFileSync(new URL(`../../../tests/wire/${name}.json`, import.meta.url))).cases;
+/** Returns the cases of a file of wire vectors. */
+export const vectors = (name) =>
+  JSON.parse(readFileSync(new URL(`../../../tests/wire/${name}.json`, import.meta.url))).cases;
 
-/** A JWT of a user's, signed by nobody. */
-export const jwt = (sub, more = {}) => `e30.${Buffer.from(JSON.stringify({ sub, ...more })).toString("base64url")}.c2ln`;
+/** Returns a JWT of a user, with an invalid signature. */
+export const jwt = (sub, more = {}) =>
+  `e30.${Buffer.from(JSON.stringify({ sub, ...more })).toString("base64url")}.c2ln`;
 
 export class Hub {
   sockets = [];
@@ -39,16 +41,20 @@ export class Hub {
     return client;
   }
 
-  /** Lets the newest socket in. */
+  /** Accepts the newest socket. */
   async accept(more = {}) {
     await settled();
     this.socket.readyState = 1;
-    this.say({ type: "ack", event_id: "pos-1-0", ack_event_id: "initial_connect", connection_id: "c1", resumed: false, replayed: 0, heartbeat: 30, ...more });
+    const ack = { type: "ack", event_id: "pos-1-0", ack_event_id: "initial_connect", connection_id: "c1" };
+    this.send({ ...ack, resumed: false, replayed: 0, heartbeat: 30, ...more });
   }
 
-  say(frame) { this.socket.onmessage?.({ data: typeof frame === "string" ? frame : JSON.stringify({ timestamp: "t", ...frame }) }); }
+  send(frame) {
+    const data = typeof frame === "string" ? frame : JSON.stringify({ timestamp: "t", ...frame });
+    this.socket.onmessage?.({ data });
+  }
 
-  event(id, type = "note", data = {}) { this.say({ type, event_id: id, data }); }
+  event(id, type = "note", data = {}) { this.send({ type, event_id: id, data }); }
 
   /** A failed connect, as Node 22's socket reports it: `error` and no `close`. */
   fail() {
@@ -62,5 +68,5 @@ export class Hub {
   }
 }
 
-/** Lets what waits for promises happen. */
+/** Runs the callbacks of settled promises. */
 export const settled = () => new Promise((done) => setImmediate(done));

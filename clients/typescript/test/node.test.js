@@ -1,4 +1,4 @@
-// The client on this runtime's own network: with the package "ws", and with the runtime's WebSocket where it has one.
+// The client over real sockets: with the package "ws", and with the WebSocket of the runtime if there is one.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -9,7 +9,7 @@ import { connect } from "fanfare-client";
 import Package, { WebSocketServer } from "ws";
 
 const TOKEN = "a.test.token";
-/** Generous: the time limit of the client's own, after which it gives an attempt up, must not be what ends it. */
+/** A time limit that is never reached: the failures under test must end an attempt, and not the client's timeout. */
 const NEVER = 600_000;
 
 let client;
@@ -45,24 +45,28 @@ async function closedPort() {
 }
 
 const broken = ({ retryAt, code }) => retryAt !== undefined && code === 1006;
-const kinds = [["the package ws", Package], ["the runtime's own WebSocket", globalThis.WebSocket]].filter(([, kind]) => kind);
+const kinds = [["the package ws", Package], ["the runtime's own WebSocket", globalThis.WebSocket]]
+  .filter(([, kind]) => kind);
 
 for (const [name, WebSocket] of kinds) {
   describe(name, () => {
-    const open = (port) => { client = connect({ url: `ws://127.0.0.1:${port}/ws`, token: TOKEN, WebSocket, connectTimeout: NEVER }); };
+    const open = (port) => {
+      client = connect({ url: `ws://127.0.0.1:${port}/ws`, token: TOKEN, WebSocket, connectTimeout: NEVER });
+    };
 
-    test("a refused connect is an attempt that failed", async () => {
+    test("a refused connect is a failed attempt", async () => {
       open(await closedPort());
       assert.equal((await state(broken)).name, "connecting");
     });
 
-    test("an answer that is no upgrade is an attempt that failed", async () => {
-      const http = (await import("node:http")).createServer((_, response) => { response.statusCode = 503; response.end("no"); });
+    test("a response that is not an upgrade is a failed attempt", async () => {
+      const respond = (_, response) => { response.statusCode = 503; response.end("no"); };
+      const http = (await import("node:http")).createServer(respond);
       open(await listen(http.listen(0, "127.0.0.1")));
       assert.equal((await state(broken)).name, "connecting");
     });
 
-    test("a client that is closed while it connects leaves nothing that fails", async () => {
+    test("a client can be closed while it connects", async () => {
       const silent = createServer((socket) => socket.on("error", () => {}));
       open(await listen(silent.listen(0, "127.0.0.1")));
       await once(silent, "connection");
@@ -70,12 +74,13 @@ for (const [name, WebSocket] of kinds) {
       assert.equal(client.state.name, "closed");
     });
 
-    test("what the hub sends arrives, a close has its code, and a broken socket comes back", async () => {
+    test("messages arrive, a close has its code, and a lost connection is resumed", async () => {
       const connects = [];
       const hub = new WebSocketServer({ host: "127.0.0.1", port: 0, handleProtocols: () => "fanfare" });
       hub.on("connection", (socket) => {
         connects.push(socket);
-        socket.send(JSON.stringify({ type: "ack", event_id: "pos-1-0", timestamp: "t", connection_id: "c1", heartbeat: 30 }));
+        const ack = { type: "ack", event_id: "pos-1-0", timestamp: "t", connection_id: "c1", heartbeat: 30 };
+        socket.send(JSON.stringify(ack));
         socket.send(JSON.stringify({ type: "note", event_id: `e${connects.length}`, timestamp: "t", data: {} }));
       });
       open(await listen(hub));
@@ -90,10 +95,14 @@ for (const [name, WebSocket] of kinds) {
   });
 }
 
-test("after close() nothing keeps the process: no goaway, no onGap that never settles, no getToken", { timeout: 120_000 }, async () => {
+test("after close() no goaway, onGap or getToken keeps the process alive", { timeout: 120_000 }, async () => {
   const hub = new WebSocketServer({ host: "127.0.0.1", port: 0, handleProtocols: () => "fanfare" });
   hub.on("connection", (socket) => {
-    const frames = [{ type: "ack", connection_id: "c1", heartbeat: 30 }, { type: "gap", reason: "expired" }, { type: "goaway", reconnect_after_ms: NEVER }];
+    const frames = [
+      { type: "ack", connection_id: "c1", heartbeat: 30 },
+      { type: "gap", reason: "expired" },
+      { type: "goaway", reconnect_after_ms: NEVER },
+    ];
     frames.forEach((frame, n) => socket.send(JSON.stringify({ event_id: `pos-1-${n}`, timestamp: "t", ...frame })));
   });
   const url = `ws://127.0.0.1:${await listen(hub)}/ws`;
@@ -105,7 +114,8 @@ test("after close() nothing keeps the process: no goaway, no onGap that never se
     const client = connect({ url: ${JSON.stringify(url)}, token: "${TOKEN}", gapTimeout: ${NEVER}, WebSocket });
     client.onGap(() => { setTimeout(() => { asking.close(); client.close(); }, 50); return never(); });
   `;
-  const child = spawn(process.execPath, ["--input-type=module", "--eval", script], { cwd: new URL(".", import.meta.url) });
+  const cwd = new URL(".", import.meta.url);
+  const child = spawn(process.execPath, ["--input-type=module", "--eval", script], { cwd });
   try {
     assert.deepEqual(await once(child, "exit"), [0, null]);
   } finally {

@@ -1,4 +1,4 @@
-// What a user of the package gets: what is packed, and what bundlers and compilers look for in it.
+// The contents of the published package: files, exports and types.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -17,17 +17,17 @@ test("the React build is a client component, as ESM and as CommonJS", () => {
   assert.match(read("dist/react.cjs"), /^"use strict";"use client";/);
 });
 
-test("each kind of module has types of its own kind, and all that is named is there", () => {
+test("ESM and CommonJS have types of their own, and all exported files exist", () => {
   for (const [entry, kinds] of Object.entries(manifest.exports)) {
     if (typeof kinds === "string") continue;
     const paths = [kinds.import.types, kinds.import.default, kinds.require.types, kinds.require.default];
     assert.deepEqual(paths.map((path) => path.match(/\.(d\.)?c?[jt]s$/)[0]), [".d.ts", ".js", ".d.cts", ".cjs"], entry);
     for (const path of paths) assert.ok(existsSync(join(ROOT, path)), path);
   }
-  assert.doesNotMatch(read("dist/index.d.cts"), /from "\.\/\w+\.js"/, "CommonJS does not import types of ESM");
+  assert.doesNotMatch(read("dist/index.d.cts"), /from "\.\/\w+\.js"/, "CommonJS types import no ESM types");
 });
 
-test("resolvers that know no exports find the React hooks", () => {
+test("resolvers without support for exports find the React hooks", () => {
   const { main, module, types } = JSON.parse(read("react/package.json"));
   for (const path of [main, module, types]) assert.ok(existsSync(join(ROOT, "react", path)), path);
 });
@@ -38,12 +38,18 @@ test("CommonJS can require both entries", () => {
   assert.equal(typeof require("fanfare-client/react").FanfareProvider, "function");
 });
 
-test("what is packed is built, licensed and complete", () => {
-  // `prepack` is what builds before a pack; here it is built already.
+test("the packed package is built, licensed and complete", () => {
+  // `prepack` builds before a pack. The scripts are skipped here, because the tests run on a build.
   assert.match(manifest.scripts.prepack, /build/);
-  const packed = JSON.parse(execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: ROOT, encoding: "utf8" }));
-  const paths = [packed].flat().flatMap((one) => one.files ?? Object.values(one).flatMap(({ files = [] }) => files)).map(({ path }) => path);
-  for (const path of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "dist/index.js", "dist/share.js", "dist/react.cjs", "react/package.json"]) {
+  const pack = ["pack", "--dry-run", "--json", "--ignore-scripts"];
+  const packed = JSON.parse(execFileSync("npm", pack, { cwd: ROOT, encoding: "utf8" }));
+  const files = (one) => one.files ?? Object.values(one).flatMap(({ files = [] }) => files);
+  const paths = [packed].flat().flatMap(files).map(({ path }) => path);
+  const expected = [
+    "LICENSE-MIT", "LICENSE-APACHE", "README.md", "dist/index.js", "dist/share.js", "dist/react.cjs",
+    "react/package.json",
+  ];
+  for (const path of expected) {
     assert.ok(paths.includes(path), `${path} in ${paths}`);
   }
 });

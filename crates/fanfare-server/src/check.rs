@@ -40,7 +40,7 @@ struct Finding {
     #[serde(skip_serializing_if = "str::is_empty")]
     why: &'static str,
     /// Commands and lines of configuration that fix it.
-    #[serde(rename = "mend", skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "fix", skip_serializing_if = "Vec::is_empty")]
     fixes: Vec<String>,
 }
 
@@ -165,6 +165,6 @@ mod tests {
         assert_eq!(fix_lines(&findings[..1]), "# nothing to fix\n");
         let json = serde_json::to_value(&findings).unwrap();
         assert_eq!(json[0], serde_json::json!({"check": "files", "level": "ok", "what": "enough"}));
-        assert_eq!(json[1]["mend"][0], "ulimit -n 9");
+        assert_eq!(json[1]["fix"][0], "ulimit -n 9");
     }
 }

@@ -180,12 +180,12 @@ fn setting_files_with_secrets_that_other_users_can_read_are_found() {
         assert!(!all.contains("hush"), "{all}");
         let findings: Vec<Value> = serde_json::from_str(&all).unwrap();
         let finding = findings.iter().find(|finding| finding["check"] == "permissions");
-        let (what, mend) = finding.map_or((String::new(), Value::Null), |finding| {
+        let (what, fix) = finding.map_or((String::new(), Value::Null), |finding| {
             assert_eq!(finding["level"], level, "{name} {mode:o}");
-            (finding["what"].as_str().unwrap().to_owned(), finding["mend"].clone())
+            (finding["what"].as_str().unwrap().to_owned(), finding["fix"].clone())
         });
         assert!(what.contains(expected) && what.is_empty() == expected.is_empty(), "{name} {mode:o}: {what}");
-        assert!(level != "fail" || mend[0] == format!("chmod 600 {name}"), "{mend}");
+        assert!(level != "fail" || fix[0] == format!("chmod 600 {name}"), "{fix}");
     }
 }
 

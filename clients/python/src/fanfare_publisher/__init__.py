@@ -1,7 +1,7 @@
-"""Publishes events to a fanfare hub, over Redis or HTTP, and listens to them.
+"""Publishes events to a fanfare hub, over Redis or HTTP, and listens to events.
 
-In the place of the FastAPI hub's own module: ``from fanfare_publisher import redis_pubsub, TaskStatusUpdate``.
-What goes on is logged under ``fanfare_publisher``.
+``from fanfare_publisher import redis_pubsub, TaskStatusUpdate`` replaces the publishing module of the FastAPI hub.
+Messages are logged under ``fanfare_publisher``.
 """
 
 from .audience import EVERYONE, Audience, ToConnection, ToTopic, ToUser, to_connection, to_topic, to_user

@@ -1,5 +1,7 @@
-"""Who an event is for, and the names that can be in it. The rules are the hub's, so that an event that Redis' channels would
-take in silence is rejected as it is over HTTP."""
+"""The audience of an event, and the check of the names in it.
+
+The rules are the hub's. A channel of Redis returns no error, so they are checked here before anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,12 @@ class ToConnection(TypedDict):
 
 
 class ToTopic(TypedDict):
-    """Every connection that subscribed to the topic."""
+    """Every connection that is subscribed to the topic."""
 
     topic: str
 
 
-#: Who an event is for.
+#: The audience of an event.
 Audience = Union[Literal["everyone"], ToUser, ToConnection, ToTopic]
 
 #: Every connection.
@@ -46,17 +48,17 @@ UserId = Union[str, int, uuid.UUID]
 
 
 def to_user(user_id: UserId) -> ToUser:
-    """The audience of one user: all their connections."""
+    """Returns the audience of one user: all connections of the user."""
     return {"user": _user(user_id)}
 
 
 def to_connection(connection_id: Union[str, uuid.UUID]) -> ToConnection:
-    """The audience of one connection."""
+    """Returns the audience of one connection."""
     return {"connection": _connection(connection_id)}
 
 
 def to_topic(topic: str) -> ToTopic:
-    """The audience of all who subscribed to a topic."""
+    """Returns the audience of all subscribers of a topic."""
     return {"topic": _topic(topic)}
 
 
@@ -68,21 +70,22 @@ class Target(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """As the hub's API has it."""
+        """The audience in the format of the hub's HTTP API."""
         return self.kind if self.kind == "everyone" else {self.kind: self.name}
 
     @property
     def channel(self) -> str:
-        """As Redis' channels have it, behind the namespace."""
+        """The name of the Redis channel, without the namespace."""
         return "broadcast" if self.kind == "everyone" else f"{self.kind}:{self.name}"
 
 
 def check_audience(audience: Any) -> Target:
-    """The audience, checked. Raises :class:`InvalidAudience`."""
+    """Returns the checked audience. Raises :class:`InvalidAudience`."""
     if isinstance(audience, str):
         if audience == "everyone":
             return Target("everyone")
-        raise InvalidAudience(f"the audience {audience!r} is not valid: a user is {{\"user\": {audience!r}}}; use {_FORMS}")
+        user = f'{{"user": {audience!r}}}'
+        raise InvalidAudience(f"the audience {audience!r} is not valid: a user is {user}; expected {_FORMS}")
     if not isinstance(audience, Mapping) or len(audience) != 1:
         raise InvalidAudience(f"the audience is not valid: expected {_FORMS}, not {_shown(audience)}")
     ((kind, name),) = audience.items()
@@ -96,7 +99,7 @@ def check_audience(audience: Any) -> Target:
 
 
 def topic_problem(topic: Any) -> Optional[str]:
-    """Why a name can't be a topic, if it can't."""
+    """Returns why a name is not a valid topic, or ``None`` if it is valid."""
     if not isinstance(topic, str):
         return f"a topic is a str, not {_shown(topic)}"
     if not topic:
@@ -104,24 +107,24 @@ def topic_problem(topic: Any) -> Optional[str]:
     if _bytes(topic) > MAX_TOPIC_BYTES:
         return f"a topic has at most {MAX_TOPIC_BYTES} bytes"
     if any(c in ",*" or c.isspace() or unicodedata.category(c) in ("Cc", "Cs") for c in topic):
-        return f"the topic {topic!r} has a comma, an asterisk, white space or a control character"
+        return f"the topic {topic!r} must not contain a comma, an asterisk, white space or a control character"
     return None
 
 
 def _user(user_id: Any) -> str:
-    # `None` and `False` are what a lost id looks like.
+    # `None` and `False` are rejected, because they are typically a missing ID.
     if isinstance(user_id, bool) or not isinstance(user_id, (str, int, uuid.UUID)):
-        raise InvalidAudience(f"a user's id is a str, an int or a UUID, not {_shown(user_id)}")
+        raise InvalidAudience(f"a user ID is a str, an int or a UUID, not {_shown(user_id)}")
     text = str.__str__(user_id) if isinstance(user_id, str) else str(user_id)
     if not 1 <= _bytes(text) <= MAX_USER_BYTES:
-        raise InvalidAudience(f"a user's id must have 1 to {MAX_USER_BYTES} bytes")
+        raise InvalidAudience(f"a user ID must have 1 to {MAX_USER_BYTES} bytes")
     return text
 
 
 def _connection(connection_id: Any) -> str:
     text = str(connection_id) if isinstance(connection_id, uuid.UUID) else connection_id
     if not isinstance(text, str) or not _CONNECTION.fullmatch(text):
-        raise InvalidAudience(f"a connection's id is a UUID, not {_shown(connection_id)}")
+        raise InvalidAudience(f"a connection ID is a UUID, not {_shown(connection_id)}")
     return text
 
 
@@ -131,7 +134,7 @@ def _topic(topic: Any) -> str:
         raise InvalidAudience(problem)
     text: str = topic
     if text.startswith("$"):
-        raise InvalidAudience(f"the topic {text!r} can't be published to: topics that begin with $ are the hub's own")
+        raise InvalidAudience(f"cannot publish to {text!r}: topics that begin with $ are reserved for the hub")
     return text
 
 

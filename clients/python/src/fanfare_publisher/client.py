@@ -1,4 +1,4 @@
-"""One listening client without I/O: where it is, and what it does about each frame and each close."""
+"""The protocol state machine of a listener: its cursor, and its reactions to frames and close codes. It does no I/O."""
 
 from __future__ import annotations
 
@@ -18,42 +18,46 @@ from .errors import Refused
 from .messages import WSMessage
 from .tokens import TokenReason
 
-#: What a close asks of a client; the hub's docs/protocol.md has the table.
+#: How a client reacts to a close code. docs/protocol.md has the same table.
 CLOSES: Dict[int, str] = {
     1000: "never", 1001: "later", 1002: "never", 1003: "never", 1007: "never", 1008: "new token", 1009: "never",
     1011: "later", 1012: "now", 1013: "later", 4000: "now", 4001: "never", 4002: "later", 4003: "never",
 }  # fmt: skip
 
-#: Reasons of 1008 that no token of the same user changes, and those that time changes.
+#: Reasons of 1008 that a new token of the same user does not resolve.
 FINAL = re.compile(r"(forbidden|origin_not_allowed)\b")
+#: Reasons of 1008 that depend on the time, so another attempt may succeed.
 PASSING = re.compile(r"token_(expired|not_yet_valid)\b")
 
-#: The least pause and its spread at the first attempt, in seconds.
+#: The minimum pause and its spread at the first attempt, in seconds. The spread doubles with each attempt.
 PAUSES: Dict[str, Tuple[float, float]] = {
     "new token": (0, 0.25), "now": (0, 0.25), "lost": (0, 1), "later": (1, 4),
 }  # fmt: skip
 
-KNOWN = 1_000
+#: The number of newest event IDs that are stored to drop duplicates.
+KNOWN_IDS = 1_000
 
 
 @dataclass(frozen=True)
 class Gap:
-    """History was lost between what came before and what comes next: reload your data."""
+    """Events between the last item and the next one are no longer available: reload your data."""
 
+    #: ``expired`` or ``reset``; docs/protocol.md has their causes.
     reason: str
+    #: The number of events of the log that were skipped, regardless of their audience, if it is known.
     missed: Optional[int] = None
 
 
 @dataclass(frozen=True)
 class HubError:
-    """The hub rejected something of this client's; the connection stays."""
+    """The hub rejected a message or a topic of this client. The connection stays open."""
 
-    #: A word: ``forbidden``, ``invalid_topic``, ``too_many_topics``, ``wrong_user``, ...
+    #: The error code: ``forbidden``, ``invalid_topic``, ``too_many_topics``, ``wrong_user``, ...
     error: str
     message: str
-    #: The topic that was rejected.
+    #: The rejected topic, if the error concerns a topic.
     topic: Optional[str] = None
-    #: What it answers: the id or the type of the client's message, or what the first ``ack`` has.
+    #: The ``event_id`` or the type of the rejected message, or the ``ack_event_id`` of the first ``ack``.
     ack_event_id: Optional[str] = None
 
     @property
@@ -61,28 +65,34 @@ class HubError:
         return self.topic is not None or self.error in ("forbidden", "invalid_topic", "too_many_topics")
 
 
-Heard = Union[WSMessage, Gap]
+#: An item that a listener yields.
+Notification = Union[WSMessage, Gap]
 
 
 @dataclass(frozen=True)
 class Received:
-    """What a frame asks for."""
+    """The result of a received frame."""
 
     answer: Optional[str] = None
-    heard: Optional[Heard] = None
+    #: An event or a gap for the application.
+    notification: Optional[Notification] = None
     problem: Optional[HubError] = None
     wants_token: bool = False
-    #: The frame is no message of a hub's: what is wrong with it. It is passed over.
+    #: Why the frame is not a message of a hub. Such a frame is ignored.
     unexpected: str = ""
 
 
 def verdict(code: int, reason: str) -> str:
-    """What a close asks of a client: never, now, later, new token, or lost for a code that no hub sends."""
+    """Returns the reaction to a close: never, now, later, new token, or lost for an unknown code."""
     return "never" if code == 1008 and FINAL.match(reason) else CLOSES.get(code, "lost")
 
 
 class Client:
-    """A client's place and its rules."""
+    """The protocol state of a client.
+
+    Order of calls: :meth:`opening` before each connect, :meth:`receive` for each frame, :meth:`closed` after each
+    connection or failed connect.
+    """
 
     def __init__(
         self,
@@ -95,38 +105,39 @@ class Client:
     ):
         self._url, self.topics = _address(url), _topics(topics)
         self.connection_id, self.last_event_id = connection_id, last_event_id
-        #: How long the hub may be silent, in seconds.
-        self.patience = 50.0
+        #: The connection is dead if no frame arrives for this time, in seconds.
+        self.silence_timeout = 50.0
         self.live = False
-        #: Why the next token is needed.
+        #: The reason for which the next token is needed.
         self.token_reason: TokenReason = "connect"
         self._renews = renews
         self._known: OrderedDict[str, None] = OrderedDict()
         self._attempts, self._goaway, self._live_since = 0, 0.0, 0.0
 
     def opening(self, token: str) -> Tuple[str, Dict[str, str]]:
-        """The address and the headers of the next attempt."""
+        """Returns the URL and the headers of the next attempt."""
         self.live, self._goaway = False, 0.0
-        query = {"connection_id": self.connection_id, "last_event_id": self.last_event_id, "topics": ",".join(self.topics)}
+        cursor = {"connection_id": self.connection_id, "last_event_id": self.last_event_id}
+        query = {**cursor, "topics": ",".join(self.topics)}
         text = urlencode({name: value for name, value in query.items() if value})
         return f"{self._url}?{text}" if text else self._url, {"Authorization": f"Bearer {token}"}
 
     def receive(self, text: Union[str, bytes]) -> Received:
-        """What to answer and what to hand on."""
+        """Handles a frame. Returns what to answer, and what to pass to the application."""
         try:
             frame = json.loads(text)
         except ValueError as error:
             return Received(unexpected=f"it is not JSON: {error}")
         if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
-            return Received(unexpected="it is no object with a type")
+            return Received(unexpected="it is not an object with a type")
         kind, event_id = frame["type"], frame.get("event_id")
         if not isinstance(event_id, str):
             event_id = None
-        # A hub of an older version says of no event where it stands.
+        # Hubs of older versions send no `log_position`.
         position = frame.get("log_position")
-        place = position if isinstance(position, str) else event_id
-        if place and not (kind == "ack" and self._precedes_gap(frame)):
-            self.last_event_id = place
+        cursor = position if isinstance(position, str) else event_id
+        if cursor and not (kind == "ack" and self._precedes_gap(frame)):
+            self.last_event_id = cursor
         if kind == "ack":
             self._acknowledged(frame)
         elif kind == "ping":
@@ -136,30 +147,30 @@ class Client:
         elif kind == "goaway":
             self._goaway = _number(frame.get("reconnect_after_ms"), 0) / 1_000
         elif kind == "gap":
-            return Received(heard=Gap(str(frame.get("reason", "")), frame.get("missed")))
+            return Received(notification=Gap(str(frame.get("reason", "")), frame.get("missed")))
         elif kind == "error":
             return Received(problem=_problem(frame))
         elif kind != "pong" and self._is_new(event_id):
-            return Received(heard=_event(frame))
+            return Received(notification=_event(frame))
         return Received()
 
     def auth(self, token: str) -> str:
-        """The message that shows a newer token."""
+        """Returns the message that presents a newer token."""
         return json.dumps({"type": "auth", "token": token})
 
     def closed(self, code: int, reason: str) -> float:
-        """How many seconds to wait before the next attempt. Raises :class:`Refused` where none would help."""
-        what = verdict(code, reason)
-        if what == "never" or (what == "new token" and not self._may_renew(reason)):
+        """Returns the pause before the next attempt, in seconds. Raises :class:`Refused` if the close is final."""
+        reaction = verdict(code, reason)
+        if reaction == "never" or (reaction == "new token" and not self._may_renew(reason)):
             raise Refused(code, reason)
         if self.live and time.monotonic() - self._live_since > 10:
             self._attempts = 0
-        least, spread = PAUSES[what]
+        least, spread = PAUSES[reaction]
         self._attempts += 1
         return self._goaway + least + random.uniform(0, min(30.0, spread * 2.0 ** min(self._attempts - 1, 10)))
 
     def _may_renew(self, reason: str) -> bool:
-        """Whether another token may help: one that was just asked for because of a refusal is not changed by the next."""
+        """Returns whether to try another token. A second rejection in a row is final, unless it depends on the time."""
         again = self.token_reason == "refused" and not self.live
         if not self._renews or (again and not PASSING.match(reason)):
             return False
@@ -167,7 +178,11 @@ class Client:
         return True
 
     def _precedes_gap(self, frame: Dict[str, Any]) -> bool:
-        """Whether this `ack` is behind history that was lost. A cursor there would hide the gap that follows it."""
+        """Returns whether a `gap` may follow this `ack`.
+
+        The position of the `ack` is after that gap. With that position as the cursor, a client that is disconnected
+        between the two would not receive the gap again.
+        """
         return not self.live and self.last_event_id is not None and frame.get("resumed") is False
 
     def _acknowledged(self, frame: Dict[str, Any]) -> None:
@@ -175,7 +190,7 @@ class Client:
             return
         self.live, self._live_since, self.token_reason = True, time.monotonic(), "connect"
         self.connection_id = frame.get("connection_id", self.connection_id)
-        self.patience = 1.5 * _number(frame.get("heartbeat"), 30) + 5
+        self.silence_timeout = 1.5 * _number(frame.get("heartbeat"), 30) + 5
 
     def _is_new(self, event_id: Any) -> bool:
         if not event_id:
@@ -183,7 +198,7 @@ class Client:
         if event_id in self._known:
             return False
         self._known[event_id] = None
-        if len(self._known) > KNOWN:
+        if len(self._known) > KNOWN_IDS:
             self._known.popitem(last=False)
         return True
 
@@ -193,14 +208,14 @@ def _address(url: str) -> str:
     if parsed.scheme not in ("ws", "wss", "http", "https") or not parsed.hostname:
         raise ValueError("the hub's URL is not valid: expected wss://HOST[:PORT][/PATH] (ws, https, http)")
     if parsed.query or parsed.fragment:
-        raise ValueError("the hub's URL has a query: give token, topics and last_event_id as arguments")
+        raise ValueError("the hub's URL has a query: pass token, topics and last_event_id as arguments")
     base = url.rstrip("/").replace("http", "ws", 1) if parsed.scheme.startswith("http") else url.rstrip("/")
     return base if base.endswith("/ws") else f"{base}/ws"
 
 
 def _topics(topics: Iterable[str]) -> List[str]:
     if isinstance(topics, str):
-        raise ValueError(f"topics is a list: write topics=[{topics!r}]")
+        raise ValueError(f"topics must be a list: write topics=[{topics!r}]")
     found = list(topics)
     for topic in found:
         problem = topic_problem(topic)
@@ -225,9 +240,9 @@ def _event(frame: Dict[str, Any]) -> WSMessage:
     try:
         return WSMessage.model_validate(frame)
     except ValidationError:
-        # A publisher may send any shape; what came is handed on as it came.
+        # `data` can be any JSON value. An event that the model does not accept is passed on unchanged.
         known = {name: frame[name] for name in WSMessage.model_fields if name in frame}
         event = WSMessage.model_construct(**known)
-        # Not as arguments: a field may be named as one of the constructor's own.
+        # Not passed as arguments, because a field may have the name of a parameter of the constructor.
         event.__pydantic_extra__ = {name: value for name, value in frame.items() if name not in known}
         return event

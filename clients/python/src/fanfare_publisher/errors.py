@@ -1,4 +1,4 @@
-"""What can go wrong while publishing or listening."""
+"""The exceptions of publishers and listeners."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ if TYPE_CHECKING:
 
 
 class PublishError(Exception):
-    """An event was not published. Every failure of a publish is one of these, whatever library it came from.
+    """An event was not published. Every failure of a publish is a subclass of this exception.
 
-    ``code`` is the hub's word for the reason (``invalid``, ``forbidden``, ...) and ``status`` its HTTP status, if it gave one.
-    With ``may_be_published`` the event may be in the log all the same: publish it again, with the same ``event_id``.
-    Of several events ``index`` is the one that failed, and ``published`` are those before it that are in the log.
+    ``code`` is the hub's error code (``invalid``, ``forbidden``, ...), and ``status`` the HTTP status of the response;
+    both are empty if the hub did not respond.
+    If ``may_be_published`` is set, the event may nevertheless be in the log: publish it again, with the same
+    ``event_id``.
+    For several events, ``index`` is the event that failed, and ``published`` has the events that are in the log.
     """
 
     def __init__(
@@ -31,11 +33,11 @@ class PublishError(Exception):
 
 
 class ConfigurationError(PublishError, ValueError):
-    """The publisher's URL or token can't be used, or there is none."""
+    """The publisher's URL or token is missing or not valid."""
 
 
 class InvalidEvent(PublishError, ValueError):
-    """The event can't be sent: it is not a message, or not JSON. Nothing was sent."""
+    """The event is not a valid message, or cannot be written as JSON. Nothing was sent."""
 
 
 class InvalidAudience(InvalidEvent):
@@ -43,40 +45,40 @@ class InvalidAudience(InvalidEvent):
 
 
 class EventRejected(PublishError):
-    """The hub rejected the event: it is invalid or too large. The same event is rejected again."""
+    """The hub rejected the event because it is invalid or too large. A retry would be rejected too."""
 
 
 class NotAuthorized(PublishError):
-    """The token, the access key or Redis' password is not accepted, or does not allow to publish."""
+    """The token, the access key or the Redis password was rejected, or does not allow publishing."""
 
 
 class UnexpectedAnswer(PublishError):
-    """The answer is not a fanfare hub's: check the URL, and what is between."""
+    """The response is not from a fanfare hub. Check the URL, and the proxies before the hub."""
 
 
 class Unavailable(PublishError):
-    """The hub or Redis could not be reached, or did not accept the event in time. A later attempt may succeed."""
+    """The hub or Redis could not be reached, or did not accept the event in time. A later publish may succeed."""
 
 
 class Refused(Exception):
-    """The hub closed a listener's connection for a reason that a new attempt does not change."""
+    """The hub closed a listener's connection, and another attempt would fail in the same way."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(f"{reason or 'the hub closed the connection'} (close code {code})")
         self.code, self.reason = code, reason
 
     def __reduce__(self) -> Any:
-        """Made again from its arguments: a pool of processes waits for ever for an exception that it can't unpickle."""
+        """Pickles the arguments: a process pool hangs on an exception that it cannot unpickle."""
         return type(self), (self.code, self.reason)
 
 
 class TopicRefused(Exception):
-    """The hub rejected one of a listener's topics, most often because the token does not allow it."""
+    """The hub rejected a topic of a listener, most often because the token does not allow it."""
 
     def __init__(self, error: str, message: str, topic: Optional[str]):
         super().__init__(f"the topic {topic!r} was rejected: {message} ({error})" if topic else f"{message} ({error})")
         self.error, self.message, self.topic = error, message, topic
 
     def __reduce__(self) -> Any:
-        """As for :class:`Refused`."""
+        """See :class:`Refused`."""
         return type(self), (self.error, self.message, self.topic)

@@ -1,4 +1,4 @@
-"""Listens to a hub: events in order, each once, across reconnects."""
+"""Listens to a hub with asyncio: yields events in order, each once, across reconnects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Iterable, Optional
 
-from .client import Client, Gap, Heard, HubError
+from .client import Client, Gap, HubError, Notification
 from .errors import Refused, TopicRefused
 from .tokens import Token, TokenError, TokenSource
 
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: At its level DEBUG, `websockets` would log the token.
+#: The logger of `websockets`. It must not be at DEBUG, because `websockets` would then log the token.
 _quiet = logging.getLogger(f"{__package__}.websockets")
 _quiet.setLevel(logging.INFO)
 
 
 class Listener:
-    """``async for heard in Listener(url, token): ...`` gives each event as a :class:`WSMessage`, and a :class:`Gap` where history
-    was lost. Reconnects by itself; raises :class:`Refused` where that would not help.
+    """``async for item in Listener(url, token): ...`` yields events (:class:`WSMessage`) and gaps (:class:`Gap`).
+    It reconnects, and raises :class:`Refused` if another attempt would fail in the same way.
 
-    ``token`` may be a function, also an async one. It is asked for each connection, with the reason (``connect``, ``expiring`` or
-    ``refused``) if it takes an argument. A failure of it, or more than ``token_timeout`` seconds, counts as a failed attempt.
+    ``token`` may be a function, also an async one. It is called for each connection, with the reason (``connect``,
+    ``expiring`` or ``refused``) if it takes an argument. If it raises, or takes longer than ``token_timeout`` seconds,
+    the attempt has failed, and another follows.
 
-    A topic that the hub rejects raises :class:`TopicRefused`, or is given to ``on_error`` as a :class:`HubError` if there is one.
+    A topic that the hub rejects raises :class:`TopicRefused`. With ``on_error``, that is called with a
+    :class:`HubError` instead.
 
-    ``types`` leaves out events of other types. ``connection_id`` and ``last_event_id`` of an earlier listener resume it.
-    Needs the extra ``fanfare-publisher[listen]``.
+    ``types`` selects the types of the events to yield. ``connection_id`` and ``last_event_id`` of an earlier listener
+    resume from its cursor. Needs the extra ``fanfare-publisher[listen]``.
     """
 
     def __init__(
@@ -52,17 +54,18 @@ class Listener:
         self._on_error, self._cursor = on_error, last_event_id
         self._live: Optional[asyncio.Event] = None
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        #: Called when the cursor has moved without anything to hand out.
+        #: Called when the cursor has advanced without an item to yield.
         self._moved: Callable[[], None] = lambda: None
 
     @property
     def live(self) -> asyncio.Event:
-        """Set while the connection is live; a test waits for it before it publishes."""
+        """Set while the connection is live. A test can wait for it before it publishes."""
         try:
             loop: Optional[asyncio.AbstractEventLoop] = asyncio.get_running_loop()
         except RuntimeError:
             loop = self._loop
-        # An event belongs to one loop, and a listener may be used in one after another. Until Python 3.9 it is that in which it is made.
+        # An `asyncio.Event` belongs to one event loop (in Python 3.9 to the one in which it is created), and a listener
+        # may be used in several, one after another.
         if self._live is None or (self._loop is not None and loop is not self._loop):
             self._live = asyncio.Event()
         self._loop = loop
@@ -74,14 +77,16 @@ class Listener:
 
     @property
     def last_event_id(self) -> Optional[str]:
-        """The cursor to save: behind what was handed out. A gap counts once the next item is asked for, which is when it has been
-        handled."""
+        """The cursor to save: the position after the last item.
+
+        After a gap it advances when the next item is requested, because the gap has then been handled.
+        """
         return self._cursor
 
-    def __aiter__(self) -> AsyncIterator[Heard]:
+    def __aiter__(self) -> AsyncIterator[Notification]:
         return self._listen()
 
-    async def _listen(self) -> AsyncIterator[Heard]:
+    async def _listen(self) -> AsyncIterator[Notification]:
         try:
             from websockets.exceptions import ConnectionClosed, InvalidHandshake
         except ImportError as error:
@@ -89,12 +94,12 @@ class Listener:
 
         client = self._client
         while True:
-            code, reason, problem = 1006, "", "the connection ended"
+            code, reason, problem = 1006, "", "the connection was lost"
             try:
                 socket = await self._connect()
                 try:
-                    async for heard in self._attend(socket):
-                        yield heard
+                    async for notification in self._receive(socket):
+                        yield notification
                 finally:
                     await self._close(socket)
             except ConnectionClosed as closed:
@@ -109,9 +114,10 @@ class Listener:
             try:
                 wait = client.closed(code, reason)
             except Refused as refused:
-                log.warning("the hub refused the listener: %s", refused)
+                log.warning("the hub rejected the listener: %s", refused)
                 raise
-            log.log(logging.INFO if was_live else logging.WARNING, "not connected: %s; next attempt in %.1f s", problem, wait)
+            level = logging.INFO if was_live else logging.WARNING
+            log.log(level, "not connected: %s; next attempt in %.1f s", problem, wait)
             await asyncio.sleep(wait)
 
     async def _connect(self) -> ClientConnection:
@@ -127,32 +133,33 @@ class Listener:
         try:
             await socket.close()
         finally:
-            # A loop that ends cancels the closing handshake, which would leave the connection open.
+            # A closing event loop cancels the closing handshake, which would leave the connection open.
             socket.transport.abort()
 
-    async def _attend(self, socket: ClientConnection) -> AsyncIterator[Heard]:
-        """What comes from one connection, until it ends."""
+    async def _receive(self, socket: ClientConnection) -> AsyncIterator[Notification]:
+        """Yields the items of one connection, until it is closed."""
         client = self._client
         renewing: Optional[asyncio.Task[None]] = None
         try:
             while True:
-                received = client.receive(await asyncio.wait_for(socket.recv(), client.patience))
+                received = client.receive(await asyncio.wait_for(socket.recv(), client.silence_timeout))
                 if client.live and not self.live.is_set():
                     log.info("listening as connection %s", client.connection_id)
                     self.live.set()
                 if received.unexpected:
-                    log.warning("unexpected message, not a fanfare hub's: %s; check the URL", received.unexpected)
+                    log.warning("unexpected message: not from a fanfare hub: %s; check the URL", received.unexpected)
                 if received.answer:
                     await socket.send(received.answer)
                 if received.wants_token and (renewing is None or renewing.done()):
                     renewing = asyncio.ensure_future(self._renew(socket))
                 if received.problem:
                     self._report(received.problem)
-                heard = received.heard
-                if heard is not None and (isinstance(heard, Gap) or self._types is None or heard.type in self._types):
-                    if not isinstance(heard, Gap):
+                item = received.notification
+                if item is not None and (isinstance(item, Gap) or self._types is None or item.type in self._types):
+                    # After a gap the cursor advances below, when the application has handled it.
+                    if not isinstance(item, Gap):
                         self._cursor = client.last_event_id
-                    yield heard
+                    yield item
                 self._cursor = client.last_event_id
                 self._moved()
         finally:
@@ -165,12 +172,13 @@ class Listener:
         try:
             await socket.send(self._client.auth(await self._tokens.get("expiring")))
         except TokenError as error:
-            log.warning("the token was not renewed before it expires: %s", error)
+            log.warning("failed to renew the token before it expires: %s", error)
         except ConnectionClosed:
             pass
 
     def _report(self, problem: HubError) -> None:
-        log.warning("the hub rejected %s: %s (%s)", problem.topic or problem.ack_event_id, problem.message, problem.error)
+        rejected = problem.topic or problem.ack_event_id
+        log.warning("the hub rejected %s: %s (%s)", rejected, problem.message, problem.error)
         if self._on_error:
             self._on_error(problem)
         elif problem.is_about_topic:

@@ -1,4 +1,4 @@
-"""What is published: the names and fields of the FastAPI hub's messages."""
+"""The messages to publish, with the names and fields of the FastAPI hub's messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class MessageType(str, Enum):
-    """The types that the hub knows by name. Any other word is a type too."""
+    """Well-known types. Other types are allowed."""
 
     TASK_STATUS_UPDATE = "task_status_update"
     AGENT_ACTIVITY_UPDATE = "agent_activity_update"
@@ -27,12 +27,12 @@ def _now() -> datetime:
 
 
 def is_absent(event_id: str) -> bool:
-    """Whether it is what scripts write where there is no id."""
+    """Returns whether the hub treats the ``event_id`` as absent."""
     return event_id.strip() in ("", "null", "undefined", "NaN", "None")
 
 
 class WSMessage(BaseModel):
-    """An event of any type. Further fields are passed on as they are."""
+    """An event of any type. Further fields are passed on unchanged."""
 
     model_config = ConfigDict(use_enum_values=True, extra="allow", validate_default=True)
 
@@ -44,26 +44,26 @@ class WSMessage(BaseModel):
     @field_validator("event_id")
     @classmethod
     def _not_absent(cls, event_id: str) -> str:
-        """The hub would replace what scripts write for an absent value, and the publisher would look for it in vain."""
+        """Generates an ID for an absent one, so that the publisher knows the ID under which the event is in the log."""
         return str(uuid.uuid4()) if is_absent(event_id) else event_id
 
 
 class TaskStatusUpdate(WSMessage):
-    """How a task stands: ``task_id``, ``status``, ``progress`` and more in ``data``."""
+    """The status of a task: ``task_id``, ``status``, ``progress`` and more in ``data``."""
 
     type: Union[MessageType, str] = MessageType.TASK_STATUS_UPDATE
     data: Dict[str, Any]
 
 
 class AgentActivityUpdate(WSMessage):
-    """What an agent does: ``agent_id``, ``action``, ``status`` and more in ``data``."""
+    """The activity of an agent: ``agent_id``, ``action``, ``status`` and more in ``data``."""
 
     type: Union[MessageType, str] = MessageType.AGENT_ACTIVITY_UPDATE
     data: Dict[str, Any]
 
 
 class CalendarEventCreated(WSMessage):
-    """An entry of a calendar: ``event_id``, ``title``, ``start_time`` and more in ``data``."""
+    """A new entry in a calendar: ``event_id``, ``title``, ``start_time`` and more in ``data``."""
 
     type: Union[MessageType, str] = MessageType.CALENDAR_EVENT_CREATED
     data: Dict[str, Any]

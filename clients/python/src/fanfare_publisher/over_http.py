@@ -1,4 +1,4 @@
-"""Publishing over the hub's HTTP API, as steps."""
+"""The steps of a publish over the hub's HTTP API."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from http import HTTPStatus
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
 
 from .errors import EventRejected, NotAuthorized, PublishError, Unavailable, UnexpectedAnswer
-from .steps import ATTEMPT, Failed, Outgoing, Post, Published, Wait, Way, parsed, pause
+from .steps import STEP_TIMEOUT, Failed, Outgoing, Post, Published, Wait, Steps, parsed, pause
 
 log = logging.getLogger(__name__)
 
-#: The most events in one request, and the most bytes: well below the hub's limits and those of proxies.
+#: The maximum number of events and of bytes in one request, well below the limits of the hub and of proxies.
 BATCH_EVENTS = 500
 BATCH_BYTES = 512 * 1024
+
+_CHECK = "check the URL and the proxies before the hub"
 
 Clock = Callable[[], float]
 
 
-def publish(event: Outgoing, where: str, deadline: float, now: Clock) -> Way[Published]:
-    """Posts one event until the hub has it."""
-    answer = yield from _post("/events", _body(event), where, deadline, now)
-    return _published(answer, event, where)
+def publish(event: Outgoing, where: str, deadline: float, now: Clock) -> Steps[Published]:
+    """Posts an event until the hub has accepted or rejected it."""
+    response = yield from _post("/events", _body(event), where, deadline, now)
+    return _published(response, event, where)
 
 
-def publish_many(events: List[Outgoing], where: str, patience: float, now: Clock) -> Way[List[Published]]:
-    """Posts events in batches, in their order. Each batch has the whole patience."""
+def publish_many(events: List[Outgoing], where: str, patience: float, now: Clock) -> Steps[List[Published]]:
+    """Posts events in batches, in their order. ``patience`` applies to each batch."""
     done: List[Published] = []
     for batch in _batches(events):
         try:
@@ -41,17 +43,17 @@ def publish_many(events: List[Outgoing], where: str, patience: float, now: Clock
     return done
 
 
-def _publish_batch(batch: List[Outgoing], where: str, patience: float, now: Clock) -> Way[List[Published]]:
+def _publish_batch(batch: List[Outgoing], where: str, patience: float, now: Clock) -> Steps[List[Published]]:
     body = f'{{"events":[{",".join(_body(event) for event in batch)}]}}'
     try:
-        answer = yield from _post("/events/batch", body, where, now() + patience, now)
+        response = yield from _post("/events/batch", body, where, now() + patience, now)
     except PublishError as error:
         if not (error.status == 413 and error.index is None and len(batch) > 1):
             raise
     else:
-        results = answer.get("results")
+        results = response.get("results")
         if not isinstance(results, list) or len(results) != len(batch):
-            raise _not_a_hub(where, "an answer without the batch's results")
+            raise _not_a_hub(where, "a response without the results of the batch")
         return [_published(result, event, where) for result, event in zip(results, batch)]
     half = len(batch) // 2
     first = yield from _publish_batch(batch[:half], where, patience, now)
@@ -63,10 +65,10 @@ def _publish_batch(batch: List[Outgoing], where: str, patience: float, now: Cloc
 
 
 def _renumber(error: PublishError, before: int) -> None:
-    """The hub counts within a request, the caller within all of its events."""
+    """Converts the index, which the hub counts within a request, to an index of all events of the caller."""
     if error.index is not None:
         error.args = (str(error).replace(f"events[{error.index}]", f"events[{before + error.index}]", 1),)
-    # In a batch all are published or none, so the first one that is not is the first of this batch.
+    # The hub publishes all events of a batch or none, so the first unpublished event is the first of the batch.
     error.index = before + (error.index or 0)
 
 
@@ -88,72 +90,72 @@ def _body(event: Outgoing) -> str:
     return f'{fields[:-1]},"audience":{json.dumps(event.target.value)}}}'
 
 
-def _post(path: str, body: str, where: str, deadline: float, now: Clock) -> Way[Dict[str, Any]]:
-    """Posts until there is an answer that stays the same. The same ``event_id`` each time, so that it is published once."""
+def _post(path: str, body: str, where: str, deadline: float, now: Clock) -> Steps[Dict[str, Any]]:
+    """Posts until the response is final. Each attempt has the same ``event_id``, so the event is published once."""
     attempt, uncertain = 0, False
-    answered: Optional[PublishError] = None
+    response_error: Optional[PublishError] = None
     while True:
         left = deadline - now()
-        outcome = yield Post(path, body, max(0.01, min(ATTEMPT, left)))
+        outcome = yield Post(path, body, max(0.01, min(STEP_TIMEOUT, left)))
         after = 0.0
         if isinstance(outcome, Failed):
-            error: PublishError = Unavailable(f"the hub can't be reached at {where}: {outcome.reason}")
+            error: PublishError = Unavailable(f"the hub at {where} can't be reached: {outcome.reason}")
             uncertain = uncertain or outcome.sent
-            if answered and left < ATTEMPT:
-                # The last attempt had little time; what was answered before says more.
-                error = answered
+            if response_error and left < STEP_TIMEOUT:
+                # The last attempt was cut short by the deadline, so an earlier response is more informative.
+                error = response_error
         else:
             status, headers, text = outcome
             if status in (200, 201):
                 return _success(text, headers, where)
             error, after = _error(status, headers, text, where), _retry_after(headers)
-            answered = error
-            # 429 is answered before anything is published.
+            response_error = error
+            # A hub that responds with 429 has published nothing.
             uncertain = uncertain or status >= 500 or status == 408
         error.may_be_published = uncertain
         wait = pause(attempt, after)
         if not isinstance(error, Unavailable) or now() + wait >= deadline:
             raise error
         attempt += 1
-        log.log(logging.WARNING if attempt == 1 else logging.INFO, "%s; trying again in %.1f s", error, wait)
+        log.log(logging.WARNING if attempt == 1 else logging.INFO, "%s; retrying in %.1f s", error, wait)
         yield Wait(wait)
 
 
 def _success(text: str, headers: Mapping[str, str], where: str) -> Dict[str, Any]:
-    answer = parsed(text)
-    if not answer:
+    response = parsed(text)
+    if not response:
         raise _not_a_hub(where, f"200 with {_kind(headers)}")
-    return answer
+    return response
 
 
-def _published(answer: Any, event: Outgoing, where: str) -> Published:
+def _published(response: Any, event: Outgoing, where: str) -> Published:
     try:
-        event_id, position, duplicate = answer["event_id"], answer["position"], answer["duplicate"]
+        event_id, position, duplicate = response["event_id"], response["position"], response["duplicate"]
         sequence = int(position.rsplit("-", 1)[1])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise _not_a_hub(where, "an answer without the event's place in the log") from None
+        raise _not_a_hub(where, "a response without the event's position in the log") from None
     if event_id != event.event_id:
-        raise _not_a_hub(where, "the answer to another request")
+        raise _not_a_hub(where, "the response to another request")
     return Published(event_id, sequence, bool(duplicate), position)
 
 
 def _not_a_hub(where: str, what: str) -> PublishError:
-    message = f"unexpected answer from {where}: {what}, and not a fanfare hub's; check the URL and the proxies before the hub"
-    return UnexpectedAnswer(message, may_be_published=True)
+    message = f"unexpected response from {where}: {what}: not a fanfare hub"
+    return UnexpectedAnswer(f"{message}; {_CHECK}", may_be_published=True)
 
 
 def _error(status: int, headers: Mapping[str, str], text: str, where: str) -> PublishError:
-    answer = parsed(text)
-    code, detail = answer.get("code"), answer.get("detail")
+    response = parsed(text)
+    code, detail = response.get("code"), response.get("detail")
     if isinstance(code, str) and detail:
-        index = answer.get("index")
+        index = response.get("index")
         index = index if isinstance(index, int) else None
-        return _type(status, True)(f"the hub answered {status}: {detail}", status=status, code=code, index=index)
+        return _type(status, True)(f"the hub responded with {status}: {detail}", status=status, code=code, index=index)
     if 300 <= status < 400:
-        what = f"a redirect ({status}) to {headers.get('location')}; use the URL that answers itself"
+        what = f"a redirect ({status}) to {headers.get('location')}; use the URL that it leads to"
     else:
-        what = f"{status} {_phrase(status)} with {_kind(headers)}, which is not a fanfare hub's; check the URL and the proxies before the hub"
-    return _type(status, False)(f"unexpected answer from {where}: {what}", status=status)
+        what = f"{status} {_phrase(status)} with {_kind(headers)}: not a fanfare hub; {_CHECK}"
+    return _type(status, False)(f"unexpected response from {where}: {what}", status=status)
 
 
 def _type(status: int, from_hub: bool) -> Type[PublishError]:
@@ -176,7 +178,7 @@ def _kind(headers: Mapping[str, str]) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds to wait: `Retry-After` has a number or a date (RFC 9110 section 10.2.3)."""
+    """Returns the seconds to wait. `Retry-After` is a number or a date (RFC 9110 section 10.2.3)."""
     text = headers.get("retry-after") or ""
     try:
         seconds = float(text)
@@ -188,4 +190,4 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(max(seconds, 0.0), 3600.0) if seconds == seconds else 0.0
 
 
-Answer = Tuple[int, Mapping[str, str], str]
+Response = Tuple[int, Mapping[str, str], str]

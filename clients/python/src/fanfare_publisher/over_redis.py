@@ -1,4 +1,8 @@
-"""Publishing over Redis' channels, as steps: an event is said on a channel, where every hub hears it, and looked for in the log."""
+"""The steps of a publish over Redis channels.
+
+The publisher sends an event on a channel, which every node subscribes to, and then looks the event up in the log.
+Channels lose messages without an error, so only the log shows that an event was accepted.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,39 @@ import logging
 from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Tuple, Union
 
 from .errors import EventRejected, PublishError, Unavailable
-from .steps import ATTEMPT, Failed, Find, Outgoing, Published, Say, Step, Wait, Way, parsed, pause
+from .steps import (
+    STEP_TIMEOUT,
+    Failed,
+    FindInLog,
+    Outgoing,
+    Published,
+    PublishOnChannels,
+    Step,
+    Steps,
+    Wait,
+    parsed,
+    pause,
+)
 
 log = logging.getLogger(__name__)
 
-#: How long a hub may take to put into the log what it heard on a channel, in seconds, before it is said again.
-HEARING = 1.0
+#: How long the publisher waits for a sent event to appear in the log, in seconds, before it sends the event again.
+APPEND_TIMEOUT = 1.0
 
-#: The most events that are said at once.
+#: The maximum number of events that are sent at once, so that a node reads them without losing some.
 BATCH_EVENTS = 256
 
 Clock = Callable[[], float]
 
 
 class Keys(NamedTuple):
-    """The names of a hub's channels and keys."""
+    """The names of the hub's channels and keys."""
 
-    #: What channels begin with.
+    #: The prefix of the channels.
     channels: str
-    #: The hash of the log's events.
+    #: The hash that maps the IDs of the log's events to their sequences.
     ids: str
-    #: What the key of the reason for a rejected event begins with.
+    #: The prefix of the keys that hold the reasons of rejected events.
     reason: str
 
     @classmethod
@@ -36,33 +52,33 @@ class Keys(NamedTuple):
 
 
 class _Progress:
-    """What became of each event."""
+    """The state of each event of a publish."""
 
     def __init__(self, events: List[Outgoing], keys: Keys):
         self.keys = keys
         self.waiting: Dict[str, Outgoing] = {}
         for event in events:
-            # Of two with the same id the first counts, as in the log.
+            # Of two events with the same ID the first counts, as in the log.
             self.waiting.setdefault(event.event_id, event)
         self.published: Dict[str, Published] = {}
         self.rejected: Dict[str, EventRejected] = {}
-        self.said = False
+        self.sent = False
 
-    def find(self, seconds: float) -> Find:
+    def find(self, seconds: float) -> FindInLog:
         ids = list(self.waiting)
-        return Find(self.keys.ids, ids, [self.keys.reason + event_id for event_id in ids], seconds)
+        return FindInLog(self.keys.ids, ids, [self.keys.reason + event_id for event_id in ids], seconds)
 
-    def say(self, seconds: float) -> Say:
-        self.said = True
+    def send(self, seconds: float) -> PublishOnChannels:
+        self.sent = True
         messages = [(f"{self.keys.channels}:{event.target.channel}", event.text) for event in self.waiting.values()]
-        # An earlier attempt under the same id may have been rejected.
-        return Say(messages, [self.keys.reason + event_id for event_id in self.waiting], seconds)
+        # The reason of an earlier publish with the same ID must be deleted first, or it would count for this one.
+        return PublishOnChannels(messages, [self.keys.reason + event_id for event_id in self.waiting], seconds)
 
-    def note(self, found: List[Tuple[Optional[int], Optional[str]]]) -> None:
+    def record(self, found: List[Tuple[Optional[int], Optional[str]]]) -> None:
         for event_id, (sequence, reason) in zip(list(self.waiting), found):
             if sequence is not None:
-                self.published[event_id] = Published(event_id, sequence, duplicate=not self.said)
-            elif reason is not None and self.said:
+                self.published[event_id] = Published(event_id, sequence, duplicate=not self.sent)
+            elif reason is not None and self.sent:
                 answer = parsed(reason)
                 code, message = str(answer.get("code", "")), str(answer.get("message", reason))
                 self.rejected[event_id] = EventRejected(f"the hub rejected the event: {message}", code=code)
@@ -71,8 +87,8 @@ class _Progress:
             del self.waiting[event_id]
 
 
-def publish(event: Outgoing, keys: Keys, deadline: float, margin: float, now: Clock) -> Way[Published]:
-    """Says one event until it is in the log."""
+def publish(event: Outgoing, keys: Keys, deadline: float, margin: float, now: Clock) -> Steps[Published]:
+    """Sends an event until it is in the log or rejected."""
     try:
         (published,) = yield from _publish_batch([event], keys, deadline, margin, now)
     except PublishError as error:
@@ -83,8 +99,8 @@ def publish(event: Outgoing, keys: Keys, deadline: float, margin: float, now: Cl
 
 def publish_many(
     events: List[Outgoing], keys: Keys, patience: float, margin: float, now: Clock
-) -> Way[List[Published]]:
-    """Says events until they are in the log, as many at once as a hub hears without losing some."""
+) -> Steps[List[Published]]:
+    """Sends events in batches until they are in the log. ``patience`` applies to each batch."""
     done: List[Published] = []
     for start in range(0, len(events), BATCH_EVENTS):
         batch = events[start : start + BATCH_EVENTS]
@@ -99,10 +115,11 @@ def publish_many(
 
 def _publish_batch(
     events: List[Outgoing], keys: Keys, deadline: float, margin: float, now: Clock
-) -> Way[List[Published]]:
-    """Looks, says, looks again until all are in the log or rejected. The log takes each ``event_id`` once, so it may be said often.
+) -> Steps[List[Published]]:
+    """Sends events, and looks them up, until all are in the log or rejected.
 
-    No step begins later than ``margin`` before the deadline: a step may take so long.
+    The log accepts each ``event_id`` once, so sending an event again is safe.
+    No step begins later than ``margin`` before the deadline, because a step may take that long.
     """
     progress, attempt = _Progress(events, keys), 0
     while True:
@@ -111,40 +128,41 @@ def _publish_batch(
             return _results(progress, events)
         wait = pause(attempt)
         if now() + wait >= deadline - margin:
-            raise _failure(progress, events, Unavailable(problem, may_be_published=progress.said))
+            raise _failure(progress, events, Unavailable(problem, may_be_published=progress.sent))
         attempt += 1
-        log.log(logging.WARNING if attempt == 1 else logging.INFO, "%s; trying again in %.1f s", problem, wait)
+        log.log(logging.WARNING if attempt == 1 else logging.INFO, "%s; retrying in %.1f s", problem, wait)
         yield Wait(wait)
 
 
 def _round(progress: _Progress, until: float, now: Clock) -> Generator[Step, _Outcome, str]:
-    """Says what is not in the log yet and waits for it. Returns what is wrong if something is left."""
-    for step in (progress.find, progress.say):
-        problem = yield from _take(progress, step(_seconds(until, now)))
+    """Sends the events that are not in the log yet, and waits for them. Returns the problem if some are missing."""
+    # The lookup comes first: it finds duplicates, and events of an earlier round that arrived late.
+    for step in (progress.find, progress.send):
+        problem = yield from _execute(progress, step(_seconds(until, now)))
         if problem or not progress.waiting:
             return problem
-    heard_by, wait = min(until, now() + HEARING), 0.001
-    while now() < heard_by:
+    appended_by, wait = min(until, now() + APPEND_TIMEOUT), 0.001
+    while now() < appended_by:
         yield Wait(wait)
-        problem = yield from _take(progress, progress.find(_seconds(until, now)))
+        problem = yield from _execute(progress, progress.find(_seconds(until, now)))
         if problem or not progress.waiting:
             return problem
         wait = min(2 * wait, 0.05)
-    return "no hub put it into the log: is one running on this Redis, with the same redis_namespace?"
+    return "no hub appended the event to the log; check that a hub uses this Redis with the same redis_namespace"
 
 
-def _take(progress: _Progress, step: Step) -> Generator[Step, _Outcome, str]:
-    """Takes a step and notes what it found. Returns what is wrong if Redis can't be reached."""
+def _execute(progress: _Progress, step: Step) -> Generator[Step, _Outcome, str]:
+    """Yields a step, and records its outcome. Returns the problem if the step failed."""
     outcome = yield step
     if isinstance(outcome, Failed):
         return f"Redis can't be reached: {outcome.reason}"
     if isinstance(outcome, list):
-        progress.note(outcome)
+        progress.record(outcome)
     return ""
 
 
 def _seconds(until: float, now: Clock) -> float:
-    return max(0.05, min(ATTEMPT, until - now()))
+    return max(0.05, min(STEP_TIMEOUT, until - now()))
 
 
 def _results(progress: _Progress, events: List[Outgoing]) -> List[Published]:

@@ -1,4 +1,4 @@
-"""Publishers: with asyncio and without, over HTTP or Redis."""
+"""The publishers: with and without asyncio, over HTTP or Redis."""
 
 from __future__ import annotations
 
@@ -30,26 +30,40 @@ from .audience import EVERYONE, Audience, UserId, to_connection, to_topic, to_us
 from .errors import ConfigurationError, NotAuthorized, PublishError
 from .messages import WSMessage
 from .servers import Address
-from .steps import Failed, Find, Outgoing, Post, Published, Say, Step, Wait, Way, all_outgoing, outgoing
+from .steps import (
+    Failed,
+    FindInLog,
+    Outgoing,
+    Post,
+    Published,
+    PublishOnChannels,
+    Step,
+    Steps,
+    Wait,
+    all_outgoing,
+    outgoing,
+)
 
 __all__ = ["AsyncPublisher", "Published", "Publisher", "RedisPubSub", "redis_pubsub"]
 
 Events = Iterable[Tuple[WSMessage, Audience]]
 
-#: What a publish gives: what came of it, or what is awaited for that.
+#: The return types of `publish` and `publish_many`: results, or coroutines of them.
 _One = TypeVar("_One")
 _Many = TypeVar("_Many")
 _Result = TypeVar("_Result")
 
-#: The time limit of a request whose caller was cancelled, in seconds: a server may send its response byte by byte.
-LONGEST_REST = 30.0
+#: The additional time limit of a request whose caller was cancelled, in seconds. A server may send its response byte by
+#: byte.
+CANCELLED_TIMEOUT = 30.0
 
-#: Clients of a parent process. They are kept, because whatever ends them here would write to connections that are the parent's.
+#: Clients that were inherited from a parent process. They are never closed or collected, because that would write to
+#: connections that the parent uses.
 _INHERITED: List[object] = []
 
 
 class _Audiences(Generic[_One, _Many]):
-    """A method for each audience, as the FastAPI hub's module has them."""
+    """A method for each audience, as in the module of the FastAPI hub."""
 
     def publish(self, message: WSMessage, audience: Audience) -> _One:
         raise NotImplementedError
@@ -70,20 +84,20 @@ class _Audiences(Generic[_One, _Many]):
         return self.publish(message, to_topic(topic))
 
 
-class _Ways:
-    """The way of an event to the address, over HTTP or Redis."""
+class _Transport:
+    """Creates the steps of a publish to an address, over HTTP or Redis."""
 
     def __init__(self, address: Address):
         self.address = address
         self._keys = over_redis.Keys.of(address.namespace, address.cluster)
 
-    def of_one(self, event: Outgoing) -> Way[Published]:
+    def publish(self, event: Outgoing) -> Steps[Published]:
         address, deadline = self.address, time.monotonic() + self.address.patience
         if address.over_redis:
             return over_redis.publish(event, self._keys, deadline, address.timeout, time.monotonic)
         return over_http.publish(event, address.where, deadline, time.monotonic)
 
-    def of_many(self, events: List[Outgoing]) -> Way[List[Published]]:
+    def publish_many(self, events: List[Outgoing]) -> Steps[List[Published]]:
         address = self.address
         if address.over_redis:
             return over_redis.publish_many(events, self._keys, address.patience, address.timeout, time.monotonic)
@@ -91,20 +105,22 @@ class _Ways:
 
 
 class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, Any, List[Published]]]):
-    """Publishes to a hub. ``url`` is the hub's (``https://hub.example.org``, with a ``token`` or an access key) or that of its
-    Redis (``redis://``, ``rediss://``, ``redis+sentinel://``, ``redis+cluster://``, as the hub has it).
+    """Publishes events to a hub, with asyncio.
 
-    Every publish returns once the event is in the log, and otherwise raises :class:`PublishError` within ``patience`` seconds.
-    An event is published once however often that takes.
+    ``url`` is the URL of the hub (``https://hub.example.org``, with a token or an access key in ``token``), or that of
+    its Redis in a form that the hub accepts (``redis://``, ``rediss://``, ``redis+sentinel://``, ``redis+cluster://``).
 
-    May be made at import time and used from any event loop and any process: each has its own connections.
+    A publish returns once the event is in the log, and otherwise raises :class:`PublishError` within ``patience``
+    seconds. The event is published once, regardless of the number of attempts.
+
+    A publisher may be created at import time, and used from any event loop and process: each has its own connections.
     """
 
     def __init__(self, url: str, *, token: Optional[str] = None, namespace: str = "ws", patience: float = 10.0):
-        self._ways: Optional[_Ways] = _Ways(Address(url, token, namespace, patience))
-        self._begin()
+        self._transport: Optional[_Transport] = _Transport(Address(url, token, namespace, patience))
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._clients: Dict[asyncio.AbstractEventLoop, Any] = {}
 
@@ -123,52 +139,58 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
     async def publish(self, message: WSMessage, audience: Audience) -> Published:
         """Publishes to ``"everyone"``, ``{"user": id}``, ``{"connection": id}`` or ``{"topic": name}``."""
         event = outgoing(message, audience)
-        return await self._go(self._found().of_one(event))
+        return await self._run(self._get_transport().publish(event))
 
     async def publish_many(self, events: Events) -> List[Published]:
-        """Publishes pairs of a message and its audience, in their order, many in one request. See docs/fastapi.md for what is published
-        when it fails."""
+        """Publishes pairs of a message and its audience, in their order, many in one request.
+
+        docs/fastapi.md describes which events are published if it fails.
+        """
         checked = all_outgoing(events)
-        return await self._go(self._found().of_many(checked))
+        return await self._run(self._get_transport().publish_many(checked))
 
-    def _found(self) -> _Ways:
-        if self._ways is None:
-            raise ConfigurationError("there is nowhere to publish to")
-        return self._ways
+    def _get_transport(self) -> _Transport:
+        if self._transport is None:
+            raise ConfigurationError("the publisher has no URL")
+        return self._transport
 
-    async def _go(self, way: Way[_Result]) -> _Result:
+    async def _run(self, steps: Steps[_Result]) -> _Result:
         outcome: Any = None
         while True:
             try:
-                step = way.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as end:
                 result: _Result = end.value
                 return result
-            outcome = await self._do(step)
+            outcome = await self._execute(step)
 
-    async def _do(self, step: Step) -> Any:
+    async def _execute(self, step: Step) -> Any:
         if isinstance(step, Wait):
             return await asyncio.sleep(step.seconds)
         try:
-            request = self._unbroken(step) if isinstance(step, Post) else self._request(step)
+            request = self._uncancelled(step) if isinstance(step, Post) else self._request(step)
             return await asyncio.wait_for(request, step.seconds)
         except Exception as error:
             return _failure(error)
 
-    async def _unbroken(self, step: Post) -> Any:
-        """A request that runs to its end even if its caller is cancelled: httpx never frees the place in its pool of a request
-        that is cancelled while it waits for a connection, and without places nothing is published."""
-        request = asyncio.ensure_future(asyncio.wait_for(self._request(step), step.seconds + LONGEST_REST))
+    async def _uncancelled(self, step: Post) -> Any:
+        """Runs a request to its end even if its caller is cancelled.
+
+        httpx never frees the slot in its pool of a request that is cancelled while it waits for a connection, and
+        without free slots no request can start.
+        """
+        limit = step.seconds + CANCELLED_TIMEOUT
+        request = asyncio.ensure_future(asyncio.wait_for(self._request(step), limit))
         request.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return await asyncio.shield(request)
 
-    async def _request(self, step: Union[Post, Say, Find]) -> Any:
-        client, ways = self._open(), self._found()
+    async def _request(self, step: Union[Post, PublishOnChannels, FindInLog]) -> Any:
+        client, transport = self._open(), self._get_transport()
         if isinstance(step, Post):
             answer = await client.post(step.path, content=step.body, timeout=step.seconds)
             return answer.status_code, answer.headers, answer.text
         answers: List[Any] = []
-        for commands in _commands(step, ways.address.cluster):
+        for commands in _commands(step, transport.address.cluster):
             if len(commands) == 1:
                 answers.append(await client.execute_command(*commands[0]))
                 continue
@@ -179,10 +201,10 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
         return _outcome(step, answers)
 
     def _own(self) -> Dict[asyncio.AbstractEventLoop, Any]:
-        """The clients of this process."""
+        """Returns the clients of this process. After a fork it starts with none."""
         if self._pid != os.getpid():
             _INHERITED.append(self._clients)
-            self._begin()
+            self._reset()
         return self._clients
 
     def _open(self) -> Any:
@@ -191,7 +213,7 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
         if client is None:
             for ended in [other for other in clients if other.is_closed()]:
                 del clients[ended]
-            client = clients[loop] = self._connect(self._found().address)
+            client = clients[loop] = self._connect(self._get_transport().address)
         return client
 
     def _connect(self, address: Address) -> Any:
@@ -201,14 +223,14 @@ class AsyncPublisher(_Audiences[Coroutine[Any, Any, Published], Coroutine[Any, A
 
 
 class _Shared:
-    """A client, and how many threads use it: the last one closes it."""
+    """A client, and the number of threads that use it. The last one closes it."""
 
     def __init__(self, client: Any):
         self.client, self.users, self.closing = client, 0, False
 
 
 class _Process:
-    """What one process has: its client, and a lock that no fork leaves locked."""
+    """The state of one process: its client and its lock. A lock that a fork copied in a locked state is never used."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -217,10 +239,13 @@ class _Process:
 
 
 class Publisher(_Audiences[Published, List[Published]]):
-    """As :class:`AsyncPublisher`, without asyncio. Safe to share between threads, and to use after a fork."""
+    """Publishes events to a hub, without asyncio. The arguments are those of :class:`AsyncPublisher`.
+
+    A publisher may be shared between threads, and used after a fork.
+    """
 
     def __init__(self, url: str, *, token: Optional[str] = None, namespace: str = "ws", patience: float = 10.0):
-        self._ways = _Ways(Address(url, token, namespace, patience))
+        self._transport = _Transport(Address(url, token, namespace, patience))
         self._process = _Process()
 
     def __enter__(self) -> Publisher:
@@ -230,7 +255,7 @@ class Publisher(_Audiences[Published, List[Published]]):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections, those in use once their requests have ended. A later publish opens new ones."""
+        """Closes the connections; those in use are closed after their requests. A later publish opens new ones."""
         own = self._own()
         with own.lock:
             shared, own.shared = own.shared, None
@@ -243,24 +268,26 @@ class Publisher(_Audiences[Published, List[Published]]):
 
     def publish(self, message: WSMessage, audience: Audience) -> Published:
         """Publishes to ``"everyone"``, ``{"user": id}``, ``{"connection": id}`` or ``{"topic": name}``."""
-        return self._go(self._ways.of_one(outgoing(message, audience)))
+        return self._run(self._transport.publish(outgoing(message, audience)))
 
     def publish_many(self, events: Events) -> List[Published]:
-        """Publishes pairs of a message and its audience, in their order, many in one request. See docs/fastapi.md for what is published
-        when it fails."""
-        return self._go(self._ways.of_many(all_outgoing(events)))
+        """Publishes pairs of a message and its audience, in their order, many in one request.
 
-    def _go(self, way: Way[_Result]) -> _Result:
+        docs/fastapi.md describes which events are published if it fails.
+        """
+        return self._run(self._transport.publish_many(all_outgoing(events)))
+
+    def _run(self, steps: Steps[_Result]) -> _Result:
         outcome: Any = None
         while True:
             try:
-                step = way.send(outcome)
+                step = steps.send(outcome)
             except StopIteration as end:
                 result: _Result = end.value
                 return result
-            outcome = self._do(step)
+            outcome = self._execute(step)
 
-    def _do(self, step: Step) -> Any:
+    def _execute(self, step: Step) -> Any:
         if isinstance(step, Wait):
             return time.sleep(step.seconds)
         try:
@@ -269,11 +296,11 @@ class Publisher(_Audiences[Published, List[Published]]):
         except Exception as error:
             return _failure(error)
 
-    def _request(self, client: Any, step: Union[Post, Say, Find]) -> Any:
+    def _request(self, client: Any, step: Union[Post, PublishOnChannels, FindInLog]) -> Any:
         if isinstance(step, Post):
             return _post(client, step)
         answers: List[Any] = []
-        for commands in _commands(step, self._ways.address.cluster):
+        for commands in _commands(step, self._transport.address.cluster):
             if len(commands) == 1:
                 answers.append(client.execute_command(*commands[0]))
                 continue
@@ -284,7 +311,7 @@ class Publisher(_Audiences[Published, List[Published]]):
         return _outcome(step, answers)
 
     def _own(self) -> _Process:
-        """What belongs to this process."""
+        """Returns the state of this process. After a fork it is a new one."""
         if self._process.pid != os.getpid():
             _INHERITED.append(self._process)
             self._process = _Process()
@@ -295,7 +322,7 @@ class Publisher(_Audiences[Published, List[Published]]):
         own = self._own()
         with own.lock:
             if own.shared is None:
-                own.shared = _Shared(self._connect(self._ways.address))
+                own.shared = _Shared(self._connect(self._transport.address))
             shared = own.shared
             shared.users += 1
         try:
@@ -314,7 +341,7 @@ class Publisher(_Audiences[Published, List[Published]]):
 
 
 class _Remaining(Dict[str, Optional[float]]):
-    """The time limits of a request. Each of its phases asks for its own when it begins, and gets what is left for all."""
+    """The time limits of a request. Each phase reads its limit when it begins, and gets the remaining time."""
 
     def __init__(self, end: float):
         super().__init__()
@@ -332,30 +359,30 @@ def _post(client: httpx.Client, step: Post) -> Any:
         for chunk in answer.iter_bytes():
             body += chunk
             if time.monotonic() > end:
-                raise httpx.ReadTimeout("the answer did not end in time")
+                raise httpx.ReadTimeout("the response did not end in time")
         return answer.status_code, answer.headers, body.decode("utf-8", "replace")
 
 
-def _commands(step: Union[Say, Find], cluster: bool) -> List[List[Tuple[Any, ...]]]:
-    """The commands of a step, in groups that are sent at once."""
-    if isinstance(step, Find):
+def _commands(step: Union[PublishOnChannels, FindInLog], cluster: bool) -> List[List[Tuple[Any, ...]]]:
+    """Returns the commands of a step, in groups that are sent at once."""
+    if isinstance(step, FindInLog):
         return [[("HMGET", step.index, *step.event_ids), *(("GET", key) for key in step.reasons)]]
-    forget: List[Tuple[Any, ...]] = [("DEL", key) for key in step.forget]
-    say: List[Tuple[Any, ...]] = [("PUBLISH", *message) for message in step.messages]
-    # A Cluster's client has no pipeline for channels, which belong to no slot.
-    return [forget, *([command] for command in say)] if cluster else [forget + say]
+    delete: List[Tuple[Any, ...]] = [("DEL", key) for key in step.delete]
+    publish: List[Tuple[Any, ...]] = [("PUBLISH", *message) for message in step.messages]
+    # The client of a Redis Cluster has no pipeline for channels, because they belong to no slot.
+    return [delete, *([command] for command in publish)] if cluster else [delete + publish]
 
 
-def _outcome(step: Union[Say, Find], answers: List[Any]) -> Any:
-    """What came of a step. A user of Redis who may not read the reasons publishes without them."""
-    needed = answers[len(step.forget) :] if isinstance(step, Say) else answers[:1]
+def _outcome(step: Union[PublishOnChannels, FindInLog], answers: List[Any]) -> Any:
+    """Returns the outcome of a step. Reading the reasons may fail, because a Redis user may lack the permission."""
+    needed = answers[len(step.delete) :] if isinstance(step, PublishOnChannels) else answers[:1]
     for answer in needed:
         if isinstance(answer, Exception):
             raise answer
-    if isinstance(step, Say):
+    if isinstance(step, PublishOnChannels):
         return int(needed[-1])
     reasons = [_text(answer) for answer in answers[1:]]
-    return [(None if held is None else int(held), reason) for held, reason in zip(needed[0], reasons)]
+    return [(None if found is None else int(found), reason) for found, reason in zip(needed[0], reasons)]
 
 
 def _text(answer: Any) -> Optional[str]:
@@ -364,58 +391,66 @@ def _text(answer: Any) -> Optional[str]:
     return answer if isinstance(answer, str) else None
 
 
-#: Refusals of Redis that another attempt does not change.
+#: Rejections of Redis for which a retry would fail too.
 _FINAL = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+
+#: Failures after which a publish is retried.
+_RETRIED = (httpx.HTTPError, httpx.StreamError, redis.RedisError, OSError, EOFError, RuntimeError, ValueError)
 
 #: Failures before anything was sent.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 def _failure(error: Exception) -> Failed:
-    """What a failed request means. Raises where another attempt would fail alike."""
+    """Converts an exception to an outcome. Raises :class:`PublishError` if a retry would fail too."""
     if isinstance(error, PublishError):
         raise error
     if isinstance(error, _FINAL):
-        text = "Redis rejected the publisher: check user and password in the URL, and the user's permissions (ACL)"
+        text = "Redis rejected the publisher; check the user, the password and the permissions (ACL) of the user"
         raise NotAuthorized(f"{text}: {error}") from error
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
         raise ConfigurationError("the hub's URL is not valid: expected https://HOST[:PORT][/PATH]") from None
     if isinstance(error, redis.ResponseError) and _is_final(error):
         raise PublishError(f"Redis rejected a command: {error}", may_be_published=True) from error
-    if isinstance(error, (httpx.HTTPError, httpx.StreamError, redis.RedisError, OSError, EOFError, RuntimeError, ValueError)):
+    if isinstance(error, _RETRIED):
         return Failed(str(error) or type(error).__name__, sent=not isinstance(error, _NOT_SENT))
     if isinstance(error, asyncio.TimeoutError):
-        return Failed("no answer in time")
+        return Failed("no response in time")
     raise PublishError(f"publishing failed: {type(error).__name__}: {error}", may_be_published=True) from error
 
 
 def _is_final(error: Exception) -> bool:
-    temporary = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "OOM", "MISCONF", "MOVED", "ASK")
+    cluster = ("CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK")
+    temporary = ("LOADING", "READONLY", "MASTERDOWN", "BUSY", "OOM", "MISCONF", *cluster)
     kinds = (redis.BusyLoadingError, redis.ReadOnlyError, redis.exceptions.ClusterError, redis.exceptions.TryAgainError)
     return not isinstance(error, kinds) and not str(error).upper().startswith(temporary)
 
 
 class RedisPubSub(AsyncPublisher):
-    """The FastAPI hub's publishing object. Where events go is read from the environment at the first publish: ``REDIS_URL``, with
-    ``FANFARE_REDIS_NAMESPACE`` if it is not ``ws``; or ``FANFARE_URL`` with ``FANFARE_TOKEN`` for a hub without a Redis."""
+    """The publishing object of the FastAPI hub.
+
+    It reads its address from the environment at the first publish: ``REDIS_URL``, with ``FANFARE_REDIS_NAMESPACE`` if
+    the namespace is not ``ws``, or ``FANFARE_URL`` and ``FANFARE_TOKEN`` for a hub without Redis.
+    """
 
     def __init__(self) -> None:
-        self._ways = None
-        self._begin()
+        self._transport = None
+        self._reset()
 
-    def _found(self) -> _Ways:
-        if self._ways is None:
+    def _get_transport(self) -> _Transport:
+        if self._transport is None:
             url = os.environ.get("REDIS_URL") or os.environ.get("FANFARE_URL")
             if not url:
-                raise ConfigurationError("there is nowhere to publish to: set REDIS_URL, or FANFARE_URL and FANFARE_TOKEN")
+                raise ConfigurationError("no URL to publish to: set REDIS_URL, or FANFARE_URL and FANFARE_TOKEN")
             token = os.environ.get("FANFARE_TOKEN")
-            self._ways = _Ways(Address(url, token, os.environ.get("FANFARE_REDIS_NAMESPACE") or "ws", 10.0))
-        return self._ways
+            namespace = os.environ.get("FANFARE_REDIS_NAMESPACE") or "ws"
+            self._transport = _Transport(Address(url, token, namespace, 10.0))
+        return self._transport
 
     async def initialize(self) -> None:
-        """Checks that there is somewhere to publish to. Connections are opened when they are needed."""
-        self._found()
+        """Checks the configuration. Connections are opened on demand."""
+        self._get_transport()
 
 
-#: What the FastAPI hub's applications import.
+#: The object that applications of the FastAPI hub import.
 redis_pubsub = RedisPubSub()

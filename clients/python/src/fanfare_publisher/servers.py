@@ -1,4 +1,4 @@
-"""Where a hub and its Redis are: the URLs that the hub takes, and clients for them."""
+"""The addresses of a hub and its Redis, in the forms that the hub accepts, and clients for them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ CLUSTER = ("redis+cluster://", "rediss+cluster://")
 _REDIS = ("redis://", "rediss://", "unix://", *SENTINEL, *CLUSTER)
 _HTTP = ("http://", "https://", "ws://", "wss://")
 
-#: The longest that one command may take, in seconds: a server that is gone says nothing.
+#: Time limit of a command to Redis, in seconds. A server that has failed may not close its connections.
 _TIMEOUT = 2.0
 
 
 class Address:
-    """Where events go, and what is shown there. Checked when it is made: raises :class:`ConfigurationError`."""
+    """The checked address of a publisher, with its credentials. The constructor raises :class:`ConfigurationError`."""
 
     def __init__(self, url: str, token: Optional[str], namespace: str, patience: float):
         if not isinstance(url, str) or not url.startswith(_REDIS + _HTTP):
-            kinds = "https:// or http:// for a hub, redis:// (rediss, unix, redis+sentinel, redis+cluster) for its Redis"
+            redis_schemes = "redis:// (rediss, unix, redis+sentinel, redis+cluster)"
+            kinds = f"https:// or http:// for a hub, {redis_schemes} for its Redis"
             raise ConfigurationError(f"the publisher's URL is not valid: expected {kinds}")
         if not isinstance(patience, (int, float)) or not patience > 0:
             raise ConfigurationError("patience must be more than 0 seconds")
         self.url, self.namespace, self.patience = url, namespace, patience
         self.over_redis, self.cluster = url.startswith(_REDIS), url.startswith(CLUSTER)
-        #: For one command to Redis, so that a publish whose server falls silent still ends in time.
+        #: Time limit of a command to Redis. It leaves time for a retry before the deadline of the publish.
         self.timeout = max(0.05, min(_TIMEOUT, patience / 4))
         self.base = self.where = ""
         self.headers: Dict[str, str] = {}
@@ -50,12 +51,13 @@ class Address:
         except ValueError as error:
             raise ConfigurationError(f"the hub's URL is not valid: {error}") from None
         if not host or parsed.query or parsed.fragment:
-            raise ConfigurationError("the hub's URL is not valid: expected https://HOST[:PORT][/PATH]; a token goes into `token`")
+            expected = "https://HOST[:PORT][/PATH]; pass a token as `token`"
+            raise ConfigurationError(f"the hub's URL is not valid: expected {expected}")
         self.base = self.url.rstrip("/")
         if parsed.scheme in ("ws", "wss"):
             self.base = self.base.replace("ws", "http", 1)
             self.base = self.base[:-3] if self.base.endswith("/ws") else self.base
-        # Without the password that a URL may have.
+        # `where` appears in messages, so it must not contain the password that a URL may have.
         self.where = f"{self.base.split(':', 1)[0]}://{host}{f':{port}' if port else ''}"
         self.headers = {"Authorization": f"Bearer {_token(token)}", "Content-Type": "application/json"}
 
@@ -63,14 +65,14 @@ class Address:
 def _token(token: Optional[str]) -> str:
     token = (token or "").strip()
     if not token:
-        raise ConfigurationError("publishing over HTTP needs a token or an access key of the hub: set `token` (FANFARE_TOKEN)")
+        raise ConfigurationError("no token: set `token` (FANFARE_TOKEN) to a token or an access key of the hub")
     if not all("!" <= c <= "~" for c in token):
-        raise ConfigurationError("the token has characters that no token or access key has, such as a space or a line break")
+        raise ConfigurationError("the token contains a character that is not valid, such as a space or a line break")
     return token
 
 
 def _parts(url: str) -> Tuple[List[Tuple[str, int]], str, Dict[str, Any]]:
-    """The servers, the path, and what each connection needs."""
+    """Returns the servers, the path, and the options of each connection."""
     parsed = urlsplit(url)
     credentials, _, servers = parsed.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
@@ -95,14 +97,14 @@ def _master(path: str, options: Dict[str, Any]) -> str:
 
 
 def connect(address: Address, api: Any) -> Any:
-    """A client of ``api``, which is ``redis`` or ``redis.asyncio``: both have the same classes."""
+    """Returns a client of ``api``, which is ``redis`` or ``redis.asyncio``. Both have the same classes."""
     try:
         return _connect(address.url, address.timeout, api)
     except (ValueError, TypeError, redis.RedisError) as error:
         if isinstance(error, redis.ConnectionError):
             raise
-        # The URL may have a password in it.
-        raise ConfigurationError("the URL of Redis is not valid: its port, database or one of its options can't be used") from None
+        # The error is not chained, because the URL may contain a password.
+        raise ConfigurationError("the URL of Redis is not valid: check its port, database and options") from None
 
 
 def _connect(url: str, timeout: float, api: Any) -> Any:
@@ -111,7 +113,7 @@ def _connect(url: str, timeout: float, api: Any) -> Any:
         found, _, options = _parts(url)
         nodes = [api.cluster.ClusterNode(host, port) for host, port in found]
         return api.cluster.RedisCluster(startup_nodes=nodes, **options, **limits)
-    # What fails is tried again as a whole publish, within its deadline.
+    # The publisher retries, within the deadline of the publish.
     retry = redis.asyncio.retry.Retry if api is redis.asyncio else redis.retry.Retry
     limits["retry"] = retry(redis.backoff.NoBackoff(), 0)
     if url.startswith(SENTINEL):
@@ -120,7 +122,7 @@ def _connect(url: str, timeout: float, api: Any) -> Any:
         own = {key: value for key, value in {**options, **limits}.items() if key != "db"}
         return api.sentinel.Sentinel(found, sentinel_kwargs=own, **options, **limits).master_for(name)
     client = api.Redis.from_url(url, **limits)
-    # Options of the URL would count before these.
+    # Set here, because options of the URL take precedence over the arguments of `from_url`.
     client.connection_pool.connection_kwargs.update(limits)
     return client
 
@@ -133,7 +135,7 @@ def close(client: Any) -> None:
 
 
 async def aclose(client: Any) -> None:
-    """As :func:`close`, for a client of asyncio."""
+    """Closes a client of asyncio, as :func:`close` does."""
     await client.aclose()
     for sentinel in _sentinels(client):
         await sentinel.aclose()

@@ -1,5 +1,8 @@
-"""The steps that a publish is made of. A way to a hub is a generator of them: it yields what to do next and is sent what came of
-it. It does no I/O, so that the publishers with and without asyncio are one."""
+"""The steps of a publish, without I/O, so that the publishers with and without asyncio share them.
+
+A publish is a generator of steps (:data:`Steps`). It yields a step, and the publisher executes the step and sends the
+outcome back into the generator.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from .messages import WSMessage, is_absent
 #: The longest pause between two attempts, in seconds.
 LONGEST_PAUSE = 2.0
 
-#: How long one step may take, in seconds, where the deadline leaves more.
-ATTEMPT = 5.0
+#: Time limit of one step, in seconds, if the deadline is later.
+STEP_TIMEOUT = 5.0
 
-#: Fields that look like an audience. In an event they select no receiver, and the hub's API rejects them.
+#: Fields that look like an audience. They do not select one, and the hub's API rejects them.
 _MISPLACED = (
     "audience", "audiences", "user", "users", "connection", "connections", "topic", "topics", "channel", "channels",
 )  # fmt: skip
@@ -29,16 +32,16 @@ class Published:
     """An event that is in the log."""
 
     event_id: str
-    #: Its place in the log: ascending for everything a hub publishes.
+    #: The position in the log as a number. It ascends from event to event.
     sequence: int
-    #: An event with this ``event_id`` was there already; that one counts.
+    #: An event with this ``event_id`` was in the log already. The fields are those of that event.
     duplicate: bool
-    #: The place as an id that clients know (``pos-...``); over HTTP alone.
+    #: The position as a cursor (``pos-EPOCH-SEQUENCE``). Only set over HTTP.
     position: Optional[str] = None
 
 
 class Outgoing(NamedTuple):
-    """An event that was checked, and who it is for."""
+    """A checked event with its audience."""
 
     event_id: str
     text: str
@@ -47,7 +50,7 @@ class Outgoing(NamedTuple):
 
 @dataclass(frozen=True)
 class Post:
-    """Post this to the hub within so many seconds. The outcome is (status, headers, text)."""
+    """Post ``body`` to the hub, within ``seconds``. The outcome is (status, headers, text)."""
 
     path: str
     body: str
@@ -55,17 +58,19 @@ class Post:
 
 
 @dataclass(frozen=True)
-class Say:
-    """Publish these (channel, text) on Redis, after the keys are deleted. The outcome is how many subscribers heard the last one."""
+class PublishOnChannels:
+    """Delete keys, and then publish messages of (channel, text) on Redis. The outcome is the number of subscribers that
+    received the last message."""
 
     messages: List[Tuple[str, str]]
-    forget: List[str]
+    delete: List[str]
     seconds: float
 
 
 @dataclass(frozen=True)
-class Find:
-    """Look for events in the log's index, and for why they were rejected. The outcome is (sequence, reason) for each."""
+class FindInLog:
+    """Look up events in the index of the log, and the reasons of rejected ones. The outcome is (sequence, reason) for
+    each event."""
 
     index: str
     event_ids: List[str]
@@ -75,52 +80,53 @@ class Find:
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing for so many seconds."""
+    """Wait for ``seconds``."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The outcome of a step that did not succeed: no connection, or no answer in time."""
+    """The outcome of a failed step: no connection, or no response in time."""
 
     reason: str
-    #: The request may have arrived.
+    #: The server may have received the request.
     sent: bool = True
 
 
 #: The longest `event_id` that the hub accepts.
 MAX_EVENT_ID_BYTES = 128
 
-Step = Union[Post, Say, Find, Wait]
+Step = Union[Post, PublishOnChannels, FindInLog, Wait]
 _Result = TypeVar("_Result")
-Way = Generator[Step, Any, _Result]
+Steps = Generator[Step, Any, _Result]
 
 
 def outgoing(message: Any, audience: Any) -> Outgoing:
-    """Checks an event and its audience before anything is sent."""
+    """Checks an event and its audience. Raises :class:`InvalidEvent`."""
     target = check_audience(audience)
     if not isinstance(message, WSMessage):
-        raise InvalidEvent(f"a message is a WSMessage, not {type(message).__name__}")
-    # Assignments are not validated. The hub would publish it under an id of its own.
+        raise InvalidEvent(f"the message must be a WSMessage, not {type(message).__name__}")
+    # Pydantic does not validate assignments. The hub would publish the event under an ID that it generates.
     event_id = getattr(message, "event_id", None)
     if not isinstance(event_id, str) or is_absent(event_id):
-        raise InvalidEvent(f"the event_id must be a str that is not empty, null, undefined, NaN or None, not {event_id!r}")
+        expected = "a str that is not empty, null, undefined, NaN or None"
+        raise InvalidEvent(f"the event_id must be {expected}, not {event_id!r}")
     for name in _MISPLACED:
         if name in (message.model_extra or {}) or name in type(message).model_fields:
-            raise InvalidEvent(f"the message has a field {name!r}: say who it is for with the argument `audience`")
+            raise InvalidEvent(f"the message has a field {name!r}: pass the audience as the argument `audience`")
     try:
         found = Outgoing(event_id, message.model_dump_json(), target)
     except Exception as error:
-        raise InvalidEvent(f"the message can't be written as JSON: {error}") from error
-    # Over Redis a hub has no place to write why it rejected such an id.
+        raise InvalidEvent(f"the message cannot be written as JSON: {error}") from error
+    # Checked here, because over Redis the hub reports a rejection under the event's ID, which would be too long.
     if len(event_id.encode()) > MAX_EVENT_ID_BYTES:
         raise InvalidEvent(f"the event_id has more than {MAX_EVENT_ID_BYTES} bytes: {event_id[:40]!r}...")
     return found
 
 
 def all_outgoing(events: Iterable[Any]) -> List[Outgoing]:
-    """As :func:`outgoing`, for pairs of a message and its audience."""
+    """Checks pairs of a message and its audience, as :func:`outgoing` does."""
     checked = []
     for index, event in enumerate(events):
         if not (isinstance(event, tuple) and len(event) == 2):
@@ -133,12 +139,12 @@ def all_outgoing(events: Iterable[Any]) -> List[Outgoing]:
 
 
 def pause(attempt: int, at_least: float = 0.0) -> float:
-    """How long to wait before the next attempt, in seconds."""
+    """Returns the pause before the next attempt, in seconds."""
     return at_least + random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2.0 ** min(attempt, 10)))
 
 
 def parsed(text: Union[str, bytes]) -> Dict[str, Any]:
-    """The object of a JSON text; empty if it is something else."""
+    """Returns the object of a JSON text, or an empty one if the text is not a JSON object."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -9,19 +9,22 @@ import time
 from collections import deque
 from typing import Any, Deque, Iterator, Optional, Tuple
 
-from .client import Heard
+from .client import Notification
 from .listener import Listener
 from .tokens import Token
 
 
 class SyncListener:
-    """As :class:`Listener`, with the same arguments, without asyncio: ``with SyncListener(url, token) as events: for heard in events: ...``."""
+    """A :class:`Listener` without asyncio. It has the same arguments.
+
+    ``with SyncListener(url, token) as events: for item in events: ...``
+    """
 
     def __init__(self, url: str, token: Token, **options: Any):
         self._listener = Listener(url, token, **options)
         self._changed = threading.Condition()
-        #: What was heard and not handed out, each with the cursor that it makes. A cursor alone is for what is not handed out.
-        self._heard: Deque[Tuple[Optional[Heard], Optional[str]]] = deque()
+        #: Items that were received and not read yet, each with the cursor after it. ``None`` only advances the cursor.
+        self._queue: Deque[Tuple[Optional[Notification], Optional[str]]] = deque()
         self._cursor = self._listener.last_event_id
         self._listener._moved = lambda: self._put(None)
         self._is_live = self._ended = False
@@ -32,10 +35,11 @@ class SyncListener:
 
     def __enter__(self) -> SyncListener:
         if self._thread and self._thread.is_alive():
-            raise RuntimeError("the listener is in use: leave its `with` first, or make another one")
+            raise RuntimeError("the listener is in use: leave its `with` block first, or create another listener")
         self._is_live, self._ended, self._failure = False, False, None
         started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(started)), name="fanfare-listener", daemon=True)
+        run = lambda: asyncio.run(self._run(started))  # noqa: E731
+        self._thread = threading.Thread(target=run, name="fanfare-listener", daemon=True)
         self._thread.start()
         started.wait()
         return self
@@ -43,10 +47,10 @@ class SyncListener:
     def __exit__(self, *_: object) -> None:
         loop, task, thread = self._loop, self._task, self._thread
         while loop and task and thread and thread.is_alive():
-            # A listener that has ended by itself has no loop any more.
+            # The loop of a listener that has ended is closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
-            # Again, because `asyncio.wait_for` may swallow a cancellation until Python 3.12.
+            # Repeated, because `asyncio.wait_for` may swallow a cancellation before Python 3.12.
             thread.join(3)
 
     @property
@@ -55,11 +59,14 @@ class SyncListener:
 
     @property
     def last_event_id(self) -> Optional[str]:
-        """The cursor to save: behind what was handed out. A gap counts once the next item is asked for."""
+        """The cursor to save: the position after the last item.
+
+        After a gap it advances when the next item is requested, because the gap has then been handled.
+        """
         return self._cursor
 
     def wait_until_live(self, timeout: float = 10.0) -> None:
-        """Waits until events arrive as they are published. Raises what ended the listener instead, or :class:`TimeoutError`."""
+        """Waits until the connection is live. Raises the error that ended the listener, or :class:`TimeoutError`."""
         self._check_entered()
         with self._changed:
             self._changed.wait_for(lambda: self._is_live or self._ended, timeout)
@@ -69,16 +76,20 @@ class SyncListener:
                 raise self._failure
         raise TimeoutError(f"not live after {timeout} s")
 
-    def next(self, timeout: Optional[float] = None) -> Heard:
-        """The next event or gap. Raises :class:`TimeoutError`, what ended the listener, or ``StopIteration`` at the end."""
+    def next(self, timeout: Optional[float] = None) -> Notification:
+        """Returns the next event or gap.
+
+        Raises :class:`TimeoutError` after ``timeout`` seconds, the error that ended the listener, or ``StopIteration``
+        after the listener was closed.
+        """
         self._check_entered()
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while True:
-                while self._heard:
-                    heard, self._cursor = self._heard.popleft()
-                    if heard is not None:
-                        return heard
+                while self._queue:
+                    notification, self._cursor = self._queue.popleft()
+                    if notification is not None:
+                        return notification
                 if self._failure:
                     raise self._failure
                 if self._ended:
@@ -88,15 +99,15 @@ class SyncListener:
                     raise TimeoutError(f"no event within {timeout} s")
                 self._changed.wait(left)
 
-    def __iter__(self) -> Iterator[Heard]:
+    def __iter__(self) -> Iterator[Notification]:
         return self
 
-    def __next__(self) -> Heard:
+    def __next__(self) -> Notification:
         return self.next()
 
     def _check_entered(self) -> None:
         if self._thread is None:
-            raise RuntimeError("the listener does not listen yet: with SyncListener(...) as events: for heard in events: ...")
+            raise RuntimeError("the listener is not started: use it as with SyncListener(...) as events: ...")
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.ensure_future(self._listen())
@@ -106,7 +117,7 @@ class SyncListener:
             await self._task
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # noqa: BLE001: raised where the events are read
+        except BaseException as error:  # noqa: BLE001: raised in the thread that reads the events
             failure = error
         with self._changed:
             self._is_live, self._ended, self._failure = False, True, failure
@@ -115,16 +126,16 @@ class SyncListener:
     async def _listen(self) -> None:
         watching = asyncio.ensure_future(self._watch())
         try:
-            async for heard in self._listener:
-                self._put(heard)
+            async for notification in self._listener:
+                self._put(notification)
         finally:
             watching.cancel()
 
-    def _put(self, heard: Optional[Heard]) -> None:
+    def _put(self, notification: Optional[Notification]) -> None:
         with self._changed:
-            if heard is None and self._heard and self._heard[-1][0] is None:
-                self._heard.pop()
-            self._heard.append((heard, self._listener.last_event_id))
+            if notification is None and self._queue and self._queue[-1][0] is None:
+                self._queue.pop()
+            self._queue.append((notification, self._listener.last_event_id))
             self._changed.notify_all()
 
     async def _watch(self) -> None:

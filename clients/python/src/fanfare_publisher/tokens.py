@@ -1,4 +1,4 @@
-"""Where a listener's token comes from: a text, or a function that is asked for each connection."""
+"""The source of a listener's token: a text, or a function that is called for each connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import re
 import threading
 from typing import Any, Awaitable, Callable, Literal, Union
 
-#: Why a token is needed: for a connection, because the current one expires soon, or because the hub refused the last one.
+#: Why a token is needed: ``connect`` for a connection, ``expiring`` before the current token expires, ``refused`` after
+#: the hub has rejected the last one.
 TokenReason = Literal["connect", "expiring", "refused"]
 
 _Given = Union[str, Awaitable[str]]
@@ -20,7 +21,7 @@ _JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 
 class TokenError(Exception):
-    """The function gave no token. The message never has what it gave instead."""
+    """The token function failed. The message never contains the value that it returned, which may be a secret."""
 
 
 class TokenSource:
@@ -28,7 +29,7 @@ class TokenSource:
 
     def __init__(self, token: Token, timeout: float):
         if not callable(token) and (not isinstance(token, str) or not token.strip() or not token.isprintable()):
-            raise ValueError("the token is a text in one line, or a function that returns one")
+            raise ValueError("the token is not valid: expected a str of one line, or a function that returns one")
         self._token, self._timeout = token, timeout
 
     @property
@@ -36,21 +37,21 @@ class TokenSource:
         return callable(self._token)
 
     async def get(self, reason: TokenReason) -> str:
-        """The token for a connection. Raises :class:`TokenError`, also for a function that does not return in time."""
+        """Returns a token. Raises :class:`TokenError` if the function fails or exceeds the time limit."""
         if isinstance(self._token, str):
             return self._token.strip()
         try:
-            token = await asyncio.wait_for(self._ask(self._token, reason), self._timeout)
+            token = await asyncio.wait_for(self._call(self._token, reason), self._timeout)
         except asyncio.TimeoutError:
             raise TokenError(f"the token function did not return within {self._timeout:g} s") from None
         except Exception as error:
             raise TokenError(f"the token function raised {type(error).__name__}: {error}") from error
         token = token.strip() if isinstance(token, str) else token
         if not isinstance(token, str) or not _JWT.fullmatch(token):
-            raise TokenError(f"the token function returned no JWT, but {_kind(token)}")
+            raise TokenError(f"the token function must return a JWT, but returned {_kind(token)}")
         return token
 
-    async def _ask(self, function: Callable[..., Any], reason: TokenReason) -> Any:
+    async def _call(self, function: Callable[..., Any], reason: TokenReason) -> Any:
         arguments = (reason,) if _takes_reason(function) else ()
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
@@ -59,7 +60,7 @@ class TokenSource:
 
 
 def _takes_reason(function: Callable[..., Any]) -> bool:
-    """Whether it has an argument that must be given, or is named `reason`. Other defaults are the function's own affair."""
+    """Returns whether the first argument is required or named `reason`. Other arguments keep their defaults."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -69,7 +70,7 @@ def _takes_reason(function: Callable[..., Any]) -> bool:
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:
-    """Calls a function that may block. A thread that never ends holds up neither the listener nor the end of the program."""
+    """Calls a function that may block, in a daemon thread, so that it cannot keep the process alive."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -93,7 +94,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            pass  # the loop ended meanwhile
+            pass  # The loop was closed in the meantime.
 
     threading.Thread(target=run, name="fanfare-token", daemon=True).start()
     return await outcome
@@ -101,5 +102,5 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
 
 def _kind(value: Any) -> str:
     if isinstance(value, str):
-        return "another text" if value else "an empty text"
+        return "a str of another form" if value else "an empty str"
     return "None" if value is None else type(value).__name__

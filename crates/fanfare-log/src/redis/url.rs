@@ -90,6 +90,17 @@ impl RedisUrl {
     pub fn is_tls(&self) -> bool {
         self.tls
     }
+
+    /// The host and the port of the first server: the only one, the first sentinel, or the first node of a Cluster.
+    /// For a Unix socket these are its path and 0.
+    pub fn first_server(&self) -> (&str, u16) {
+        let address = match &self.topology {
+            Topology::Standalone(address) => address,
+            // The parser accepts no empty list of hosts.
+            Topology::Sentinel { sentinels: addresses, .. } | Topology::Cluster(addresses) => &addresses[0],
+        };
+        (&address.host, address.port)
+    }
 }
 
 impl FromStr for RedisUrl {

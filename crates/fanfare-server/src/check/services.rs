@@ -7,7 +7,7 @@ use crate::{
     serve::jwks,
     settings::{DatabaseUrl, Settings},
 };
-use fanfare::broker::redis::{Durability, Inspection, inspect};
+use fanfare::broker::redis::{Durability, Inspection, RedisUrl, inspect};
 
 const REDIS: Check = Check { name: "redis", why: "Redis stores the log; without it no event can be published." };
 const PERSISTENCE: Check = Check {
@@ -55,8 +55,19 @@ async fn of_log(settings: &Settings) -> Vec<Finding> {
         return vec![REDIS.ok("none: one process with the log in its memory, which is lost at a restart")];
     };
     match inspect(url, &settings.redis_namespace).await {
-        Err(error) => vec![REDIS.fail(error.to_string(), &["redis-cli -u \"$REDIS_URL\" ping"])],
+        Err(error) => vec![REDIS.fail(error.to_string(), &[&ping(url)])],
         Ok(found) => of_redis(&found, settings),
+    }
+}
+
+/// The command that tests a connection to the first server of a URL. redis-cli knows only the schemes of single servers.
+fn ping(url: &RedisUrl) -> String {
+    let (host, port) = url.first_server();
+    let tls = if url.is_tls() { " --tls" } else { "" };
+    match url.to_string().split_once("://") {
+        Some(("redis" | "rediss", _)) => "redis-cli -u \"$REDIS_URL\" ping".to_owned(),
+        Some(("unix", _)) => format!("redis-cli -s {host} ping"),
+        _ => format!("redis-cli -h {host} -p {port}{tls} ping"),
     }
 }
 
@@ -200,6 +211,25 @@ async fn keys(url: &str, settings: &Settings) -> Finding {
         }
         Ok(keys) => {
             JWKS.ok(format!("{keys} {} for {} at {url}", if keys == 1 { "key" } else { "keys" }, settings.algorithm))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_redis_is_fixed_with_a_command_that_redis_cli_accepts() {
+        for (url, command) in [
+            ("redis://:hush@a:1/2", "redis-cli -u \"$REDIS_URL\" ping"),
+            ("rediss://a:1", "redis-cli -u \"$REDIS_URL\" ping"),
+            ("redis+sentinel://:hush@a,b:1/hub", "redis-cli -h a -p 26379 ping"),
+            ("rediss+sentinel://a:1,b/hub", "redis-cli -h a -p 1 --tls ping"),
+            ("redis+cluster://[::1]:7000,b", "redis-cli -h ::1 -p 7000 ping"),
+            ("unix:///run/redis.sock?db=2", "redis-cli -s /run/redis.sock ping"),
+        ] {
+            assert_eq!(ping(&url.parse().unwrap()), command, "{url}");
         }
     }
 }
