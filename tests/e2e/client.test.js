@@ -213,8 +213,8 @@ function sharing(name, users, run, settings = {}) {
   });
 }
 
-// attack: a tab of another user in the same browser joins the shared socket => each user has a socket of their own
 const USERS = ["alice", "bob", "alice"];
+// attack: a tab of another user in the same browser joins the shared socket => each user has a socket of their own
 sharing("tabs of two users in one browser receive only the events of their own user", USERS, async (hub, tabs) => {
   assert.deepEqual(tabs.map(({ sockets }) => sockets.length), [1, 1, 0]);
   for (const user of ["alice", "bob"]) await note(hub, `to-${user}`, { audience: { user } });
@@ -228,8 +228,8 @@ sharing("tabs of two users in one browser receive only the events of their own u
   assert.ok(names.length >= 5 && names.every(isHash), `no user is in ${names}`);
 });
 
-// attack: the token of the leading tab is renewed for another user => it leaves the group, and another tab leads
 const TWO_TABS = ["alice", "alice"];
+// attack: the token of the leading tab is renewed for another user => it leaves the group, and another tab leads
 sharing("a tab whose token is renewed for another user leaves the group", TWO_TABS, async (hub, [first, second]) => {
   const bob = await hub.mint("--sub", "bob");
   await first.page.evaluate((token) => { client.retry(token); }, bob);

@@ -77,21 +77,16 @@ pub enum Durability {
 
 /// The configuration of a log in Redis.
 ///
-/// ```no_run
-/// use fanfare::{Hub, Verifier, broker::redis::{Durability, RedisOptions}};
+/// ```
+/// use fanfare_log::redis::{Durability, RedisOptions};
 ///
-/// # async fn start(secret: &str) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut options = RedisOptions::new("redis+sentinel://10.0.0.1,10.0.0.2,10.0.0.3/mymaster".parse()?);
 /// options.durability = Durability::Replica;
-///
-/// // All nodes need the same `identity_secret`.
-/// let hub = Hub::builder(Verifier::from_secret(secret)?).identity_secret(secret).start_with_redis(options).await?;
-/// # Ok(())
-/// # }
+/// # Ok::<(), fanfare_log::redis::BadRedisUrl>(())
 /// ```
 ///
-/// [`HubBuilder::start_with_redis`](crate::HubBuilder::start_with_redis) sets `max_event_bytes`, `validate_events` and
-/// `max_connections_per_user` from the [`Config`](crate::Config) of the hub.
+/// `HubBuilder::start_with_redis` of the crate `fanfare` sets `max_event_bytes`, `validate_events` and
+/// `max_connections_per_user` from the configuration of the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisOptions {
     /// The URL of Redis.
