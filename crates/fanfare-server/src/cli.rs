@@ -271,7 +271,7 @@ fn token() -> Command {
         .after_help(TOKEN_EXAMPLES)
         .arg(value("sub", "USER", "The ID of the user").required_unless_present("explain"))
         .arg(switch("publish", "Allow publishing"))
-        .arg(switch("admin", "Allow it everything"))
+        .arg(switch("admin", "Grant all rights"))
         .arg(list(
             "topics",
             "PATTERN",
@@ -340,7 +340,7 @@ fn key() -> Command {
                 Command::new("add")
                     .about("Create a key that may publish, and print it once")
                     .arg(name())
-                    .arg(switch("admin", "Allow it everything")),
+                    .arg(switch("admin", "Grant all rights")),
                 Command::new("list").about("List all keys").arg(switch("json", "Print JSON")),
                 Command::new("revoke").about("Revoke a key").arg(name()),
             ]
