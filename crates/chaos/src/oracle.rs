@@ -12,6 +12,9 @@ pub(crate) use truth::{Kind, Truth};
 
 use serde::Serialize;
 
+/// The maximum number of examples.
+const EXAMPLES: usize = 3;
+
 /// An event: its publisher, and its number there.
 pub(crate) type Event = (usize, u64);
 

@@ -13,7 +13,7 @@ use crate::{
     UNLIMITED,
     fault::{Fault, Topology},
     oracle::Lineage,
-    steps::Steps,
+    steps,
 };
 use disk::Disk;
 use networks::Networks;
@@ -34,6 +34,9 @@ enum Redis {
     Sentinel(Sentinels),
     Cluster(Cluster),
 }
+
+/// The steps of a fault in this world.
+pub(crate) type Steps = steps::Steps<World>;
 
 /// Redis and a hub.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional, Sequence
 
 if TYPE_CHECKING:
-    from .steps import Published
+    from .published import Published
 
 
 class PublishError(Exception):

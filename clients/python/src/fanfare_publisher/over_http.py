@@ -10,7 +10,8 @@ from http import HTTPStatus
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
 
 from .errors import EventRejected, NotAuthorized, PublishError, Unavailable, UnexpectedAnswer
-from .steps import STEP_TIMEOUT, Failed, Outgoing, Post, Published, Wait, Steps, parsed, pause
+from .published import Published
+from .steps import STEP_TIMEOUT, Failed, Outgoing, Post, Wait, Steps, parsed, pause
 
 log = logging.getLogger(__name__)
 

@@ -10,19 +10,8 @@ import logging
 from typing import Callable, Dict, Generator, List, NamedTuple, Optional, Tuple, Union
 
 from .errors import EventRejected, PublishError, Unavailable
-from .steps import (
-    STEP_TIMEOUT,
-    Failed,
-    FindInLog,
-    Outgoing,
-    Published,
-    PublishOnChannels,
-    Step,
-    Steps,
-    Wait,
-    parsed,
-    pause,
-)
+from .published import Published
+from .steps import STEP_TIMEOUT, Failed, FindInLog, Outgoing, PublishOnChannels, Step, Steps, Wait, parsed, pause
 
 log = logging.getLogger(__name__)
 

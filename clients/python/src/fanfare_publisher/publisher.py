@@ -30,19 +30,8 @@ from .audience import EVERYONE, Audience, UserId, to_connection, to_topic, to_us
 from .errors import ConfigurationError, NotAuthorized, PublishError
 from .messages import WSMessage
 from .servers import Address
-from .steps import (
-    Failed,
-    FindInLog,
-    Outgoing,
-    Post,
-    Published,
-    PublishOnChannels,
-    Step,
-    Steps,
-    Wait,
-    all_outgoing,
-    outgoing,
-)
+from .published import Published
+from .steps import Failed, FindInLog, Outgoing, Post, PublishOnChannels, Step, Steps, Wait, all_outgoing, outgoing
 
 __all__ = ["AsyncPublisher", "Published", "Publisher", "RedisPubSub", "redis_pubsub"]
 

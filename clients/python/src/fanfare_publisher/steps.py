@@ -14,6 +14,7 @@ from typing import Any, Dict, Generator, Iterable, List, NamedTuple, Optional, T
 from .audience import Target, check_audience
 from .errors import InvalidEvent
 from .messages import WSMessage, is_absent
+from .published import Published
 
 #: The longest pause between two attempts, in seconds.
 LONGEST_PAUSE = 2.0
@@ -25,19 +26,6 @@ STEP_TIMEOUT = 5.0
 _MISPLACED = (
     "audience", "audiences", "user", "users", "connection", "connections", "topic", "topics", "channel", "channels",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Published:
-    """An event that is in the log."""
-
-    event_id: str
-    #: The position in the log as a number. It ascends from event to event.
-    sequence: int
-    #: An event with this ``event_id`` was in the log already. The fields are those of that event.
-    duplicate: bool
-    #: The position as a cursor (``pos-EPOCH-SEQUENCE``). Only set over HTTP.
-    position: Optional[str] = None
 
 
 class Outgoing(NamedTuple):

@@ -1,11 +1,8 @@
 //! The events that one client has to receive, and those that it received.
 
-use super::{Event, Lineage, Truth, Wrong, bits::Bits, truth::Kind};
+use super::{EXAMPLES, Event, Lineage, Truth, Wrong, bits::Bits, truth::Kind};
 use fanfare::Position;
 use std::collections::BTreeMap;
-
-/// The maximum number of examples.
-pub(super) const EXAMPLES: usize = 3;
 
 /// The maximum difference between the timestamp of a gap and the clock of a publisher on the same machine, in
 /// milliseconds. A hub reads the clock once for all that it does in one pass.

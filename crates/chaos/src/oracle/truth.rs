@@ -1,6 +1,6 @@
 //! All events: when each was published, and the positions at which it was acknowledged or received.
 
-use super::{Event, Lineage, Wrong};
+use super::{EXAMPLES, Event, Lineage, Wrong};
 use fanfare::Position;
 use std::collections::{BTreeSet, HashMap};
 
@@ -158,7 +158,7 @@ impl Truth {
     }
 
     fn note(&mut self, example: String) {
-        if self.examples.len() < super::ledger::EXAMPLES {
+        if self.examples.len() < EXAMPLES {
             self.examples.push(example);
         }
     }

@@ -1,9 +1,9 @@
 //! Faults of clients.
 
+use super::Steps;
 use crate::{
     fault::Fault,
     load::{Load, Reader},
-    steps::Steps,
 };
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -1,7 +1,7 @@
 //! Faults of the servers of a Cluster.
 
-use super::{LOG, Redis, World, between};
-use crate::{fault::Fault, steps::Steps};
+use super::{LOG, Redis, Steps, World, between};
+use crate::fault::Fault;
 use std::{cell::Cell, rc::Rc, time::Duration};
 use testbed::{Cluster, RedisServer};
 

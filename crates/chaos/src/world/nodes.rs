@@ -1,7 +1,7 @@
 //! Faults of nodes and of their links.
 
-use super::{Nodes, World};
-use crate::{fault::Fault, steps::Steps};
+use super::{Nodes, Steps, World};
+use crate::fault::Fault;
 use nix::sys::signal::Signal;
 use std::{cell::RefCell, rc::Rc, time::Duration};
 use testbed::{HubProcess, Ways};

@@ -1,7 +1,7 @@
 //! Faults of a single server.
 
-use super::{World, between};
-use crate::{fault::Fault, steps::Steps};
+use super::{Steps, World, between};
+use crate::fault::Fault;
 use std::{cell::RefCell, rc::Rc, time::Duration};
 use testbed::{RedisFiles, RedisServer};
 

@@ -1,7 +1,7 @@
 //! Faults of servers under Sentinel. Replicas lag at each failover, so that nodes have to restore events.
 
-use super::{Redis, World, between};
-use crate::{fault::Fault, steps::Steps};
+use super::{Redis, Steps, World, between};
+use crate::fault::Fault;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
