@@ -1,15 +1,20 @@
 //! The log in Redis, shared by all nodes. The log is a stream; a script appends to it and accepts each `event_id` once.
 
+mod address;
 mod appender;
 mod bus;
 mod connection;
+mod error;
 mod heartbeat;
 mod inspect;
+mod joining;
 mod keys;
+mod limits;
 mod link;
 mod members;
 mod page_size;
 mod parameters;
+mod pending;
 mod presence;
 mod pubsub;
 mod questions;
@@ -25,10 +30,11 @@ mod tls;
 mod topology;
 mod url;
 
+pub use address::BadRedisUrl;
+pub use error::LinkError;
 pub use inspect::{Inspection, inspect};
-pub use link::LinkError;
 pub use tls::{BadRedisTls, RedisTls};
-pub use url::{BadRedisUrl, RedisUrl};
+pub use url::RedisUrl;
 
 use super::{
     Appended, BackendStatus, BrokerError, BrokerFuture, ControlMessage, ControlPlane, Log, LogFollower, Record,
@@ -44,7 +50,7 @@ use fanfare_core::{
 };
 use keys::CONTROL_ENTRIES;
 use page_size::PageSize;
-use presence::Change;
+use pending::Change;
 use redis::cmd;
 use revoked::Announce;
 use shared::{Job, Shared};

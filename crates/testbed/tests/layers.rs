@@ -33,6 +33,37 @@ fn no_modules_import_each_other() {
 }
 
 #[test]
+fn no_modules_of_a_module_import_each_other() {
+    let mut folders = 0;
+    for name in LAYERED {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
+        let inner = fs::read_dir(&src).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+        for folder in inner {
+            let imports = siblings(&folder);
+            folders += usize::from(imports.values().any(|used| !used.is_empty()));
+            assert_eq!(cycle(&imports), None, "{}: these modules import each other", folder.display());
+        }
+    }
+    assert!(folders > 3, "imports were found in {folders} folders");
+}
+
+/// Each file of a folder with the files of the folder that it imports.
+fn siblings(folder: &Path) -> Imports {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let named = files.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path));
+    let mut imports: Imports = named
+        .filter(|(name, _)| name != "mod")
+        .map(|(name, path)| (name, imported_from("super::", &fs::read_to_string(path).unwrap())))
+        .collect();
+    let modules: BTreeSet<_> = imports.keys().cloned().collect();
+    for (module, used) in &mut imports {
+        used.retain(|used| used != module && modules.contains(used));
+    }
+    imports
+}
+
+#[test]
 fn a_cycle_is_found() {
     let of = |module: &str, used: &[&str]| (module.to_owned(), used.iter().map(|used| (*used).to_owned()).collect());
     let chain = Imports::from([of("a", &["b"]), of("b", &["c"]), of("c", &[])]);
@@ -100,13 +131,17 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
-/// The names that follow `crate::` outside of comments and of the tests at the end of a file.
 fn imported(source: &str) -> BTreeSet<String> {
+    imported_from("crate::", source)
+}
+
+/// The names that follow `crate::` or `super::` outside of comments and of the tests at the end of a file.
+fn imported_from(root: &str, source: &str) -> BTreeSet<String> {
     let source = source.split("#[cfg(test)]").next().unwrap_or_default();
     let code: String =
         source.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n").collect();
     let mut names = BTreeSet::new();
-    for rest in code.split("crate::").skip(1) {
+    for rest in code.split(root).skip(1) {
         match rest.strip_prefix('{') {
             None => names.extend(name(rest)),
             Some(list) => {

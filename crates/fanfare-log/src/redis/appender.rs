@@ -3,7 +3,9 @@
 
 use super::{
     Durability,
-    link::{Link, LinkError, read},
+    connection::read,
+    error::LinkError,
+    link::Link,
     record::audience_text,
     scripts::Script,
     shared::{Job, Shared},

@@ -2,9 +2,13 @@
 //! when the link ends. It is a separate thread so that many simultaneous connects do not delay the log.
 
 use super::{
-    appender, heartbeat,
-    link::{ANSWER, BLOCK, Facts, Link, LinkError},
-    members::Joining,
+    appender,
+    connection::read,
+    error::LinkError,
+    heartbeat,
+    joining::Joining,
+    limits::{ANSWER, BLOCK, LEASE},
+    link::{Facts, Link},
     presence, pubsub, recovery, revoked,
     scripts::Script,
     shared::{Job, Shared},
@@ -34,10 +38,6 @@ const START: Duration = Duration::from_secs(10);
 /// How often Sentinel is asked for the master. Must be well below the time for which nodes on the new master wait for
 /// the other nodes, so that events that were acknowledged at the old master can still be restored.
 const ASK_SENTINEL: Duration = Duration::from_secs(1);
-
-/// How long the answer of a majority of the sentinels is valid. A server that replaces another one is confirmed only
-/// after this time, so that the answer has expired at every node that has not reported.
-pub(super) const LEASE: Duration = Duration::from_secs(4);
 
 /// The timeout for removing this node from the lists in Redis.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -228,7 +228,7 @@ impl Bus {
     /// been replaced by a shorter one.
     async fn control_start(&self, link: &Link) -> Result<String, LinkError> {
         let newest = cmd("XREVRANGE").arg(&self.shared.keys.control).arg("+").arg("-").arg("COUNT").arg(1).take();
-        let newest: Vec<(String, Value)> = super::link::read(link.call(&newest).await?)?;
+        let newest: Vec<(String, Value)> = read(link.call(&newest).await?)?;
         let newest = newest.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
         let number = |id: &str| {
             let (ms, n) = id.split_once('-')?;
@@ -337,7 +337,7 @@ async fn answer_waiters(
             waiting.push(waiter);
         }
         let _ = shared.joined.subscribe().wait_for(|joined| *joined).await;
-        let there: Option<u64> = super::link::read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
+        let there: Option<u64> = read(link.call(cmd("HGET").arg(&shared.keys.epoch).arg("head")).await?)?;
         // The sender is part of `Shared`, so waiting cannot fail.
         let _ = head.wait_for(|here| *here >= there.unwrap_or(0)).await;
         if shared.check_lease().is_err() {
@@ -351,7 +351,7 @@ async fn answer_waiters(
 }
 
 async fn check_key(link: &Link, key: &str, wanted: &str) -> Result<(), LinkError> {
-    let kind: String = super::link::read(link.call(cmd("TYPE").arg(key)).await?)?;
+    let kind: String = read(link.call(cmd("TYPE").arg(key)).await?)?;
     if kind == wanted || kind == "none" {
         Ok(())
     } else {

@@ -1,7 +1,7 @@
 //! A connection with timeouts. A timeout is measured from the request or from the last byte that was sent or received,
 //! whichever is later. A slow connection that makes progress does not time out.
 
-use super::link::{ANSWER, LinkError};
+use super::{error::LinkError, limits::ANSWER};
 use crate::environment::{self, Stream};
 use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisResult, Value, aio::MultiplexedConnection};
 use std::{
@@ -62,6 +62,16 @@ impl Connection {
         let (progress, timeout) = (self.progress.clone(), self.timeout);
         Ok(progress.within(timeout, commands.query_async(&mut self.commands)).await??)
     }
+}
+
+/// Sends a command and waits for the response.
+pub(super) async fn call(connection: &mut Connection, command: &Cmd) -> Result<Value, LinkError> {
+    connection.call(command).await
+}
+
+/// Decodes a response. The error does not contain the response, because it may contain events.
+pub(super) fn read<T: redis::FromRedisValue>(answer: Value) -> Result<T, LinkError> {
+    redis::from_redis_value(answer).map_err(|_| LinkError::Answer(format!("not a {}", std::any::type_name::<T>())))
 }
 
 impl Progress {

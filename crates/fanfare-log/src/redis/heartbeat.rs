@@ -2,11 +2,13 @@
 //! that does not return in time means that events are not delivered either, even if the connections seem healthy.
 
 use super::{
-    link::{Link, LinkError, read},
-    members::{self, REMOVED_MS},
-    recovery::ALIVE_MS,
+    connection::read,
+    error::LinkError,
+    limits::{ALIVE_MS, REMOVED_MS},
+    link::Link,
+    members,
     scripts::Script,
-    shared::Shared,
+    shared::{HeartbeatAnswer, Shared},
 };
 use crate::clock;
 use redis::Value;
@@ -18,18 +20,6 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often overdue probes are checked.
 const CHECK: Duration = Duration::from_millis(250);
-
-/// The response of the heartbeat script.
-pub(super) struct HeartbeatAnswer {
-    head: u64,
-    pub(super) nodes: usize,
-    pub(super) connections: usize,
-    first: bool,
-    pub(super) events: usize,
-    pub(super) bytes: usize,
-    /// How far back all event IDs are remembered, in milliseconds.
-    pub(super) ids_ms: u64,
-}
 
 /// Sends heartbeats until the link ends or a probe is overdue.
 pub(super) async fn run(shared: &Shared, link: &Link, since: u64, number: &mut u64) -> Result<Infallible, LinkError> {

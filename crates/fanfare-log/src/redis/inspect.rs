@@ -2,8 +2,10 @@
 
 use super::{
     RedisUrl,
+    connection::read,
+    error::LinkError,
     keys::Keys,
-    link::{Link, LinkError, field, read},
+    link::{Link, field},
 };
 use crate::{clock, metrics::NoMetrics};
 use redis::cmd;

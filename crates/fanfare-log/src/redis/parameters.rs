@@ -1,6 +1,6 @@
 //! The query parameters of a Redis URL, as in redis-py: applications share one `REDIS_URL` among their clients.
 
-use super::url::BadRedisUrl;
+use super::address::BadRedisUrl;
 
 /// Parameters of redis-py that have no effect here.
 const OF_OTHER_CLIENTS: &[&str] = &[

@@ -2,21 +2,16 @@
 //! for Redis.
 
 use super::{
-    keys::Keys,
-    link::{Link, LinkError, read},
-    recovery::ALIVE_MS,
-    scripts::Script,
-    shared::Shared,
-    stops::Stops,
+    connection::read, error::LinkError, keys::Keys, limits::ALIVE_MS, link::Link, pending::Change, scripts::Script,
+    shared::Shared, stops::Stops,
 };
 use crate::{BrokerError, clock, presence::ConnectionInfo};
 use fanfare_core::ConnectionId;
 use redis::{Cmd, cmd};
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, atomic::Ordering},
+    sync::atomic::Ordering,
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
@@ -39,45 +34,6 @@ const SWEEP: Duration = Duration::from_secs(3);
 /// A larger deviation of the server's clock means that the clock was set, in milliseconds. A smaller one is drift or
 /// measurement error.
 const SET_MS: i64 = 500;
-
-/// A change of a connection.
-#[derive(Debug, Clone)]
-pub(super) enum Change {
-    Arrived(ConnectionInfo),
-    Left { user: Arc<str>, came_ms: u64 },
-}
-
-/// The changes that have not been written yet: the newest of each connection.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    changes: BTreeMap<ConnectionId, Change>,
-    /// There is no link. Changes are not collected, because all connections are rewritten on the next link.
-    idle: bool,
-}
-
-impl Pending {
-    pub(super) fn note(&mut self, connection: ConnectionId, change: Change) {
-        if !self.idle {
-            // The departure of an older socket must not replace the arrival of a newer socket with the same connection
-            // ID.
-            let newer = match (&change, self.changes.get(&connection)) {
-                (Change::Left { came_ms, .. }, Some(Change::Arrived(held))) => held.came_ms > *came_ms,
-                _ => false,
-            };
-            if !newer {
-                self.changes.insert(connection, change);
-            }
-        }
-    }
-
-    pub(super) fn set_idle(&mut self, idle: bool) {
-        *self = Self { changes: BTreeMap::new(), idle };
-    }
-
-    fn take(&mut self) -> BTreeMap<ConnectionId, Change> {
-        std::mem::take(&mut self.changes)
-    }
-}
 
 /// The pause after a rejected write: Redis is full, or has too few replicas.
 const REJECTED: Duration = Duration::from_secs(1);

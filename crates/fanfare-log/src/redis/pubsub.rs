@@ -3,7 +3,8 @@
 //! nodes append it after a while if it is not in the log by then. The log removes the duplicates.
 
 use super::{
-    link::{Link, LinkError},
+    error::LinkError,
+    link::Link,
     refused::{self, Rejection},
     shared::{Job, Shared},
 };

@@ -1,12 +1,7 @@
 //! Questions from one node to all nodes. The question is sent through the control stream; the nodes add their answers
 //! to a list in Redis that expires.
 
-use super::{
-    keys::CONTROL_ENTRIES,
-    link::{Link, LinkError, read},
-    recovery::ALIVE_MS,
-    shared::Shared,
-};
+use super::{connection::read, error::LinkError, keys::CONTROL_ENTRIES, limits::ALIVE_MS, link::Link, shared::Shared};
 use crate::{environment, random::random};
 use redis::cmd;
 use std::{sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! The encoding of log entries in their stream.
 
-use super::link::LinkError;
+use super::error::LinkError;
 use fanfare_core::{Audience, ConnectionId, Position, event::check_type, window::Entry};
 use redis::Value;
 use serde::Deserialize;

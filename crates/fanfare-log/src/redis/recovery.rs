@@ -3,8 +3,10 @@
 //! that. docs/recovery.md describes the protocol and argues why it is safe.
 
 use super::{
-    bus::LEASE,
-    link::{Link, LinkError, read},
+    connection::read,
+    error::LinkError,
+    limits::LEASE,
+    link::Link,
     record::{MAX_SEQUENCE, audience_text},
     scripts::Script,
     shared::Shared,
@@ -27,9 +29,6 @@ const EMPTY_MS: u64 = 2_000;
 /// [`members::INFORMED`](super::members::INFORMED): none of them is informed any more after it. Longer than [`LEASE`]
 /// too: none of them acknowledges anything at a server that was replaced after it.
 const GRACE_MS: u64 = 13_000;
-
-/// The time for which a node without heartbeats counts as alive, in milliseconds.
-pub(super) const ALIVE_MS: u64 = 10_000;
 
 /// The version of the data format in Redis. A confirmation records it. A node rejects a log of a newer version, and
 /// recovers one of an older version before it uses it.

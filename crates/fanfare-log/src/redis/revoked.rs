@@ -2,10 +2,7 @@
 //! order of the writes.
 
 use super::{
-    keys::Keys,
-    link::{Link, LinkError, read as read_answer},
-    scripts::Script,
-    shared::Shared,
+    connection::read as read_answer, error::LinkError, keys::Keys, link::Link, scripts::Script, shared::Shared,
 };
 use crate::{ControlMessage, clock, metrics::LogCounter};
 use fanfare_core::Revocation;

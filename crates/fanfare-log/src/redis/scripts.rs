@@ -1,8 +1,8 @@
 //! The Lua scripts that run in Redis, addressed by hash. Each script has a header that documents it.
 
 use super::{
-    connection::Connection,
-    link::{LinkError, call, read},
+    connection::{Connection, call, read},
+    error::LinkError,
 };
 use redis::cmd;
 

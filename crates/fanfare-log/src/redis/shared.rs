@@ -1,14 +1,6 @@
 //! The state that the tasks of the bus share: the options, the current link, and the status.
 
-use super::{
-    RedisOptions,
-    heartbeat::HeartbeatAnswer,
-    keys::Keys,
-    link::{Link, LinkError},
-    members::Members,
-    presence::Pending,
-    stops::Stops,
-};
+use super::{RedisOptions, error::LinkError, keys::Keys, link::Link, members::Members, pending::Pending, stops::Stops};
 use crate::{Appended, BackendStatus, BrokerError, LogFollower, Record, clock, metrics::LogMetrics};
 use fanfare_core::window::{Bounds, Entry};
 use std::{
@@ -28,6 +20,18 @@ use tokio::{
 pub(super) struct Job {
     pub(super) records: Vec<Record>,
     pub(super) reply: oneshot::Sender<Result<Vec<Appended>, BrokerError>>,
+}
+
+/// The response of the heartbeat script.
+pub(super) struct HeartbeatAnswer {
+    pub(super) head: u64,
+    pub(super) nodes: usize,
+    pub(super) connections: usize,
+    pub(super) first: bool,
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+    /// How far back all event IDs are remembered, in milliseconds.
+    pub(super) ids_ms: u64,
 }
 
 pub(super) struct Shared {

@@ -1,8 +1,10 @@
 //! Reads the log into the window, in order and without holes, and the commands of other nodes from the control stream.
 
 use super::{
-    connection::Connection,
-    link::{BLOCK, Link, LinkError, read},
+    connection::{Connection, read},
+    error::LinkError,
+    limits::BLOCK,
+    link::Link,
     page_size::PageSize,
     questions,
     record::{self, Foreign, Item, stream_id, text},
@@ -181,7 +183,7 @@ fn streams(answer: Value) -> Result<HashMap<String, Value>, LinkError> {
     if answer == Value::Nil {
         return Ok(HashMap::new());
     }
-    Ok(super::link::read::<Vec<(String, Value)>>(answer)?.into_iter().collect())
+    Ok(read::<Vec<(String, Value)>>(answer)?.into_iter().collect())
 }
 
 /// Pushes entries after the window's head into the window. An entry that this node acknowledged itself is taken from

@@ -1,6 +1,6 @@
 //! TLS connections to Redis with configured certificates: the trusted authorities and the client certificate.
 
-use super::url::Address;
+use super::address::Address;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
     client::{

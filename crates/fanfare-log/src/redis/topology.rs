@@ -1,10 +1,11 @@
 //! Finds the server that holds the log. Only this module distinguishes a single server, Sentinel and Cluster.
 
 use super::{
-    connection::Connection,
-    link::{LinkError, call, read},
+    address::Address,
+    connection::{Connection, call, read},
+    error::LinkError,
     tls::RedisTls,
-    url::{Address, RedisUrl, Topology},
+    url::{RedisUrl, Topology},
 };
 use crate::environment::{self, Stream};
 use futures_util::{StreamExt, stream::FuturesUnordered};

@@ -1,6 +1,10 @@
 //! The URL of Redis. One format covers every topology.
 
-use super::{parameters::Parameters, tls::RedisTls};
+use super::{
+    address::{Address, BadRedisUrl},
+    parameters::Parameters,
+    tls::RedisTls,
+};
 use std::{fmt, str::FromStr};
 use url::Url;
 
@@ -38,39 +42,6 @@ pub(super) enum Topology {
     Sentinel { sentinels: Vec<Address>, master: String },
     /// Some nodes of a Cluster. The others are discovered.
     Cluster(Vec<Address>),
-}
-
-/// A host and a port, or the path of a Unix socket and port 0.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
-}
-
-/// Why a text is not a valid Redis URL. The message never contains a password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadRedisUrl {
-    /// The host or the port is malformed.
-    #[error("{0}")]
-    Malformed(String),
-    /// The scheme is unknown.
-    #[error(
-        "the scheme must be redis, redis+sentinel or redis+cluster; rediss, rediss+sentinel or rediss+cluster for \
-         TLS; or unix for a socket"
-    )]
-    Scheme,
-    /// A Sentinel URL has no master name.
-    #[error("the path must name the master that the sentinels watch: redis+sentinel://host:26379/mymaster")]
-    NoMaster,
-    /// A Unix socket has no absolute path.
-    #[error("the socket must be named by its absolute path: unix:///run/redis/redis.sock")]
-    NoSocket,
-    /// The database is not a number.
-    #[error("the database must be a number: redis://host:6379/0 or redis://host:6379?db=0")]
-    Database,
-    /// A Cluster URL has a database. A Cluster has only database 0.
-    #[error("a Cluster has no databases: remove the path and the parameter db")]
-    ClusterDatabase,
 }
 
 impl RedisUrl {
@@ -170,13 +141,6 @@ fn unix(rest: &str, parameters: Parameters) -> Result<RedisUrl, BadRedisUrl> {
         .with_parameters(parameters)
 }
 
-impl Address {
-    /// Whether this is the path of a Unix socket.
-    pub(super) fn is_path(&self) -> bool {
-        self.host.starts_with('/')
-    }
-}
-
 fn address(text: &str, default_port: u16) -> Result<Address, BadRedisUrl> {
     let malformed = |why: &str| BadRedisUrl::Malformed(format!("{text:?} is not a host and a port: {why}"));
     // The url crate validates hosts only of special schemes such as http.
@@ -247,18 +211,6 @@ impl fmt::Display for RedisUrl {
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_path() {
-            f.write_str(&self.host)
-        } else if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
     }
 }
 

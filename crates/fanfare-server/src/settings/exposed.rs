@@ -1,9 +1,9 @@
 //! Finds credentials on the command line and in files, which other users may be able to read.
 
 use super::{
+    error::{Origin, SettingsError},
     kind,
-    load::SettingsError,
-    sources::{Origin, Sources},
+    sources::Sources,
     table::{Setting, TABLE},
 };
 use crate::terminal::has_credentials;

@@ -4,6 +4,7 @@
 
 mod database_url;
 mod dotenv;
+mod error;
 mod exposed;
 pub(crate) mod kind;
 mod load;
@@ -12,7 +13,8 @@ mod sources;
 mod table;
 
 pub(crate) use database_url::DatabaseUrl;
+pub(crate) use error::SettingsError;
 pub(crate) use exposed::Exposed;
-pub(crate) use load::{Loaded, SettingsError, load};
+pub(crate) use load::{Loaded, load};
 pub(crate) use sources::Sources;
 pub(crate) use table::{Setting, Settings, TABLE};

@@ -3,11 +3,11 @@
 
 use super::{
     dotenv::{self, Dotenv},
-    load::SettingsError,
+    error::{Origin, SettingsError},
     table::{Setting, TABLE},
 };
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 use toml::de::{DeTable, DeValue};
@@ -21,20 +21,6 @@ const CONFIG_NAME: &str = "FANFARE_CONFIG";
 /// The application's own database, in a shared environment or `.env`. The name is too common to be read as a setting.
 const APPLICATION_DATABASE: &str = "DATABASE_URL";
 const DEFAULT_FILE: &str = "fanfare.toml";
-
-/// The place of a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
-    Default,
-    Flag(String),
-    Environment(String),
-    /// A line of `.env` or of the TOML file.
-    File {
-        path: PathBuf,
-        line: usize,
-        name: String,
-    },
-}
 
 /// The text of a setting in one source.
 #[derive(Debug, Clone)]
@@ -229,17 +215,6 @@ fn read_if_there(path: &Path) -> Result<Option<(PathBuf, String)>, SettingsError
         Ok(text) => Ok(Some((path.to_owned(), text))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(SettingsError::Unreadable { path: path.to_owned(), error }),
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::Flag(flag) => write!(f, "flag {flag}"),
-            Self::Environment(name) => write!(f, "environment {name}"),
-            Self::File { path, line, name } => write!(f, "{}:{line} {name}", path.display()),
-        }
     }
 }
 
