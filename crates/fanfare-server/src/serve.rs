@@ -4,7 +4,7 @@
 
 mod acceptor;
 mod banner;
-mod file_budget;
+pub(crate) mod file_budget;
 mod http_connections;
 pub(crate) mod jwks;
 mod listener;

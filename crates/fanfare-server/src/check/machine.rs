@@ -1,7 +1,10 @@
 //! The machine: open files, kernel queues and ports, memory, and the clock.
 
 use super::{Check, Finding};
-use crate::settings::Settings;
+use crate::{
+    serve::file_budget::{FileBudget, files_needed},
+    settings::Settings,
+};
 use std::{fs, path::Path, process::Command};
 
 const FILES: Check =
@@ -32,7 +35,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Finding> {
         n => n,
     } as u64;
     let mut findings = vec![
-        files(connections, workers),
+        files(settings, workers),
         queue(&SOMAXCONN, "net.core.somaxconn", 4_096),
         queue(&SYN, "net.ipv4.tcp_max_syn_backlog", 4_096),
         ports(connections),
@@ -43,7 +46,8 @@ pub(super) fn check(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn files(connections: u64, workers: u64) -> Finding {
+fn files(settings: &Settings, workers: u64) -> Finding {
+    let connections = settings.hub.max_connections as u64;
     let (soft, hard) = match rlimit::Resource::NOFILE.get() {
         Ok(limits) => limits,
         Err(error) => return FILES.unknown(format!("failed to read the limit: {error}")),
@@ -54,10 +58,12 @@ fn files(connections: u64, workers: u64) -> Finding {
         "{each} files for each of {workers} {}, and max_connections is {connections}",
         plural(workers, "process", "processes")
     );
-    if connections == 0 || each >= connections + 100 {
+    // As at the start of the hub.
+    let fit = FileBudget::new(Some(each), settings).clients as u64;
+    if connections == 0 || fit >= connections {
         return FILES.ok(state);
     }
-    let (need, fit) = (connections + 1_000, each.saturating_sub(100));
+    let need = files_needed(settings);
     let wanted = connections * workers;
     let more = format!(
         "fanfare serve --workers {} --max-connections {fit}    # with a Redis",

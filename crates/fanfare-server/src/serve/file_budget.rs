@@ -13,15 +13,15 @@ const RESERVE: usize = 64;
 
 /// The limits for each kind of connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileBudget {
+pub(crate) struct FileBudget {
     /// The limit on clients.
-    pub(super) clients: usize,
+    pub(crate) clients: usize,
     pub(super) http: Limits,
 }
 
 impl FileBudget {
     /// Divides `files`, if the limit is known. Configured limits apply as long as there are enough files.
-    pub(super) fn new(files: Option<u64>, settings: &Settings) -> Self {
+    pub(crate) fn new(files: Option<u64>, settings: &Settings) -> Self {
         let wanted = settings.hub.max_connections;
         let most = match settings.max_http_connections {
             0 => HTTP_CONNECTIONS,
@@ -47,6 +47,24 @@ impl FileBudget {
     }
 }
 
+/// The least limit on open files that leaves a file for each of `max_connections` clients.
+pub(crate) fn files_needed(settings: &Settings) -> u64 {
+    let suffices = |files: u64| FileBudget::new(Some(files), settings).clients == settings.hub.max_connections;
+    let (mut low, mut high) = (0, 1_u64);
+    while !suffices(high) && high < u64::MAX / 2 {
+        (low, high) = (high, 2 * high);
+    }
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        if suffices(middle) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +85,17 @@ mod tests {
                 assert!(used + RESERVE as u64 / 2 <= files, "{files} {wanted} {http}: {clients} + {limits:?}");
                 assert!(limits.files < usize::try_from(files).unwrap(), "{files}: {limits:?}");
             }
+        }
+    }
+
+    #[test]
+    fn as_many_files_as_are_needed_suffice() {
+        for max_connections in [10, 1_000, 50_000, 1_000_000] {
+            let hub = Config { max_connections, ..Config::default() };
+            let settings = Settings { hub, ..Settings::default() };
+            let need = files_needed(&settings);
+            assert_eq!(budget(need, max_connections, 0).0, max_connections);
+            assert!(budget(need - 1, max_connections, 0).0 < max_connections, "{max_connections}: {need}");
         }
     }
 
