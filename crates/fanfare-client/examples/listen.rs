@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 Notification::Event(event) => {
                     println!("{}", event.json());
                     // The event is processed. After a crash the next run resumes after it.
-                    fs::write(CURSOR_FILE, event.event_id())?;
+                    fs::write(CURSOR_FILE, event.log_position().unwrap_or(event.event_id()))?;
                 }
                 Notification::Gap(gap) => eprintln!("events were lost ({}): reload your data", gap.reason),
                 Notification::State(state) => eprintln!("{state:?}"),

@@ -7,7 +7,7 @@ use fanfare_core::{
 };
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// A window behind a lock. The lock is held for look-ups and pushes, and never across a system call.
+/// A window behind a lock. The lock is held for look-ups and pushes, and never across an await or a call on a socket.
 #[derive(Debug)]
 pub struct SharedWindow(RwLock<Window>);
 

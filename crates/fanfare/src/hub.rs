@@ -137,7 +137,7 @@ pub struct Published {
     pub duplicate: bool,
 }
 
-/// The reason why a batch was rejected. Nothing was appended.
+/// The reason why a batch was rejected. Unless it is [`PublishError::Broker`], nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{error}", .index.map(|index| format!("event {index} of the batch: ")).unwrap_or_default())]
 pub struct BatchError {
@@ -147,7 +147,7 @@ pub struct BatchError {
     pub error: PublishError,
 }
 
-/// The reason why an event was rejected. Nothing was appended.
+/// The reason why an event was rejected. Unless it is [`PublishError::Broker`], nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The event is not valid.
@@ -438,7 +438,8 @@ impl Hub {
     /// Publishes an event: completes it, validates it, and appends it to the log.
     ///
     /// # Errors
-    /// If the event or its audience is not valid, or the log does not accept the event. Nothing was appended then.
+    /// If the event or its audience is not valid; nothing was appended then. If the log does not accept the event, or does
+    /// not respond: whether it has the event is then unknown, and publishing it again under the same `event_id` is safe.
     pub async fn publish(&self, draft: Draft, audience: Audience) -> Result<Published, PublishError> {
         self.publish_by(draft, audience, Origin::application()).await
     }
@@ -456,7 +457,8 @@ impl Hub {
     /// Publishes events in order, either all or none.
     ///
     /// # Errors
-    /// If an event is not valid (with its index), or the log does not accept the events. Nothing was appended then.
+    /// If an event is not valid (with its index); nothing was appended then. If the log does not accept the events, or does
+    /// not respond: whether it has them is then unknown, and publishing them again under the same IDs is safe.
     pub async fn publish_all(&self, drafts: Vec<(Draft, Audience)>) -> Result<Vec<Published>, BatchError> {
         self.publish_all_by(drafts, Origin::application()).await
     }

@@ -1,7 +1,7 @@
 //! The state that the parts of one node share: the window, the counters, the limits, and the shards' inboxes.
 //!
-//! Every lock here is held for a look-up or a push only, never across a system call. Limits and counters may be locked
-//! while the window is locked, and never the other way round.
+//! Every lock here is held for a look-up or a push only, never across an await or a call on a socket. Limits and counters
+//! may be locked while the window is locked, and never the other way round.
 
 use crate::{
     admission::{Admission, ExceededLimit},

@@ -1,4 +1,5 @@
-//! Finds the server that holds the log. Only this module distinguishes a single server, Sentinel and Cluster.
+//! Finds the server that holds the log. Apart from the lease, the waiting times of fresh nodes and the hash tag of the
+//! keys, this is all that distinguishes a single server, Sentinel and Cluster.
 
 use super::{
     address::Address,
