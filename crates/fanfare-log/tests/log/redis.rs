@@ -698,6 +698,8 @@ async fn the_connections_of_a_stopped_node_are_removed() {
     broker.arrived(client.clone());
     until_listed(&*broker, "ann", &[client]).await;
     let ttl: i64 = server.cli(&["TTL", &format!("ws:connection:{}", ConnectionId(1))]).parse().unwrap();
+    let encoding = server.cli(&["OBJECT", "ENCODING", &format!("ws:connection:{}", ConnectionId(1))]);
+    assert_ne!(encoding, "hashtable", "a connection takes twice the memory");
     assert!((3_500..=3_600).contains(&ttl), "{ttl}");
     let (other, _node) = linked(&server.url()).await;
     until("the other node counts both", || other.status().cluster == Some((1, 2))).await;

@@ -14,6 +14,8 @@
 local ANSWER_MS = 2000
 local node, ttl, limit = ARGV[1], ARGV[5], tonumber(ARGV[6])
 local now = whole(clock())
+-- Parts of the server's name (run_id:master_replid). A value of more than 64 bytes would double the memory of a hash.
+local server = string.sub(ARGV[8], 1, 12) .. string.sub(ARGV[8], 42, 53)
 for i = 9, #ARGV, 8 do
   local id, user, came, at, spread = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local key, users = ARGV[2] .. id, ARGV[3] .. user .. ARGV[4]
@@ -30,11 +32,11 @@ for i = 9, #ARGV, 8 do
     local before = tonumber(held[3] or 0)
     -- A time by another server's clock cannot be compared, nor can a time later than now, which was written before
     -- this clock was set back.
-    local void = held[6] ~= ARGV[8] or tonumber(held[4] or 0) > tonumber(now)
+    local void = held[6] ~= server or tonumber(held[4] or 0) > tonumber(now)
     local sure = not void and math.abs(at - before) > spread + tonumber(held[5] or 0)
     local doubt = sure and '' or '1'
     if not other or before <= at or void then
-      redis.call('HSET', key, 'user_id', user, 'node', node, 'came', came, 'at', whole(at), 'spread', whole(spread), 'server', ARGV[8],
+      redis.call('HSET', key, 'user_id', user, 'node', node, 'came', came, 'at', whole(at), 'spread', whole(spread), 'server', server,
         'since', ARGV[i + 6], 'last_seen', now, 'address', ARGV[i + 7])
       redis.call('EXPIRE', key, ttl)
       local new = redis.call('SADD', users, id) == 1
