@@ -77,6 +77,12 @@ impl CloseCode {
     pub const UNDECIDED: &str =
         "another node also has a connection with this connection_id, and it is unknown which one is newer: reconnect";
 
+    /// The code and reason for a connection that another node has too. `sure`: the other one is known to be newer. Otherwise
+    /// the client must be able to reconnect, because this connection may be the one in use.
+    pub const fn of_duplicate(sure: bool) -> (Self, &'static str) {
+        if sure { (Self::Replaced, Self::REPLACED) } else { (Self::Restart, Self::UNDECIDED) }
+    }
+
     /// Returns the code as it is sent in a close frame.
     pub const fn number(self) -> u16 {
         self as u16

@@ -348,7 +348,7 @@ impl Net {
         *self.inner().cuts.entry((from, to)).or_insert(0) += 1;
     }
 
-    pub(crate) fn mend(&self, from: Machine, to: Machine) {
+    pub(crate) fn restore(&self, from: Machine, to: Machine) {
         self.inner().lower(|inner| &mut inner.cuts, (from, to));
         self.release();
     }

@@ -496,11 +496,7 @@ impl Shard {
                 Some(ControlMessage::Replaced { connection, came_ms, sure }) => {
                     let Some(slot) = self.sessions.holder(connection) else { continue };
                     if self.present(slot).is_some_and(|present| present.came_ms == came_ms) {
-                        let (code, reason) = if sure {
-                            (CloseCode::Replaced, CloseCode::REPLACED)
-                        } else {
-                            (CloseCode::Restart, CloseCode::UNDECIDED)
-                        };
+                        let (code, reason) = CloseCode::of_duplicate(sure);
                         self.sessions.close(slot, code, reason, now);
                     }
                 }

@@ -932,7 +932,7 @@ impl World {
         let now = self.net.now();
         self.note(|| format!("fault {number} is over"));
         match undo {
-            Undo::Cuts(ways) => ways.into_iter().for_each(|(from, to)| self.net.mend(from, to)),
+            Undo::Cuts(ways) => ways.into_iter().for_each(|(from, to)| self.net.restore(from, to)),
             Undo::Pause(machine) => {
                 self.net.resume(machine);
                 if let Machine::Node(i) = machine

@@ -346,11 +346,7 @@ impl Shard {
         let came = self.conns.get(slot as usize).and_then(Option::as_ref).map(|conn| conn.came.mono_ms);
         if came == Some(came_ms) {
             self.node.metrics.add(Counter::Takeovers, 1);
-            let (code, reason) = if sure {
-                (CloseCode::Replaced, CloseCode::REPLACED)
-            } else {
-                (CloseCode::Restart, CloseCode::UNDECIDED)
-            };
+            let (code, reason) = CloseCode::of_duplicate(sure);
             self.sessions.close(slot, code, reason, now);
         }
     }

@@ -56,11 +56,16 @@ fn siblings(folder: &Path) -> Imports {
         .filter(|(name, _)| name != "mod")
         .map(|(name, path)| (name, imported_from("super::", &fs::read_to_string(path).unwrap())))
         .collect();
+    keep_modules(&mut imports);
+    imports
+}
+
+/// Removes the names that are no other module of the same set.
+fn keep_modules(imports: &mut Imports) {
     let modules: BTreeSet<_> = imports.keys().cloned().collect();
-    for (module, used) in &mut imports {
+    for (module, used) in imports {
         used.retain(|used| used != module && modules.contains(used));
     }
-    imports
 }
 
 #[test]
@@ -101,15 +106,14 @@ fn imports(src: &Path) -> Imports {
             imports.entry(module.to_owned()).or_default().extend(used);
         }
     }
-    let modules: BTreeSet<_> = imports.keys().cloned().collect();
     // A name that the crate's root re-exports is its module's.
     let root = fs::read_to_string(src.join("lib.rs")).unwrap_or_default();
     let exported = exported(&root);
-    for (module, used) in &mut imports {
+    for used in imports.values_mut() {
         let through_root: Vec<_> = used.iter().filter_map(|name| exported.get(name).cloned()).collect();
         used.extend(through_root);
-        used.retain(|used| used != module && modules.contains(used));
     }
+    keep_modules(&mut imports);
     imports
 }
 

@@ -113,12 +113,12 @@ async fn append(
     if replicas == 0 {
         return Ok(Err(BrokerError::NotReplicated { replicas, wanted: 1 }));
     }
-    let window = shared.follower.window().read();
+    // The position of a duplicate has the epoch of the first append. The epoch is 0 if no lineage has that sequence any
+    // more; a client that resumes there receives a `gap`. Only a duplicate locks the window.
+    let first_epoch = |sequence| shared.follower.window().read().lineage().epoch_at(sequence).unwrap_or(0);
     let appended = |&place: &i64| {
         let (sequence, duplicate) = (place.unsigned_abs(), place < 0);
-        // The position of a duplicate has the epoch of the first append. The epoch is 0 if no lineage has that sequence
-        // any more; a client that resumes there receives a `gap`.
-        let epoch = if duplicate { window.lineage().epoch_at(sequence).unwrap_or(0) } else { epoch };
+        let epoch = if duplicate { first_epoch(sequence) } else { epoch };
         Appended { position: Position { epoch, sequence }, duplicate }
     };
     Ok(Ok(places.iter().map(appended).collect()))

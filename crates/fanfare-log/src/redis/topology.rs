@@ -106,7 +106,7 @@ impl RedisUrl {
         for address in addresses {
             match ask(address).await {
                 Ok(master) => return Ok(master),
-                // `Down` would mean that nobody can write to the log, but a seed node is not necessarily the server
+                // `Down` would mean that no node can write to the log, but a seed node is not necessarily the server
                 // that holds it.
                 Err(LinkError::Down(why)) => last = LinkError::Unreachable(why),
                 Err(error) => last = error,
